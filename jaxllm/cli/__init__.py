@@ -1,0 +1,35 @@
+"""The command `jaxllm`."""
+
+import sys
+from collections.abc import Sequence
+
+from jaxllm.cli.parse import run
+from jaxllm.errors import unknown
+
+_COMMANDS = {
+    "train": "train a model from scratch, or resume a run",
+    "generate": "continue a prompt with a trained model",
+}
+
+
+def main() -> None:
+    """Run the command line."""
+    run(_main)
+
+
+def _main(argv: Sequence[str]) -> None:
+    if not argv or argv[0] in ("-h", "--help"):
+        print("usage: jaxllm COMMAND [options]\n")
+        for name, what in _COMMANDS.items():
+            print(f"  {name:10} {what}")
+        print("\n`jaxllm COMMAND --help` shows a command's options and their defaults.")
+        return
+    if argv[0] not in _COMMANDS:
+        raise unknown("command", argv[0], _COMMANDS)
+    # A command's module is imported when it is used: `jaxllm --help` should not wait for jax.
+    module = __import__(f"jaxllm.cli.{argv[0]}", fromlist=["main"])
+    module.main(argv[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

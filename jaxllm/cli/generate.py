@@ -1,0 +1,63 @@
+"""jaxllm generate"""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import jax
+import tyro
+
+from jaxllm import compilation_cache
+from jaxllm.cli.parse import parse
+from jaxllm.generate import SamplingConfig, stream
+from jaxllm.train.load import load_run
+
+
+@dataclass(frozen=True)
+class GenerateConfig:
+    """Values of `jaxllm generate`."""
+
+    run: Annotated[str, tyro.conf.Positional]  # folder of a training run
+    prompt: str = ""  # text to continue; empty starts a new document
+    max_new_tokens: int = 200
+    samples: int = 1  # continuations to draw
+    sampling: Annotated[SamplingConfig, tyro.conf.arg(name="")] = SamplingConfig(temperature=0.8)
+    checkpoint: Literal["latest", "best"] = "latest"
+    seed: int = 0
+
+
+def main(argv: Sequence[str]) -> None:
+    """Print continuations, as they are drawn when there is only one."""
+    config, _ = parse(
+        GenerateConfig, argv, prog="jaxllm generate",
+        description="Continue a prompt with a trained model.",
+    )  # fmt: skip
+    compilation_cache.enable()
+    model, params, tokenizer = load_run(config.run, config.checkpoint)
+    prompt = list(tokenizer.encode(config.prompt)) or [tokenizer.eos_id]
+    pieces = stream(
+        model, params, [prompt] * config.samples, max_new_tokens=config.max_new_tokens,
+        sampling=config.sampling, eos_id=tokenizer.eos_id, key=jax.random.key(config.seed),
+    )  # fmt: skip
+    rows: list[list[int]] = [[] for _ in range(config.samples)]
+    shown = ""
+    for tokens, _ in pieces:
+        for row, new in zip(rows, tokens.tolist(), strict=True):
+            if tokenizer.eos_id not in row:
+                row += new
+        if config.samples == 1:
+            text = config.prompt + _text(tokenizer, rows[0])
+            text = text.removesuffix("\ufffd")  # a character whose bytes are not all there yet
+            print(text[len(shown) :], end="", flush=True)
+            shown = text
+    if config.samples == 1:
+        print()
+        return
+    for number, row in enumerate(rows, 1):
+        print(f"--- {number} ---\n{config.prompt}{_text(tokenizer, row)}")
+
+
+def _text(tokenizer, row):
+    end = row.index(tokenizer.eos_id) if tokenizer.eos_id in row else len(row)
+    return tokenizer.decode(row[:end])

@@ -1,0 +1,109 @@
+"""Command lines from frozen dataclasses: presets, nested overrides, clear errors."""
+
+import contextlib
+import difflib
+import io
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
+
+import tyro
+
+from jaxllm.errors import UserError, unknown
+
+Config = TypeVar("Config")
+
+
+def parse(
+    config_class: type[Config],
+    argv: Sequence[str],
+    *,
+    prog: str,
+    description: str,
+    presets: Mapping[str, Callable[[], Config]] | None = None,
+    default_preset: str | None = None,
+) -> tuple[Config, str | None]:
+    """Return (config, name of its preset) from a command line.
+
+    `--preset NAME` chooses the values to start from; every other flag is a field, nested ones with
+    dots (`--model.num-layers 6`). `--help` shows the values of the preset that is named.
+
+    Raises:
+      UserError: an unknown preset or field (with the closest known one), or a value that does not fit.
+      SystemExit: after --help.
+    """
+    argv, preset = list(argv), default_preset
+    for place, word in enumerate(argv):
+        if word == "--preset" or word.startswith("--preset="):
+            if presets is None:
+                break
+            words = 1 if "=" in word else 2
+            preset = word.partition("=")[2] if "=" in word else "".join(argv[place + 1 : place + 2])
+            del argv[place : place + words]
+            break
+    default = None
+    if presets is not None:
+        if preset not in presets:
+            raise unknown("preset", preset or "", presets)
+        default = presets[preset]()
+        description += f"\n\n--preset NAME sets the values to start from: {', '.join(presets)}."
+        description += f" Shown below: {preset}."
+    kwargs = {} if default is None else {"default": default}
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            config, rest = tyro.cli(
+                config_class, args=argv, prog=prog, description=description,
+                return_unknown_args=True, **kwargs,
+            )  # fmt: skip
+    except SystemExit as exit:
+        if not exit.code:
+            raise
+        raise UserError(_first_sentence(complaint.getvalue())) from None
+    if rest:
+        raise _unknown_flag(rest[0], config_class, kwargs)
+    return config, preset
+
+
+def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> None:
+    """Run a command; print bad input as one sentence and exit with code 2.
+
+    Exceptions with an `exit_code` (an interrupted run, a loss that is not finite) are printed the
+    same way and exit with that.
+    """
+    try:
+        main(sys.argv[1:] if argv is None else argv)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    except Exception as error:
+        if not hasattr(error, "exit_code"):
+            raise
+        print(f"{error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+def _first_sentence(box: str) -> str:
+    """Return the message in the box that tyro draws, without its frame and its help."""
+    lines = [line.strip("│╭╮╰╯ ") for line in re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines()]
+    message = []
+    for line in lines[1:]:
+        if line and not line.strip("─"):
+            break
+        message.append(line)
+    return re.sub(r"^Error parsing (?=\w+: \w+[=. ])\w+: ", "", " ".join(message).strip()) or box
+
+
+def _unknown_flag(flag: str, config_class, kwargs) -> UserError:
+    if not flag.startswith("--"):
+        return UserError(f"unexpected word '{flag}'; options start with --, see --help")
+    parser = tyro.extras.get_parser(config_class, **kwargs)
+    known = [option for action in parser._actions for option in action.option_strings]
+    name = flag.partition("=")[0]
+    close = difflib.get_close_matches(name.replace("_", "-"), known, n=1, cutoff=0.5)
+    hint = f"did you mean '{close[0]}'?" if close else "see --help for all of them"
+    return UserError(f"unknown option '{name}'; {hint}")

@@ -1,0 +1,33 @@
+"""Text to batches: tokenizers, corpora cached on disk, packed and restorable batches.
+
+Examples:
+  A whole run's data, from the embedded State of the Union addresses::
+
+    from jaxllm import data
+
+    corpus = data.prepare("sotu", "bpe:1024", seq_len=256)
+    train = data.batches(corpus.train, batch_size=32, seq_len=256, seed=0)
+    batch = next(train)     # tokens, targets, segment_ids, mask: each [32, 256]
+    saved = train.state()   # a small dict; train.restore(saved) gives the next batch again
+
+  `source` may also be a file or folder of text, jsonl, csv or tsv, or "tfds:NAME".
+"""
+
+from jaxllm.data.baselines import bigram_bits_per_byte, unigram_bits_per_byte
+from jaxllm.data.batches import Batches, batches, eval_batches
+from jaxllm.data.corpus import Corpus, prepare
+from jaxllm.data.tokenizer import Tokenizer, load_tokenizer
+from jaxllm.data.tokens import Tokens
+
+__all__ = [
+    "Batches",
+    "Corpus",
+    "Tokenizer",
+    "Tokens",
+    "batches",
+    "bigram_bits_per_byte",
+    "eval_batches",
+    "load_tokenizer",
+    "prepare",
+    "unigram_bits_per_byte",
+]

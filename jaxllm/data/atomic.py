@@ -1,0 +1,77 @@
+"""Files and folders that appear whole or not at all, and disk errors told in one sentence."""
+
+import contextlib
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from jaxllm.errors import UserError
+
+_PARTIAL = ".partial-"
+_STALE_SECONDS = 24 * 3600
+
+
+@contextlib.contextmanager
+def new_folder(final: Path) -> Iterator[Path]:
+    """Yield an empty folder that becomes `final` if the block ends well, and vanishes if not.
+
+    Several processes may fill the same `final` at once: the first to finish wins, and since the
+    name is a hash of the content the others' work is the same and is dropped.
+
+    Raises:
+      UserError: naming the folder, when the disk is full or the folder cannot be written.
+    """
+    partial = None
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        _remove_stale(final.parent)
+        partial = Path(tempfile.mkdtemp(prefix=_PARTIAL, dir=final.parent))
+        partial.chmod(0o755)  # mkdtemp's 0700 would hide a shared cache from other users.
+        yield partial
+        try:
+            os.replace(partial, final)
+        except OSError:
+            if not final.is_dir():
+                raise
+    except OSError as error:
+        raise _cannot_write(final.parent, error) from error
+    finally:
+        if partial is not None:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def write_file(path: str | os.PathLike, content: bytes) -> None:
+    """Write a file atomically, making its folder first.
+
+    Raises:
+      UserError: naming the folder, when the disk is full or the folder cannot be written.
+    """
+    path = Path(path)
+    partial = path.with_name(f"{_PARTIAL}{os.getpid()}-{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_bytes(content)
+        os.replace(partial, path)
+    except OSError as error:
+        raise _cannot_write(path.parent, error) from error
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
+def _remove_stale(folder: Path) -> None:
+    """Remove what killed processes left behind a day ago or earlier."""
+    for partial in folder.glob(_PARTIAL + "*"):
+        with contextlib.suppress(OSError):
+            if time.time() - partial.stat().st_mtime > _STALE_SECONDS:
+                shutil.rmtree(partial, ignore_errors=True)
+
+
+def _cannot_write(folder: Path, error: OSError) -> UserError:
+    return UserError(
+        f"cannot write in the folder '{folder}' ({error.strerror or error}); free some space there, "
+        "or choose a folder that can be written (for the data cache: cache_dir)"
+    )

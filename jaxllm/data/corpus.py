@@ -1,0 +1,141 @@
+"""From a source of text and a tokenizer to two memory-mapped splits, tokenised once.
+
+The cache is a folder named after a hash of everything the ids depend on: the source's content,
+the tokenizer, the split and the format. It is written whole or not at all.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from jaxllm.data.atomic import new_folder
+from jaxllm.data.sources import Piece, Source, open_source
+from jaxllm.data.split import Split, assign, split_documents
+from jaxllm.data.tokenizer import Tokenizer, is_trained, load_tokenizer
+from jaxllm.data.tokens import Tokens, open_tokens, write_tokens
+from jaxllm.errors import UserError
+
+_FORMAT = "1"  # Part of every cache key: raise it when the files or the split change.
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Corpus:
+    """A tokenised corpus: a split to train on, one to validate on, and their tokenizer."""
+
+    train: Tokens
+    valid: Tokens
+    tokenizer: Tokenizer
+
+
+def prepare(
+    source: str | os.PathLike,
+    tokenizer: str | os.PathLike | Tokenizer = "gpt2",
+    *,
+    seq_len: int,
+    valid_fraction: float = 0.1,
+    text_column: str | None = None,
+    cache_dir: str | os.PathLike | None = None,
+) -> Corpus:
+    """Return the corpus, tokenising it the first time and mapping the cached result later.
+
+    Args:
+      source: "sotu" (embedded), a file, a folder, "tfds:NAME" or "tfds:NAME:SPLIT"; see
+        sources.open_source for what files may hold.
+      tokenizer: a tokenizer, or what load_tokenizer accepts. "char" and "bpe:N" are trained here
+        on the train split alone, and cached too.
+      seq_len: the sequence length meant for training: each split must hold one sequence.
+      valid_fraction: share of the text kept for validation; see split.split_documents.
+      text_column: the column of jsonl, csv, tsv or TFDS data that holds the text; "text" if None.
+      cache_dir: where to keep token files; if None, jaxllm/data in the user's cache folder
+        (XDG_CACHE_HOME, or ~/.cache).
+
+    Raises:
+      UserError: for data that is missing, empty, unreadable or too short, an unknown tokenizer,
+        or a cache folder that cannot be written.
+    """
+    if seq_len < 1:
+        raise UserError(f"seq_len is {seq_len}; expected at least 1")
+    if not 0.0001 <= valid_fraction <= 0.9999:
+        raise UserError(
+            f"valid_fraction is {valid_fraction}; expected a share between 0.0001 and 0.9999, "
+            "such as 0.1"
+        )
+    if isinstance(tokenizer, (str, os.PathLike)) and not is_trained(os.fspath(tokenizer)):
+        tokenizer = load_tokenizer(tokenizer)  # First: a wrong name costs no reading.
+    opened = open_source(source, text_column)
+    root = Path(cache_dir) if cache_dir is not None else _default_cache()
+    reading = _Reading(opened, valid_fraction)
+    if isinstance(tokenizer, (str, os.PathLike)):
+        tokenizer = _trained_tokenizer(os.fspath(tokenizer), reading, root)
+    folder = root / "tokens" / _key(opened.fingerprint, valid_fraction, tokenizer.fingerprint)
+    splits = open_tokens(folder)
+    if splits is None:
+        with new_folder(folder) as partial:
+            write_tokens(reading.assigned("tokenise"), tokenizer, partial)
+        splits = open_tokens(folder)
+    _check_length(opened.name, splits, seq_len)
+    return Corpus(splits["train"], splits["valid"], tokenizer)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Reading:
+    """A source with its split, which is worked out only if the cache does not have the answer."""
+
+    source: Source
+    valid_fraction: float
+
+    @functools.cached_property
+    def split(self) -> Split:
+        return split_documents(self.source, self.valid_fraction)
+
+    def assigned(self, task: str) -> Iterator[tuple[str, Piece]]:
+        """Yield (side, piece) for a whole pass, with a progress bar if it takes long."""
+        from tqdm import tqdm
+
+        bar = tqdm(
+            desc=f"{task} {self.source.name}",
+            total=self.split.num_bytes,
+            unit="B",
+            unit_scale=True,
+            delay=2,
+            leave=False,
+            disable=None,  # Silent where nobody watches: logs and tests.
+        )
+        with bar:
+            for side, piece in assign(self.source.pieces(), self.split):
+                yield side, piece
+                bar.update(len(piece.text.encode()))
+
+    def train_texts(self) -> Iterator[str]:
+        return (piece.text for side, piece in self.assigned("learn") if side == "train")
+
+
+def _trained_tokenizer(spec: str, reading: _Reading, root: Path) -> Tokenizer:
+    key = _key(reading.source.fingerprint, reading.valid_fraction, spec)
+    folder = root / "tokenizers" / key
+    if not (folder / "tokenizer.json").is_file():
+        with new_folder(folder) as partial:
+            load_tokenizer(spec, documents=reading.train_texts()).save(partial / "tokenizer.json")
+    return load_tokenizer(folder)
+
+
+def _key(*parts: object) -> str:
+    return hashlib.sha256("\n".join([_FORMAT, *map(str, parts)]).encode()).hexdigest()[:32]
+
+
+def _default_cache() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(base, "jaxllm", "data")
+
+
+def _check_length(name: str, splits: dict[str, Tokens], seq_len: int) -> None:
+    for side, tokens in splits.items():
+        if len(tokens) < seq_len + 1:
+            kind = "training" if side == "train" else "validation"
+            raise UserError(
+                f"the {kind} part of '{name}' has {len(tokens)} tokens, shorter than one sequence of "
+                f"seq_len {seq_len} and its next token; give more text or a smaller seq_len"
+            )

@@ -1,0 +1,120 @@
+"""Choose a tokenizer by name: "gpt2", "bytes", "char", "bpe:4096", or a saved file."""
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from jaxllm.data import bpe
+from jaxllm.data.simple_tokenizers import ByteTokenizer, CharTokenizer
+from jaxllm.errors import UserError, unknown
+
+
+class Tokenizer(Protocol):
+    """What every tokenizer offers. Ids are int32 arrays of shape [n].
+
+    Encoding never adds or recognises special tokens: the string "<|endoftext|>" inside a text is
+    text. The end of a document is marked by whoever packs documents, with `eos_id`.
+    """
+
+    @property
+    def vocab_size(self) -> int:
+        """One more than the largest id, eos included."""
+
+    @property
+    def eos_id(self) -> int:
+        """The id that ends a document."""
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash that two tokenizers share only if they give the same ids."""
+
+    def encode(self, text: str) -> np.ndarray: ...
+
+    def encode_batch(self, texts: list[str]) -> list[np.ndarray]: ...
+
+    def decode(self, ids: Iterable[int]) -> str: ...
+
+    def save(self, path: str | os.PathLike) -> None: ...
+
+
+def is_trained(spec: str) -> bool:
+    """Say whether `spec` names a tokenizer that must be trained on text first."""
+    return spec == "char" or spec.startswith("bpe:")
+
+
+def load_tokenizer(
+    spec: str | os.PathLike, *, documents: Iterable[str] | None = None
+) -> Tokenizer:
+    """Return the tokenizer that `spec` names.
+
+    Args:
+      spec: "gpt2" (OpenAI's BPE, embedded), "bytes" (UTF-8), "char" (the characters of
+        `documents`), "bpe:N" (a byte-level BPE of N ids trained on `documents`), the path of a
+        tokenizer.json or of a file that `save` wrote, or a folder that holds a tokenizer.json.
+      documents: training texts for "char" and "bpe:N": the train split only.
+
+    Raises:
+      UserError: if the name is unknown, the file unusable, or `documents` missing or too small.
+
+    Examples:
+      >>> load_tokenizer("gpt2").encode("Hello world, tiny GPT").tolist()
+      [15496, 995, 11, 7009, 402, 11571]
+      >>> tokenizer = load_tokenizer("char", documents=["banana"])
+      >>> tokenizer.encode("nab").tolist(), tokenizer.vocab_size  # a, b, n, unknown, eos
+      ([2, 0, 1], 5)
+    """
+    spec = os.fspath(spec)
+    if spec == "gpt2":
+        return bpe.gpt2()
+    if spec == "bytes":
+        return ByteTokenizer()
+    if is_trained(spec):
+        size = _bpe_size(spec) if spec != "char" else None
+        if documents is None:
+            raise UserError(
+                f"the tokenizer '{spec}' is trained on text: pass documents=, an iterable of strings"
+            )
+        return CharTokenizer.train(documents) if size is None else bpe.train(documents, size)
+    path = Path(spec)
+    if path.is_dir():
+        path = path / "tokenizer.json"
+    if path.is_file():
+        return _load_file(path)
+    if path.name.endswith(".json") or os.sep in spec:
+        raise UserError(
+            f"no tokenizer at '{path}'; give the path of a Hugging Face tokenizer.json (or of its "
+            "folder), or one of gpt2, bytes, char, bpe:N"
+        )
+    raise unknown("tokenizer", spec, ["gpt2", "bytes", "char", "bpe:4096", "PATH/tokenizer.json"])
+
+
+def _bpe_size(spec: str) -> int:
+    size = spec.removeprefix("bpe:")
+    if not size.isdecimal() or int(size) < bpe.MIN_SIZE:
+        raise UserError(
+            f"the tokenizer '{spec}' needs a whole number of at least {bpe.MIN_SIZE} after 'bpe:' "
+            "(the 256 bytes and the end-of-text token), such as bpe:4096"
+        )
+    return int(size)
+
+
+def _load_file(path: Path) -> Tokenizer:
+    try:
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text)
+    except OSError as error:
+        raise UserError(f"cannot read the tokenizer '{path}' ({error.strerror})") from error
+    except ValueError as error:
+        raise UserError(
+            f"the tokenizer file '{path}' is not JSON; expected a Hugging Face tokenizer.json"
+        ) from error
+    kind = content.get("jaxllm_tokenizer") if isinstance(content, dict) else None
+    if kind == "bytes":
+        return ByteTokenizer()
+    if kind == "char":
+        return CharTokenizer(content["alphabet"])
+    return bpe.from_json(text, str(path))

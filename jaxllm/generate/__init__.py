@@ -1,0 +1,8 @@
+"""Text from a model: cached decoding, sampling, logits processors."""
+
+from jaxllm.generate.decoding import Generation as Generation
+from jaxllm.generate.decoding import generate as generate
+from jaxllm.generate.decoding import stream as stream
+from jaxllm.generate.processors import Processor as Processor
+from jaxllm.generate.processors import SamplingConfig as SamplingConfig
+from jaxllm.generate.text import generate_text as generate_text

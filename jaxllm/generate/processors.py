@@ -1,0 +1,111 @@
+"""Logits processors: plain functions that change the scores of the next token."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from jaxllm.errors import UserError
+
+# processor(logits_BV float32, tokens_BS int32, seen_BS bool) -> logits_BV; `seen` marks which slots
+# of `tokens` hold a token of the prompt or an earlier draw.
+Processor = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """How the next token is drawn. Applied in the order of the fields, as in transformers."""
+
+    repetition_penalty: float = 1.0  # > 1 makes seen tokens less likely (CTRL, arXiv 1909.05858)
+    temperature: float = 1.0  # 0: greedy
+    top_k: int = 0  # keep the k likeliest; 0: all
+    top_p: float = 1.0  # keep the likeliest that together reach p (nucleus, arXiv 1904.09751)
+    min_p: float = 0.0  # keep what has at least min_p of the likeliest's probability
+
+    def __post_init__(self):
+        if self.temperature < 0:
+            raise UserError(f"temperature is {self.temperature}; it must be 0 (greedy) or more")
+        if self.top_k < 0:
+            raise UserError(f"top_k is {self.top_k}; it must be 0 (all tokens) or more")
+        if not 0 < self.top_p <= 1:
+            raise UserError(f"top_p is {self.top_p}; it must be above 0 and at most 1")
+        if not 0 <= self.min_p < 1:
+            raise UserError(f"min_p is {self.min_p}; it must be at least 0 and below 1")
+        if self.repetition_penalty <= 0:
+            raise UserError(f"repetition_penalty is {self.repetition_penalty}; it must be above 0")
+
+    def processors(self) -> tuple[Processor, ...]:
+        """Return the processors that these values ask for."""
+        chain = []
+        if self.repetition_penalty != 1:
+            chain.append(penalize_repetition(self.repetition_penalty))
+        if self.temperature not in (0, 1):
+            chain.append(scale_temperature(self.temperature))
+        if self.top_k and self.temperature:
+            chain.append(keep_top_k(self.top_k))
+        if self.top_p < 1 and self.temperature:
+            chain.append(keep_top_p(self.top_p))
+        if self.min_p and self.temperature:
+            chain.append(keep_min_p(self.min_p))
+        return tuple(chain)
+
+
+def penalize_repetition(penalty: float) -> Processor:
+    """Divide positive scores of seen tokens by `penalty` and multiply negative ones by it."""
+
+    def process(logits_BV, tokens_BS, seen_BS):
+        rows = jnp.arange(logits_BV.shape[0])[:, None]
+        counts_BV = jnp.zeros(logits_BV.shape, jnp.int32).at[rows, tokens_BS].max(seen_BS.astype(jnp.int32))
+        penalized = jnp.where(logits_BV > 0, logits_BV / penalty, logits_BV * penalty)
+        return jnp.where(counts_BV > 0, penalized, logits_BV)
+
+    return process
+
+
+def scale_temperature(temperature: float) -> Processor:
+    """Divide the scores by `temperature`."""
+    return lambda logits_BV, tokens_BS, seen_BS: logits_BV / temperature
+
+
+def keep_top_k(k: int) -> Processor:
+    """Keep the k highest scores and what ties with the k-th.
+
+    Examples:
+      >>> keep_top_k(2)(jnp.array([[3.0, 1.0, 2.0]]), None, None)
+      Array([[  3., -inf,   2.]], dtype=float32)
+    """
+
+    def process(logits_BV, tokens_BS, seen_BS):
+        kth_B1 = jax.lax.top_k(logits_BV, min(k, logits_BV.shape[1]))[0][:, -1:]
+        return jnp.where(logits_BV >= kth_B1, logits_BV, -jnp.inf)
+
+    return process
+
+
+def keep_top_p(p: float) -> Processor:
+    """Keep the smallest set of likeliest tokens whose probabilities sum to at least p.
+
+    Examples:
+      >>> keep_top_p(0.7)(jnp.log(jnp.array([[0.5, 0.3, 0.2]])), None, None).round(1)
+      Array([[-0.7, -1.2, -inf]], dtype=float32)
+    """
+
+    def process(logits_BV, tokens_BS, seen_BS):
+        sorted_BV = jnp.sort(logits_BV, axis=-1)[:, ::-1]
+        probs_BV = jax.nn.softmax(sorted_BV, axis=-1)
+        before_BV = jnp.cumsum(probs_BV, axis=-1) - probs_BV  # the likeliest has 0 before it: kept
+        last_B1 = jnp.min(jnp.where(before_BV < p, sorted_BV, jnp.inf), axis=-1, keepdims=True)
+        return jnp.where(logits_BV >= last_B1, logits_BV, -jnp.inf)
+
+    return process
+
+
+def keep_min_p(p: float) -> Processor:
+    """Keep the tokens at least p times as likely as the likeliest (arXiv 2407.01082)."""
+
+    def process(logits_BV, tokens_BS, seen_BS):
+        top_B1 = jnp.max(logits_BV, axis=-1, keepdims=True)
+        return jnp.where(logits_BV >= top_B1 + jnp.log(p), logits_BV, -jnp.inf)
+
+    return process

@@ -1,0 +1,21 @@
+"""GPT-2, GPT-Neo and Llama as a frozen config and pure functions over a dict of arrays.
+
+config = get_preset("gpt2-nano"); params = init(config, key); logits = apply(config, params, tokens).
+"""
+
+from jaxllm.models.cache import init_cache as init_cache
+from jaxllm.models.config import ModelConfig as ModelConfig
+from jaxllm.models.loss import hidden_loss as hidden_loss
+from jaxllm.models.loss import loss as loss
+from jaxllm.models.parameters import axes as axes
+from jaxllm.models.parameters import init as init
+from jaxllm.models.parameters import shapes as shapes
+from jaxllm.models.presets import PRESETS as PRESETS
+from jaxllm.models.presets import get_preset as get_preset
+from jaxllm.models.sites import SITES as SITES
+from jaxllm.models.sites import Sites as Sites
+from jaxllm.models.transformer import apply as apply
+from jaxllm.models.transformer import capture as capture
+from jaxllm.models.transformer import decode as decode
+from jaxllm.models.transformer import logits as logits
+from jaxllm.models.transformer import trunk as trunk

@@ -1,0 +1,92 @@
+"""The attention block: projections, rotary, attention over the text or a cache, output."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jaxllm_kernels import attention as kernel
+
+from jaxllm.models.cache import LayerCache
+from jaxllm.models.config import ModelConfig
+from jaxllm.models.rotary import rotate
+from jaxllm.models.sites import Tap
+from jaxllm.parallel import constrain
+
+
+def attention_block(
+    config: ModelConfig,
+    params: dict,
+    x_BTD: jax.Array,
+    tap: Tap,
+    *,
+    window: int,
+    rotary: tuple[jax.Array, jax.Array] | None = None,
+    segment_ids_BT: jax.Array | None = None,
+    cache: LayerCache | None = None,
+) -> tuple[jax.Array, LayerCache | None]:
+    """Return what attention adds to the residual stream, [B, T, D], and the cache written to.
+
+    Args:
+      params: one layer's {"query": [D, H, K], "key", "value": [D, G, K], "out": [H, K, D], biases,
+        "sink": [H] if learned}.
+      x_BTD: the normed residual stream, in `config.dtype`.
+      window: how many positions back a query sees, itself included; 0: all.
+      rotary: cosines and sines of the tokens' positions.
+      segment_ids_BT: documents that must not see each other.
+      cache: keys and values of earlier tokens; the new ones are written into it.
+    """
+    query_BTHK = _project(x_BTD, params, "query")
+    key_BTGK = _project(x_BTD, params, "key")
+    value_BTGK = _project(x_BTD, params, "value")
+    if rotary is not None:
+        query_BTHK, key_BTGK = rotate(query_BTHK, rotary), rotate(key_BTGK, rotary)
+    query_BTHK = tap("query", constrain(query_BTHK, "batch", None, "heads", None))
+    key_BTGK = tap("key", constrain(key_BTGK, "batch", None, "kv_heads", None))
+    value_BTGK = tap("value", constrain(value_BTGK, "batch", None, "kv_heads", None))
+
+    scale = config.attention_scale
+    options = dict(
+        scale=config.head_dim**-0.5 if scale is None else scale,
+        causal=cache is None,
+        window=window if cache is None else None,
+        segment_ids_BT=segment_ids_BT,
+        mask_BTS=None,
+        sink=params["sink"] if config.sink_logit == "learned" else config.sink_logit,
+    )
+    if cache is not None:
+        # Slots are not positions once text is padded: the cache knows what each query may see.
+        cache = cache.write(key_BTGK, value_BTGK)
+        key_BTGK, value_BTGK = cache.key_BSGK, cache.value_BSGK
+        options["mask_BTS"] = cache.visible(x_BTD.shape[1], window)
+    if tap.wants("attn_scores", "attn_probs"):
+        head_out_BTHK = _explicit(query_BTHK, key_BTGK, value_BTGK, tap, **options)
+    else:
+        head_out_BTHK = kernel.attention(
+            query_BTHK,
+            key_BTGK,
+            value_BTGK,
+            implementation=config.attention_implementation,
+            **options,
+        )
+    head_out_BTHK = tap("head_out", constrain(head_out_BTHK, "batch", None, "heads", None))
+    out_BTD = jnp.einsum("bthk,hkd->btd", head_out_BTHK, params["out"].astype(x_BTD.dtype))
+    if "out_bias" in params:
+        out_BTD = out_BTD + params["out_bias"].astype(x_BTD.dtype)
+    return tap("attn_out", out_BTD), cache
+
+
+def _project(x_BTD: jax.Array, params: dict, name: str) -> jax.Array:
+    y_BTHK = jnp.einsum("btd,dhk->bthk", x_BTD, params[name].astype(x_BTD.dtype))
+    if f"{name}_bias" in params:
+        y_BTHK = y_BTHK + params[f"{name}_bias"].astype(x_BTD.dtype)
+    return y_BTHK
+
+
+def _explicit(query, key, value, tap: Tap, *, scale, sink, **visibility) -> jax.Array:
+    """Attend with scores and probabilities in memory, so that they can be seen and edited."""
+    scores_BHTS = tap("attn_scores", kernel.attention_scores(query, key, scale))
+    allowed = kernel.visible(query.shape[1], key.shape[1], **visibility)
+    if not isinstance(sink, jax.Array):
+        sink = None if sink == -math.inf else jnp.full(query.shape[2], sink, jnp.float32)
+    probs_BHTS = tap("attn_probs", kernel.attention_probs(scores_BHTS, allowed, sink))
+    return kernel.mix(probs_BHTS, value, query.dtype)

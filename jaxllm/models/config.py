@@ -1,0 +1,177 @@
+"""The frozen description of a model: sizes, normalisation, positions, attention, precision."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from jaxllm.errors import UserError, unknown
+
+ACTIVATIONS = ("gelu_tanh", "gelu", "silu", "relu")
+NORMS = ("layernorm", "rmsnorm", "rmsnorm_scalar")
+POSITIONS = ("learned", "rotary", "none")
+DTYPES = ("float32", "bfloat16", "float16")
+ATTENTION_IMPLEMENTATIONS = ("reference", "xla")
+# "full" keeps only each layer's input; "dots" also keeps the results of weight matmuls. The others
+# are jax.checkpoint_policies by their own names.
+REMAT = (
+    "none",
+    "full",
+    "dots",
+    "everything_saveable",
+    "nothing_saveable",
+    "dots_saveable",
+    "dots_with_no_batch_dims_saveable",
+)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A decoder-only transformer. The defaults are GPT-2 small.
+
+    A value of None is replaced by its derived default when the config is made, so a config that
+    exists holds plain numbers.
+
+    Raises:
+      UserError: a size that does not divide, or a name that is not known.
+
+    Examples:
+      >>> config = ModelConfig(num_layers=2, embed_dim=64, num_heads=4)
+      >>> config.head_dim, config.num_kv_heads, config.mlp_dim
+      (16, 4, 256)
+      >>> ModelConfig(embed_dim=64, num_heads=5)
+      Traceback (most recent call last):
+      ...
+      jaxllm.errors.UserError: num_heads=5 does not divide embed_dim=64; change one of them or set head_dim
+    """
+
+    vocab_size: int | None = 50257  # None: not known yet; a training run takes its tokenizer's
+    context_length: int = 1024  # longest text; the size of a learned position table
+    num_layers: int = 12
+    embed_dim: int = 768
+    num_heads: int = 12
+    num_kv_heads: int | None = None  # None: num_heads; fewer is grouped-query attention
+    head_dim: int | None = None  # None: embed_dim / num_heads
+    mlp_dim: int | None = None  # None: 4 * embed_dim
+    activation: str = "gelu_tanh"  # one of ACTIVATIONS
+    gated_mlp: bool = False  # SwiGLU and its kin: activation(x gate) * (x in)
+    norm: str = "layernorm"  # one of NORMS; rmsnorm_scalar has one gain a layer
+    norm_eps: float = 1e-5
+    norm_bias: bool | None = None  # None: True for layernorm only
+    qkv_bias: bool = True
+    out_bias: bool = True  # of attention's output projection
+    mlp_bias: bool = True
+    position: str = "learned"  # one of POSITIONS
+    rope_theta: float = 10000.0
+    tie_embeddings: bool = True  # the head is the token table
+    attention_scale: float | None = None  # None: 1 / sqrt(head_dim)
+    windows: tuple[int, ...] = (0,)  # keys a query sees, repeated over layers; 0: all before it
+    sink_logit: float | Literal["learned"] = -math.inf  # -inf: softmax; 0: softmax-1
+    init_std: float = 0.02
+    dtype: str = "float32"  # of matmuls and activations
+    param_dtype: str = "float32"
+    remat: str = "none"  # one of REMAT: what each layer keeps for the backward pass
+    attention_implementation: str | None = None  # None: the fastest for the backend
+
+    def __post_init__(self):
+        _positive(self, "context_length", "num_layers", "embed_dim", "num_heads")
+        if self.vocab_size is not None:
+            _positive(self, "vocab_size")
+        if self.head_dim is None:
+            if self.embed_dim % self.num_heads:
+                raise UserError(
+                    f"num_heads={self.num_heads} does not divide embed_dim={self.embed_dim}; "
+                    "change one of them or set head_dim"
+                )
+            object.__setattr__(self, "head_dim", self.embed_dim // self.num_heads)
+        if self.num_kv_heads is None:
+            object.__setattr__(self, "num_kv_heads", self.num_heads)
+        if self.mlp_dim is None:
+            object.__setattr__(self, "mlp_dim", 4 * self.embed_dim)
+        if self.norm_bias is None:
+            object.__setattr__(self, "norm_bias", self.norm == "layernorm")
+        # A list or None (no window) from a JSON file becomes the hashable form.
+        object.__setattr__(self, "windows", tuple(window or 0 for window in self.windows))
+        _positive(self, "num_kv_heads", "head_dim", "mlp_dim", "norm_eps", "rope_theta", "init_std")
+        if self.num_heads % self.num_kv_heads:
+            raise UserError(
+                f"num_kv_heads={self.num_kv_heads} does not divide num_heads={self.num_heads}"
+            )
+        if self.position == "rotary" and self.head_dim % 2:
+            raise UserError(f"rotary positions need an even head_dim, not {self.head_dim}")
+        if not self.windows or self.num_layers % len(self.windows) or min(self.windows) < 0:
+            raise UserError(
+                f"windows={self.windows} must hold sizes >= 0 whose count divides "
+                f"num_layers={self.num_layers}"
+            )
+        if self.attention_scale is not None and self.attention_scale <= 0:
+            raise UserError(f"attention_scale={self.attention_scale} must be positive or None")
+        if isinstance(self.sink_logit, str) and self.sink_logit != "learned":
+            raise UserError(f"sink_logit='{self.sink_logit}' must be a number or 'learned'")
+        if not isinstance(self.sink_logit, str) and not self.sink_logit < math.inf:
+            raise UserError(f"sink_logit={self.sink_logit} must be below infinity")
+        _known(self, "activation", ACTIVATIONS)
+        _known(self, "norm", NORMS)
+        _known(self, "position", POSITIONS)
+        _known(self, "dtype", DTYPES)
+        _known(self, "param_dtype", DTYPES)
+        _known(self, "remat", REMAT)
+        if self.attention_implementation is not None:
+            _known(self, "attention_implementation", ATTENTION_IMPLEMENTATIONS)
+
+    @property
+    def num_params(self) -> int:
+        """Count every stored number; a tied head counts once.
+
+        Examples:
+          >>> ModelConfig().num_params  # GPT-2 small
+          124439808
+        """
+        D, V = self.embed_dim, self.vocab_size
+        gain = 1 if self.norm == "rmsnorm_scalar" else D
+        norm = gain + self.norm_bias * D
+        heads = self.num_heads * self.head_dim
+        kv_heads = self.num_kv_heads * self.head_dim
+        layer = self._layer_matmul_params + 2 * norm
+        layer += self.qkv_bias * (heads + 2 * kv_heads) + self.out_bias * D
+        layer += self.mlp_bias * (self.mlp_dim * (1 + self.gated_mlp) + D)
+        layer += (self.sink_logit == "learned") * self.num_heads
+        outside = V * D + norm + (not self.tie_embeddings) * D * V
+        outside += (self.position == "learned") * self.context_length * D
+        return self.num_layers * layer + outside
+
+    def flops_per_token(self, seq_len: int) -> int:
+        """Count matmul FLOPs of a training step (forward and backward) per token.
+
+        6 for each weight that multiplies a token (the head included, the tables not), and
+        12 * heads * head_dim for each layer and key. Attention is counted over the full square,
+        window included but NOT halved for causality, as in PaLM's appendix B (arXiv 2204.02311), so
+        that utilisations compare with published ones. Norms and softmax are not counted.
+
+        Examples:
+          >>> config = ModelConfig()
+          >>> config.flops_per_token(1024) / (6 * config.num_params)
+          1.144...
+        """
+        keys = sum(min(window or seq_len, seq_len) for window in self.windows)
+        keys *= self.num_layers // len(self.windows)
+        matmul = self.num_layers * self._layer_matmul_params + self.embed_dim * self.vocab_size
+        return 6 * matmul + 12 * self.num_heads * self.head_dim * keys
+
+    @property
+    def _layer_matmul_params(self) -> int:
+        heads = self.num_heads * self.head_dim
+        kv_heads = self.num_kv_heads * self.head_dim
+        return self.embed_dim * (
+            2 * heads + 2 * kv_heads + self.mlp_dim * (2 + self.gated_mlp)
+        )
+
+
+def _positive(config: ModelConfig, *names: str) -> None:
+    for name in names:
+        if not getattr(config, name) > 0:
+            raise UserError(f"{name}={getattr(config, name)} must be positive")
+
+
+def _known(config: ModelConfig, name: str, known: tuple[str, ...]) -> None:
+    if getattr(config, name) not in known:
+        raise unknown(name, str(getattr(config, name)), known)

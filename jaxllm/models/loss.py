@@ -1,0 +1,73 @@
+"""The language-model loss, from tokens or from hidden states, without full logits."""
+
+import jax
+import jax.numpy as jnp
+from jaxllm_kernels.linear_cross_entropy import linear_cross_entropy
+
+from jaxllm.models.config import ModelConfig
+from jaxllm.models.transformer import head_weights, trunk
+
+
+def loss(
+    config: ModelConfig,
+    params: dict,
+    tokens_BT: jax.Array,
+    targets_BT: jax.Array,
+    *,
+    mask: jax.Array | None = None,
+    segment_ids: jax.Array | None = None,
+    z_loss: float = 0.0,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Return (mean loss over the tokens that count, sums to log).
+
+    Args:
+      tokens_BT: int [B, T].
+      targets_BT: int [B, T], the token after each; any value where the mask is 0.
+      mask: [B, T] bool or weights; None: every token counts.
+      segment_ids: see `trunk`.
+      z_loss: coefficient of logsumexp(logits)**2, added to each token's loss.
+
+    Returns:
+      The float32 mean of cross-entropy plus z-loss (0 if nothing counts), and {"loss_sum": summed
+      cross-entropy without z-loss, "z_loss": summed z-loss term, "token_count": sum of the mask}.
+
+    Examples:
+      >>> from jaxllm import models
+      >>> config = models.get_preset("gpt2-nano")
+      >>> params = models.init(config, jax.random.key(0))
+      >>> tokens = jnp.zeros((2, 8), int)
+      >>> mean, sums = models.loss(config, params, tokens, tokens)
+      >>> float(sums["token_count"])
+      16.0
+    """
+    hidden_BTD = trunk(config, params, tokens_BT, segment_ids=segment_ids)
+    return hidden_loss(config, params, hidden_BTD, targets_BT, mask=mask, z_loss=z_loss)
+
+
+def hidden_loss(
+    config: ModelConfig,
+    params: dict,
+    hidden_BTD: jax.Array,
+    targets_BT: jax.Array,
+    *,
+    mask: jax.Array | None = None,
+    z_loss: float = 0.0,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Return what `loss` does, from the hidden states that `trunk` gave."""
+    mask_BT = jnp.ones(targets_BT.shape, jnp.float32) if mask is None else mask.astype(jnp.float32)
+    weights, vocab_axis = head_weights(config, params)
+    sums = linear_cross_entropy(
+        hidden_BTD,
+        weights,
+        targets_BT,
+        token_weights_BT=mask_BT,
+        vocab_axis=vocab_axis,
+        z_loss=z_loss,
+    )
+    token_count = jnp.sum(mask_BT)
+    mean = sums.total / jnp.where(token_count == 0, 1.0, token_count)
+    return mean, {
+        "loss_sum": sums.cross_entropy,
+        "z_loss": sums.z_loss,
+        "token_count": token_count,
+    }

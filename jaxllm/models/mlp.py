@@ -1,0 +1,43 @@
+"""The feed-forward block, plain or gated."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from jaxllm.models.config import ModelConfig
+from jaxllm.models.sites import Tap
+from jaxllm.parallel import constrain
+
+_ACTIVATIONS = {
+    "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
+    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+    "silu": jax.nn.silu,
+    "relu": jax.nn.relu,
+}
+
+
+def mlp_block(config: ModelConfig, params: dict, x_BTD: jax.Array, tap: Tap) -> jax.Array:
+    """Return out(activation(in(x))), or out(activation(gate(x)) * in(x)) if gated: [B, T, D].
+
+    Args:
+      params: one layer's {"in": [D, F], "out": [F, D], "gate": [D, F] if gated, biases}.
+      x_BTD: the normed residual stream, in `config.dtype`.
+      tap: names the sites mlp_hidden (what `out` multiplies) and mlp_out.
+    """
+    activation = _ACTIVATIONS[config.activation]
+    hidden_BTF = _linear(x_BTD, params, "in")
+    if config.gated_mlp:
+        hidden_BTF = activation(_linear(x_BTD, params, "gate")) * hidden_BTF
+    else:
+        hidden_BTF = activation(hidden_BTF)
+    hidden_BTF = constrain(hidden_BTF, "batch", None, "mlp")
+    hidden_BTF = tap("mlp_hidden", hidden_BTF)
+    return tap("mlp_out", _linear(hidden_BTF, params, "out"))
+
+
+def _linear(x: jax.Array, params: dict, name: str) -> jax.Array:
+    y = jnp.einsum("btx,xy->bty", x, params[name].astype(x.dtype))
+    if f"{name}_bias" in params:
+        y = y + params[f"{name}_bias"].astype(x.dtype)
+    return y

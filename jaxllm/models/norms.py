@@ -1,0 +1,24 @@
+"""LayerNorm and RMSNorm, in float32 whatever goes in."""
+
+import jax
+import jax.numpy as jnp
+
+
+def normalize(x_BTD: jax.Array, params: dict, kind: str, eps: float) -> jax.Array:
+    """Normalise over the width; return the dtype that came in.
+
+    Args:
+      x_BTD: [..., D].
+      params: {"scale": [D], or [] for the scalar gain of rmsnorm_scalar (Qin et al. 2023, as used
+        with OrthoAdam, arXiv 2410.17174), "bias": [D] optional}.
+      kind: "layernorm" subtracts the mean; "rmsnorm" and "rmsnorm_scalar" (arXiv 1910.07467) do not.
+      eps: added to the variance.
+    """
+    x = x_BTD.astype(jnp.float32)
+    if kind == "layernorm":
+        x = x - jnp.mean(x, axis=-1, keepdims=True)
+    x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + eps)
+    x = x * params["scale"].astype(jnp.float32)
+    if "bias" in params:
+        x = x + params["bias"].astype(jnp.float32)
+    return x.astype(x_BTD.dtype)

@@ -1,0 +1,239 @@
+"""The transformer as pure functions: tokens to hidden states, hidden states to logits."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from jaxllm.errors import UserError
+from jaxllm.models.attention import attention_block
+from jaxllm.models.cache import LayerCache
+from jaxllm.models.config import ModelConfig
+from jaxllm.models.mlp import mlp_block
+from jaxllm.models.norms import normalize
+from jaxllm.models.rotary import rotary_table
+from jaxllm.models.sites import Sites, Tap
+from jaxllm.parallel import constrain
+
+_POLICIES = {"full": "nothing_saveable", "dots": "dots_with_no_batch_dims_saveable"}
+
+
+def trunk(
+    config: ModelConfig,
+    params: dict,
+    tokens_BT: jax.Array,
+    *,
+    positions: jax.Array | None = None,
+    segment_ids: jax.Array | None = None,
+    sites: Sites | None = None,
+) -> jax.Array:
+    """Return hidden states after the final norm: [B, T, D] in `config.dtype`.
+
+    Args:
+      tokens_BT: int [B, T].
+      positions: int [B, T]; None counts from 0, anew in each segment.
+      segment_ids: int [B, T], one number a document of a packed row; documents do not see each other.
+      sites: activations to edit (to capture them use `capture`).
+
+    Raises:
+      UserError: more tokens than a learned position table has.
+    """
+    return capture(
+        config, params, tokens_BT, sites, positions=positions, segment_ids=segment_ids
+    )[0]
+
+
+def capture(
+    config: ModelConfig,
+    params: dict,
+    tokens_BT: jax.Array,
+    sites: Sites | None,
+    *,
+    positions: jax.Array | None = None,
+    segment_ids: jax.Array | None = None,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Return (hidden states as `trunk` does, {site: values stacked over layers}).
+
+    Examples:
+      >>> from jaxllm import models
+      >>> config = models.get_preset("gpt2-nano")
+      >>> params = models.init(config, jax.random.key(0))
+      >>> tokens = jnp.zeros((1, 5), int)
+      >>> _, values = capture(config, params, tokens, Sites(capture=("attn_probs",)))
+      >>> values["attn_probs"].shape  # layers, batch, heads, queries, keys
+      (2, 1, 2, 5, 5)
+    """
+    if positions is None:
+        positions = _positions(tokens_BT, segment_ids)
+        if config.position == "learned" and tokens_BT.shape[1] > config.context_length:
+            raise UserError(
+                f"{tokens_BT.shape[1]} tokens do not fit context_length={config.context_length}"
+            )
+    hidden_BTD, captured, _ = _run(config, params, tokens_BT, positions, segment_ids, sites, None)
+    return hidden_BTD, captured
+
+
+def decode(
+    config: ModelConfig,
+    params: dict,
+    tokens_BT: jax.Array,
+    cache: dict,
+    *,
+    mask_BT: jax.Array | None = None,
+) -> tuple[jax.Array, dict]:
+    """Run the next T tokens after those in the cache: the prompt at once, then one at a time.
+
+    Args:
+      tokens_BT: int [B, T].
+      cache: from `init_cache` or the last call. Donate it to a jitted step, and it is updated in place.
+      mask_BT: False at padding, which must be on the left of a row's first token; None: all True.
+
+    Returns:
+      (hidden_BTD after the final norm, the cache with the tokens added). Hidden states at padding are
+      meaningless but finite.
+    """
+    T = tokens_BT.shape[1]
+    if T > cache["valid"].shape[1]:
+        raise UserError(f"{T} tokens do not fit a cache of {cache['valid'].shape[1]}")
+    if mask_BT is None:
+        mask_BT = jnp.ones(tokens_BT.shape, bool)
+    seen_B1 = jnp.sum(cache["valid"], axis=1, keepdims=True, dtype=jnp.int32)
+    positions_BT = seen_B1 + jnp.cumsum(mask_BT, axis=1, dtype=jnp.int32) - 1
+    valid_BS = jax.lax.dynamic_update_slice(cache["valid"], mask_BT, (0, cache["length"]))
+    cache = cache | {"valid": valid_BS}
+    hidden_BTD, _, cache = _run(
+        config, params, tokens_BT, jnp.maximum(positions_BT, 0), None, None, cache
+    )
+    return hidden_BTD, cache | {"length": cache["length"] + T}
+
+
+def logits(config: ModelConfig, params: dict, hidden_BTD: jax.Array) -> jax.Array:
+    """Return the head's float32 logits of hidden states: [..., V]."""
+    weights, vocab_axis = head_weights(config, params)
+    return jax.lax.dot_general(
+        hidden_BTD,
+        weights.astype(hidden_BTD.dtype),
+        (((hidden_BTD.ndim - 1,), (1 - vocab_axis,)), ((), ())),
+        preferred_element_type=jnp.float32,
+    )
+
+
+def apply(config: ModelConfig, params: dict, tokens_BT: jax.Array, **options) -> jax.Array:
+    """Return the float32 logits of every position, [B, T, V]; options are `trunk`'s.
+
+    Examples:
+      >>> from jaxllm import models
+      >>> config = models.get_preset("llama-nano")
+      >>> params = models.init(config, jax.random.key(0))
+      >>> models.apply(config, params, jnp.zeros((2, 7), int)).shape
+      (2, 7, 256)
+    """
+    return logits(config, params, trunk(config, params, tokens_BT, **options))
+
+
+def head_weights(config: ModelConfig, params: dict) -> tuple[jax.Array, int]:
+    """Return (the head's weights, which of their axes is the vocabulary)."""
+    if config.tie_embeddings:
+        return params["embed"]["tokens"], 0
+    return params["head"]["kernel"], 1
+
+
+def _positions(tokens_BT, segment_ids):
+    index_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
+    if segment_ids is None:
+        return index_BT
+    starts_BT = jnp.pad(segment_ids[:, 1:] != segment_ids[:, :-1], ((0, 0), (1, 0)))
+    return index_BT - jax.lax.cummax(jnp.where(starts_BT, index_BT, 0), axis=1)
+
+
+def _run(config, params, tokens_BT, positions_BT, segment_ids_BT, sites, cache):
+    """Embed, scan the layers, normalise; return (hidden_BTD, captured, cache)."""
+    outer = Tap(sites)
+    x_BTD = outer("embed", _embed(config, params["embed"], tokens_BT, positions_BT))
+    rotary = None
+    if config.position == "rotary":
+        rotary = rotary_table(positions_BT, config.head_dim, config.rope_theta)
+    layer = functools.partial(
+        _layer, config, rotary=rotary, segment_ids_BT=segment_ids_BT, sites=sites
+    )
+    x_BTD, captured, cache = _scan_layers(config, layer, params["layers"], x_BTD, cache)
+    hidden_BTD = normalize(x_BTD, params["final_norm"], config.norm, config.norm_eps)
+    hidden_BTD = outer("final", hidden_BTD)
+    return hidden_BTD, outer.captured | captured, cache
+
+
+def _embed(config, params, tokens_BT, positions_BT):
+    # Rows are gathered before the cast: casting the whole table would cost more than using it.
+    x_BTD = params["tokens"][tokens_BT].astype(config.dtype)
+    if config.position == "learned":
+        x_BTD = x_BTD + params["positions"][positions_BT].astype(config.dtype)
+    return constrain(x_BTD, "batch", None, None)
+
+
+def _layer(config, params, x_BTD, index, window, cache, *, rotary, segment_ids_BT, sites):
+    """Run one layer; return (x_BTD, captured, cache)."""
+    tap = Tap(sites, index)
+    x_BTD = tap("resid_pre", x_BTD)
+    attn_in_BTD = tap("attn_in", normalize(x_BTD, params["attn_norm"], config.norm, config.norm_eps))
+    attn_out_BTD, cache = attention_block(
+        config,
+        params["attn"],
+        attn_in_BTD,
+        tap,
+        window=window,
+        rotary=rotary,
+        segment_ids_BT=segment_ids_BT,
+        cache=cache,
+    )
+    x_BTD = tap("resid_mid", constrain(x_BTD + attn_out_BTD, "batch", None, None))
+    mlp_in_BTD = tap("mlp_in", normalize(x_BTD, params["mlp_norm"], config.norm, config.norm_eps))
+    x_BTD = x_BTD + mlp_block(config, params["mlp"], mlp_in_BTD, tap)
+    x_BTD = tap("resid_post", constrain(x_BTD, "batch", None, None))
+    return x_BTD, tap.captured, cache
+
+
+def _scan_layers(config, layer, params, x_BTD, cache):
+    """Scan groups of len(windows) layers, so that within the body each window is a constant."""
+    group = len(config.windows)
+    params = jax.tree.map(lambda w: w.reshape(-1, group, *w.shape[1:]), params)
+
+    def body(carry, inputs):
+        x_BTD, keys_and_values = carry
+        group_params, group_index = inputs
+        captured = []
+        for place, window in enumerate(config.windows):
+            index = group_index * group + place
+            layer_params = jax.tree.map(lambda w: w[place], group_params)  # noqa: B023
+            layer_cache = None
+            if cache is not None:
+                layer_cache = LayerCache(*keys_and_values, cache["valid"], cache["length"], index)
+            x_BTD, seen, layer_cache = _rematerialised(config, layer, window)(
+                layer_params, x_BTD, index, layer_cache
+            )
+            captured.append(seen)
+            if cache is not None:
+                keys_and_values = (layer_cache.key_LBSGK, layer_cache.value_LBSGK)
+        return (x_BTD, keys_and_values), jax.tree.map(lambda *values: jnp.stack(values), *captured)
+
+    keys_and_values = None if cache is None else (cache["key"], cache["value"])
+    indices = jnp.arange(config.num_layers // group)
+    (x_BTD, keys_and_values), captured = jax.lax.scan(
+        body, (x_BTD, keys_and_values), (params, indices)
+    )
+    captured = jax.tree.map(lambda v: v.reshape(-1, *v.shape[2:]), captured)
+    if cache is not None:
+        cache = cache | dict(zip(("key", "value"), keys_and_values, strict=True))
+    return x_BTD, captured, cache
+
+
+def _rematerialised(config, layer, window):
+    """Fix the layer's window, and wrap it in jax.checkpoint if the config asks for it."""
+
+    def run(params, x_BTD, index, cache):
+        return layer(params, x_BTD, index, window, cache)
+
+    if config.remat == "none":
+        return run
+    policy = getattr(jax.checkpoint_policies, _POLICIES.get(config.remat, config.remat))
+    # Inside a scan the compiler cannot undo the recomputation, so nothing need prevent it.
+    return jax.checkpoint(run, policy=policy, prevent_cse=False)

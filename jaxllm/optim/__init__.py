@@ -1,0 +1,7 @@
+"""Gradient transformations, each an ordinary link of `optax.chain`, and the optimizer of a run."""
+
+from jaxllm.optim.config import OptimConfig as OptimConfig
+from jaxllm.optim.config import make_optimizer as make_optimizer
+from jaxllm.optim.decay import decay_mask as decay_mask
+from jaxllm.optim.master_weights import with_master_weights as with_master_weights
+from jaxllm.optim.schedules import make_schedule as make_schedule

@@ -1,0 +1,23 @@
+"""Which parameters decay: the matrices that read or write the residual stream."""
+
+import jax
+
+
+def decay_mask(axes):
+    """Return True for every weight matrix and embedding, False for gains, biases and sinks.
+
+    A matrix has an "embed" axis and at least one more besides "layers"; this equals the "two or
+    more dimensions" rule of GPT-2's recipe, without mistaking a [heads, head_dim] bias for a matrix.
+
+    Args:
+      axes: pytree of tuples of logical axis names, structured like the parameters.
+
+    Examples:
+      >>> decay_mask({"w": ("layers", "embed", "mlp"), "gain": ("layers", "embed"), "b": ("heads", "head_dim")})
+      {'b': False, 'gain': False, 'w': True}
+    """
+
+    def is_matrix(names):
+        return "embed" in names and len([n for n in names if n != "layers"]) > 1
+
+    return jax.tree.map(is_matrix, axes, is_leaf=lambda node: isinstance(node, tuple))

@@ -1,0 +1,9 @@
+"""Where arrays live: device meshes, and the table from logical axes to mesh axes."""
+
+from jaxllm.parallel.distributed import initialize as initialize
+from jaxllm.parallel.mesh import MeshConfig as MeshConfig
+from jaxllm.parallel.mesh import make_mesh as make_mesh
+from jaxllm.parallel.rules import RULES as RULES
+from jaxllm.parallel.rules import constrain as constrain
+from jaxllm.parallel.rules import partition_spec as partition_spec
+from jaxllm.parallel.rules import shardings as shardings

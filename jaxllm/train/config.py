@@ -1,0 +1,120 @@
+"""Every knob of a training run, each once, with its check."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+from jaxllm.errors import UserError
+from jaxllm.models import ModelConfig, get_preset
+from jaxllm.optim import OptimConfig
+from jaxllm.parallel import MeshConfig
+from jaxllm.train.precision import get_precision
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A training run. `steps`, `batch_size` and `seq_len` decide how many tokens it sees."""
+
+    model: ModelConfig = field(default_factory=lambda: get_preset("gpt2-tiny"))
+    data: str = "sotu"  # "sotu" (embedded), a file or folder, .jsonl/.csv/.tsv, or tfds:NAME
+    tokenizer: str = "bpe:1024"  # gpt2, bytes, char, bpe:SIZE (trained on the data), or a tokenizer.json
+    text_column: str = "text"  # where the text is, in jsonl, csv, tsv and tfds
+    isolate_documents: bool = True  # attention and loss stay inside a document
+    seq_len: int = 256  # tokens
+    batch_size: int = 16  # sequences a step, over all devices
+    accumulate: int = 1  # parts a batch is computed in, one after another
+    steps: int = 1000  # optimizer steps
+    precision: str = "float32"  # float32, mixed_o1, mixed_o2 or bfloat16
+    z_loss: float = 0.0  # weight of mean(logsumexp^2) (PaLM, arXiv 2204.02311, section 5)
+    optim: OptimConfig = OptimConfig()
+    mesh: MeshConfig = MeshConfig()
+    distributed: bool = False  # join the other processes of a multi-host run
+    seed: int = 0  # of the parameters, the order of the data and every draw
+    out: str = "runs/train"  # folder of checkpoints, metrics, plots; a run in it is resumed
+    eval_every: int = 250  # steps; also at the end
+    eval_batches: int = 20  # held-out batches an evaluation reads; 0: all
+    final_eval_batches: int = 0  # the same for the evaluation after the last step
+    save_every: int = 250  # steps; also at the end and when interrupted
+    keep_last: int = 2  # checkpoints
+    keep_best: int = 1  # checkpoints, by held-out loss
+    log_every: int = 10  # steps
+    progress: bool = True  # show a progress bar
+    tensorboard: bool = False  # also write TensorBoard events
+    profile: int = 0  # trace this many steps with jax.profiler, into OUT/profile
+
+    def __post_init__(self):
+        at_least = {"seq_len": 1, "batch_size": 1, "accumulate": 1, "steps": 1, "eval_every": 1,
+                    "eval_batches": 0, "final_eval_batches": 0, "save_every": 1, "keep_last": 1, "log_every": 1,
+                    "keep_best": 0, "profile": 0, "z_loss": 0}  # fmt: skip
+        for name, least in at_least.items():
+            if getattr(self, name) < least:
+                raise UserError(f"{name} is {getattr(self, name)}; it must be at least {least}")
+        if self.batch_size % self.accumulate:
+            raise UserError(
+                f"batch_size {self.batch_size} cannot be computed in accumulate={self.accumulate} "
+                f"equal parts; choose a multiple"
+            )
+        if self.model.position == "learned" and self.seq_len > self.model.context_length:
+            raise UserError(
+                f"seq_len {self.seq_len} is longer than the {self.model.context_length} positions "
+                "the model learns; lower seq_len or raise model.context_length"
+            )
+        get_precision(self.precision)
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens that one optimizer step reads."""
+        return self.batch_size * self.seq_len
+
+
+# What may differ between a checkpoint and the run that resumes it: nothing here changes the numbers.
+_FREE = ("steps", "out", "mesh", "distributed", "eval_every", "eval_batches",
+         "final_eval_batches", "save_every",
+         "keep_last", "keep_best", "log_every", "progress", "tensorboard", "profile")  # fmt: skip
+
+
+def to_dict(config) -> dict[str, Any]:
+    """Return a config as nested plain values that JSON can hold (infinities as strings)."""
+
+    def plain(value):
+        if isinstance(value, dict):
+            return {k: plain(v) for k, v in value.items()}
+        if isinstance(value, tuple | list):
+            return [plain(v) for v in value]
+        if isinstance(value, float) and value in (float("inf"), float("-inf")):
+            return str(value)
+        return value
+
+    return plain(dataclasses.asdict(config))
+
+
+def model_from_dict(values: dict[str, Any]) -> ModelConfig:
+    """Return the model config that `to_dict` turned into plain values."""
+    infinity = {"inf": float("inf"), "-inf": float("-inf")}
+    return ModelConfig(
+        **{k: infinity.get(v, v) if isinstance(v, str) else v for k, v in values.items()}
+    )
+
+
+def check_same_run(saved: dict[str, Any], asked: dict[str, Any], folder: str) -> None:
+    """Check that a run may resume a checkpoint written with the config `saved`.
+
+    Raises:
+      UserError: a value that decides the numbers differs; names it and both values.
+    """
+
+    def flat(tree, prefix=""):
+        for key, value in tree.items():
+            if isinstance(value, dict):
+                yield from flat(value, f"{prefix}{key}.")
+            else:
+                yield f"{prefix}{key}", value
+
+    decisive = {f.name for f in dataclasses.fields(TrainConfig)} - set(_FREE)
+    was, now = dict(flat(saved)), dict(flat(asked))
+    for name in now:
+        if name.split(".")[0] in decisive and was.get(name) != now[name]:
+            raise UserError(
+                f"the checkpoint in {folder} was written with {name}={was.get(name)}, this run asks "
+                f"for {now[name]}; use the same value or another --out"
+            )

@@ -1,0 +1,44 @@
+"""Held-out loss and bits per byte."""
+
+import itertools
+import math
+from dataclasses import dataclass
+
+import jax
+
+from jaxllm import data
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a model scores on text it was not trained on."""
+
+    loss: float  # nats a token
+    bits_per_byte: float  # the same per UTF-8 byte of text: comparable between tokenizers
+    tokens: int  # that were scored
+
+
+def evaluate(job, params, *, max_batches: int = 0) -> Evaluation:
+    """Score parameters on the held-out documents.
+
+    Bits per byte are nats a token, over ln 2, times the tokens a byte of the held-out text.
+
+    Args:
+      job: the run (`jaxllm.train.prepare`).
+      params: the model's parameters.
+      max_batches: read only so many batches, the same ones each time; 0 reads all.
+    """
+    valid = job.corpus.valid
+    batches = data.eval_batches(
+        valid,
+        batch_size=job.config.batch_size,
+        seq_len=job.config.seq_len,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    with jax.set_mesh(job.mesh):
+        sums = [job.eval_step(params, job.put(b)) for b in itertools.islice(batches, max_batches or None)]
+    total = sum(float(loss) for loss, _ in sums)
+    count = sum(float(n) for _, n in sums)
+    mean = total / count
+    return Evaluation(mean, mean / math.log(2) * len(valid) / valid.num_bytes, int(count))

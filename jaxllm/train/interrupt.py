@@ -1,0 +1,48 @@
+"""Turn SIGTERM and Ctrl-C into a request to save and stop."""
+
+import signal
+import threading
+
+import jax
+from jax.experimental import multihost_utils
+
+
+class Interrupted(Exception):
+    """A run was asked to stop, and saved a checkpoint first."""
+
+    def __init__(self, signum: int, message: str):
+        super().__init__(message)
+        self.exit_code = 128 + signum  # the shell's convention: 130 for Ctrl-C, 143 for SIGTERM
+
+
+class StopRequest:
+    """Context in which SIGTERM and the first Ctrl-C are noted, not obeyed.
+
+    A second Ctrl-C interrupts at once. With several processes all must stop at the same step, which
+    jax's preemption service agrees on; it handles SIGTERM by itself.
+    """
+
+    def __init__(self):
+        self.signum: int | None = None
+        self._previous = {}
+
+    def _note(self, signum, frame):
+        if self.signum is not None and signum == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signum = signum
+
+    def __enter__(self):
+        if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
+            for signum in (signal.SIGINT, signal.SIGTERM):
+                self._previous[signum] = signal.signal(signum, self._note)
+        return self
+
+    def __exit__(self, *_):
+        for signum, handler in self._previous.items():
+            signal.signal(signum, handler)
+
+    def received(self, step: int) -> bool:
+        """Return whether to stop after this step."""
+        if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step):
+            self.signum = signal.SIGTERM
+        return self.signum is not None

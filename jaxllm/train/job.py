@@ -1,0 +1,164 @@
+"""Everything a run needs, built and checked before the first step."""
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from jax.sharding import NamedSharding
+
+from jaxllm import data, models, parallel
+from jaxllm.errors import UserError
+from jaxllm.optim import make_optimizer, make_schedule
+from jaxllm.train.config import TrainConfig
+from jaxllm.train.precision import get_precision
+from jaxllm.train.state import TrainState, init_state, state_shardings
+from jaxllm.train.step import LossFunction, make_eval_step, make_train_step
+
+
+@dataclass(frozen=True)
+class Job:
+    """A checked run: nothing in it has been compiled or placed on a device yet."""
+
+    config: TrainConfig  # with the model's vocabulary and types filled in
+    corpus: data.Corpus
+    mesh: jax.sharding.Mesh
+    shapes: TrainState  # ShapeDtypeStructs with shardings
+    init: Any  # key -> TrainState, jitted
+    train_step: Any  # (state, batch) -> (state, metrics), jitted, donates the state
+    eval_step: Any  # (params, batch) -> (loss sum, count), jitted
+    learning_rates: np.ndarray | None  # [steps], for the log
+
+    @property
+    def model(self) -> models.ModelConfig:
+        """The model being trained."""
+        return self.config.model
+
+    def batches(self) -> Iterator[dict[str, np.ndarray]]:
+        """Return this process's part of the endless training batches."""
+        return data.batches(
+            self.corpus.train,
+            batch_size=self.config.batch_size,
+            seq_len=self.config.seq_len,
+            seed=self.config.seed,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+
+    def put(self, batch: dict[str, np.ndarray]):
+        """Place a process's part of a batch on its devices, split over data and fsdp."""
+
+        def place(x):
+            shape = (x.shape[0] * jax.process_count(), *x.shape[1:])
+            spec = parallel.partition_spec(("batch", None), shape, self.mesh)
+            return jax.make_array_from_process_local_data(NamedSharding(self.mesh, spec), x)
+
+        return jax.tree.map(place, batch)
+
+
+def language_model_loss(config: TrainConfig) -> LossFunction:
+    """Return the next-token loss of a run, (params, batch, key) -> (mean, aux)."""
+
+    def loss(params, batch, key, z_loss=config.z_loss):
+        del key
+        segments = batch["segment_ids"] if config.isolate_documents else None
+        return models.loss(
+            config.model,
+            params,
+            batch["tokens"],
+            batch["targets"],
+            mask=batch["mask"],
+            segment_ids=segments,
+            z_loss=z_loss,
+        )
+
+    return loss
+
+
+def prepare(
+    config: TrainConfig,
+    *,
+    loss: LossFunction | None = None,
+    optimizer: optax.GradientTransformation | None = None,
+) -> Job:
+    """Read the data, resolve the config and build the step functions.
+
+    Args:
+      config: the run.
+      loss: replaces next-token cross-entropy; (params, batch, key) -> (mean, aux).
+      optimizer: replaces the chain that `config.optim` describes.
+
+    Raises:
+      UserError: the data, the model and the devices do not fit together.
+    """
+    mesh = parallel.make_mesh(config.mesh)
+    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    if config.batch_size % (ways * config.accumulate):
+        raise UserError(
+            f"batch_size {config.batch_size} cannot be split over {ways} devices x "
+            f"accumulate={config.accumulate}; choose a multiple of {ways * config.accumulate}"
+        )
+    corpus = data.prepare(
+        config.data, config.tokenizer, seq_len=config.seq_len, text_column=config.text_column
+    )
+    config = _resolve(config, corpus.tokenizer)
+    axes = models.axes(config.model)
+    schedule = None
+    if optimizer is None:
+        optimizer = make_optimizer(config.optim, config.steps, axes)
+        schedule = _learning_rates(config)
+    optimizer = get_precision(config.precision).wrap(optimizer)
+    loss = loss or language_model_loss(config)
+
+    init = partial(init_state, partial(models.init, config.model), optimizer)
+    shapes = jax.eval_shape(init, jax.random.key(0))
+    shardings = state_shardings(shapes, optimizer, axes, mesh)
+    shapes = jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings
+    )
+    step = make_train_step(loss, optimizer, accumulate=config.accumulate)
+    return Job(
+        config=config,
+        corpus=corpus,
+        mesh=mesh,
+        shapes=shapes,
+        init=jax.jit(init, out_shardings=shardings),
+        train_step=jax.jit(step, donate_argnums=0, out_shardings=(shardings, None)),
+        eval_step=jax.jit(make_eval_step(partial(loss, z_loss=0.0))),
+        learning_rates=schedule,
+    )
+
+
+def _resolve(config: TrainConfig, tokenizer) -> TrainConfig:
+    """Fill in what the tokenizer and the precision policy decide."""
+    vocab_size = config.model.vocab_size or tokenizer.vocab_size
+    if tokenizer.vocab_size > vocab_size:
+        raise UserError(
+            f"tokenizer '{config.tokenizer}' has ids up to {tokenizer.vocab_size - 1}, beyond "
+            f"model.vocab_size={vocab_size}; set it to at least {tokenizer.vocab_size}"
+        )
+    precision = get_precision(config.precision)
+    model = dataclasses.replace(
+        config.model,
+        vocab_size=vocab_size,
+        param_dtype=precision.param_dtype,
+        dtype=precision.dtype,
+    )
+    return dataclasses.replace(config, model=model)
+
+
+def _learning_rates(config: TrainConfig) -> np.ndarray:
+    optim = config.optim
+    schedule = make_schedule(
+        optim.schedule,
+        peak=optim.learning_rate,
+        steps=config.steps,
+        warmup_steps=optim.warmup_steps,
+        final_fraction=optim.final_fraction,
+        decay_fraction=optim.decay_fraction,
+    )
+    return np.asarray(jax.jit(jax.vmap(schedule))(np.arange(config.steps)))

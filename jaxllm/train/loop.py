@@ -1,0 +1,119 @@
+"""The training loop."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxllm import compilation_cache
+from jaxllm.train.checkpoint import Checkpoints, check_room
+from jaxllm.train.config import TrainConfig, check_same_run, to_dict
+from jaxllm.train.evaluate import Evaluation, evaluate
+from jaxllm.train.interrupt import Interrupted, StopRequest
+from jaxllm.train.job import Job, prepare
+from jaxllm.train.load import TOKENIZER_FILE
+from jaxllm.train.log import MetricsLog, NonFiniteLoss
+from jaxllm.train.profiler import Profiler
+from jaxllm.train.state import TrainState
+from jaxllm.train.timing import Stopwatch, seconds_since_process_start
+from jaxllm.train.writers import Writers
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished run."""
+
+    job: Job
+    params: Any
+    evaluation: Evaluation  # of the last step
+    tokens_per_second: float  # over the steps alone; 0 if fewer than two were left to do
+    seconds_to_first_step: float  # from the start of the process to the end of its first step
+
+
+def train(config: TrainConfig, *, loss=None, optimizer=None) -> Trained:
+    """Train a model, or go on where the checkpoints in `config.out` end.
+
+    Args:
+      config: the run.
+      loss: replaces next-token cross-entropy; (params, batch, key) -> (mean, aux with token_count).
+      optimizer: any optax transformation, instead of the one that `config.optim` describes.
+
+    Raises:
+      UserError: bad input, before anything is compiled.
+      Interrupted: SIGTERM or Ctrl-C came; a checkpoint was saved.
+      NonFiniteLoss: names the step; the state from before it was saved.
+    """
+    compilation_cache.enable()
+    job = prepare(config, loss=loss, optimizer=optimizer)
+    config, out = job.config, Path(config.out)
+    check_room(out, job.shapes, copies=config.keep_last + config.keep_best + 1)
+    watch = Stopwatch(config.tokens_per_step)
+    seconds_to_first_step = 0.0
+
+    with (
+        jax.set_mesh(job.mesh),
+        Checkpoints(out / "checkpoints", keep_last=config.keep_last, keep_best=config.keep_best) as kept,
+    ):
+        job.corpus.tokenizer.save(out / TOKENIZER_FILE)
+        batches = job.batches()
+        state, start = start_or_resume(job, kept, batches)
+        with (
+            Writers(out, steps=config.steps, start=start, progress=config.progress,
+                    tensorboard=config.tensorboard) as writers,
+            Profiler(out / "profile", config.profile) as profiler,
+            StopRequest() as stop,
+        ):  # fmt: skip
+            log = MetricsLog(writers, watch, every=config.log_every, last=config.steps,
+                             learning_rates=job.learning_rates)  # fmt: skip
+
+            def save(step, position, heldout_loss=None):
+                kept.save(state, step=step, data=position, config=to_dict(config), heldout_loss=heldout_loss)
+
+            try:
+                for step in range(start + 1, config.steps + 1):
+                    position = batches.state()
+                    state, metrics = job.train_step(state, job.put(next(batches)))
+                    if step == start + 1:
+                        metrics["loss"].block_until_ready()
+                        seconds_to_first_step = seconds_since_process_start()
+                    log.push(step, position, metrics)
+                    profiler.step(metrics["loss"])
+
+                    stopping = stop.received(step)
+                    evaluating = step % config.eval_every == 0 or step == config.steps
+                    heldout_loss = None
+                    if evaluating and not stopping:
+                        log.flush()
+                        scores = evaluate(job, state.params, max_batches=config.eval_batches)
+                        heldout_loss = scores.loss
+                        writers.evaluated(step, scores)
+                    if stopping or step % config.save_every == 0 or step == config.steps:
+                        log.flush()
+                        save(step, batches.state(), heldout_loss)
+                    if stopping:
+                        kept.wait()
+                        raise Interrupted(stop.signum, f"stopped after step {step}; the state is saved "
+                                          f"in {kept.folder}: run the same command to go on")  # fmt: skip
+            except NonFiniteLoss as failure:
+                save(failure.updates, failure.position)
+                kept.wait()
+                raise
+        kept.wait()
+        evaluation = evaluate(job, state.params, max_batches=config.final_eval_batches)
+    return Trained(job, state.params, evaluation, watch.overall_tokens_per_second, seconds_to_first_step)
+
+
+def start_or_resume(job: Job, kept: Checkpoints, batches) -> tuple[TrainState, int]:
+    """Return the state to start from and the updates it holds; move `batches` to match.
+
+    Raises:
+      UserError: the newest checkpoint was written with another config.
+    """
+    step = kept.latest()
+    if step is None:
+        return job.init(jax.random.key(job.config.seed)), 0
+    check_same_run(kept.config(step), to_dict(job.config), str(kept.folder))
+    state, position = kept.restore(step, job.shapes)
+    batches.restore(position)
+    return state, step

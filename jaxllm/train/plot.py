@@ -1,0 +1,44 @@
+"""The curves of a run as a picture."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from jaxllm.train.writers import read_metrics
+
+
+def plot_curves(folder, *, baselines: Mapping[str, float] | None = None) -> Path:
+    """Draw loss, held-out bits per byte and learning rate of a run into FOLDER/curves.png.
+
+    Args:
+      folder: a run's `out`, with its metrics.jsonl.
+      baselines: name -> bits per byte, drawn as horizontal lines.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    rows = read_metrics(folder)
+    figure, axes = plt.subplots(1, 3, figsize=(13, 3.6), constrained_layout=True)
+
+    def draw(axis, name, title, **style):
+        points = [(row["step"], row[name]) for row in rows if name in row]
+        if points:
+            axis.plot(*zip(*points, strict=True), **style)
+        axis.set(xlabel="step", title=title)
+        axis.grid(alpha=0.3)
+
+    draw(axes[0], "loss", "loss (nats a token)", label="train", linewidth=0.8)
+    draw(axes[0], "heldout_loss", "loss (nats a token)", label="held out", marker="o")
+    axes[0].legend()
+    draw(axes[1], "heldout_bits_per_byte", "held-out bits per byte", label="model", marker="o")
+    for color, (name, value) in enumerate((baselines or {}).items(), 1):
+        axes[1].axhline(value, label=name, linestyle="--", color=f"C{color}")
+    axes[1].legend()
+    draw(axes[2], "learning_rate", "learning rate")
+    path = Path(folder) / "curves.png"
+    temporary = path.with_name(".curves.tmp.png")
+    figure.savefig(temporary, dpi=110)
+    plt.close(figure)
+    temporary.replace(path)
+    return path

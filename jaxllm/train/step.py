@@ -1,0 +1,87 @@
+"""One update of the parameters, and one evaluation, as pure functions to be jitted."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxllm.train.state import TrainState
+
+# loss(params, batch, key) -> (mean loss over the batch's counted tokens, {"token_count": ..., ...})
+LossFunction = Callable[[Any, Any, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
+
+
+def make_train_step(
+    loss: LossFunction, optimizer: optax.GradientTransformation, *, accumulate: int = 1
+):
+    """Return step(state, batch) -> (state, metrics); jit it with the state donated.
+
+    With `accumulate` > 1 the batch is cut into that many parts along its first axis and their
+    gradients are summed in float32, weighted by the tokens each counts: the result is the gradient
+    of the mean over the whole batch. Part a takes rows a, a+accumulate, ...: rows that a device
+    already holds.
+
+    A step whose loss or gradient is not finite changes nothing but `state.failed`, and neither does
+    any step after it: the state stays the one from before.
+
+    Args:
+      loss: (params, batch, key) -> (mean, aux with "token_count").
+      optimizer: the chain.
+      accumulate: parts a batch is cut into; must divide its first axis.
+
+    Returns:
+      metrics: loss, grad_norm, failed (scalars, float32 and bool) and token_count.
+    """
+
+    def gradients(params, batch, key):
+        (mean, aux), grads = jax.value_and_grad(loss, has_aux=True)(params, batch, key)
+        return mean, aux["token_count"], grads
+
+    def accumulated(params, batch, key):
+        parts = jax.tree.map(
+            lambda x: jnp.moveaxis(x.reshape(-1, accumulate, *x.shape[1:]), 1, 0), batch
+        )
+
+        def add(total, part_and_key):
+            mean, count, grads = gradients(params, *part_and_key)
+            grads = jax.tree.map(lambda g: g.astype(jnp.float32) * count, grads)
+            return jax.tree.map(jnp.add, total, (mean * count, count.astype(jnp.float32), grads)), None
+
+        zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)
+        start = (jnp.zeros(()), jnp.zeros(()), zeros)
+        (total, count, grads), _ = jax.lax.scan(add, start, (parts, jax.random.split(key, accumulate)))
+        scale = 1 / jnp.maximum(count, 1)
+        return total * scale, count, jax.tree.map(lambda g: g * scale, grads)
+
+    def step(state: TrainState, batch):
+        key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+        compute = gradients if accumulate == 1 else accumulated
+        mean, count, grads = compute(state.params, batch, key)
+        norm = optax.tree.norm(jax.tree.map(lambda g: g.astype(jnp.float32), grads))
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+
+        failed = state.failed | ~jnp.isfinite(mean) | ~jnp.isfinite(norm)
+        # The select is fused into the update, which reads the old values anyway.
+        params, opt_state, count_up = jax.tree.map(
+            lambda new, old: jnp.where(failed, old, new),
+            (params, opt_state, state.step + 1),
+            (state.params, state.opt_state, state.step),
+        )
+        state = TrainState(count_up, params, opt_state, state.key, failed)
+        return state, {"loss": mean, "grad_norm": norm, "failed": failed, "token_count": count}
+
+    return step
+
+
+def make_eval_step(loss: LossFunction):
+    """Return step(params, batch) -> (sum of the loss over counted tokens, their number), float32."""
+
+    def step(params, batch):
+        mean, aux = loss(params, batch, jax.random.key(0))
+        count = aux["token_count"].astype(jnp.float32)
+        return mean * count, count
+
+    return step

@@ -1,0 +1,96 @@
+"""Where the numbers of a run go: a progress bar, a JSONL file, TensorBoard."""
+
+import contextlib
+import json
+import os
+from pathlib import Path
+
+import jax
+from tqdm import tqdm
+
+from jaxllm.errors import UserError
+
+
+class Writers:
+    """The outputs of a run; with several processes only the first one writes.
+
+    metrics.jsonl holds one object a line: {"step": ..., name: number, ...}. When a run resumes, the
+    lines that its checkpoint does not know are dropped, so no step stands twice.
+    """
+
+    def __init__(self, folder, *, steps: int, start: int, progress: bool, tensorboard: bool):
+        self._active = jax.process_index() == 0
+        self._tensorboard = None
+        if not self._active:
+            return
+        folder = Path(folder)
+        path = folder / "metrics.jsonl"
+        _drop_lines_after(path, start)
+        self._file = path.open("a", encoding="utf-8")
+        self._bar = tqdm(
+            total=steps, initial=start, unit="step", disable=not progress, dynamic_ncols=True
+        )
+        if tensorboard:
+            self._tensorboard = _tensorboard_writer(folder / "tensorboard")
+
+    def advance(self, *, loss: float, tokens_per_second: float) -> None:
+        """Move the progress bar by one step."""
+        if self._active:
+            self._bar.set_postfix_str(f"loss {loss:.3f}, {tokens_per_second:,.0f} tokens/s", refresh=False)
+            self._bar.update()
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Record the numbers of a step."""
+        if not self._active:
+            return
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.flush()
+        if self._tensorboard:
+            for name, value in values.items():
+                self._tensorboard.add_scalar(name, value, step)
+
+    def evaluated(self, step: int, scores) -> None:
+        """Record an `Evaluation` and show it above the progress bar."""
+        self.write(step, {"heldout_loss": scores.loss, "heldout_bits_per_byte": scores.bits_per_byte})
+        if self._active:
+            self._bar.write(
+                f"step {step}: held-out loss {scores.loss:.4f}, {scores.bits_per_byte:.4f} bits per byte"
+            )
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        if self._active:
+            self._bar.close()
+            self._file.close()
+            with contextlib.suppress(AttributeError):
+                self._tensorboard.close()
+
+
+def read_metrics(folder) -> list[dict[str, float]]:
+    """Return the objects of a run's metrics.jsonl, in the order they were written."""
+    path = Path(folder) / "metrics.jsonl"
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]  # a killed run may cut a line
+
+
+def _drop_lines_after(path: Path, step: int) -> None:
+    if not path.exists():
+        return
+    kept = [row for row in read_metrics(path.parent) if row["step"] <= step]
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _tensorboard_writer(folder):
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError as error:
+        raise UserError(
+            "--tensorboard needs tensorboardX; pip install 'jaxllm[tensorboard]'"
+        ) from error
+    return SummaryWriter(str(folder))
