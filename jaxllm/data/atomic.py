@@ -5,7 +5,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from jaxllm.errors import UserError
@@ -15,11 +15,12 @@ _STALE_SECONDS = 24 * 3600
 
 
 @contextlib.contextmanager
-def new_folder(final: Path) -> Iterator[Path]:
+def new_folder(final: Path, is_whole: Callable[[Path], bool]) -> Iterator[Path]:
     """Yield an empty folder that becomes `final` if the block ends well, and vanishes if not.
 
     Several processes may fill the same `final` at once: the first to finish wins, and since the
-    name is a hash of the content the others' work is the same and is dropped.
+    name is a hash of the content the others' work is the same and is dropped. A `final` that
+    exists but is not whole, as `is_whole` says, is replaced.
 
     Raises:
       UserError: naming the folder, when the disk is full or the folder cannot be written.
@@ -34,8 +35,9 @@ def new_folder(final: Path) -> Iterator[Path]:
         try:
             os.replace(partial, final)
         except OSError:
-            if not final.is_dir():
-                raise
+            if not is_whole(final):
+                shutil.rmtree(final, ignore_errors=True)
+                os.replace(partial, final)
     except OSError as error:
         raise _cannot_write(final.parent, error) from error
     finally:
@@ -72,6 +74,6 @@ def _remove_stale(folder: Path) -> None:
 
 def _cannot_write(folder: Path, error: OSError) -> UserError:
     return UserError(
-        f"cannot write in the folder '{folder}' ({error.strerror or error}); free some space there, "
-        "or choose a folder that can be written (for the data cache: cache_dir)"
+        f"cannot write in the folder '{folder}' ({error.strerror or error}); free some space "
+        "there, or choose a folder that can be written (for the data cache: cache_dir)"
     )

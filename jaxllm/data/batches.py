@@ -60,13 +60,18 @@ def batches(
       >>> ids = np.array([1, 2, 3, 0, 4, 5, 0], np.uint16)  # Two documents; eos is 0.
       >>> tokens = Tokens(ids, starts=np.array([0, 4]), num_bytes=5)
       >>> it = batches(tokens, batch_size=1, seq_len=6, seed=0)
-      >>> {name: value[0].tolist() for name, value in next(it).items()}  # doctest: +NORMALIZE_WHITESPACE
-      {'tokens': [1, 2, 3, 0, 4, 5], 'targets': [2, 3, 0, 4, 5, 0],
-       'segment_ids': [0, 0, 0, 0, 1, 1], 'mask': [1.0, 1.0, 1.0, 0.0, 1.0, 1.0]}
+      >>> for name, value in next(it).items():
+      ...     print(f"{name:12}", value[0])
+      tokens       [1 2 3 0 4 5]
+      targets      [2 3 0 4 5 0]
+      segment_ids  [0 0 0 0 1 1]
+      mask         [1. 1. 1. 0. 1. 1.]
     """
     _check(tokens, batch_size, seq_len, process_index, process_count)
     if seed < 0 or (epochs is not None and epochs < 1):
-        raise UserError(f"seed={seed}, epochs={epochs}: expected seed >= 0 and epochs >= 1 (or None)")
+        raise UserError(
+            f"seed={seed}, epochs={epochs}: expected seed >= 0 and epochs >= 1 (or None)"
+        )
     num_windows = (len(tokens) - 1) // seq_len
     if epochs is not None and num_windows * epochs < batch_size:
         raise UserError(
@@ -127,7 +132,8 @@ class Batches:
             if state.get(name) != value:
                 raise UserError(
                     f"the saved place in the data has {name}={state.get(name)} but this run has "
-                    f"{name}={value}; resume with the same data settings, or start without the state"
+                    f"{name}={value}; resume with the same data settings, or start "
+                    "without the state"
                 )
         self.close()
         self._iterator = self._start(state["step"])
@@ -174,7 +180,7 @@ def _gather(tokens: Tokens, windows_B: np.ndarray, seq_len: int) -> Batch:
     first_B = windows_B.astype(np.int64)[:, None] * seq_len
     positions_BU = first_B + np.arange(seq_len + 1)  # U is T + 1: targets are shifted tokens.
     inside_BU = np.minimum(positions_BU, len(tokens) - 1)
-    ids_BU = tokens.ids[inside_BU].astype(np.int32)
+    ids_BU = np.asarray(tokens.ids)[inside_BU].astype(np.int32)  # A plain array, no memmap.
     segments_BU = _segments(tokens.starts, inside_BU)
     mask_BT = (segments_BU[:, 1:] == segments_BU[:, :-1]) & (positions_BU[:, 1:] < len(tokens))
     return {
@@ -199,11 +205,13 @@ def _segments(starts: np.ndarray, positions_BU: np.ndarray) -> np.ndarray:
 
 def _check(tokens, batch_size, seq_len, process_index, process_count) -> None:
     if batch_size < 1 or seq_len < 1:
-        raise UserError(f"batch_size={batch_size}, seq_len={seq_len}: expected both to be at least 1")
+        raise UserError(
+            f"batch_size={batch_size}, seq_len={seq_len}: expected both to be at least 1"
+        )
     if len(tokens) < seq_len + 1:
         raise UserError(
-            f"the data has {len(tokens)} tokens, shorter than one sequence of seq_len {seq_len} and "
-            "its next token; give more text or a smaller seq_len"
+            f"the data has {len(tokens)} tokens, shorter than one sequence of seq_len {seq_len} "
+            "and its next token; give more text or a smaller seq_len"
         )
     if not 0 <= process_index < process_count:
         raise UserError(

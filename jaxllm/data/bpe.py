@@ -21,7 +21,15 @@ MIN_SIZE = 257  # Every byte, and the end-of-text token.
 
 # What ends a document in published vocabularies, the first found wins. Names of turn ends
 # (<|eot_id|>, <|im_end|>) are left out on purpose: they end a chat message, not a document.
-_END_TOKENS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "<|end▁of▁sentence|>", "[SEP]")
+_END_TOKENS = (
+    END_OF_TEXT,
+    "<|end_of_text|>",
+    "</s>",
+    "<eos>",
+    "<|eos|>",
+    "<|end▁of▁sentence|>",
+    "[SEP]",
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -73,7 +73,7 @@ def prepare(
     folder = root / "tokens" / _key(opened.fingerprint, valid_fraction, tokenizer.fingerprint)
     splits = open_tokens(folder)
     if splits is None:
-        with new_folder(folder) as partial:
+        with new_folder(folder, is_whole=lambda made: open_tokens(made) is not None) as partial:
             write_tokens(reading.assigned("tokenise"), tokenizer, partial)
         splits = open_tokens(folder)
     _check_length(opened.name, splits, seq_len)
@@ -89,15 +89,25 @@ class _Reading:
 
     @functools.cached_property
     def split(self) -> Split:
-        return split_documents(self.source, self.valid_fraction)
+        pieces = self._watched(self.source.pieces(), "read", None)
+        return split_documents(pieces, self.source.name, self.valid_fraction)
 
     def assigned(self, task: str) -> Iterator[tuple[str, Piece]]:
-        """Yield (side, piece) for a whole pass, with a progress bar if it takes long."""
+        """Yield (side, piece) for a whole pass over the documents."""
+        pieces = self._watched(self.source.pieces(), task, self.split.num_bytes)
+        return assign(pieces, self.split)
+
+    def train_texts(self) -> Iterator[str]:
+        """Yield the pieces to train on."""
+        return (piece.text for side, piece in self.assigned("learn") if side == "train")
+
+    def _watched(self, pieces: Iterator[Piece], task: str, total: int | None) -> Iterator[Piece]:
+        """Yield the pieces, with a progress bar if it takes more than two seconds."""
         from tqdm import tqdm
 
         bar = tqdm(
             desc=f"{task} {self.source.name}",
-            total=self.split.num_bytes,
+            total=total,
             unit="B",
             unit_scale=True,
             delay=2,
@@ -105,21 +115,22 @@ class _Reading:
             disable=None,  # Silent where nobody watches: logs and tests.
         )
         with bar:
-            for side, piece in assign(self.source.pieces(), self.split):
-                yield side, piece
+            for piece in pieces:
+                yield piece
                 bar.update(len(piece.text.encode()))
-
-    def train_texts(self) -> Iterator[str]:
-        return (piece.text for side, piece in self.assigned("learn") if side == "train")
 
 
 def _trained_tokenizer(spec: str, reading: _Reading, root: Path) -> Tokenizer:
     key = _key(reading.source.fingerprint, reading.valid_fraction, spec)
     folder = root / "tokenizers" / key
-    if not (folder / "tokenizer.json").is_file():
-        with new_folder(folder) as partial:
+    if not _holds_tokenizer(folder):
+        with new_folder(folder, is_whole=_holds_tokenizer) as partial:
             load_tokenizer(spec, documents=reading.train_texts()).save(partial / "tokenizer.json")
     return load_tokenizer(folder)
+
+
+def _holds_tokenizer(folder: Path) -> bool:
+    return (folder / "tokenizer.json").is_file()
 
 
 def _key(*parts: object) -> str:
@@ -136,6 +147,6 @@ def _check_length(name: str, splits: dict[str, Tokens], seq_len: int) -> None:
         if len(tokens) < seq_len + 1:
             kind = "training" if side == "train" else "validation"
             raise UserError(
-                f"the {kind} part of '{name}' has {len(tokens)} tokens, shorter than one sequence of "
-                f"seq_len {seq_len} and its next token; give more text or a smaller seq_len"
+                f"the {kind} part of '{name}' has {len(tokens)} tokens, shorter than one sequence "
+                f"of seq_len {seq_len} and its next token; give more text or a smaller seq_len"
             )

@@ -14,7 +14,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -22,10 +21,10 @@ from typing import NamedTuple
 from jaxllm.data import embedded
 from jaxllm.errors import UserError, unknown
 
-_READ_BYTES = 1 << 20
+_READ_BYTES = 1 << 18  # Larger blocks leave holes in the heap that grow with the file.
 _PIECE_CHARS = 1 << 16
-# Plain-text dumps of many documents (TinyStories, say) put this between them.
-_SEPARATOR = re.compile(r"\n*<\|endoftext\|>\n*")
+# Plain-text dumps of many documents (TinyStories, say) put this, on its own line, between them.
+_SEPARATOR = "<|endoftext|>"
 _DEFAULT_COLUMN = "text"
 
 
@@ -108,7 +107,9 @@ def _hash_files(root: Path, files: list[Path], column: str) -> str:
             with open(file, "rb") as stream:
                 digest.update(hashlib.file_digest(stream, "sha256").digest())
         except OSError as error:
-            raise UserError(f"cannot read '{file}' ({error.strerror}); check its permissions") from error
+            raise UserError(
+                f"cannot read '{file}' ({error.strerror}); check its permissions"
+            ) from error
     return digest.hexdigest()
 
 
@@ -120,11 +121,13 @@ def _read_files(files: list[Path], column: str) -> Iterator[Piece]:
             yield from _documents(rows(file, column)) if rows else _read_text(file)
         except UnicodeDecodeError as error:
             raise UserError(
-                f"'{file}' is not UTF-8 text ({error.reason}, byte {error.object[error.start]:#04x}); "
-                "convert it, or give text, jsonl, csv or tsv"
+                f"'{file}' is not UTF-8 text ({error.reason}, byte {error.object[error.start]:#04x})"
+                "; convert it, or give text, jsonl, csv or tsv"
             ) from error
         except OSError as error:
-            raise UserError(f"cannot read '{file}' ({error.strerror}); check its permissions") from error
+            raise UserError(
+                f"cannot read '{file}' ({error.strerror}); check its permissions"
+            ) from error
 
 
 def _read_sotu() -> Iterator[Piece]:
@@ -167,9 +170,9 @@ def _read_text(file: Path) -> Iterator[Piece]:
     separated = False  # A separator came before it, so newlines at its start belong to that.
     with open(file, "rb") as stream:
         while block := stream.read(_READ_BYTES):
-            *ended, rest = _SEPARATOR.split(pending + decoder.decode(block))
+            *ended, rest = (pending + decoder.decode(block)).split(_SEPARATOR)
             for text in ended:
-                yield from _last_piece(text, begun, separated)
+                yield from _last_piece(text.rstrip("\n"), begun, separated)
                 begun, separated = False, True
             # What stays pending is long enough that a separator across blocks is never cut.
             *pieces, pending = _cut(rest, keep=_PIECE_CHARS)
@@ -200,7 +203,8 @@ def _jsonl(file: Path, column: str) -> Iterator[str]:
                 row = json.loads(line)
             except json.JSONDecodeError as error:
                 raise UserError(
-                    f"line {number} of '{file}' is not JSON ({error.msg}); expected one object a line"
+                    f"line {number} of '{file}' is not JSON ({error.msg}); expected one "
+                    "object a line"
                 ) from error
             if not isinstance(row, dict):
                 raise UserError(

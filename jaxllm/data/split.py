@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from jaxllm.data.sources import Piece, Source
+from jaxllm.data.sources import Piece
 from jaxllm.errors import UserError
 
 
@@ -26,20 +26,20 @@ class Split:
     num_bytes: int
 
 
-def split_documents(source: Source, valid_fraction: float) -> Split:
-    """Read the source once and choose about `valid_fraction` of its bytes for validation.
+def split_documents(pieces: Iterable[Piece], name: str, valid_fraction: float) -> Split:
+    """Read all the text once and choose about `valid_fraction` of its bytes for validation.
 
     Documents are taken in the order of a hash of their text, so the choice depends neither on
     their order nor on their names, and copies of a document fall on the same side. Both sides
     get at least one. A corpus of a single document is cut by position instead: its first
-    1 - valid_fraction characters train, as in nanoGPT.
+    1 - valid_fraction characters train, as in nanoGPT. `name` is for messages.
 
     Raises:
       UserError: if there is no text, or all the documents are the same.
     """
     hashes, sizes = array("Q"), array("q")
     digest, num_bytes, num_chars = hashlib.blake2b(digest_size=8), 0, 0
-    for text, ends_document in source.pieces():
+    for text, ends_document in pieces:
         encoded = text.encode()
         digest.update(encoded)
         num_bytes += len(encoded)
@@ -50,14 +50,14 @@ def split_documents(source: Source, valid_fraction: float) -> Split:
             digest, num_bytes = hashlib.blake2b(digest_size=8), 0
     total = sum(sizes)
     if not hashes:
-        raise UserError(f"the data '{source.name}' is empty: it holds only blank text; add some")
+        raise UserError(f"the data '{name}' is empty: it holds only blank text; add some")
     if len(hashes) == 1:
         cut = int(num_chars * (1 - valid_fraction))
         return Split(np.zeros(1, bool), cut, total)
     groups, group_of = np.unique(np.array(hashes, np.uint64), return_inverse=True)
     if len(groups) == 1:
         raise UserError(
-            f"all {len(hashes)} documents of '{source.name}' are the same, so none can be kept for "
+            f"all {len(hashes)} documents of '{name}' are the same, so none can be kept for "
             "validation; give at least two different ones"
         )
     group_bytes = np.bincount(group_of, weights=np.array(sizes))

@@ -72,21 +72,29 @@ def _builder(tfds, spec: str, name: str):
         builder = tfds.builder(name, file_format="array_record")
     except tfds.core.DatasetNotFoundError as error:
         # The library's own message lists hundreds of names.
-        close = difflib.get_close_matches(name, tfds.list_builders(), n=1)
+        known = tfds.list_builders(with_community_datasets=False)  # Those need TensorFlow.
+        close = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean 'tfds:{close[0]}'?" if close else "see tfds.list_builders()"
         raise UserError(f"TensorFlow Datasets has no dataset '{name}'; {hint}") from error
     except (ImportError, ValueError, AssertionError) as error:
-        raise UserError(f"cannot open '{spec}' without TensorFlow ({error}); try another") from error
+        raise UserError(
+            f"cannot open '{spec}' without TensorFlow ({_reason(error)}); expected "
+            "tfds:NAME or tfds:NAME:SPLIT, with a dataset that TFDS reads without TensorFlow"
+        ) from error
     if not builder.is_prepared():
         try:
             builder.download_and_prepare(file_format="array_record")
         except Exception as error:  # Anything from a refused connection to a missing parser.
-            reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
             raise UserError(
-                f"cannot download '{spec}' ({reason}); prepare it on a machine with a network and "
-                f"copy it to '{os.fspath(builder.data_dir)}'"
+                f"cannot download '{spec}' ({_reason(error)}); prepare it on a machine with a "
+                f"network and copy it to '{os.fspath(builder.data_dir)}'"
             ) from error
     return builder
+
+
+def _reason(error: Exception) -> str:
+    """Return the first line of what went wrong: some of TFDS's messages run to a page."""
+    return str(error).partition("\n")[0][:200] or type(error).__name__
 
 
 def _hash(full_name: str, split: str, feature: str, files: list) -> str:

@@ -46,9 +46,7 @@ def is_trained(spec: str) -> bool:
     return spec == "char" or spec.startswith("bpe:")
 
 
-def load_tokenizer(
-    spec: str | os.PathLike, *, documents: Iterable[str] | None = None
-) -> Tokenizer:
+def load_tokenizer(spec: str | os.PathLike, *, documents: Iterable[str] | None = None) -> Tokenizer:
     """Return the tokenizer that `spec` names.
 
     Args:
@@ -76,8 +74,10 @@ def load_tokenizer(
         size = _bpe_size(spec) if spec != "char" else None
         if documents is None:
             raise UserError(
-                f"the tokenizer '{spec}' is trained on text: pass documents=, an iterable of strings"
+                f"the tokenizer '{spec}' is trained on text: pass documents=, an iterable "
+                "of strings"
             )
+        documents = [documents] if isinstance(documents, str) else documents
         return CharTokenizer.train(documents) if size is None else bpe.train(documents, size)
     path = Path(spec)
     if path.is_dir():

@@ -1,7 +1,5 @@
 """The attention block: projections, rotary, attention over the text or a cache, output."""
 
-import math
-
 import jax
 import jax.numpy as jnp
 from jaxllm_kernels import attention as kernel
@@ -86,7 +84,6 @@ def _explicit(query, key, value, tap: Tap, *, scale, sink, **visibility) -> jax.
     """Attend with scores and probabilities in memory, so that they can be seen and edited."""
     scores_BHTS = tap("attn_scores", kernel.attention_scores(query, key, scale))
     allowed = kernel.visible(query.shape[1], key.shape[1], **visibility)
-    if not isinstance(sink, jax.Array):
-        sink = None if sink == -math.inf else jnp.full(query.shape[2], sink, jnp.float32)
-    probs_BHTS = tap("attn_probs", kernel.attention_probs(scores_BHTS, allowed, sink))
+    sink_H = kernel.sink_logits(sink, query.shape[2])
+    probs_BHTS = tap("attn_probs", kernel.attention_probs(scores_BHTS, allowed, sink_H))
     return kernel.mix(probs_BHTS, value, query.dtype)

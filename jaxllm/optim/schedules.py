@@ -4,7 +4,7 @@ from typing import Literal, get_args
 
 import optax
 
-from jaxllm.errors import UserError, unknown
+from jaxllm.errors import unknown
 
 ScheduleName = Literal["cosine", "wsd", "linear", "constant"]
 
@@ -21,7 +21,7 @@ def make_schedule(
     """Return a function from the step to the learning rate.
 
     The warm-up rises linearly and reaches `peak` at step `warmup_steps`; its first step is not 0,
-    so no step is wasted. The last step before `steps` is the end of the decay.
+    so no step is wasted; a run shorter than its warm-up ends within it.
 
     Args:
       name: "cosine"; "wsd" (warm-up, stable, then a linear decay over the last `decay_fraction` of
@@ -33,7 +33,7 @@ def make_schedule(
       decay_fraction: for "wsd", how much of the run decays.
 
     Raises:
-      UserError: an unknown name, or a warm-up as long as the run.
+      UserError: an unknown name.
 
     Examples:
       >>> schedule = make_schedule("wsd", peak=1.0, steps=100, warmup_steps=10, final_fraction=0.0)
@@ -42,11 +42,6 @@ def make_schedule(
     """
     if name not in get_args(ScheduleName):
         raise unknown("schedule", name, get_args(ScheduleName))
-    if warmup_steps >= steps and warmup_steps > 0:
-        raise UserError(
-            f"optim.warmup_steps is {warmup_steps} but the run has {steps} steps; "
-            "give more steps or a shorter warm-up"
-        )
     rest, final = max(1, steps - warmup_steps), peak * final_fraction
     if name == "cosine":
         after = optax.cosine_decay_schedule(peak, rest, alpha=final_fraction)

@@ -1,6 +1,7 @@
 """Checkpoints of a run: state, position in the data and config, written in the background."""
 
 import dataclasses
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,7 @@ class Checkpoints:
         self.folder = Path(folder).absolute()
         keep = [policies.LatestN(keep_last)]
         if keep_best:
-            keep.append(policies.BestN(get_metric_fn=lambda m: -m["heldout_loss"], n=keep_best,
-                                       keep_checkpoints_without_metrics=False))  # fmt: skip
+            keep.append(policies.BestN(get_metric_fn=lambda m: -m["heldout_loss"], n=keep_best))
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policies.AnyPreservationPolicy(keep),
             best_fn=lambda metrics: metrics["heldout_loss"],
@@ -52,7 +52,7 @@ class Checkpoints:
         step: int,
         data: dict[str, Any],
         config: dict[str, Any],
-        heldout_loss: float | None = None,
+        heldout_loss: float = math.inf,
     ) -> None:
         """Start writing a checkpoint, unless this step has one.
 
@@ -61,7 +61,7 @@ class Checkpoints:
           step: updates applied so far, equal to `state.step` without waiting for the device.
           data: where the data iterator stands.
           config: the run's config as plain values.
-          heldout_loss: ranks the checkpoint for `best`.
+          heldout_loss: ranks the checkpoint for `best`; infinite if it was not measured.
         """
         if step in self._manager.all_steps():
             return
@@ -73,7 +73,7 @@ class Checkpoints:
                     data=ocp_args.JsonSave(data),
                     config=ocp_args.JsonSave(config),
                 ),
-                metrics=None if heldout_loss is None else {"heldout_loss": float(heldout_loss)},
+                metrics={"heldout_loss": float(heldout_loss)},
             )
 
     def config(self, step: int) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Everything a run needs, built and checked before the first step."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -38,7 +38,7 @@ class Job:
         """The model being trained."""
         return self.config.model
 
-    def batches(self) -> Iterator[dict[str, np.ndarray]]:
+    def batches(self) -> data.Batches:
         """Return this process's part of the endless training batches."""
         return data.batches(
             self.corpus.train,
@@ -84,6 +84,7 @@ def prepare(
     *,
     loss: LossFunction | None = None,
     optimizer: optax.GradientTransformation | None = None,
+    devices: Sequence[jax.Device] | None = None,
 ) -> Job:
     """Read the data, resolve the config and build the step functions.
 
@@ -91,11 +92,12 @@ def prepare(
       config: the run.
       loss: replaces next-token cross-entropy; (params, batch, key) -> (mean, aux).
       optimizer: replaces the chain that `config.optim` describes.
+      devices: which to use; None is all.
 
     Raises:
       UserError: the data, the model and the devices do not fit together.
     """
-    mesh = parallel.make_mesh(config.mesh)
+    mesh = parallel.make_mesh(config.mesh, devices)
     ways = mesh.shape["data"] * mesh.shape["fsdp"]
     if config.batch_size % (ways * config.accumulate):
         raise UserError(

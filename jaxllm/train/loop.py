@@ -1,5 +1,6 @@
 """The training loop."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,13 +32,14 @@ class Trained:
     seconds_to_first_step: float  # from the start of the process to the end of its first step
 
 
-def train(config: TrainConfig, *, loss=None, optimizer=None) -> Trained:
+def train(config: TrainConfig, *, loss=None, optimizer=None, devices=None) -> Trained:
     """Train a model, or go on where the checkpoints in `config.out` end.
 
     Args:
       config: the run.
       loss: replaces next-token cross-entropy; (params, batch, key) -> (mean, aux with token_count).
       optimizer: any optax transformation, instead of the one that `config.optim` describes.
+      devices: which to train on; None is all.
 
     Raises:
       UserError: bad input, before anything is compiled.
@@ -45,7 +47,7 @@ def train(config: TrainConfig, *, loss=None, optimizer=None) -> Trained:
       NonFiniteLoss: names the step; the state from before it was saved.
     """
     compilation_cache.enable()
-    job = prepare(config, loss=loss, optimizer=optimizer)
+    job = prepare(config, loss=loss, optimizer=optimizer, devices=devices)
     config, out = job.config, Path(config.out)
     check_room(out, job.shapes, copies=config.keep_last + config.keep_best + 1)
     watch = Stopwatch(config.tokens_per_step)
@@ -67,7 +69,7 @@ def train(config: TrainConfig, *, loss=None, optimizer=None) -> Trained:
             log = MetricsLog(writers, watch, every=config.log_every, last=config.steps,
                              learning_rates=job.learning_rates)  # fmt: skip
 
-            def save(step, position, heldout_loss=None):
+            def save(step, position, heldout_loss=math.inf):
                 kept.save(state, step=step, data=position, config=to_dict(config), heldout_loss=heldout_loss)
 
             try:
@@ -82,7 +84,7 @@ def train(config: TrainConfig, *, loss=None, optimizer=None) -> Trained:
 
                     stopping = stop.received(step)
                     evaluating = step % config.eval_every == 0 or step == config.steps
-                    heldout_loss = None
+                    heldout_loss = math.inf
                     if evaluating and not stopping:
                         log.flush()
                         scores = evaluate(job, state.params, max_batches=config.eval_batches)

@@ -2,6 +2,7 @@
 
 from jaxllm_kernels.attention.api import IMPLEMENTATIONS as IMPLEMENTATIONS
 from jaxllm_kernels.attention.api import attention as attention
+from jaxllm_kernels.attention.api import sink_logits as sink_logits
 from jaxllm_kernels.attention.reference import attention_probs as attention_probs
 from jaxllm_kernels.attention.reference import attention_scores as attention_scores
 from jaxllm_kernels.attention.reference import mix as mix

@@ -1,9 +1,11 @@
 """Scaled dot-product attention, with the implementation chosen for the backend in one place."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 
-from jaxllm_kernels.attention import reference
+from jaxllm_kernels.attention import reference, xla
 
 IMPLEMENTATIONS = ("reference", "xla")
 
@@ -35,27 +37,73 @@ def attention(
         step passes causal=False and this.
       sink: logit of one more key whose value is zero: None (or -inf) is softmax, 0 is softmax-1,
         [H] is learned. Rows that see nothing give 0 and a zero gradient.
-      implementation: one of IMPLEMENTATIONS, or None for the fastest on the backend.
+      implementation: "reference" (differentiable any number of times), "xla" (differentiable once,
+        keeps no probabilities for the backward pass), or None for the best there is: "xla".
 
     Raises:
       ValueError: shapes that do not fit, or an unknown implementation.
     """
+    _check(query_BTHK, key_BSGK, value_BSGK, segment_ids_BT, mask_BTS, implementation)
     H, K = query_BTHK.shape[2:]
-    if implementation not in (None, *IMPLEMENTATIONS):
-        raise ValueError(f"implementation '{implementation}' is not one of {IMPLEMENTATIONS}")
     if scale is None:
         scale = K**-0.5
-    if sink is not None and not isinstance(sink, jax.Array):
-        sink = None if sink == -jnp.inf else jnp.full(H, sink, jnp.float32)
-    run = reference.attention
-    return run(
+    sink_H = sink_logits(sink, H)
+    if implementation == "reference":
+        return reference.attention(
+            query_BTHK,
+            key_BSGK,
+            value_BSGK,
+            scale=scale,
+            causal=causal,
+            window=window,
+            segment_ids_BT=segment_ids_BT,
+            mask_BTS=mask_BTS,
+            sink_H=sink_H,
+        )
+    return xla.attention(
         query_BTHK,
         key_BSGK,
         value_BSGK,
-        scale=scale,
-        causal=causal,
-        window=window,
-        segment_ids_BT=segment_ids_BT,
-        mask_BTS=mask_BTS,
-        sink_H=sink,
+        sink_H,
+        segment_ids_BT,
+        mask_BTS,
+        scale,
+        causal,
+        window,
+        _query_blocks(query_BTHK.shape[1]) if causal or window else 1,
     )
+
+
+def sink_logits(sink: float | jax.Array | None, num_heads: int) -> jax.Array | None:
+    """Return one sink logit a head, [H], or None where a sink would have no weight."""
+    if sink is None or (isinstance(sink, float | int) and sink == -math.inf):
+        return None
+    wide = jnp.promote_types(jnp.result_type(sink), jnp.float32)
+    return jnp.broadcast_to(jnp.asarray(sink, wide), (num_heads,))
+
+
+def _query_blocks(T: int) -> int:
+    """Return how many blocks of queries to take. Four compute 5/8 of the square; a block of fewer
+    than 64 rows costs more in small matmuls than it saves."""
+    return min(max(T // 64, 1), 4)
+
+
+def _check(query_BTHK, key_BSGK, value_BSGK, segment_ids_BT, mask_BTS, implementation):
+    if implementation not in (None, *IMPLEMENTATIONS):
+        raise ValueError(f"implementation '{implementation}' is not one of {IMPLEMENTATIONS}")
+    B, T, H, K = query_BTHK.shape
+    S, G = key_BSGK.shape[1:3]
+    if H % G or key_BSGK.shape != (B, S, G, K) or value_BSGK.shape != key_BSGK.shape:
+        raise ValueError(
+            f"query {query_BTHK.shape}, key {key_BSGK.shape} and value {value_BSGK.shape} are not "
+            "[B, T, H, K], [B, S, G, K] and [B, S, G, K] with G dividing H"
+        )
+    if segment_ids_BT is not None and not (T == S and segment_ids_BT.shape == (B, T)):
+        raise ValueError(f"segment_ids {segment_ids_BT.shape} are not [B, T] = {(B, T)} with T == S")
+    if mask_BTS is not None and not (
+        mask_BTS.ndim == 3
+        and mask_BTS.shape[0] in (1, B)
+        and mask_BTS.shape[1] in (1, T)
+        and mask_BTS.shape[2] == S
+    ):
+        raise ValueError(f"mask {mask_BTS.shape} is not [B or 1, T or 1, S] for B, T, S = {(B, T, S)}")

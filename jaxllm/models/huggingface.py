@@ -1,0 +1,194 @@
+"""Hugging Face checkpoints as our parameters and back: names, layouts and config.json.
+
+One table a family says where each tensor lives; both directions read it. Tensors are numpy arrays;
+reading and writing files is somebody else's business.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxllm.errors import UserError, unknown
+from jaxllm.models.config import ModelConfig
+from jaxllm.models.parameters import declare
+
+
+class Tensor(NamedTuple):
+    """Where one of our parameters is found in a state dict."""
+
+    name: str  # "{layer}" stands for the number of the layer
+    output_first: bool = False  # torch.nn.Linear stores [out, in]; GPT-2's Conv1D stores [in, out]
+    part: int | None = None  # which of query, key, value in a fused projection
+
+
+_GPT2 = {
+    "embed/tokens": Tensor("transformer.wte.weight"),
+    "embed/positions": Tensor("transformer.wpe.weight"),
+    "layers/attn_norm/scale": Tensor("transformer.h.{layer}.ln_1.weight"),
+    "layers/attn_norm/bias": Tensor("transformer.h.{layer}.ln_1.bias"),
+    "layers/attn/query": Tensor("transformer.h.{layer}.attn.c_attn.weight", part=0),
+    "layers/attn/key": Tensor("transformer.h.{layer}.attn.c_attn.weight", part=1),
+    "layers/attn/value": Tensor("transformer.h.{layer}.attn.c_attn.weight", part=2),
+    "layers/attn/query_bias": Tensor("transformer.h.{layer}.attn.c_attn.bias", part=0),
+    "layers/attn/key_bias": Tensor("transformer.h.{layer}.attn.c_attn.bias", part=1),
+    "layers/attn/value_bias": Tensor("transformer.h.{layer}.attn.c_attn.bias", part=2),
+    "layers/attn/out": Tensor("transformer.h.{layer}.attn.c_proj.weight"),
+    "layers/attn/out_bias": Tensor("transformer.h.{layer}.attn.c_proj.bias"),
+    "layers/mlp_norm/scale": Tensor("transformer.h.{layer}.ln_2.weight"),
+    "layers/mlp_norm/bias": Tensor("transformer.h.{layer}.ln_2.bias"),
+    "layers/mlp/in": Tensor("transformer.h.{layer}.mlp.c_fc.weight"),
+    "layers/mlp/in_bias": Tensor("transformer.h.{layer}.mlp.c_fc.bias"),
+    "layers/mlp/out": Tensor("transformer.h.{layer}.mlp.c_proj.weight"),
+    "layers/mlp/out_bias": Tensor("transformer.h.{layer}.mlp.c_proj.bias"),
+    "final_norm/scale": Tensor("transformer.ln_f.weight"),
+    "final_norm/bias": Tensor("transformer.ln_f.bias"),
+    "head/kernel": Tensor("lm_head.weight", output_first=True),
+}
+_NEO_ATTENTION = "transformer.h.{layer}.attn.attention."
+_GPT_NEO = _GPT2 | {
+    "layers/attn/query": Tensor(_NEO_ATTENTION + "q_proj.weight", output_first=True),
+    "layers/attn/key": Tensor(_NEO_ATTENTION + "k_proj.weight", output_first=True),
+    "layers/attn/value": Tensor(_NEO_ATTENTION + "v_proj.weight", output_first=True),
+    "layers/attn/out": Tensor(_NEO_ATTENTION + "out_proj.weight", output_first=True),
+    "layers/attn/out_bias": Tensor(_NEO_ATTENTION + "out_proj.bias"),
+    "layers/mlp/in": Tensor("transformer.h.{layer}.mlp.c_fc.weight", output_first=True),
+    "layers/mlp/out": Tensor("transformer.h.{layer}.mlp.c_proj.weight", output_first=True),
+}
+_LLAMA = {
+    "embed/tokens": Tensor("model.embed_tokens.weight"),
+    "layers/attn_norm/scale": Tensor("model.layers.{layer}.input_layernorm.weight"),
+    "layers/attn/query": Tensor("model.layers.{layer}.self_attn.q_proj.weight", True),
+    "layers/attn/key": Tensor("model.layers.{layer}.self_attn.k_proj.weight", True),
+    "layers/attn/value": Tensor("model.layers.{layer}.self_attn.v_proj.weight", True),
+    "layers/attn/query_bias": Tensor("model.layers.{layer}.self_attn.q_proj.bias"),
+    "layers/attn/key_bias": Tensor("model.layers.{layer}.self_attn.k_proj.bias"),
+    "layers/attn/value_bias": Tensor("model.layers.{layer}.self_attn.v_proj.bias"),
+    "layers/attn/out": Tensor("model.layers.{layer}.self_attn.o_proj.weight", True),
+    "layers/attn/out_bias": Tensor("model.layers.{layer}.self_attn.o_proj.bias"),
+    "layers/mlp_norm/scale": Tensor("model.layers.{layer}.post_attention_layernorm.weight"),
+    "layers/mlp/in": Tensor("model.layers.{layer}.mlp.up_proj.weight", True),
+    "layers/mlp/in_bias": Tensor("model.layers.{layer}.mlp.up_proj.bias"),
+    "layers/mlp/gate": Tensor("model.layers.{layer}.mlp.gate_proj.weight", True),
+    "layers/mlp/gate_bias": Tensor("model.layers.{layer}.mlp.gate_proj.bias"),
+    "layers/mlp/out": Tensor("model.layers.{layer}.mlp.down_proj.weight", True),
+    "layers/mlp/out_bias": Tensor("model.layers.{layer}.mlp.down_proj.bias"),
+    "final_norm/scale": Tensor("model.norm.weight"),
+    "head/kernel": Tensor("lm_head.weight", output_first=True),
+}
+FAMILIES: dict[str, dict[str, Tensor]] = {"gpt2": _GPT2, "gpt_neo": _GPT_NEO, "llama": _LLAMA}
+
+
+def params_from_state_dict(
+    config: ModelConfig, family: str, state_dict: Mapping[str, np.ndarray]
+) -> dict:
+    """Return our parameters, numpy arrays in `config.param_dtype`.
+
+    Args:
+      family: one of FAMILIES, the `model_type` of a config.json.
+      state_dict: tensors by Hugging Face name, with or without the leading "transformer." or
+        "model."; ones we have no use for (attention mask buffers) are left alone.
+
+    Raises:
+      UserError: a tensor is missing or has the wrong shape.
+    """
+    table = _table(family)
+
+    def read(path: str, shape: tuple[int, ...]) -> np.ndarray:
+        if path not in table:
+            raise UserError(f"family '{family}' has no place for parameter {path}")
+        tensor = table[path]
+        if not path.startswith("layers/"):
+            return _from_theirs(_find(state_dict, tensor.name), tensor, shape, path)
+        layers = [
+            _from_theirs(_find(state_dict, tensor.name.format(layer=i)), tensor, shape[1:], path)
+            for i in range(shape[0])
+        ]
+        return np.stack(layers)
+
+    flat = {path: read(path, entry.shape) for path, entry in _flat(declare(config)).items()}
+    dtype = jnp.dtype(config.param_dtype)
+    return _nested({path: array.astype(dtype) for path, array in flat.items()})
+
+
+def state_dict_from_params(config: ModelConfig, family: str, params: dict) -> dict[str, np.ndarray]:
+    """Return the Hugging Face state dict of our parameters; the inverse of `params_from_state_dict`.
+
+    Raises:
+      UserError: a parameter the family has no place for, such as a learned sink.
+    """
+    table = _table(family)
+    state_dict: dict[str, np.ndarray] = {}
+    fused: dict[str, dict[int, np.ndarray]] = {}
+    for path, array in _flat(params).items():
+        if path not in table:
+            raise UserError(f"family '{family}' has no place for parameter {path}")
+        tensor, array = table[path], np.asarray(array)
+        stacked = path.startswith("layers/")
+        for layer, one in enumerate(array if stacked else [array]):
+            name = tensor.name.format(layer=layer)
+            theirs = _to_theirs(one, tensor, path)
+            if tensor.part is None:
+                state_dict[name] = theirs
+            else:
+                fused.setdefault(name, {})[tensor.part] = theirs
+    for name, parts in fused.items():
+        state_dict[name] = np.concatenate([parts[part] for part in sorted(parts)], axis=-1)
+    if config.tie_embeddings:
+        state_dict["lm_head.weight"] = state_dict[table["embed/tokens"].name]
+    return state_dict
+
+
+def _find(state_dict: Mapping[str, np.ndarray], name: str) -> np.ndarray:
+    # The base models (GPT2Model, LlamaModel) save without the wrapper's prefix.
+    for candidate in (name, name.split(".", 1)[1]):
+        if candidate in state_dict:
+            return np.asarray(state_dict[candidate])
+    raise UserError(f"the checkpoint has no tensor '{name}'")
+
+
+def _from_theirs(array, tensor: Tensor, shape: tuple[int, ...], path: str) -> np.ndarray:
+    if tensor.part is not None:
+        array = np.split(array, 3, axis=-1)[tensor.part]
+    if tensor.output_first:
+        array = array.T
+    if array.size != np.prod(shape, dtype=int):
+        raise UserError(f"'{tensor.name}' has shape {array.shape}, which does not fit {path} {shape}")
+    return array.reshape(shape)
+
+
+def _to_theirs(array: np.ndarray, tensor: Tensor, path: str) -> np.ndarray:
+    """Merge heads and head_dim, which we keep apart, and transpose to their layout."""
+    if path in ("layers/attn/query", "layers/attn/key", "layers/attn/value"):
+        array = array.reshape(array.shape[0], -1)
+    elif path == "layers/attn/out":
+        array = array.reshape(-1, array.shape[-1])
+    elif path.startswith("layers/attn/"):
+        array = array.reshape(-1)
+    return array.T if tensor.output_first else array
+
+
+def _table(family: str) -> dict[str, Tensor]:
+    if family not in FAMILIES:
+        raise unknown("model family", family, FAMILIES)
+    return FAMILIES[family]
+
+
+def _flat(tree: dict, prefix: str = "") -> dict:
+    flat = {}
+    for name, value in tree.items():
+        path = f"{prefix}/{name}" if prefix else name
+        flat |= _flat(value, path) if isinstance(value, dict) else {path: value}
+    return flat
+
+
+def _nested(flat: dict) -> dict:
+    tree: dict = {}
+    for path, value in flat.items():
+        *parents, name = path.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[name] = value
+    return tree

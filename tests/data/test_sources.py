@@ -1,0 +1,181 @@
+import csv
+import json
+import random
+
+import pytest
+
+from jaxllm.data import load_tokenizer, sources
+from jaxllm.data.sources import open_source
+from jaxllm.errors import UserError
+
+
+def documents(source) -> list[str]:
+    """Put the pieces of each document together."""
+    texts, parts = [], []
+    for text, ends_document in source.pieces():
+        parts.append(text)
+        if ends_document:
+            texts.append("".join(parts))
+            parts = []
+    assert not parts, "the last document does not end"
+    return texts
+
+
+def prose(seed: int, num_chars: int) -> str:
+    """Return words, runs of spaces, newlines and punctuation, with two- and three-byte letters."""
+    rng = random.Random(seed)
+    words = [
+        "the",
+        "Congress,",
+        "of",
+        "1862",
+        "été",
+        "don't",
+        "世界",
+        "--",
+        "(x)",
+        "\n\n",
+        "  ",
+        "\t.",
+    ]
+    text = ""
+    while len(text) < num_chars:
+        text += " ".join(rng.choices(words, k=1000))
+    return text[:num_chars]
+
+
+def test_sotu_is_embedded():
+    assert len(documents(open_source("sotu"))) == 233
+
+
+@pytest.mark.smoke
+def test_a_long_file_comes_in_pieces_that_put_together_are_the_file(tmp_path):
+    text = prose(0, 400_000)
+    (tmp_path / "a.txt").write_text(text)
+    pieces = list(open_source(tmp_path / "a.txt").pieces())
+    assert "".join(piece.text for piece in pieces) == text
+    assert max(len(piece.text) for piece in pieces) <= 2 * sources._PIECE_CHARS
+    assert [piece.ends_document for piece in pieces] == [False] * (len(pieces) - 1) + [True]
+
+
+@pytest.mark.parametrize("spec", ["gpt2", "bytes", "bpe:300"])
+def test_ids_do_not_depend_on_where_a_text_is_cut(spec, monkeypatch):
+    text = prose(1, 30_000)
+    tokenizer = load_tokenizer(spec, documents=[text])
+    whole = tokenizer.encode(text).tolist()
+    monkeypatch.setattr(sources, "_PIECE_CHARS", 200)
+    pieces = list(sources._cut(text, keep=0))
+    assert len(pieces) > 100
+    assert [i for ids in tokenizer.encode_batch(pieces) for i in ids.tolist()] == whole
+
+
+@pytest.mark.parametrize("block", [1, 7, 1 << 20])
+def test_end_of_text_marks_separate_the_documents_of_a_file(block, tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "_READ_BYTES", block)
+    monkeypatch.setattr(sources, "_PIECE_CHARS", 40)
+    stories = ["\nOnce upon a time. " * 12, "The é end.", "x" * 300]
+    text = (
+        "\n<|endoftext|>\n\n".join([stories[0], stories[1], "  ", stories[2]]) + "\n<|endoftext|>\n"
+    )
+    (tmp_path / "a.txt").write_text(text)
+    assert documents(open_source(tmp_path / "a.txt")) == stories
+
+
+def test_a_byte_order_mark_is_not_text(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfhello")
+    assert documents(open_source(tmp_path / "a.txt")) == ["hello"]
+
+
+def test_a_folder_is_read_in_order_by_suffix_without_hidden_files(tmp_path):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "b.txt").write_text("second")
+    (tmp_path / "a.jsonl").write_text('{"text": "first"}\n')
+    (tmp_path / "z.md").write_text("third")
+    (tmp_path / ".hidden").write_text("no")
+    (tmp_path / "blank.txt").write_text(" \n")
+    assert documents(open_source(tmp_path)) == ["first", "second", "third"]
+
+
+ROWS = [
+    "plain",
+    'with "quotes", commas\nand a newline',
+    "tab\there",
+    "é世\U0001f600",
+    "x" * 200_000,
+]
+
+
+def write_rows(path, column):
+    if path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps({"id": 1, column: row}) + "\n" for row in ROWS))
+        return
+    with open(path, "w", newline="") as stream:
+        writer = csv.writer(stream, delimiter="\t" if path.suffix == ".tsv" else ",")
+        writer.writerow(["id", column])
+        writer.writerows([i, row] for i, row in enumerate(ROWS))
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "csv", "tsv"])
+@pytest.mark.parametrize("column", ["text", "body"])
+def test_rows_are_documents(suffix, column, tmp_path):
+    path = tmp_path / f"rows.{suffix}"
+    write_rows(path, column)
+    chosen = None if column == "text" else column
+    assert documents(open_source(path, chosen)) == ROWS
+
+
+def test_half_a_surrogate_pair_in_json_is_replaced(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "a\\ud83d b \\ud83d\\ude00"}\n')
+    assert documents(open_source(tmp_path / "a.jsonl")) == ["a\ufffd b \U0001f600"]
+
+
+def test_the_fingerprint_follows_content_column_and_place(tmp_path):
+    write_rows(tmp_path / "a.jsonl", "text")
+    (tmp_path / "copy").mkdir()
+    (tmp_path / "copy" / "other.jsonl").write_bytes((tmp_path / "a.jsonl").read_bytes())
+    first = open_source(tmp_path / "a.jsonl").fingerprint
+    assert open_source(tmp_path / "copy" / "other.jsonl").fingerprint == first
+    assert open_source(tmp_path / "a.jsonl", "id").fingerprint != first
+    (tmp_path / "a.jsonl").write_text('{"text": "changed"}\n')
+    assert open_source(tmp_path / "a.jsonl").fingerprint != first
+
+
+def write(path, content):
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda p: p / "gone.txt", "no data at '.*gone.txt'; expected a file or folder"),
+        (lambda p: "sout", "unknown data source 'sout'; did you mean 'sotu'"),
+        (lambda p: write(p / "a.txt", b""), "the data file '.*a.txt' is empty"),
+        (lambda p: p, "the data folder '.*' is empty"),
+        (lambda p: write(p / "a.txt", b"\x89PNG\xff"), "a.txt' is not UTF-8 text .*byte 0x89"),
+        (lambda p: write(p / "a.txt", b"cut \xe4\xb8"), "a.txt' is not UTF-8 text"),
+        (lambda p: write(p / "a.jsonl", b'{"text": "a"}\n{"te'), "line 2 of '.*' is not JSON"),
+        (lambda p: write(p / "a.jsonl", b'["text"]\n'), "line 1 of '.*' is a JSON list"),
+        (
+            lambda p: write(p / "a.jsonl", b'{"text": 7}'),
+            "has 7 in the column 'text'; expected a string",
+        ),
+        (
+            lambda p: write(p / "a.jsonl", b'{"txt": "a"}'),
+            "did you mean 'txt'.*name one with text_column",
+        ),
+        (
+            lambda p: write(p / "a.csv", b"id,body\n1,hello\n"),
+            "unknown text column 'text'.*Known: id, body",
+        ),
+        (lambda p: write(p / "a.csv", b"id,text\n1\n"), "line 2 of '.*' has 1 columns; expected 2"),
+        (lambda p: write(p / "a.tsv", b'id\ttext\n1\t"open'), None),
+    ],
+)
+def test_bad_data_is_told_in_one_sentence(make, message, tmp_path):
+    if message is None:  # A quote that never closes holds the rest of the file, as csv defines.
+        assert documents(open_source(make(tmp_path))) == ["open"]
+        return
+    with pytest.raises(UserError, match=message) as caught:
+        documents(open_source(make(tmp_path)))
+    assert "\n" not in str(caught.value)

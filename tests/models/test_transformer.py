@@ -1,0 +1,259 @@
+"""What the model computes: causality, documents, scanning, rematerialisation, precision, decoding."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxllm import models
+from jaxllm.errors import UserError
+from jaxllm.models.transformer import _layer, rotary_table
+
+NAMES = ("gpt2-nano", "gpt-neo-nano", "llama-nano")
+VOCAB = 61
+
+
+@functools.cache
+def model(name, **overrides):
+    """Return (config, params) with every parameter random, so that biases, gains and sinks count."""
+    small = dict(embed_dim=32, num_heads=4, vocab_size=VOCAB, context_length=32)
+    if name == "gpt-neo-nano":
+        small["windows"] = (0, 5)
+    config = models.get_preset(name, **(small | overrides))
+    params = models.init(config, jax.random.key(0))
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    noisy = [
+        leaf + 0.1 * jax.random.normal(key, leaf.shape).astype(leaf.dtype)
+        for leaf, key in zip(leaves, keys, strict=True)
+    ]
+    return config, jax.tree.unflatten(tree, noisy)
+
+
+def text(shape, seed=0):
+    return np.random.default_rng(seed).integers(0, VOCAB, shape)
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("name", NAMES)
+def test_future_tokens_get_zero_gradient(name):
+    config, params = model(name)
+    tokens = text((1, 13))
+
+    def logits_at_6(embedded):
+        sites = models.Sites(edits={"embed": lambda value, layer: embedded})
+        return models.apply(config, params, tokens, sites=sites)[0, 6].sum()
+
+    embedded = jax.random.normal(jax.random.key(0), (1, 13, config.embed_dim))
+    gradient = jax.jit(jax.grad(logits_at_6))(embedded)
+    reached = np.abs(gradient[0]).max(axis=-1) > 0
+    assert reached[:7].all()
+    assert not reached[7:].any()
+
+
+def test_a_window_limits_how_far_back_a_layer_sees():
+    config, params = model("gpt-neo-nano", windows=(3,))  # two layers of 3 reach 5 tokens
+    tokens = text((1, 12))
+
+    def logits_at_9(embedded):
+        sites = models.Sites(edits={"embed": lambda value, layer: embedded})
+        return models.apply(config, params, tokens, sites=sites)[0, 9].sum()
+
+    gradient = jax.jit(jax.grad(logits_at_9))(jnp.ones((1, 12, config.embed_dim)))
+    reached = np.abs(gradient[0]).max(axis=-1) > 0
+    assert reached.tolist() == [5 <= i <= 9 for i in range(12)]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_scan_equals_a_python_loop(name):
+    config, params = model(name, num_layers=4)
+    tokens = jnp.asarray(text((2, 11)))
+    positions = jnp.broadcast_to(jnp.arange(11), (2, 11))
+    rotary = rotary_table(positions, config.head_dim, config.rope_theta)
+
+    def unrolled(params):
+        x = params["embed"]["tokens"][tokens]
+        if config.position == "learned":
+            x = x + params["embed"]["positions"][positions]
+        for i in range(config.num_layers):
+            layer_params = jax.tree.map(lambda w: w[i], params["layers"])
+            x, _, _ = _layer(
+                config, layer_params, x, i, config.windows[i % len(config.windows)], None,
+                rotary=rotary if config.position == "rotary" else None,
+                segment_ids_BT=None, sites=None,
+            )  # fmt: skip
+        from jaxllm.models.norms import normalize
+
+        return normalize(x, params["final_norm"], config.norm, config.norm_eps)
+
+    scanned = jax.jit(lambda p: models.trunk(config, p, tokens))(params)
+    assert np.abs(scanned - jax.jit(unrolled)(params)).max() <= 1e-5
+
+
+def test_every_remat_policy_gives_the_same_gradients():
+    tokens = text((2, 12))
+
+    def gradients(remat):
+        config, params = model("llama-nano", remat=remat)
+        return jax.jit(jax.grad(lambda p: models.loss(config, p, tokens, tokens)[0]))(params)
+
+    plain = gradients("none")
+    for remat in ("full", "dots", "everything_saveable"):
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), gradients(remat), plain
+        )
+
+
+def test_full_remat_keeps_less():
+    config, params = model("gpt2-nano", num_layers=8)
+    tokens = jax.ShapeDtypeStruct((8, 32), jnp.int32)
+
+    def temporary_bytes(remat):
+        config, params = model("gpt2-nano", num_layers=8, remat=remat)
+        step = jax.jit(jax.grad(lambda p, t: models.loss(config, p, t, t)[0]))
+        return step.lower(params, tokens).compile().memory_analysis().temp_size_in_bytes
+
+    assert temporary_bytes("full") < 0.5 * temporary_bytes("none")
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("name", NAMES)
+def test_packed_documents_equal_separate_ones(name):
+    config, params = model(name)
+    first, second = text((2, 9), 1), text((2, 7), 2)
+    run = jax.jit(lambda p, t, s: models.trunk(config, p, t, segment_ids=s))
+    segments = np.repeat([[1] * 9 + [2] * 7], 2, axis=0)
+    packed = run(params, np.concatenate([first, second], axis=1), segments)
+    alone = models.trunk(config, params, first), models.trunk(config, params, second)
+    assert np.abs(packed - np.concatenate(alone, axis=1)).max() <= 1e-5
+    unpacked = models.trunk(config, params, np.concatenate([first, second], axis=1))
+    assert np.abs(packed[:, 9:] - unpacked[:, 9:]).max() > 1e-2  # else nothing was isolated
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("name", NAMES)
+def test_cached_decoding_equals_the_full_forward(name):
+    config, params = model(name, sink_logit="learned")
+    tokens = text((2, 14))
+    full = jax.jit(lambda p: models.trunk(config, p, tokens))(params)
+    step = jax.jit(lambda p, t, c: models.decode(config, p, t, c), donate_argnums=2)
+    hidden, cache = step(params, tokens[:, :8], models.init_cache(config, 2, 17))
+    assert np.abs(hidden - full[:, :8]).max() <= 1e-5
+    for i in range(8, 14):
+        hidden, cache = step(params, tokens[:, i : i + 1], cache)
+        assert np.abs(hidden[:, 0] - full[:, i]).max() <= 1e-5
+    assert int(cache["length"]) == 14
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_left_padding_does_not_change_what_a_row_decodes(name):
+    config, params = model(name)
+    lengths, total, new = [4, 9, 7], 9, 5
+    rows = [text(n + new, seed=n) for n in lengths]
+    prompt, mask = np.zeros((3, total), int), np.zeros((3, total), bool)
+    for i, (row, n) in enumerate(zip(rows, lengths, strict=True)):
+        prompt[i, total - n :], mask[i, total - n :] = row[:n], True
+    step = jax.jit(lambda p, t, c, m: models.decode(config, p, t, c, mask_BT=m))
+    hidden, cache = step(params, prompt, models.init_cache(config, 3, total + new), mask)
+    assert np.isfinite(hidden).all()
+    decoded = [hidden[:, -1]]
+    for t in range(new):
+        tokens = np.stack([row[n + t] for row, n in zip(rows, lengths, strict=True)])[:, None]
+        hidden, cache = step(params, tokens, cache, np.ones((3, 1), bool))
+        decoded.append(hidden[:, 0])
+    for i, (row, n) in enumerate(zip(rows, lengths, strict=True)):
+        alone = models.trunk(config, params, row[None])[0, n - 1 :]
+        assert np.abs(np.stack(decoded)[:, i] - alone).max() <= 1e-5, f"row {i}"
+
+
+def test_greedy_decoding_with_a_cache_equals_rereading_the_text():
+    config, params = model("gpt-neo-nano")
+    tokens = text((1, 6))
+    step = jax.jit(lambda p, t, c: models.decode(config, p, t, c))
+    hidden, cache = step(params, tokens, models.init_cache(config, 1, 20))
+    full = jax.jit(lambda p, t: models.apply(config, p, t))
+    reread = cached = tokens
+    for _ in range(8):
+        padded = np.pad(reread, ((0, 0), (0, 20 - reread.shape[1])))
+        best = np.argmax(full(params, padded)[:, reread.shape[1] - 1], axis=-1)
+        reread = np.concatenate([reread, best[:, None]], axis=1)
+        token = np.argmax(models.logits(config, params, hidden[:, -1]), axis=-1)[:, None]
+        cached = np.concatenate([cached, token], axis=1)
+        hidden, cache = step(params, token, cache)
+    assert cached.tolist() == reread.tolist()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_bfloat16_stays_near_float32(name):
+    # bfloat16 keeps 8 bits: a relative 2**-8 a rounding, a few of them in two layers.
+    tokens = text((2, 16))
+    config, params = model(name)
+    half, _ = model(name, dtype="bfloat16")
+    exact = jax.jit(lambda p: models.apply(config, p, tokens))(params)
+    rounded = jax.jit(lambda p: models.apply(half, p, tokens))(params)
+    assert rounded.dtype == jnp.float32
+    assert models.trunk(half, params, tokens).dtype == jnp.bfloat16
+    assert np.abs(rounded - exact).max() <= 0.03 * np.abs(exact).max()
+    exact = jax.jit(lambda p: models.loss(config, p, tokens, tokens)[0])(params)
+    rounded = jax.jit(lambda p: models.loss(half, p, tokens, tokens)[0])(params)
+    assert abs(exact - rounded) <= 0.01 * exact
+
+
+def test_loss_is_the_mean_over_the_mask():
+    config, params = model("llama-nano", tie_embeddings=False)
+    tokens, targets = text((2, 10), 1), text((2, 10), 2)
+    mask = np.random.default_rng(3).random((2, 10)) < 0.5
+    mean, sums = jax.jit(lambda p: models.loss(config, p, tokens, targets, mask=mask, z_loss=0.1))(params)
+    logits = np.asarray(models.apply(config, params, tokens), np.float64)
+    lse = np.log(np.exp(logits).sum(-1))
+    nll = lse - np.take_along_axis(logits, targets[..., None], -1)[..., 0]
+    assert sums["token_count"] == mask.sum()
+    assert sums["loss_sum"] == pytest.approx((mask * nll).sum(), rel=1e-5)
+    assert sums["z_loss"] == pytest.approx(0.1 * (mask * lse**2).sum(), rel=1e-5)
+    assert mean == pytest.approx((mask * (nll + 0.1 * lse**2)).sum() / mask.sum(), rel=1e-5)
+    assert models.loss(config, params, tokens, targets, mask=0 * mask)[0] == 0
+
+
+@pytest.mark.parametrize("norm", ["layernorm", "rmsnorm", "rmsnorm_scalar"])
+def test_norms_match_their_formulas(norm):
+    from jaxllm.models.norms import normalize
+
+    x = np.random.default_rng(0).normal(1.0, 2.0, (2, 3, 8)).astype(np.float32)
+    scale = np.float32(1.7) if norm == "rmsnorm_scalar" else np.arange(1, 9, dtype=np.float32)
+    centred = x - x.mean(-1, keepdims=True) if norm == "layernorm" else x
+    expected = scale * centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-3)
+    assert np.abs(normalize(x, {"scale": jnp.asarray(scale)}, norm, 1e-3) - expected).max() <= 1e-5
+
+
+def test_softmax_one_is_a_zero_key_and_value_before_the_text():
+    config, params = model("gpt2-nano", sink_logit=0.0)
+    plain, _ = model("gpt2-nano")
+    tokens = text((2, 9))
+    # Give every layer of the plain model one more key and value, both zero, through the cache.
+    cache = models.init_cache(plain, 2, 10)
+    cache["valid"] = cache["valid"].at[:, 0].set(True)
+    cache["length"] = jnp.int32(1)
+    shifted = dict(params, embed=dict(params["embed"]))
+    table = params["embed"]["positions"]
+    shifted["embed"]["positions"] = jnp.concatenate([table[:1], table[:-1]])  # position p is now p + 1
+    prepended, _ = models.decode(plain, shifted, tokens, cache)
+    sink = models.trunk(config, params, tokens)
+    assert np.abs(prepended - sink).max() <= 1e-5
+    assert np.abs(sink - models.trunk(plain, params, tokens)).max() > 1e-2
+
+
+def test_too_many_tokens_for_the_position_table_are_refused():
+    config, params = model("gpt2-nano")
+    with pytest.raises(UserError, match="33 tokens do not fit context_length=32"):
+        models.trunk(config, params, text((1, 33)))
+
+
+@pytest.mark.parametrize("name", ["gpt2-nano", "llama-nano"])
+def test_a_new_model_predicts_nothing_in_particular(name):
+    config = models.get_preset(name)
+    tokens = text((4, 64))
+    mean, _ = models.loss(config, models.init(config, jax.random.key(0)), tokens, text((4, 64), 1))
+    assert mean == pytest.approx(math.log(config.vocab_size), abs=0.1)

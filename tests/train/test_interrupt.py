@@ -1,0 +1,103 @@
+"""Signals: SIGTERM and Ctrl-C save and leave; kill -9 loses nothing that was saved."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jaxllm.train.checkpoint import Checkpoints
+
+STEPS = 60
+
+
+def command(folder, out):
+    return [
+        sys.executable, "-m", "jaxllm.cli", "train", "--preset", "gpt2-nano", "--data", str(folder),
+        "--tokenizer", "bytes", "--seq-len", "16", "--batch-size", "4", "--steps", str(STEPS),
+        "--save-every", "3", "--eval-every", "1000", "--log-every", "1", "--out", str(out),
+        "--final-eval-batches", "2", "--optim.warmup-steps", "4",
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def env(tmp_path_factory):
+    return os.environ | {
+        "XDG_CACHE_HOME": str(tmp_path_factory.mktemp("cache")),
+        "XLA_FLAGS": "",
+        "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
+    }
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(env, text_folder, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    subprocess.run(command(text_folder, out), env=env, check=True, capture_output=True, timeout=240)
+    return final_params(out)
+
+
+def final_params(out):
+    from jaxllm.train.load import load_run
+
+    with Checkpoints(Path(out) / "checkpoints") as kept:
+        assert kept.latest() == STEPS
+    return load_run(out)[1]
+
+
+def logged_steps(out):
+    path = Path(out) / "metrics.jsonl"
+    return path.read_text().count('"loss"') if path.exists() else 0
+
+
+def start_and_wait(folder, out, env, more_steps):
+    """Start the run; return it once it has logged so many steps more than before."""
+    before = logged_steps(out)
+    process = subprocess.Popen(
+        command(folder, out), env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.time() + 120
+    while process.poll() is None and time.time() < deadline:
+        # A resumed run first drops the lines that its checkpoint does not hold.
+        if logged_steps(out) >= max(1, before - 3) + more_steps:
+            break
+        time.sleep(0.005)
+    return process
+
+
+def assert_equal_trees(a, b):
+    import jax
+
+    jax.tree.map(lambda x, y: np.testing.assert_array_equal(np.asarray(x), np.asarray(y)), a, b)
+
+
+@pytest.mark.parametrize("signum, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_and_the_same_command_goes_on(
+    env, text_folder, tmp_path, uninterrupted, signum, code
+):
+    process = start_and_wait(text_folder, tmp_path, env, more_steps=5)
+    process.send_signal(signum)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == code, err
+    assert "the same command" in err and "Traceback" not in err
+    stopped = int(err.split("stopped after step ")[1].split(";")[0])
+    assert 5 <= stopped < STEPS
+    assert (tmp_path / "checkpoints" / str(stopped)).is_dir()  # this very step, not the last third
+    subprocess.run(command(text_folder, tmp_path), env=env, check=True, capture_output=True)
+    assert_equal_trees(final_params(tmp_path), uninterrupted)
+
+
+def test_a_run_killed_at_random_moments_ends_bit_identical(env, text_folder, tmp_path, uninterrupted):
+    """Three kills here; `python -m experiments.benchmarks.kill_resume` does twenty."""
+    draw = random.Random(0)
+    for _ in range(3):
+        process = start_and_wait(text_folder, tmp_path, env, more_steps=draw.randint(0, 12))
+        time.sleep(draw.random() * 0.05)
+        process.kill()
+        process.communicate()
+    subprocess.run(command(text_folder, tmp_path), env=env, check=True, capture_output=True)
+    assert_equal_trees(final_params(tmp_path), uninterrupted)

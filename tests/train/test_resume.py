@@ -1,0 +1,109 @@
+"""A run that stops and resumes is the run that never stopped, bit for bit."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from jaxllm import models
+from jaxllm.errors import UserError
+from jaxllm.parallel import MeshConfig
+from jaxllm.train import NonFiniteLoss, prepare, train
+from jaxllm.train.checkpoint import Checkpoints
+from jaxllm.train.load import load_run
+from jaxllm.train.writers import read_metrics
+
+
+def assert_same(a, b):
+    jax.tree.map(lambda x, y: np.testing.assert_array_equal(np.asarray(x), np.asarray(y)), a, b)
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("num_devices", [1, 8])
+@pytest.mark.parametrize("precision", ["float32", "mixed_o2"])
+def test_two_steps_resume_two_steps_equal_four(tiny, tmp_path, num_devices, precision):
+    devices = jax.devices()[:num_devices]
+    # A constant rate, so that a run of 2 steps is the first half of one of 4.
+    optim = dataclasses.replace(tiny().optim, schedule="constant")
+    config = tiny(precision=precision, optim=optim, save_every=2, out=str(tmp_path / "straight"))
+    straight = train(config, devices=devices)
+    halves = dataclasses.replace(config, out=str(tmp_path / "halves"))
+    train(dataclasses.replace(halves, steps=2), devices=devices)
+    resumed = train(halves, devices=devices)
+    assert_same(straight.params, resumed.params)
+    assert straight.evaluation == resumed.evaluation
+    losses = [[r["loss"] for r in read_metrics(c.out) if "loss" in r] for c in (config, halves)]
+    assert len(losses[0]) == 4 and losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("mesh", [MeshConfig(fsdp=8), MeshConfig(fsdp=2, tensor=4)])
+def test_a_checkpoint_restores_onto_another_mesh(tiny, mesh):
+    config = tiny(optim=dataclasses.replace(tiny().optim, schedule="constant"))
+    straight = train(dataclasses.replace(config, out=config.out + "-straight"))
+    train(dataclasses.replace(config, steps=2))
+    moved = train(dataclasses.replace(config, mesh=mesh))
+    spec = moved.params["layers"]["mlp"]["in"].sharding.spec
+    assert "fsdp" in spec, spec
+    np.testing.assert_allclose(moved.evaluation.loss, straight.evaluation.loss, atol=1e-5)
+
+
+def test_a_run_refuses_a_checkpoint_of_another_config_and_names_the_difference(tiny):
+    config = tiny(steps=2)
+    train(config)
+    other = dataclasses.replace(
+        config, model=dataclasses.replace(config.model, num_layers=1), steps=4
+    )
+    with pytest.raises(UserError, match=r"model.num_layers=2, this run asks for 1; use .* another --out"):
+        train(other)
+
+
+def test_more_steps_go_on_and_logged_steps_stand_once(tiny):
+    config = tiny(steps=3, save_every=2)
+    train(config)
+    metrics = Path(config.out) / "metrics.jsonl"
+    # A run that was killed after logging steps that its checkpoint does not hold, mid-line.
+    with metrics.open("a") as file:
+        file.write(json.dumps({"step": 4, "loss": -1.0}) + '\n{"step": 5, "lo')
+    train(dataclasses.replace(config, steps=6))
+    rows = [row for row in read_metrics(config.out) if "loss" in row]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    assert all(row["loss"] > 0 for row in rows)
+
+
+def test_the_last_and_the_best_checkpoints_are_kept(tiny, tmp_path):
+    losses = {1: 3.0, 2: 1.0, 3: 2.0, 4: np.inf, 5: 4.0, 6: 5.0}
+    job = prepare(tiny())
+    with jax.set_mesh(job.mesh), Checkpoints(tmp_path / "kept", keep_last=2, keep_best=1) as kept:
+        state = job.init(jax.random.key(0))
+        for number, loss in losses.items():
+            kept.save(state, step=number, data={}, config={}, heldout_loss=loss)
+        kept.wait()
+        assert kept.best() == 2 and kept.latest() == 6
+    left = sorted(int(p.name) for p in (tmp_path / "kept").iterdir() if p.name.isdigit())
+    assert left == [2, 5, 6]
+
+
+def test_the_non_finite_step_is_named_and_the_state_before_it_is_saved(tiny):
+    config = tiny(steps=6, save_every=100)
+
+    def loss(params, batch, key):
+        mean, aux = models.loss(
+            dataclasses.replace(config.model, vocab_size=257), params, batch["tokens"],
+            batch["targets"], mask=batch["mask"],
+        )  # fmt: skip
+        # Adam moves a bias by about the learning rate a step: infinite after a few.
+        return mean / (params["layers"]["mlp"]["in_bias"].max() < 0.025), aux
+
+    with pytest.raises(NonFiniteLoss, match=r"not finite at step [3-6] \(loss inf") as caught:
+        train(config, loss=loss)
+    assert f"step {caught.value.updates + 1} " in str(caught.value)
+    with Checkpoints(config.out + "/checkpoints") as kept:
+        assert kept.latest() == caught.value.updates
+    _, params, _ = load_run(config.out)
+    assert all(np.isfinite(np.asarray(x, np.float32)).all() for x in jax.tree.leaves(params))
+    with pytest.raises(NonFiniteLoss) as again:  # resuming meets the same batch
+        train(config, loss=loss)
+    assert again.value.updates == caught.value.updates

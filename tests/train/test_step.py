@@ -1,0 +1,116 @@
+"""The train step against a plain float64 loop, and what it does when numbers go bad."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxllm.train.state import TrainState, init_state
+from jaxllm.train.step import make_train_step
+
+
+def linear_loss(params, batch, key):
+    """Mean squared error of a linear model over the rows that the mask counts."""
+    error = batch["x"].astype(params["w"].dtype) @ params["w"] - batch["y"]
+    count = jnp.sum(batch["mask"])
+    return jnp.sum(batch["mask"] * error**2) / jnp.maximum(count, 1), {"token_count": count}
+
+
+def make_batch(rows=12, width=5, seed=0):
+    rng = np.random.default_rng(seed)
+    mask = (rng.random(rows) < 0.6).astype(np.float32)
+    return {
+        "x": rng.normal(size=(rows, width)).astype(np.float32),
+        "y": rng.normal(size=rows).astype(np.float32),
+        "mask": mask,
+    }
+
+
+def start(optimizer, dtype=jnp.float32):
+    init = lambda key: {"w": jax.random.normal(key, (5,), dtype)}  # noqa: E731
+    return init_state(init, optimizer, jax.random.key(3))
+
+
+def adamw_float64(w, gradients, lr, b1, b2, eps, decay):
+    """AdamW as in Loshchilov & Hutter (arXiv 1711.05101), algorithm 2, in float64."""
+    w, m, v = np.float64(w), 0.0, 0.0
+    for t, gradient in enumerate(gradients, 1):
+        g = gradient(w)
+        m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g**2
+        step = (m / (1 - b1**t)) / (np.sqrt(v / (1 - b2**t)) + eps)
+        w = w - lr * (step + decay * w)
+    return w
+
+
+@pytest.mark.parametrize("accumulate", [1, 2, 3, 6])
+def test_steps_equal_adamw_in_float64_whatever_the_accumulation(accumulate):
+    optimizer = optax.adamw(1e-2, b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.1)
+    state = start(optimizer)
+    step = jax.jit(make_train_step(linear_loss, optimizer, accumulate=accumulate))
+    batches = [make_batch(seed=s) for s in range(5)]
+
+    def gradient(batch):
+        x, y, mask = (np.float64(batch[k]) for k in ("x", "y", "mask"))
+        return lambda w: 2 * x.T @ (mask * (x @ w - y)) / mask.sum()
+
+    expected = adamw_float64(
+        state.params["w"], [gradient(b) for b in batches], 1e-2, 0.9, 0.95, 1e-8, 0.1
+    )
+    for batch in batches:
+        state, metrics = step(state, batch)
+    np.testing.assert_allclose(state.params["w"], expected, atol=2e-6)
+    assert int(state.step) == 5
+    assert float(metrics["token_count"]) == batches[-1]["mask"].sum()
+
+
+def test_accumulated_gradients_are_summed_in_float32():
+    """256 parts whose bfloat16 gradients are 1 + 1/256 sum to 257 in float32, to 256 in bfloat16."""
+
+    def loss(params, batch, key):
+        value = jnp.sum(params["w"].astype(jnp.float32) * jnp.mean(batch["x"]))
+        return value, {"token_count": jnp.ones(())}
+
+    optimizer = optax.sgd(1.0)
+    state = start(optimizer, jnp.bfloat16)
+    batch = {"x": np.repeat(np.float32([1.0, 1.0078125]), 128)[:, None]}
+    step = jax.jit(make_train_step(loss, optimizer, accumulate=256))
+    _, metrics = step(state, batch)
+    expected = np.sqrt(5) * (1 + 1.0078125) / 2  # the mean, over 5 equal components
+    np.testing.assert_allclose(float(metrics["grad_norm"]), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_non_finite_step_and_all_after_it_change_nothing(bad):
+    optimizer = optax.adamw(1e-2)
+    step = jax.jit(make_train_step(linear_loss, optimizer))
+    good, _ = step(start(optimizer), make_batch())
+    poisoned = make_batch(seed=1)
+    poisoned["x"][2, 1] = bad
+    poisoned["mask"][2] = 1
+    after, metrics = step(good, poisoned)
+    later, _ = step(after, make_batch(seed=2))
+    assert bool(metrics["failed"]) and bool(later.failed) and not bool(good.failed)
+    for name in ("step", "params", "opt_state"):
+        jax.tree.map(
+            np.testing.assert_array_equal, getattr(good, name), getattr(later, name)
+        )
+
+
+def test_each_step_draws_from_its_own_key():
+    seen = []
+
+    def loss(params, batch, key):
+        return jnp.sum(params["w"]) * 0 + jax.random.uniform(key), {"token_count": jnp.ones(())}
+
+    optimizer = optax.sgd(0.0)
+    step = jax.jit(make_train_step(loss, optimizer))
+    state = start(optimizer)
+    for _ in range(3):
+        state, metrics = step(state, make_batch())
+        seen.append(float(metrics["loss"]))
+    assert len(set(seen)) == 3
+    again, _ = step(start(optimizer), make_batch())
+    assert isinstance(again, TrainState)
+    _, metrics = step(start(optimizer), make_batch())
+    assert float(metrics["loss"]) == seen[0]
