@@ -1,9 +1,8 @@
 """jaxllm generate"""
 
-import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Annotated, Literal
+from dataclasses import dataclass, fields
+from typing import Literal
 
 import jax
 import tyro
@@ -14,17 +13,22 @@ from jaxllm.generate import SamplingConfig, stream
 from jaxllm.train.load import load_run
 
 
-@dataclass(frozen=True)
-class GenerateConfig:
-    """Values of `jaxllm generate`."""
+@dataclass(frozen=True, kw_only=True)
+class GenerateConfig(SamplingConfig):
+    """Values of `jaxllm generate`: how to draw, from what, and how much."""
 
-    run: Annotated[str, tyro.conf.Positional]  # folder of a training run
+    run: tyro.conf.Positional[str]  # folder of a training run
     prompt: str = ""  # text to continue; empty starts a new document
     max_new_tokens: int = 200
     samples: int = 1  # continuations to draw
-    sampling: Annotated[SamplingConfig, tyro.conf.arg(name="")] = SamplingConfig(temperature=0.8)
+    temperature: float = 0.8  # 0: greedy
     checkpoint: Literal["latest", "best"] = "latest"
     seed: int = 0
+
+    @property
+    def sampling(self) -> SamplingConfig:
+        """How to draw, alone: a part of what is compiled, which the rest must not be."""
+        return SamplingConfig(**{f.name: getattr(self, f.name) for f in fields(SamplingConfig)})
 
 
 def main(argv: Sequence[str]) -> None:

@@ -1,12 +1,13 @@
 """Command lines from frozen dataclasses: presets, nested overrides, clear errors."""
 
 import contextlib
+import dataclasses
 import difflib
 import io
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
+from typing import TypeVar, get_type_hints
 
 import tyro
 
@@ -33,19 +34,12 @@ def parse(
       UserError: an unknown preset or field (with the closest known one), or a value that does not fit.
       SystemExit: after --help.
     """
-    argv, preset = list(argv), default_preset
-    for place, word in enumerate(argv):
-        if word == "--preset" or word.startswith("--preset="):
-            if presets is None:
-                break
-            words = 1 if "=" in word else 2
-            preset = word.partition("=")[2] if "=" in word else "".join(argv[place + 1 : place + 2])
-            del argv[place : place + words]
-            break
+    argv, preset = _take(list(argv), "--preset") if presets is not None else (list(argv), None)
+    preset = default_preset if preset is None else preset
     default = None
     if presets is not None:
         if preset not in presets:
-            raise unknown("preset", preset or "", presets)
+            raise unknown("preset", preset, presets)
         default = presets[preset]()
         description += f"\n\n--preset NAME sets the values to start from: {', '.join(presets)}."
         description += f" Shown below: {preset}."
@@ -62,7 +56,7 @@ def parse(
             raise
         raise UserError(_first_sentence(complaint.getvalue())) from None
     if rest:
-        raise _unknown_flag(rest[0], config_class, kwargs)
+        raise _unknown_flag(rest[0], config_class)
     return config, preset
 
 
@@ -87,6 +81,19 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
         sys.exit(error.exit_code)
 
 
+def _take(argv: list[str], flag: str) -> tuple[list[str], str | None]:
+    """Remove a flag and its value, in either form; return what is left and the last value given."""
+    rest, value, words = [], None, iter(argv)
+    for word in words:
+        if word == flag:
+            value = next(words, "")
+        elif word.startswith(f"{flag}="):
+            value = word.partition("=")[2]
+        else:
+            rest.append(word)
+    return rest, value
+
+
 def _first_sentence(box: str) -> str:
     """Return the message in the box that tyro draws, without its frame and its help."""
     lines = [line.strip("│╭╮╰╯ ") for line in re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines()]
@@ -98,12 +105,19 @@ def _first_sentence(box: str) -> str:
     return re.sub(r"^Error parsing (?=\w+: \w+[=. ])\w+: ", "", " ".join(message).strip()) or box
 
 
-def _unknown_flag(flag: str, config_class, kwargs) -> UserError:
+def _unknown_flag(flag: str, config_class: type) -> UserError:
     if not flag.startswith("--"):
         return UserError(f"unexpected word '{flag}'; options start with --, see --help")
-    parser = tyro.extras.get_parser(config_class, **kwargs)
-    known = [option for action in parser._actions for option in action.option_strings]
     name = flag.partition("=")[0]
-    close = difflib.get_close_matches(name.replace("_", "-"), known, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(name.replace("_", "-"), _flags(config_class), n=1, cutoff=0.5)
     hint = f"did you mean '{close[0]}'?" if close else "see --help for all of them"
     return UserError(f"unknown option '{name}'; {hint}")
+
+
+def _flags(config_class: type, prefix: str = "--") -> list[str]:
+    """Return the flags of a dataclass: a dot between a nested one and its fields."""
+    flags = []
+    for field, kind in get_type_hints(config_class).items():
+        name = prefix + field.replace("_", "-")
+        flags += _flags(kind, f"{name}.") if dataclasses.is_dataclass(kind) else [name]
+    return flags

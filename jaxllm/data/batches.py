@@ -97,16 +97,18 @@ def batches(
         "seed": seed,
         "shuffle": shuffle,
     }
-    return Batches(rows, identity)
+    # A batch costs well under a millisecond: one thread reading ahead hides a slow disk.
+    ahead = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
+    return Batches(iter(rows.to_iter_dataset(ahead)), identity)
 
 
 class Batches:
     """An iterator over training batches whose place is a small dict."""
 
-    def __init__(self, dataset: grain.MapDataset, identity: dict):
-        self._dataset = dataset
+    def __init__(self, iterator: grain.DatasetIterator, identity: dict):
+        self._iterator = iterator
         self._identity = identity
-        self._iterator = self._start(0)
+        self._step = 0
 
     def __iter__(self) -> Batches:
         return self
@@ -135,22 +137,8 @@ class Batches:
                     f"{name}={value}; resume with the same data settings, or start "
                     "without the state"
                 )
-        self.close()
-        self._iterator = self._start(state["step"])
-
-    def close(self) -> None:
-        """Stop reading ahead."""
-        self._iterator.close()
-
-    def _start(self, step: int) -> grain.DatasetIterator:
-        import grain
-
-        self._step = step
-        # One batch costs well under a millisecond: a single thread hides slow disks.
-        options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
-        iterator = iter(self._dataset.to_iter_dataset(options))
-        iterator.set_state({"next_index": step})
-        return iterator
+        self._step = state["step"]
+        self._iterator.set_state({"next_index": self._step})
 
 
 def eval_batches(
@@ -180,7 +168,7 @@ def _gather(tokens: Tokens, windows_B: np.ndarray, seq_len: int) -> Batch:
     first_B = windows_B.astype(np.int64)[:, None] * seq_len
     positions_BU = first_B + np.arange(seq_len + 1)  # U is T + 1: targets are shifted tokens.
     inside_BU = np.minimum(positions_BU, len(tokens) - 1)
-    ids_BU = np.asarray(tokens.ids)[inside_BU].astype(np.int32)  # A plain array, no memmap.
+    ids_BU = tokens.ids[inside_BU].astype(np.int32)
     segments_BU = _segments(tokens.starts, inside_BU)
     mask_BT = (segments_BU[:, 1:] == segments_BU[:, :-1]) & (positions_BU[:, 1:] < len(tokens))
     return {

@@ -121,7 +121,7 @@ def _read_files(files: list[Path], column: str) -> Iterator[Piece]:
             yield from _documents(rows(file, column)) if rows else _read_text(file)
         except UnicodeDecodeError as error:
             raise UserError(
-                f"'{file}' is not UTF-8 text ({error.reason}, byte {error.object[error.start]:#04x})"
+                f"'{file}' is not UTF-8 ({error.reason}, byte {error.object[error.start]:#04x})"
                 "; convert it, or give text, jsonl, csv or tsv"
             ) from error
         except OSError as error:
@@ -144,7 +144,7 @@ def _documents(texts: Iterable[str]) -> Iterator[Piece]:
 
 
 def _cut(text: str, keep: int) -> Iterator[str]:
-    """Yield `text` in pieces of at most _PIECE_CHARS, the last one longer than `keep` if it can be.
+    """Yield `text` in pieces of at most _PIECE_CHARS; the last may be longer by `keep`.
 
     Examples:
       >>> pieces = list(_cut("word " * 20_000, keep=0))

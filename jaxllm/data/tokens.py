@@ -11,8 +11,8 @@ import numpy as np
 from jaxllm.data.tokenizer import Tokenizer
 
 SPLITS = ("train", "valid")
-# Text handed to the tokenizer at once. Its own records cost about 100 bytes a token, so this
-# bounds memory near 100 MB; larger batches are no faster.
+# Text handed to the tokenizer at once. Its own records cost over 100 bytes a token, so this
+# bounds memory near 50 MB; larger batches are no faster.
 _BATCH_CHARS = 1 << 20
 _PIECE_COST = 64  # What a short document costs besides its text, in characters.
 

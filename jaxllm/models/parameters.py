@@ -42,13 +42,13 @@ def axes(config: ModelConfig) -> dict:
       >>> axes(ModelConfig())["layers"]["attn"]["query"]
       ('layers', 'embed', 'heads', 'head_dim')
     """
-    boxed = jax.eval_shape(lambda key: _boxed(config, key), jax.random.key(0))
+    boxed = jax.eval_shape(lambda: _boxed(config, jax.random.key(0)))
     return jax.tree.map(lambda box: box.names, boxed, is_leaf=_is_box)
 
 
 def shapes(config: ModelConfig) -> dict:
     """Return a ShapeDtypeStruct for each parameter, computing nothing."""
-    return jax.eval_shape(lambda key: init(config, key), jax.random.key(0))
+    return jax.eval_shape(lambda: init(config, jax.random.key(0)))
 
 
 def declare(config: ModelConfig) -> dict:

@@ -13,7 +13,16 @@ from jaxllm.optim.schedules import ScheduleName, make_schedule
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """Values from which `make_optimizer` builds the chain clip -> optimizer(schedule)."""
+    """Values from which `make_optimizer` builds the chain clip -> optimizer(schedule).
+
+    Raises:
+      UserError: no such optimizer, or a value out of range.
+
+    Examples:
+      >>> OptimConfig(name="adamx")
+      Traceback (most recent call last):
+      jaxllm.errors.UserError: unknown optimizer 'adamx'; did you mean 'adamax'? Known: adabelief, ...
+    """
 
     name: str = "adamw"  # an optax optimizer (adamw, lion, adafactor, ...) or "package.module:function"
     learning_rate: float = 6e-4  # the peak
@@ -34,6 +43,18 @@ class OptimConfig:
         for field in ("beta1", "beta2"):
             if not 0 <= getattr(self, field) < 1:
                 raise UserError(f"optim.{field} is {getattr(self, field)}; it must be in [0, 1)")
+        _find(self.name)
+
+    def make_schedule(self, steps: int) -> optax.Schedule:
+        """Return the learning rate as a function of the step, for a run of so many steps."""
+        return make_schedule(
+            self.schedule,
+            peak=self.learning_rate,
+            steps=steps,
+            warmup_steps=self.warmup_steps,
+            final_fraction=self.final_fraction,
+            decay_fraction=self.decay_fraction,
+        )
 
 
 def make_optimizer(config: OptimConfig, steps: int, axes) -> optax.GradientTransformation:
@@ -48,24 +69,12 @@ def make_optimizer(config: OptimConfig, steps: int, axes) -> optax.GradientTrans
       steps: optimizer steps of the whole run, for the schedule.
       axes: pytree of logical axis names, structured like the parameters.
 
-    Raises:
-      UserError: no such optimizer.
-
     Examples:
-      >>> make_optimizer(OptimConfig(name="adamx"), steps=1000, axes={"w": ("embed", "mlp")})
-      Traceback (most recent call last):
-      jaxllm.errors.UserError: unknown optimizer 'adamx'; did you mean 'adamax'? Known: adabelief, ...
+      >>> axes = {"w": ("embed", "mlp"), "gain": ("embed",)}
+      >>> optimizer = make_optimizer(OptimConfig(name="lion"), steps=1000, axes=axes)
     """
-    schedule = make_schedule(
-        config.schedule,
-        peak=config.learning_rate,
-        steps=steps,
-        warmup_steps=config.warmup_steps,
-        final_fraction=config.final_fraction,
-        decay_fraction=config.decay_fraction,
-    )
     offered = {
-        "learning_rate": schedule,
+        "learning_rate": config.make_schedule(steps),
         "b1": config.beta1,
         "b2": config.beta2,
         "eps": config.eps,

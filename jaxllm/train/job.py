@@ -13,7 +13,7 @@ from jax.sharding import NamedSharding
 
 from jaxllm import data, models, parallel
 from jaxllm.errors import UserError
-from jaxllm.optim import make_optimizer, make_schedule
+from jaxllm.optim import make_optimizer
 from jaxllm.train.config import TrainConfig
 from jaxllm.train.precision import get_precision
 from jaxllm.train.state import TrainState, init_state, state_shardings
@@ -31,7 +31,7 @@ class Job:
     init: Any  # key -> TrainState, jitted
     train_step: Any  # (state, batch) -> (state, metrics), jitted, donates the state
     eval_step: Any  # (params, batch) -> (loss sum, count), jitted
-    learning_rates: np.ndarray | None  # [steps], for the log
+    schedule: optax.Schedule | None  # of the learning rate; None with an optimizer from outside
 
     @property
     def model(self) -> models.ModelConfig:
@@ -48,6 +48,12 @@ class Job:
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
+
+    def learning_rates(self) -> np.ndarray | None:
+        """Return the rate of every step, computed at once: the log should not run code a step."""
+        if self.schedule is None:
+            return None
+        return np.asarray(jax.jit(jax.vmap(self.schedule))(np.arange(self.config.steps)))
 
     def put(self, batch: dict[str, np.ndarray]):
         """Place a process's part of a batch on its devices, split over data and fsdp."""
@@ -112,12 +118,12 @@ def prepare(
     schedule = None
     if optimizer is None:
         optimizer = make_optimizer(config.optim, config.steps, axes)
-        schedule = _learning_rates(config)
+        schedule = config.optim.make_schedule(config.steps)
     optimizer = get_precision(config.precision).wrap(optimizer)
     loss = loss or language_model_loss(config)
 
     init = partial(init_state, partial(models.init, config.model), optimizer)
-    shapes = jax.eval_shape(init, jax.random.key(0))
+    shapes = jax.eval_shape(lambda: init(jax.random.key(0)))
     shardings = state_shardings(shapes, optimizer, axes, mesh)
     shapes = jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings
@@ -131,7 +137,7 @@ def prepare(
         init=jax.jit(init, out_shardings=shardings),
         train_step=jax.jit(step, donate_argnums=0, out_shardings=(shardings, None)),
         eval_step=jax.jit(make_eval_step(partial(loss, z_loss=0.0))),
-        learning_rates=schedule,
+        schedule=schedule,
     )
 
 
@@ -152,15 +158,3 @@ def _resolve(config: TrainConfig, tokenizer) -> TrainConfig:
     )
     return dataclasses.replace(config, model=model)
 
-
-def _learning_rates(config: TrainConfig) -> np.ndarray:
-    optim = config.optim
-    schedule = make_schedule(
-        optim.schedule,
-        peak=optim.learning_rate,
-        steps=config.steps,
-        warmup_steps=optim.warmup_steps,
-        final_fraction=optim.final_fraction,
-        decay_fraction=optim.decay_fraction,
-    )
-    return np.asarray(jax.jit(jax.vmap(schedule))(np.arange(config.steps)))

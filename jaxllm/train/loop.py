@@ -67,7 +67,7 @@ def train(config: TrainConfig, *, loss=None, optimizer=None, devices=None) -> Tr
             StopRequest() as stop,
         ):  # fmt: skip
             log = MetricsLog(writers, watch, every=config.log_every, last=config.steps,
-                             learning_rates=job.learning_rates)  # fmt: skip
+                             learning_rates=job.learning_rates())  # fmt: skip
 
             def save(step, position, heldout_loss=math.inf):
                 kept.save(state, step=step, data=position, config=to_dict(config), heldout_loss=heldout_loss)

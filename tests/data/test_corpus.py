@@ -3,12 +3,14 @@ import os
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from jaxllm import data
 from jaxllm.data import corpus as corpus_module
+from jaxllm.data.atomic import new_folder
 from jaxllm.errors import UserError
 
 STORIES = [f"story {i}: " + f"word{i % 7} and so on, été. " * (5 + i % 11) for i in range(60)]
@@ -184,6 +186,14 @@ def test_processes_that_prepare_at_once_agree_and_leave_one_cache(tmp_path):
         1,
         1,
     ]
+
+
+def test_the_first_of_two_equal_folders_stays(tmp_path):
+    for content in ("first", "second"):
+        with new_folder(tmp_path / "final", is_whole=Path.is_dir) as partial:
+            (partial / "file").write_text(content)
+    assert (tmp_path / "final" / "file").read_text() == "first"
+    assert [path.name for path in tmp_path.iterdir()] == ["final"]
 
 
 MEMORY = """

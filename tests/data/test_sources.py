@@ -73,10 +73,9 @@ def test_ids_do_not_depend_on_where_a_text_is_cut(spec, monkeypatch):
 def test_end_of_text_marks_separate_the_documents_of_a_file(block, tmp_path, monkeypatch):
     monkeypatch.setattr(sources, "_READ_BYTES", block)
     monkeypatch.setattr(sources, "_PIECE_CHARS", 40)
-    stories = ["\nOnce upon a time. " * 12, "The é end.", "x" * 300]
-    text = (
-        "\n<|endoftext|>\n\n".join([stories[0], stories[1], "  ", stories[2]]) + "\n<|endoftext|>\n"
-    )
+    # Without spaces a text is cut anywhere, so all lengths up to a piece's are tried.
+    stories = ["\nOnce upon a time. " * 12, "The é end.", *("x" * n for n in range(80, 121))]
+    text = "\n<|endoftext|>\n\n".join([*stories[:2], "  ", *stories[2:]]) + "\n<|endoftext|>\n"
     (tmp_path / "a.txt").write_text(text)
     assert documents(open_source(tmp_path / "a.txt")) == stories
 
@@ -136,6 +135,13 @@ def test_the_fingerprint_follows_content_column_and_place(tmp_path):
     first = open_source(tmp_path / "a.jsonl").fingerprint
     assert open_source(tmp_path / "copy" / "other.jsonl").fingerprint == first
     assert open_source(tmp_path / "a.jsonl", "id").fingerprint != first
+    for name in ("b.jsonl", "b.txt"):  # A suffix decides how a file is read.
+        (tmp_path / name).write_bytes((tmp_path / "a.jsonl").read_bytes())
+    assert open_source(tmp_path / "b.jsonl").fingerprint == first
+    assert open_source(tmp_path / "b.txt").fingerprint != first
+    folder = open_source(tmp_path / "copy").fingerprint
+    (tmp_path / "copy" / "other.jsonl").rename(tmp_path / "copy" / "other.txt")
+    assert open_source(tmp_path / "copy").fingerprint != folder
     (tmp_path / "a.jsonl").write_text('{"text": "changed"}\n')
     assert open_source(tmp_path / "a.jsonl").fingerprint != first
 
@@ -152,8 +158,8 @@ def write(path, content):
         (lambda p: "sout", "unknown data source 'sout'; did you mean 'sotu'"),
         (lambda p: write(p / "a.txt", b""), "the data file '.*a.txt' is empty"),
         (lambda p: p, "the data folder '.*' is empty"),
-        (lambda p: write(p / "a.txt", b"\x89PNG\xff"), "a.txt' is not UTF-8 text .*byte 0x89"),
-        (lambda p: write(p / "a.txt", b"cut \xe4\xb8"), "a.txt' is not UTF-8 text"),
+        (lambda p: write(p / "a.txt", b"\x89PNG\xff"), "a.txt' is not UTF-8 .*byte 0x89"),
+        (lambda p: write(p / "a.txt", b"cut \xe4\xb8"), "a.txt' is not UTF-8"),
         (lambda p: write(p / "a.jsonl", b'{"text": "a"}\n{"te'), "line 2 of '.*' is not JSON"),
         (lambda p: write(p / "a.jsonl", b'["text"]\n'), "line 1 of '.*' is a JSON list"),
         (

@@ -100,9 +100,9 @@ def test_any_text_survives_the_round_trip(trained, text):
 def test_char_keeps_its_alphabet_and_marks_the_rest_unknown(trained):
     char = trained["char"]
     assert char.decode(char.encode(TEXTS[0])) == TEXTS[0]
-    ids = char.encode("a\u4e00z\U0010ffff")
-    assert ids[[1, 3]].tolist() == [char.unknown_id] * 2
-    assert char.decode(ids) == "a\ufffdz\ufffd"
+    ids = char.encode("a\u4e00z\U0010ffff~\0")
+    assert ids[[1, 3, 4, 5]].tolist() == [char.unknown_id] * 4
+    assert char.decode(ids) == "a\ufffdz\ufffd\ufffd\ufffd"
     assert char.vocab_size == len(set("".join(TEXTS))) + 2
 
 

@@ -101,14 +101,13 @@ def test_every_remat_policy_gives_the_same_gradients():
         return jax.jit(jax.grad(lambda p: models.loss(config, p, tokens, tokens)[0]))(params)
 
     plain = gradients("none")
-    for remat in ("full", "dots", "everything_saveable"):
+    for remat in ("full", "dots"):
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), gradients(remat), plain
         )
 
 
 def test_full_remat_keeps_less():
-    config, params = model("gpt2-nano", num_layers=8)
     tokens = jax.ShapeDtypeStruct((8, 32), jnp.int32)
 
     def temporary_bytes(remat):

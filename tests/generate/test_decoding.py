@@ -1,0 +1,115 @@
+"""Decoding with a cache against the plain model, one full forward pass a token."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxllm import models
+from jaxllm.errors import UserError
+from jaxllm.generate import SamplingConfig, generate, generate_text
+from jaxllm.generate.decoding import _draw
+
+GREEDY = SamplingConfig(temperature=0)
+PROMPTS = [[5, 9, 200], [17], list(range(40))]  # shorter and longer than one bucket
+
+
+def make(preset):
+    config = models.get_preset(preset, vocab_size=256)
+    params = models.init(config, jax.random.key(1))
+    # Sharper than at initialisation, so that no two logits are equal.
+    return config, jax.tree.map(lambda x: x * 3, params)
+
+
+def greedy_by_hand(config, params, prompt, count):
+    ids, log_probs = list(prompt), []
+    for _ in range(count):
+        logits = models.apply(config, params, jnp.array([ids]))[0, -1]
+        ids.append(int(jnp.argmax(logits)))
+        log_probs.append(float(jax.nn.log_softmax(logits)[ids[-1]]))
+    return ids[len(prompt) :], log_probs
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("preset", ["gpt2-nano", "gpt-neo-nano", "llama-nano"])
+def test_greedy_equals_full_forward_passes_for_prompts_of_any_length(preset):
+    config, params = make(preset)
+    drawn = generate(config, params, PROMPTS, max_new_tokens=11, sampling=GREEDY, tokens_per_call=4)
+    for row, prompt in enumerate(PROMPTS):
+        tokens, log_probs = greedy_by_hand(config, params, prompt, 11)
+        assert drawn.tokens[row] == tokens
+        np.testing.assert_allclose(drawn.log_probs[row], log_probs, atol=2e-4)
+
+
+def test_a_row_ends_at_end_of_text_and_the_others_go_on():
+    config, params = make("gpt2-nano")
+    free = generate(config, params, PROMPTS, max_new_tokens=12, sampling=GREEDY)
+    eos = free.tokens[0][3]
+    ended = generate(config, params, PROMPTS, max_new_tokens=12, sampling=GREEDY, eos_id=eos)
+    for with_eos, without in zip(ended.tokens, free.tokens, strict=True):
+        expected = without[: without.index(eos)] if eos in without else without
+        assert with_eos == expected
+
+
+def test_draws_follow_the_models_distribution():
+    """4,000 first tokens at temperature 1: chi-square within 5 standard deviations of its mean."""
+    config, params = make("gpt2-nano")
+    prompts, probs = [[3, 4]] * 2000, None
+    probs = np.asarray(jax.nn.softmax(models.apply(config, params, jnp.array([[3, 4]]))[0, -1]))
+    counts = np.zeros(256)
+    for seed in range(2):
+        drawn = generate(
+            config, params, prompts, max_new_tokens=1, tokens_per_call=1, key=jax.random.key(seed)
+        )
+        counts += np.bincount([row[0] for row in drawn.tokens], minlength=256)
+    common = probs > 5 / 4000
+    observed = np.append(counts[common], counts[~common].sum())
+    expected = np.append(probs[common], probs[~common].sum()) * 4000
+    chi2, freedom = ((observed - expected) ** 2 / expected).sum(), len(expected) - 1
+    assert abs(chi2 - freedom) < 5 * np.sqrt(2 * freedom)
+
+
+def test_a_processor_of_ones_own_sees_what_was_drawn():
+    config, params = make("gpt2-nano")
+
+    def never_twice(logits_BV, tokens_BS, seen_BS):
+        rows = jnp.arange(len(logits_BV))[:, None]
+        return logits_BV.at[rows, tokens_BS].add(jnp.where(seen_BS, -1e9, 0.0))
+
+    drawn = generate(
+        config, params, PROMPTS, max_new_tokens=60, sampling=GREEDY, processors=(never_twice,)
+    )
+    for row, prompt in zip(drawn.tokens, PROMPTS, strict=True):
+        assert len(set(row)) == 60 and not set(row) & set(prompt)
+
+
+def test_new_prompts_and_seeds_do_not_compile_again():
+    config, params = make("gpt2-nano")
+    generate(config, params, [[1, 2]], max_new_tokens=8)
+    before = _draw._cache_size()
+    for seed in range(3):
+        generate(config, params, [[seed, 7, 9]], max_new_tokens=8, key=jax.random.key(seed))
+    assert _draw._cache_size() == before
+
+
+def test_text_in_text_out_with_an_empty_prompt():
+    config, params = make("gpt2-nano")
+
+    class Letters:
+        eos_id = 0
+        encode = staticmethod(lambda text: [ord(c) for c in text])
+        decode = staticmethod(lambda ids: "".join(map(chr, ids)))
+
+    texts = generate_text(config, params, Letters, ["ab", ""], max_new_tokens=3, sampling=GREEDY)
+    expected = "".join(map(chr, greedy_by_hand(config, params, [97, 98], 3)[0]))
+    assert texts[0] == expected.split("\0")[0]
+
+
+@pytest.mark.parametrize(
+    "prompts, count, message",
+    [([[]], 5, "empty"), ([[1, 999]], 5, "999.*256"), ([[1] * 120], 20, "120 prompt tokens"), ([[1]], 0, "max_new")],
+)
+def test_bad_requests_are_named(prompts, count, message):
+    config, params = make("gpt2-nano")
+    with pytest.raises(UserError, match=message):
+        generate(config, params, prompts, max_new_tokens=count)

@@ -1,0 +1,84 @@
+"""The optimizer that a config describes, and float32 master weights."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxllm import models
+from jaxllm.optim import OptimConfig, decay_mask, make_optimizer, with_master_weights
+
+
+@pytest.mark.parametrize("preset", ["gpt2-nano", "gpt-neo-nano", "llama-nano"])
+def test_decay_touches_matrices_and_embeddings_and_nothing_else(preset):
+    config = dataclasses.replace(models.get_preset(preset), sink_logit="learned")
+    mask = decay_mask(models.axes(config))
+    decaying = {jax.tree_util.keystr(p) for p, m in jax.tree.leaves_with_path(mask) if m}
+    spared = {jax.tree_util.keystr(p) for p, m in jax.tree.leaves_with_path(mask) if not m}
+    assert all(any(w in p for w in ("tokens", "positions", "query", "key", "value", "out", "'in'",
+                                    "gate", "kernel")) and "bias" not in p for p in decaying)  # fmt: skip
+    assert all(any(w in p for w in ("bias", "scale", "sink")) for p in spared)
+    assert any("sink" in p for p in spared) and any("scale" in p for p in spared)
+
+
+def test_config_builds_clip_then_masked_adamw():
+    """Against the same steps in float64: global clip, AdamW, decay on the matrix only."""
+    axes = {"matrix": ("embed", "mlp"), "gain": ("embed",)}
+    config = OptimConfig(learning_rate=0.1, schedule="constant", warmup_steps=0, clip_norm=0.5,
+                         weight_decay=0.2, beta1=0.8, beta2=0.9)  # fmt: skip
+    optimizer = make_optimizer(config, 10, axes)
+    rng = np.random.default_rng(0)
+    params = {"matrix": rng.normal(size=(3, 4)), "gain": rng.normal(size=3)}
+    ours = jax.tree.map(jnp.float32, params)
+    state = optimizer.init(ours)
+    m = v = jax.tree.map(np.zeros_like, params)
+    for t in range(1, 6):
+        grads = jax.tree.map(lambda p: rng.normal(size=p.shape) * t, params)  # noqa: B023
+        updates, state = optimizer.update(jax.tree.map(jnp.float32, grads), state, ours)
+        ours = optax.apply_updates(ours, updates)
+        norm = np.sqrt(sum((g**2).sum() for g in grads.values()))
+        grads = {k: g * min(1, 0.5 / norm) for k, g in grads.items()}
+        m = {k: 0.8 * m[k] + 0.2 * grads[k] for k in m}
+        v = {k: 0.9 * v[k] + 0.1 * grads[k] ** 2 for k in v}
+        for k, decay in (("matrix", 0.2), ("gain", 0.0)):
+            step = (m[k] / (1 - 0.8**t)) / (np.sqrt(v[k] / (1 - 0.9**t)) + 1e-8)
+            params[k] = params[k] - 0.1 * (step + decay * params[k])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), ours, params)
+
+
+def my_chain(learning_rate, axes):
+    """An optimizer of the user's own, found by name."""
+    assert axes == {"w": ("embed",)}
+    return optax.chain(optax.scale_by_sign(), optax.scale_by_learning_rate(learning_rate))
+
+
+def test_any_chain_by_name():
+    config = OptimConfig(name=f"{__name__}:my_chain", learning_rate=0.5, schedule="constant",
+                         warmup_steps=0, clip_norm=0)  # fmt: skip
+    optimizer = make_optimizer(config, 10, {"w": ("embed",)})
+    params = {"w": jnp.zeros(2)}
+    updates, _ = optimizer.update({"w": jnp.array([3.0, -4.0])}, optimizer.init(params), params)
+    np.testing.assert_array_equal(updates["w"], [-0.5, 0.5])
+
+
+@pytest.mark.smoke
+def test_master_weights_follow_the_float32_run_and_params_are_its_rounding():
+    inner = optax.adamw(1e-3, weight_decay=0.1)
+    optimizer = with_master_weights(inner)
+    start = jax.random.normal(jax.random.key(0), (64, 8)).astype(jnp.bfloat16)
+    params, state = start, optimizer.init(start)
+    reference, reference_state = start.astype(jnp.float32), inner.init(start.astype(jnp.float32))
+    for t in range(20):
+        grads = jax.random.normal(jax.random.key(t), (64, 8)).astype(jnp.bfloat16)
+        updates, state = jax.jit(optimizer.update)(grads, state, params)
+        params = optax.apply_updates(params, updates)
+        updates, reference_state = inner.update(
+            grads.astype(jnp.float32), reference_state, reference
+        )
+        reference = optax.apply_updates(reference, updates)
+    assert params.dtype == jnp.bfloat16 and state.master.dtype == jnp.float32
+    np.testing.assert_allclose(state.master, reference, atol=1e-6)
+    np.testing.assert_array_equal(params, state.master.astype(jnp.bfloat16))

@@ -1,0 +1,100 @@
+"""Bad input: one sentence on stderr, exit code 2, nothing compiled, nothing left behind."""
+
+import shutil
+from types import SimpleNamespace
+
+import jax
+import pytest
+
+from jaxllm.cli import _main as jaxllm_command
+from jaxllm.cli.parse import run
+
+
+@pytest.fixture
+def text(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    path = tmp_path / "text.txt"
+    path.write_text("It was the best of times, it was the worst of times. " * 40)
+    return path
+
+
+CASES = {
+    "missing file": (["--data", "nowhere.txt"], ["nowhere.txt"]),
+    "short text": (["--data", "SHORT", "--seq-len", "64"], ["shorter than one sequence", "64"]),
+    "empty file": (["--data", "EMPTY"], ["empty"]),
+    "ids beyond the vocabulary": (
+        ["--model.vocab-size", "100"], ["tokenizer 'bytes'", "256", "vocab_size=100", "at least 257"]),
+    "heads and width": (["--model.num-heads", "5"], ["num_heads=5", "embed_dim=64"]),
+    "batch and devices": (["--batch-size", "6"], ["batch_size 6", "8 devices", "multiple of 8"]),
+    "batch and parts": (["--batch-size", "16", "--accumulate", "3"], ["16", "accumulate=3"]),
+    "mesh and devices": (["--mesh.fsdp", "3"], ["fsdp=3", "8 devices"]),
+    "preset": (["--preset", "gtp2"], ["unknown preset 'gtp2'", "did you mean 'gpt2'"]),
+    "no preset": (["--preset"], ["unknown preset"]),
+    "field": (["--model.num-layer", "3"], ["'--model.num-layer'", "did you mean '--model.num-layers'"]),
+    "value": (["--steps", "many"], ["--steps", "many"]),
+    "number": (["--steps", "0"], ["steps is 0", "at least 1"]),
+    "choice": (["--optim.schedule", "cosin"], ["cosin", "cosine"]),
+    "precision": (["--precision", "fp32"], ["unknown precision 'fp32'", "float32"]),
+    "optimizer": (["--optim.name", "adamm"], ["unknown optimizer 'adamm'", "did you mean 'adam"]),
+    "optimizer module": (["--optim.name", "nowhere:make"], ["nowhere:make", "package.module:function"]),
+    "tokenizer": (["--tokenizer", "bpe:many"], ["bpe:many"]),
+    "long sequence": (["--seq-len", "4096"], ["seq_len 4096", "128"]),
+    "norm": (["--model.norm", "layernrom"], ["layernrom", "did you mean 'layernorm'"]),
+    "stray word": (["train.txt"], ["train.txt"]),
+}  # fmt: skip
+
+
+def fails(argv, capsys):
+    """Run the command; return its one sentence after checking that it is one, and the exit code."""
+    with pytest.raises(SystemExit) as stop:
+        run(jaxllm_command, argv)
+    captured = capsys.readouterr()
+    assert stop.value.code == 2
+    assert captured.err.startswith("error: ") and captured.err.count("\n") == 1, captured.err
+    assert captured.out == ""
+    return captured.err
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_one_sentence_and_nothing_left_behind(case, text, tmp_path, capsys, monkeypatch):
+    flags, expected = CASES[case]
+    (tmp_path / "short.txt").write_text("Call me Ishmael.")
+    (tmp_path / "empty.txt").write_text("")
+    names = {"SHORT": str(tmp_path / "short.txt"), "EMPTY": str(tmp_path / "empty.txt")}
+    flags = [names.get(word, word) for word in flags]
+    monkeypatch.setattr(jax._src.compiler, "compile_or_get_cached", _must_not_compile)
+    out = tmp_path / "run"
+    argv = ["train", "--preset", "gpt2-nano", "--data", str(text), "--tokenizer", "bytes",
+            "--seq-len", "16", "--batch-size", "8", "--out", str(out), *flags]  # fmt: skip
+    sentence = fails(argv, capsys)
+    for part in expected:
+        assert part in sentence
+    assert not out.exists()
+    assert not list(tmp_path.rglob("*tmp*"))
+
+
+def _must_not_compile(*args, **kwargs):
+    raise AssertionError("compiled something before the input was checked")
+
+
+def test_a_folder_that_cannot_be_written(text, tmp_path, capsys):
+    out = text / "run"  # below a file: fails for root too, as a read-only folder does for others
+    argv = ["train", "--preset", "gpt2-nano", "--data", str(text), "--tokenizer", "bytes",
+            "--seq-len", "16", "--batch-size", "8", "--out", str(out)]  # fmt: skip
+    assert "cannot write to the folder" in fails(argv, capsys)
+
+
+def test_a_disk_without_room_for_the_checkpoints(text, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+    argv = ["train", "--preset", "gpt2-nano", "--data", str(text), "--tokenizer", "bytes",
+            "--seq-len", "16", "--batch-size", "8", "--out", str(tmp_path / "run")]  # fmt: skip
+    assert "checkpoints need" in fails(argv, capsys)
+
+
+def test_unknown_command(capsys):
+    assert "did you mean 'train'" in fails(["trian"], capsys)
+
+
+def test_generate_without_a_run(tmp_path, capsys):
+    assert "no trained model in" in fails(["generate", str(tmp_path)], capsys)
+    assert not list(tmp_path.iterdir())

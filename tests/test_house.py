@@ -1,0 +1,61 @@
+"""The rules of the house that a program can check."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+# package -> what it must not import (prefixes)
+FORBIDDEN = {
+    "kernels/jaxllm_kernels": ["jaxllm.", "experiments"],
+    "jaxllm": ["experiments", "flax.nnx", "tensorflow", "torch"],
+    "jaxllm/models": ["jaxllm.train", "jaxllm.data", "jaxllm.optim", "jaxllm.generate"],
+    "jaxllm/data": ["jaxllm.train", "jaxllm.models", "jaxllm.optim", "jaxllm.generate"],
+    "jaxllm/optim": ["jaxllm.train", "jaxllm.models", "jaxllm.data", "jaxllm.generate"],
+    "jaxllm/generate": ["jaxllm.train", "jaxllm.optim"],
+    "jaxllm/parallel": ["jaxllm.train", "jaxllm.models", "jaxllm.data", "jaxllm.optim"],
+}
+
+
+def imports(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module or ""
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize("package", FORBIDDEN)
+def test_arrows_run_one_way(package):
+    files = list((ROOT / package).rglob("*.py"))
+    assert files
+    for path in files:
+        for name in imports(path):
+            for prefix in FORBIDDEN[package]:
+                bad = name == prefix.rstrip(".") or name.startswith(prefix.rstrip(".") + ".")
+                assert not bad, f"{path.relative_to(ROOT)} imports {name}"
+
+
+def test_kernels_is_a_source_root_and_not_a_package():
+    assert not (ROOT / "kernels" / "__init__.py").exists()
+
+
+@pytest.mark.smoke
+def test_importing_the_library_takes_under_a_second_beyond_jax():
+    """All public modules, and none of the heavy packages that only some users need."""
+    program = (
+        "import time, jax, jax.numpy, sys; start = time.process_time()\n"
+        "import jaxllm, jaxllm.models, jaxllm.optim, jaxllm.data, jaxllm.parallel, jaxllm.generate\n"
+        "print(time.process_time() - start)\n"
+        "heavy = {'torch', 'tensorflow', 'transformers', 'matplotlib', 'orbax', 'grain', 'tyro'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    seconds, heavy = result.stdout.strip().splitlines()[-2:]
+    assert float(seconds) < 1.0
+    assert heavy == "[]"
