@@ -11,7 +11,6 @@ on the same held-out documents, in bits per byte of text.
 
 import time
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import jax
@@ -70,9 +69,15 @@ PRESETS = {"debug": _debug, "small": _small, "paper": _paper}
 
 def main(config: PretrainConfig, preset: str = "custom") -> Report:
     """Train, score against n-gram models, sample, plot; write the report into `config.out`."""
-    started = time.time()
+    started, out = time.time(), Path(config.out)
     trained = train(config)
-    job, scores, out = trained.job, trained.evaluation, Path(config.out)
+    if trained.steps == 0 and (out / "report.json").exists():
+        print(f"{out} holds a run that had already finished: this is its report. "
+              "Train on with more --steps, or anew with another --out.")  # fmt: skip
+        report = read_report(out)
+        _show(report, out)
+        return report
+    job, scores = trained.job, trained.evaluation
     corpus = job.corpus
     unigram = data.unigram_bits_per_byte(corpus.train, corpus.valid, corpus.tokenizer.vocab_size)
     bigram = data.bigram_bits_per_byte(corpus.train, corpus.valid, corpus.tokenizer.vocab_size)
@@ -108,23 +113,27 @@ def main(config: PretrainConfig, preset: str = "custom") -> Report:
                   measured=1 - scores.bits_per_byte / bigram, holds=scores.bits_per_byte < bigram),
         ],
         seconds=time.time() - started,
-        sections={"Samples": "\n\n".join(f"**{p}**{t}" for p, t in zip(PROMPTS, samples, strict=True))},
+        sections={
+            "Samples": "".join(
+                f"\n--- sample {number} ---\n{prompt}{text}\n"
+                for number, (prompt, text) in enumerate(zip(PROMPTS, samples, strict=True), 1)
+            )
+        },
     )  # fmt: skip
     if jax.process_index() == 0:
         report.write(out)
-        _show(report, samples, out)
+        _show(report, out)
     return report
 
 
-def _show(report, samples, out):
+def _show(report, out):
     m = report.metrics
     print(f"\nheld-out bits per byte {m['heldout_bits_per_byte']:.3f}")
     print(f"  unigram model        {m['unigram_bits_per_byte']:.3f}  ({m['below_unigram']:+.0%} saved)")
     print(f"  bigram model         {m['bigram_bits_per_byte']:.3f}  ({m['below_bigram']:+.0%} saved)")
     print(f"tokens per second      {m['tokens_per_second']:,.0f}")
     print(f"seconds to first step  {m['seconds_to_first_step']:.1f}")
-    for number, (prompt, text) in enumerate(zip(PROMPTS, samples, strict=True), 1):
-        print(f"\n--- sample {number} ---\n{prompt}{text}")
+    print(report.sections["Samples"])
     print(f"\n{report.seconds:.0f} s; see {out / 'report.md'} and {out / 'curves.png'}")
 
 

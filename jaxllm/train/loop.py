@@ -28,6 +28,7 @@ class Trained:
     job: Job
     params: Any
     evaluation: Evaluation  # of the last step
+    steps: int  # done now; 0 if the run had already finished
     tokens_per_second: float  # over the steps alone; 0 if fewer than two were left to do
     seconds_to_first_step: float  # from the start of the process to the end of its first step
 
@@ -103,7 +104,14 @@ def train(config: TrainConfig, *, loss=None, optimizer=None, devices=None) -> Tr
                 raise
         kept.wait()
         evaluation = evaluate(job, state.params, max_batches=config.final_eval_batches)
-    return Trained(job, state.params, evaluation, watch.overall_tokens_per_second, seconds_to_first_step)
+    return Trained(
+        job=job,
+        params=state.params,
+        evaluation=evaluation,
+        steps=config.steps - start,
+        tokens_per_second=watch.overall_tokens_per_second,
+        seconds_to_first_step=seconds_to_first_step,
+    )
 
 
 def start_or_resume(job: Job, kept: Checkpoints, batches) -> tuple[TrainState, int]:
