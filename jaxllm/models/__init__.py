@@ -1,6 +1,12 @@
 """GPT-2, GPT-Neo and Llama as a frozen config and pure functions over a dict of arrays.
 
-config = get_preset("gpt2-nano"); params = init(config, key); logits = apply(config, params, tokens).
+Examples:
+  >>> import jax, jax.numpy as jnp
+  >>> from jaxllm import models
+  >>> config = models.get_preset("gpt2-nano")
+  >>> params = models.init(config, jax.random.key(0))
+  >>> models.apply(config, params, jnp.array([[1, 2, 3]])).shape
+  (1, 3, 256)
 """
 
 from jaxllm.models.cache import init_cache as init_cache

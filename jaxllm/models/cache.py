@@ -12,8 +12,8 @@ def init_cache(config: ModelConfig, batch_size: int, max_length: int) -> dict:
     """Return an empty cache for `max_length` tokens a row, padding included.
 
     Returns:
-      {"key", "value": [L, B, S, G, K] in config.dtype, "valid": bool [B, S] (slots that hold a token
-      and not padding), "length": int32 [] (slots written)}.
+      {"key", "value": [L, B, S, G, K] in config.dtype, "valid": bool [B, S] (slots that hold a
+      token and not padding), "length": int32 [] (slots written)}.
     """
     shape = (
         config.num_layers,

@@ -28,8 +28,8 @@ REMAT = (
 class ModelConfig:
     """A decoder-only transformer. The defaults are GPT-2 small.
 
-    A value of None is replaced by its derived default when the config is made, so a config that
-    exists holds plain numbers.
+    Sizes given as None are replaced by their derived defaults when the config is made, so that a
+    config holds plain numbers.
 
     Raises:
       UserError: a size that does not divide, or a name that is not known.
@@ -41,7 +41,7 @@ class ModelConfig:
       >>> ModelConfig(embed_dim=64, num_heads=5)
       Traceback (most recent call last):
       ...
-      jaxllm.errors.UserError: num_heads=5 does not divide embed_dim=64; change one of them or set head_dim
+      jaxllm.errors.UserError: num_heads=5 does not divide embed_dim=64; ...
     """
 
     vocab_size: int | None = 50257  # None: not known yet; a training run takes its tokenizer's
@@ -119,6 +119,13 @@ class ModelConfig:
             _known(self, "attention_implementation", ATTENTION_IMPLEMENTATIONS)
 
     @property
+    def known_vocab_size(self) -> int:
+        """Return vocab_size, or raise a UserError where it is still None."""
+        if self.vocab_size is None:
+            raise UserError("vocab_size is None; set it to the size of the tokenizer")
+        return self.vocab_size
+
+    @property
     def num_params(self) -> int:
         """Count every stored number; a tied head counts once.
 
@@ -126,7 +133,7 @@ class ModelConfig:
           >>> ModelConfig().num_params  # GPT-2 small
           124439808
         """
-        D, V = self.embed_dim, self.vocab_size
+        D, V = self.embed_dim, self.known_vocab_size
         gain = 1 if self.norm == "rmsnorm_scalar" else D
         norm = gain + self.norm_bias * D
         heads = self.num_heads * self.head_dim
@@ -154,16 +161,15 @@ class ModelConfig:
         """
         keys = sum(min(window or seq_len, seq_len) for window in self.windows)
         keys *= self.num_layers // len(self.windows)
-        matmul = self.num_layers * self._layer_matmul_params + self.embed_dim * self.vocab_size
+        matmul = self.num_layers * self._layer_matmul_params
+        matmul += self.embed_dim * self.known_vocab_size
         return 6 * matmul + 12 * self.num_heads * self.head_dim * keys
 
     @property
     def _layer_matmul_params(self) -> int:
         heads = self.num_heads * self.head_dim
         kv_heads = self.num_kv_heads * self.head_dim
-        return self.embed_dim * (
-            2 * heads + 2 * kv_heads + self.mlp_dim * (2 + self.gated_mlp)
-        )
+        return self.embed_dim * (2 * heads + 2 * kv_heads + self.mlp_dim * (2 + self.gated_mlp))
 
 
 def _positive(config: ModelConfig, *names: str) -> None:

@@ -4,7 +4,8 @@ One table a family says where each tensor lives; both directions read it. Tensor
 reading and writing files is somebody else's business.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -94,26 +95,42 @@ def params_from_state_dict(
       UserError: a tensor is missing or has the wrong shape.
     """
     table = _table(family)
+    dtype = jnp.dtype(config.param_dtype)
 
     def read(path: str, shape: tuple[int, ...]) -> np.ndarray:
-        if path not in table:
-            raise UserError(f"family '{family}' has no place for parameter {path}")
-        tensor = table[path]
+        tensor = _place(table, family, path)
+        # Filled layer by layer: a state dict that reads from disk is never in memory as a whole.
+        array = np.empty(shape, dtype)
         if not path.startswith("layers/"):
-            return _from_theirs(_find(state_dict, tensor.name), tensor, shape, path)
-        layers = [
-            _from_theirs(_find(state_dict, tensor.name.format(layer=i)), tensor, shape[1:], path)
-            for i in range(shape[0])
-        ]
-        return np.stack(layers)
+            array[...] = _from_theirs(state_dict, tensor.name, tensor, shape, path)
+            return array
+        for layer, one in enumerate(array):
+            name = tensor.name.format(layer=layer)
+            one[...] = _from_theirs(state_dict, name, tensor, shape[1:], path)
+        return array
 
-    flat = {path: read(path, entry.shape) for path, entry in _flat(declare(config)).items()}
-    dtype = jnp.dtype(config.param_dtype)
-    return _nested({path: array.astype(dtype) for path, array in flat.items()})
+    return _nested({path: read(path, one.shape) for path, one in _flat(declare(config)).items()})
+
+
+def tensor_shapes(config: ModelConfig, family: str) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Yield the name and shape of each tensor that a checkpoint must hold, layer after layer.
+
+    Raises:
+      UserError: a parameter the family has no place for, such as a learned sink.
+    """
+    table = _table(family)
+    outside, layered = {}, {}
+    for path, entry in _flat(declare(config)).items():
+        tensor, in_layer = _place(table, family, path), path.startswith("layers/")
+        names = layered if in_layer else outside
+        names[tensor.name] = _their_shape(entry.shape[in_layer:], tensor, path)
+    yield from outside.items()
+    for layer in range(config.num_layers):
+        yield from ((name.format(layer=layer), shape) for name, shape in layered.items())
 
 
 def state_dict_from_params(config: ModelConfig, family: str, params: dict) -> dict[str, np.ndarray]:
-    """Return the Hugging Face state dict of our parameters; the inverse of `params_from_state_dict`.
+    """Return the Hugging Face state dict of our parameters: undo `params_from_state_dict`.
 
     Raises:
       UserError: a parameter the family has no place for, such as a learned sink.
@@ -122,9 +139,7 @@ def state_dict_from_params(config: ModelConfig, family: str, params: dict) -> di
     state_dict: dict[str, np.ndarray] = {}
     fused: dict[str, dict[int, np.ndarray]] = {}
     for path, array in _flat(params).items():
-        if path not in table:
-            raise UserError(f"family '{family}' has no place for parameter {path}")
-        tensor, array = table[path], np.asarray(array)
+        tensor, array = _place(table, family, path), np.asarray(array)
         stacked = path.startswith("layers/")
         for layer, one in enumerate(array if stacked else [array]):
             name = tensor.name.format(layer=layer)
@@ -148,25 +163,41 @@ def _find(state_dict: Mapping[str, np.ndarray], name: str) -> np.ndarray:
     raise UserError(f"the checkpoint has no tensor '{name}'")
 
 
-def _from_theirs(array, tensor: Tensor, shape: tuple[int, ...], path: str) -> np.ndarray:
+def _from_theirs(state_dict, name, tensor: Tensor, shape: tuple[int, ...], path: str) -> np.ndarray:
+    array, expected = _find(state_dict, name), _their_shape(shape, tensor, path)
+    if array.shape != expected:
+        raise UserError(f"the tensor '{name}' has shape {array.shape}; expected {expected}")
     if tensor.part is not None:
         array = np.split(array, 3, axis=-1)[tensor.part]
-    if tensor.output_first:
-        array = array.T
-    if array.size != np.prod(shape, dtype=int):
-        raise UserError(f"'{tensor.name}' has shape {array.shape}, which does not fit {path} {shape}")
-    return array.reshape(shape)
+    return (array.T if tensor.output_first else array).reshape(shape)
 
 
 def _to_theirs(array: np.ndarray, tensor: Tensor, path: str) -> np.ndarray:
-    """Merge heads and head_dim, which we keep apart, and transpose to their layout."""
-    if path in ("layers/attn/query", "layers/attn/key", "layers/attn/value"):
-        array = array.reshape(array.shape[0], -1)
-    elif path == "layers/attn/out":
-        array = array.reshape(-1, array.shape[-1])
-    elif path.startswith("layers/attn/"):
-        array = array.reshape(-1)
+    array = array.reshape(_merged(array.shape, path))
     return array.T if tensor.output_first else array
+
+
+def _their_shape(shape: tuple[int, ...], tensor: Tensor, path: str) -> tuple[int, ...]:
+    """Return the shape of the tensor that holds a parameter of one layer."""
+    shape = _merged(shape, path)
+    if tensor.part is not None:
+        shape = (*shape[:-1], 3 * shape[-1])
+    return shape[::-1] if tensor.output_first else shape
+
+
+def _merged(shape: tuple[int, ...], path: str) -> tuple[int, ...]:
+    """Merge heads and head_dim, which we keep apart."""
+    if path in ("layers/attn/query", "layers/attn/key", "layers/attn/value"):
+        return (shape[0], math.prod(shape[1:]))
+    if path == "layers/attn/out":
+        return (math.prod(shape[:-1]), shape[-1])
+    return (math.prod(shape),) if path.startswith("layers/attn/") else tuple(shape)
+
+
+def _place(table: Mapping[str, Tensor], family: str, path: str) -> Tensor:
+    if path not in table:
+        raise UserError(f"family '{family}' has no place for parameter {path}")
+    return table[path]
 
 
 def _table(family: str) -> dict[str, Tensor]:

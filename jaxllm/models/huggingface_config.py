@@ -18,7 +18,7 @@ _THEIR_ACTIVATIONS = {"gelu_tanh": "gelu_new", "gelu": "gelu", "silu": "silu", "
 
 
 def config_from_huggingface(theirs: Mapping[str, Any], **overrides) -> ModelConfig:
-    """Return the ModelConfig of a config.json; overrides set what it does not say (dtype, remat).
+    """Return the ModelConfig of a config.json; overrides add what it does not say (dtype, remat).
 
     Raises:
       UserError: a model_type, activation or rope scaling that is not supported.
@@ -56,7 +56,15 @@ def config_to_huggingface(config: ModelConfig) -> dict[str, Any]:
 
 def _same_model(ours: ModelConfig, again: ModelConfig) -> bool:
     # How it is computed and initialised is ours to choose; what it computes is not.
-    ignored = ("dtype", "param_dtype", "remat", "attention_implementation", "init_std", "windows", "attention_scale")
+    ignored = (
+        "dtype",
+        "param_dtype",
+        "remat",
+        "attention_implementation",
+        "init_std",
+        "windows",
+        "attention_scale",
+    )
     if ours.position != "rotary":
         ignored += ("rope_theta",)
     a, b = vars(ours), vars(again)

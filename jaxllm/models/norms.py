@@ -11,7 +11,8 @@ def normalize(x_BTD: jax.Array, params: dict, kind: str, eps: float) -> jax.Arra
       x_BTD: [..., D].
       params: {"scale": [D], or [] for the scalar gain of rmsnorm_scalar (Qin et al. 2023, as used
         with OrthoAdam, arXiv 2410.17174), "bias": [D] optional}.
-      kind: "layernorm" subtracts the mean; "rmsnorm" and "rmsnorm_scalar" (arXiv 1910.07467) do not.
+      kind: "layernorm" subtracts the mean; "rmsnorm" (arXiv 1910.07467) and "rmsnorm_scalar" do
+        not.
       eps: added to the variance.
     """
     x = x_BTD.astype(jnp.float32)

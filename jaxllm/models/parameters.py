@@ -53,7 +53,7 @@ def shapes(config: ModelConfig) -> dict:
 
 def declare(config: ModelConfig) -> dict:
     """Return the nested dict of `Declaration`s that `init`, `axes` and `shapes` are made from."""
-    V, D = config.vocab_size, config.embed_dim
+    V, D = config.known_vocab_size, config.embed_dim
     std = config.init_std
     tree = {
         "embed": {"tokens": Declaration((V, D), ("vocab", "embed"), std)},
@@ -67,9 +67,7 @@ def declare(config: ModelConfig) -> dict:
     }
     # Layers are stacked: one array for all of them, scanned over its first axis.
     tree["layers"] = jax.tree.map(
-        lambda one: one._replace(
-            shape=(config.num_layers, *one.shape), axes=("layers", *one.axes)
-        ),
+        lambda one: one._replace(shape=(config.num_layers, *one.shape), axes=("layers", *one.axes)),
         tree["layers"],
         is_leaf=_is_declaration,
     )

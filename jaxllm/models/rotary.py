@@ -4,7 +4,9 @@ import jax
 import jax.numpy as jnp
 
 
-def rotary_table(positions_BT: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
+def rotary_table(
+    positions_BT: jax.Array, head_dim: int, theta: float
+) -> tuple[jax.Array, jax.Array]:
     """Return cosines and sines, each float32 [B, T, 1, K/2], of position * theta**(-2i/K)."""
     frequency_K = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
     angle_BTK = positions_BT[..., None].astype(jnp.float32) * frequency_K

@@ -61,7 +61,9 @@ class Sites:
 
     def __post_init__(self):
         if isinstance(self.capture, str):
-            raise UserError(f"capture='{self.capture}' must be a tuple of names: ('{self.capture}',)")
+            raise UserError(
+                f"capture='{self.capture}' must be a tuple of names: ('{self.capture}',)"
+            )
         for name in (*self.capture, *self.edits):
             if name not in SITES:
                 raise unknown("site", name, SITES)

@@ -32,15 +32,16 @@ def trunk(
     Args:
       tokens_BT: int [B, T].
       positions: int [B, T]; None counts from 0, anew in each segment.
-      segment_ids: int [B, T], one number a document of a packed row; documents do not see each other.
+      segment_ids: int [B, T], one number a document of a packed row; documents do not see each
+        other.
       sites: activations to edit (to capture them use `capture`).
 
     Raises:
       UserError: more tokens than a learned position table has.
     """
-    return capture(
-        config, params, tokens_BT, sites, positions=positions, segment_ids=segment_ids
-    )[0]
+    return capture(config, params, tokens_BT, sites, positions=positions, segment_ids=segment_ids)[
+        0
+    ]
 
 
 def capture(
@@ -85,12 +86,12 @@ def decode(
 
     Args:
       tokens_BT: int [B, T].
-      cache: from `init_cache` or the last call. Donate it to a jitted step, and it is updated in place.
+      cache: from `init_cache` or the last call. Donated to a jitted step, it is updated in place.
       mask_BT: False at padding, which must be on the left of a row's first token; None: all True.
 
     Returns:
-      (hidden_BTD after the final norm, the cache with the tokens added). Hidden states at padding are
-      meaningless but finite.
+      (hidden_BTD after the final norm, the cache with the tokens added). Hidden states at padding
+      are meaningless but finite.
     """
     T = tokens_BT.shape[1]
     if T > cache["valid"].shape[1]:
@@ -174,7 +175,9 @@ def _layer(config, params, x_BTD, index, window, cache, *, rotary, segment_ids_B
     """Run one layer; return (x_BTD, captured, cache)."""
     tap = Tap(sites, index)
     x_BTD = tap("resid_pre", x_BTD)
-    attn_in_BTD = tap("attn_in", normalize(x_BTD, params["attn_norm"], config.norm, config.norm_eps))
+    attn_in_BTD = tap(
+        "attn_in", normalize(x_BTD, params["attn_norm"], config.norm, config.norm_eps)
+    )
     attn_out_BTD, cache = attention_block(
         config,
         params["attn"],

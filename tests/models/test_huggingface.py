@@ -61,7 +61,9 @@ def test_logits_and_gradients_match_transformers(case):
     tokens = np.random.default_rng(0).integers(0, config.vocab_size, (3, 17))
     targets = np.roll(tokens, -1, axis=1)
     logits = model(torch.from_numpy(tokens)).logits
-    torch.nn.functional.cross_entropy(logits.flatten(0, 1), torch.from_numpy(targets).flatten()).backward()
+    torch.nn.functional.cross_entropy(
+        logits.flatten(0, 1), torch.from_numpy(targets).flatten()
+    ).backward()
 
     ours = jax.jit(lambda p: models.apply(config, p, tokens))(params)
     assert np.abs(ours - logits.detach().numpy()).max() <= TOLERANCE

@@ -53,7 +53,9 @@ def test_captured_values_are_what_the_table_says(model, values):
     close(seen["resid_post"], seen["resid_mid"] + seen["mlp_out"])
     for i in range(4):
         norm = jax.tree.map(lambda w: w[i], params["layers"]["attn_norm"])  # noqa: B023
-        close(seen["attn_in"][i], normalize(seen["resid_pre"][i], norm, config.norm, config.norm_eps))
+        close(
+            seen["attn_in"][i], normalize(seen["resid_pre"][i], norm, config.norm, config.norm_eps)
+        )
     repeat = H // config.num_kv_heads
     key, value = (np.repeat(seen[name], repeat, axis=3) for name in ("key", "value"))
     scale = config.attention_scale or K**-0.5

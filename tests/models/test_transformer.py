@@ -1,4 +1,4 @@
-"""What the model computes: causality, documents, scanning, rematerialisation, precision, decoding."""
+"""What the model computes: causality, documents, scanning, remat, precision, decoding."""
 
 import functools
 import math
@@ -10,6 +10,7 @@ import pytest
 
 from jaxllm import models
 from jaxllm.errors import UserError
+from jaxllm.models.norms import normalize
 from jaxllm.models.transformer import _layer, rotary_table
 
 NAMES = ("gpt2-nano", "gpt-neo-nano", "llama-nano")
@@ -18,7 +19,7 @@ VOCAB = 61
 
 @functools.cache
 def model(name, **overrides):
-    """Return (config, params) with every parameter random, so that biases, gains and sinks count."""
+    """Return (config, params) with every parameter random, so that biases and sinks count."""
     small = dict(embed_dim=32, num_heads=4, vocab_size=VOCAB, context_length=32)
     if name == "gpt-neo-nano":
         small["windows"] = (0, 5)
@@ -79,14 +80,12 @@ def test_scan_equals_a_python_loop(name):
         if config.position == "learned":
             x = x + params["embed"]["positions"][positions]
         for i in range(config.num_layers):
-            layer_params = jax.tree.map(lambda w: w[i], params["layers"])
+            layer_params = jax.tree.map(lambda w: w[i], params["layers"])  # noqa: B023
             x, _, _ = _layer(
                 config, layer_params, x, i, config.windows[i % len(config.windows)], None,
                 rotary=rotary if config.position == "rotary" else None,
                 segment_ids_BT=None, sites=None,
             )  # fmt: skip
-        from jaxllm.models.norms import normalize
-
         return normalize(x, params["final_norm"], config.norm, config.norm_eps)
 
     scanned = jax.jit(lambda p: models.trunk(config, p, tokens))(params)
@@ -103,7 +102,9 @@ def test_every_remat_policy_gives_the_same_gradients():
     plain = gradients("none")
     for remat in ("full", "dots"):
         jax.tree.map(
-            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), gradients(remat), plain
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+            gradients(remat),
+            plain,
         )
 
 
@@ -205,7 +206,9 @@ def test_loss_is_the_mean_over_the_mask():
     config, params = model("llama-nano", tie_embeddings=False)
     tokens, targets = text((2, 10), 1), text((2, 10), 2)
     mask = np.random.default_rng(3).random((2, 10)) < 0.5
-    mean, sums = jax.jit(lambda p: models.loss(config, p, tokens, targets, mask=mask, z_loss=0.1))(params)
+    mean, sums = jax.jit(lambda p: models.loss(config, p, tokens, targets, mask=mask, z_loss=0.1))(
+        params
+    )
     logits = np.asarray(models.apply(config, params, tokens), np.float64)
     lse = np.log(np.exp(logits).sum(-1))
     nll = lse - np.take_along_axis(logits, targets[..., None], -1)[..., 0]
@@ -218,8 +221,6 @@ def test_loss_is_the_mean_over_the_mask():
 
 @pytest.mark.parametrize("norm", ["layernorm", "rmsnorm", "rmsnorm_scalar"])
 def test_norms_match_their_formulas(norm):
-    from jaxllm.models.norms import normalize
-
     x = np.random.default_rng(0).normal(1.0, 2.0, (2, 3, 8)).astype(np.float32)
     scale = np.float32(1.7) if norm == "rmsnorm_scalar" else np.arange(1, 9, dtype=np.float32)
     centred = x - x.mean(-1, keepdims=True) if norm == "layernorm" else x
@@ -237,7 +238,9 @@ def test_softmax_one_is_a_zero_key_and_value_before_the_text():
     cache["length"] = jnp.int32(1)
     shifted = dict(params, embed=dict(params["embed"]))
     table = params["embed"]["positions"]
-    shifted["embed"]["positions"] = jnp.concatenate([table[:1], table[:-1]])  # position p is now p + 1
+    shifted["embed"]["positions"] = jnp.concatenate(
+        [table[:1], table[:-1]]
+    )  # position p is now p + 1
     prepended, _ = models.decode(plain, shifted, tokens, cache)
     sink = models.trunk(config, params, tokens)
     assert np.abs(prepended - sink).max() <= 1e-5

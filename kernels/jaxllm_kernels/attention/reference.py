@@ -1,4 +1,4 @@
-"""Attention written out: the oracle for the fast versions, and where scores can be seen and edited."""
+"""Attention written out: the oracle, and the path on which scores can be seen and edited."""
 
 import jax
 import jax.numpy as jnp

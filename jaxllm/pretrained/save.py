@@ -1,0 +1,109 @@
+"""A model into a Hugging Face folder: config.json, safetensors, tokenizer.json."""
+
+import json
+import os
+import re
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from jaxllm.data.atomic import new_folder
+from jaxllm.data.bpe import HuggingFaceTokenizer
+from jaxllm.data.tokenizer import Tokenizer
+from jaxllm.errors import UserError
+from jaxllm.models.config import ModelConfig
+from jaxllm.models.huggingface import state_dict_from_params, tensor_shapes
+from jaxllm.models.huggingface_config import config_to_huggingface
+from jaxllm.pretrained.safetensors_file import write_safetensors
+
+
+def save_pretrained(
+    folder: str | os.PathLike,
+    config: ModelConfig,
+    params: dict,
+    tokenizer: Tokenizer | None = None,
+    *,
+    max_shard_size: int | str = "5GB",
+) -> None:
+    """Write a folder that transformers' and our own `from_pretrained` read, whole or not at all.
+
+    Tensors keep the dtype that they have in `params`; a tied head is not written twice.
+
+    Args:
+      folder: a new or empty folder.
+      tokenizer: saved as tokenizer.json; byte and character tokenizers only jaxllm can read.
+      max_shard_size: bytes, or a number with KB, MB or GB. More than that becomes several files.
+
+    Raises:
+      UserError: no Hugging Face family can hold the model, the tokenizer does not fit it, the
+        folder has something in it or cannot be written.
+    """
+    folder = Path(folder)
+    limit = _bytes(max_shard_size)
+    theirs = config_to_huggingface(config)
+    if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
+        raise UserError(
+            f"the tokenizer has ids up to {tokenizer.vocab_size - 1}, but the model's vocab_size is "
+            f"{config.vocab_size}; give the tokenizer that the model was trained with"
+        )
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        raise UserError(f"'{folder}' already exists; give a new folder, so that nothing is lost")
+    dtypes = {np.dtype(leaf.dtype).name for leaf in jax.tree.leaves(params)}
+    theirs["dtype"] = dtypes.pop() if len(dtypes) == 1 else config.param_dtype
+    eos = None if tokenizer is None else tokenizer.eos_id
+    # Left out, transformers would put GPT-2's 50256 here, whatever the vocabulary.
+    theirs |= {"eos_token_id": eos, "bos_token_id": eos}
+    tensors = state_dict_from_params(config, theirs["model_type"], params)
+    # The tied head is the embedding under a second name: the names of tensor_shapes leave it out.
+    tensors = {name: tensors[name] for name, _ in tensor_shapes(config, theirs["model_type"])}
+    with new_folder(folder, is_whole=lambda _: True) as partial:
+        _write_weights(partial, tensors, limit)
+        _write_json(partial / "config.json", theirs)
+        if tokenizer is not None:
+            tokenizer.save(partial / "tokenizer.json")
+        if isinstance(tokenizer, HuggingFaceTokenizer):
+            end = tokenizer.backend.id_to_token(tokenizer.eos_id)
+            # The class that takes tokenizer.json as it is, instead of rebuilding it from a family.
+            plain = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": end}
+            _write_json(partial / "tokenizer_config.json", plain)
+
+
+def _write_weights(folder: Path, tensors: dict[str, np.ndarray], limit: int) -> None:
+    shards: list[dict[str, np.ndarray]] = [{}]
+    room = limit
+    for name, tensor in tensors.items():
+        if tensor.nbytes > room and shards[-1]:
+            shards.append({})
+            room = limit
+        shards[-1][name] = tensor
+        room -= tensor.nbytes
+    if len(shards) == 1:
+        write_safetensors(folder / "model.safetensors", tensors)
+        return
+    place = {}
+    for number, shard in enumerate(shards, 1):
+        file = f"model-{number:05}-of-{len(shards):05}.safetensors"
+        write_safetensors(folder / file, shard)
+        place |= dict.fromkeys(shard, file)
+    total = sum(tensor.nbytes for tensor in tensors.values())
+    index = {"metadata": {"total_size": total}, "weight_map": place}
+    _write_json(folder / "model.safetensors.index.json", index)
+
+
+def _write_json(path: Path, content: dict) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _bytes(size: int | str) -> int:
+    """Return a number of bytes.
+
+    Examples:
+      >>> _bytes("5GB"), _bytes("1.5 MB"), _bytes(4096)
+      (5000000000, 1500000, 4096)
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]?)B?", str(size).strip(), re.IGNORECASE)
+    bytes_ = 0 if match is None else float(match[1]) * 1000 ** " KMG".index(match[2].upper() or " ")
+    if bytes_ < 1:
+        raise UserError(f"max_shard_size '{size}' is not a size; expected one such as 5GB or 200MB")
+    return int(bytes_)
