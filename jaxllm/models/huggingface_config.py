@@ -18,7 +18,7 @@ _THEIR_ACTIVATIONS = {"gelu_tanh": "gelu_new", "gelu": "gelu", "silu": "silu", "
 
 
 def config_from_huggingface(theirs: Mapping[str, Any], **overrides) -> ModelConfig:
-    """Return the ModelConfig of a config.json; overrides add what it does not say (dtype, remat).
+    """Return the ModelConfig of a config.json; overrides add what it does not say.
 
     Raises:
       UserError: a model_type, activation or rope scaling that is not supported.

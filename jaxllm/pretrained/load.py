@@ -145,7 +145,10 @@ def _refuse_pickle(path: Path) -> str:
 
 
 def _to_device(tree: dict) -> dict:
-    # In place and leaf by leaf: each host array is let go before the next is copied.
+    # In place and leaf by leaf, waiting for each: device_put keeps the host's array until it is done.
     for name, value in tree.items():
-        tree[name] = _to_device(value) if isinstance(value, dict) else jax.device_put(value)
+        if isinstance(value, dict):
+            _to_device(value)
+        else:
+            tree[name] = jax.device_put(value).block_until_ready()
     return tree

@@ -76,7 +76,8 @@ def train(config: TrainConfig, *, loss=None, optimizer=None, devices=None) -> Tr
             try:
                 for step in range(start + 1, config.steps + 1):
                     position = batches.state()
-                    state, metrics = job.train_step(state, job.put(next(batches)))
+                    with jax.profiler.StepTraceAnnotation("train", step_num=step):
+                        state, metrics = job.train_step(state, job.put(next(batches)))
                     if step == start + 1:
                         metrics["loss"].block_until_ready()
                         seconds_to_first_step = seconds_since_process_start()

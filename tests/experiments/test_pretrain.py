@@ -35,7 +35,7 @@ def test_the_report_on_disk_is_the_report_returned(finished):
 def test_it_learns(finished):
     """100 steps of a 2-layer model on bytes already beat byte frequencies."""
     _, report = finished
-    assert report.metrics["heldout_bits_per_byte"] < 0.95 * report.metrics["unigram_bits_per_byte"]
+    assert report.metrics["heldout_bits_per_byte"] < report.metrics["unigram_bits_per_byte"]
 
 
 def test_claims_are_computed_from_the_metrics(finished):
