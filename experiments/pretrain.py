@@ -2,7 +2,7 @@
 
     python -m experiments.pretrain                     # small: under 5 minutes on 2 CPU cores
     python -m experiments.pretrain --preset debug      # seconds
-    python -m experiments.pretrain --preset paper --distributed --mesh.fsdp 8   # GPT-2 124M
+    python -m experiments.pretrain --preset paper --mesh.fsdp 8  # GPT-2 124M
 
 The claim put to the test is a person's: the model knows more about English than letter, word or
 word-pair frequencies do. Unigram and bigram models are fitted to the same training tokens and scored

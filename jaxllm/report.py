@@ -50,12 +50,14 @@ class Report:
         env = ", ".join(f"{name} {value}" for name, value in self.environment.items())
         lines = [f"# {self.experiment} ({self.preset})", "", f"{self.seconds:.0f} s; {env}", ""]
         if self.claims:
-            lines += ["| claim | source | published | measured | interval | holds |", "|---|---|---|---|---|---|"]
+            lines += ["| claim | source | published | measured | interval | holds |"]
+            lines += ["|---|---|---|---|---|---|"]
             for c in self.claims:
                 published = "" if c.paper is None else f"{c.paper:.4g}"
                 interval = "" if c.interval is None else f"{c.interval[0]:.4g} to {c.interval[1]:.4g}"
                 holds = "yes" if c.holds else "**no**"
-                lines.append(f"| {c.claim} | {c.source} | {published} | {c.measured:.4g} | {interval} | {holds} |")
+                cells = (c.claim, c.source, published, f"{c.measured:.4g}", interval, holds)
+                lines.append(f"| {' | '.join(cells)} |")
             lines.append("")
         lines += ["| metric | value |", "|---|---|"]
         lines += [f"| {name} | {value:,.5g} |" for name, value in self.metrics.items()]

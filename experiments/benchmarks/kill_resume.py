@@ -7,7 +7,6 @@ trains or writes a checkpoint. Each time the same command goes on. At the end it
 compared, bit for bit, with those of a run that was left alone.
 """
 
-import os
 import random
 import subprocess
 import sys
@@ -96,8 +95,8 @@ def _logged_step(out):
 def _command(config, out):
     return [
         sys.executable, "-m", "jaxllm.cli", "train", "--preset", "gpt2-nano", "--tokenizer", "bytes",
-        "--seq-len", "64", "--batch-size", "8", "--steps", str(config.steps), "--eval-every", "1000000",
-        "--save-every", str(config.save_every), "--log-every", "1", "--final-eval-batches", "2", "--out", str(out),
+        "--seq-len", "64", "--batch-size", "8", "--steps", str(config.steps),
+        "--eval-every", "1000000", "--save-every", str(config.save_every), "--log-every", "1", "--final-eval-batches", "2", "--out", str(out),
     ]  # fmt: skip
 
 

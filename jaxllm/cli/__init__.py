@@ -9,6 +9,7 @@ from jaxllm.errors import unknown
 _COMMANDS = {
     "train": "train a model from scratch, or resume a run",
     "generate": "continue a prompt with a trained model",
+    "convert": "write a model as a Hugging Face folder",
 }
 
 

@@ -9,15 +9,15 @@ import tyro
 
 from jaxllm import compilation_cache
 from jaxllm.cli.parse import parse
+from jaxllm.cli.source import load_model_and_tokenizer
 from jaxllm.generate import SamplingConfig, stream
-from jaxllm.train.load import load_run
 
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateConfig(SamplingConfig):
     """Values of `jaxllm generate`: how to draw, from what, and how much."""
 
-    run: tyro.conf.Positional[str]  # folder of a training run
+    run: tyro.conf.Positional[str]  # a training run's folder, or a pretrained model: folder, file, hub id
     prompt: str = ""  # text to continue; empty starts a new document
     max_new_tokens: int = 200
     samples: int = 1  # continuations to draw
@@ -38,7 +38,7 @@ def main(argv: Sequence[str]) -> None:
         description="Continue a prompt with a trained model.",
     )  # fmt: skip
     compilation_cache.enable()
-    model, params, tokenizer = load_run(config.run, config.checkpoint)
+    model, params, tokenizer = load_model_and_tokenizer(config.run, config.checkpoint)
     prompt = list(tokenizer.encode(config.prompt)) or [tokenizer.eos_id]
     pieces = stream(
         model, params, [prompt] * config.samples, max_new_tokens=config.max_new_tokens,

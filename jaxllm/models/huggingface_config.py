@@ -24,9 +24,9 @@ def config_from_huggingface(theirs: Mapping[str, Any], **overrides) -> ModelConf
       UserError: a model_type, activation or rope scaling that is not supported.
 
     Examples:
-      >>> config_from_huggingface({"model_type": "gpt2", "n_layer": 24, "n_embd": 1024, "n_head": 16,
-      ...     "n_positions": 1024, "vocab_size": 50257, "activation_function": "gelu_new",
-      ...     "layer_norm_epsilon": 1e-5}).num_params
+      >>> config_from_huggingface({"model_type": "gpt2", "n_layer": 24, "n_embd": 1024,
+      ...     "n_head": 16, "n_positions": 1024, "vocab_size": 50257,
+      ...     "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5}).num_params
       354823168
     """
     readers = {"gpt2": _from_gpt2, "gpt_neo": _from_gpt_neo, "llama": _from_llama}

@@ -13,8 +13,8 @@ def decay_mask(axes):
       axes: pytree of tuples of logical axis names, structured like the parameters.
 
     Examples:
-      >>> decay_mask({"w": ("layers", "embed", "mlp"), "gain": ("layers", "embed"), "b": ("heads", "head_dim")})
-      {'b': False, 'gain': False, 'w': True}
+      >>> decay_mask({"weight": ("layers", "embed", "mlp"), "gain": ("layers", "embed"), "bias": ("mlp",)})
+      {'bias': False, 'gain': False, 'weight': True}
     """
 
     def is_matrix(names):

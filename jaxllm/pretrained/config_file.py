@@ -9,6 +9,7 @@ from typing import Any
 from jaxllm.errors import UserError, unknown
 from jaxllm.models.config import ModelConfig
 from jaxllm.models.huggingface_config import config_from_huggingface
+from jaxllm.pretrained.messages import bare, brief
 
 _MAX_BYTES = 2**20
 _MAX_SIZE = 2**28  # of any one axis; a larger one is a damaged file, not a model
@@ -59,7 +60,7 @@ def checked_config(theirs: Mapping[str, Any], source: str, **overrides) -> tuple
     """Do the same for the content of a config.json; `source` is for messages."""
     family = theirs.get("model_type")
     if not isinstance(family, str) or family not in _REQUIRED:
-        raise UserError(f"{source}: {unknown('model_type', str(family)[:40], _REQUIRED)}")
+        raise UserError(f"{source}: {unknown('model_type', bare(family), _REQUIRED)}")
     theirs = {name: value for name, value in theirs.items() if value is not None}
     _check(theirs, family, source)
     try:
@@ -81,7 +82,7 @@ def read_index(path: Path) -> dict[str, str]:
         # Names only: "../../elsewhere" would make a model folder read what its owner chose.
         if not isinstance(file, str) or Path(file).name != file or not file.endswith(".safetensors"):
             raise UserError(
-                f"{path} places the tensor '{tensor}' in {str(file)[:60]!r}; expected the name of a "
+                f"{path} places the tensor {brief(tensor)} in {brief(file)}; expected the name of a "
                 ".safetensors file of the same folder"
             )
     return names
@@ -110,10 +111,10 @@ def _check(theirs: Mapping[str, Any], family: str, source: str) -> None:
             if name in _REQUIRED[family]:
                 raise UserError(f"{source} has no '{name}', which a {family} model needs")
         elif not _fits(theirs[name], kind):
-            raise UserError(f"{source}: {name} is {_short(theirs[name])}; expected {kind}")
+            raise UserError(f"{source}: {name} is {brief(theirs[name])}; expected {kind}")
     for name in _UNSUPPORTED:
         if theirs.get(name):
-            raise UserError(f"{source}: {name} is {_short(theirs[name])}, which is not supported")
+            raise UserError(f"{source}: {name} is {brief(theirs[name])}, which is not supported")
     layers = theirs[{"gpt2": "n_layer", "gpt_neo": "num_layers"}.get(family, "num_hidden_layers")]
     if layers > _MAX_LAYERS:
         raise UserError(f"{source}: a model of {layers} layers; expected at most {_MAX_LAYERS}")
@@ -128,7 +129,9 @@ def _fits(value: Any, kind: str) -> bool:
         return type(value) is int and 0 < value <= _MAX_SIZE
     if kind is _RATE:
         return type(value) in (int, float) and 0 < value < 1e30 and math.isfinite(value)
-    return isinstance(value, bool if kind is _FLAG else str)
+    if kind is _FLAG:
+        return isinstance(value, bool)
+    return isinstance(value, str) and value.isprintable() and len(value) <= 40
 
 
 def _check_attention_types(types: Any, layers: int, source: str) -> None:
@@ -142,7 +145,7 @@ def _check_attention_types(types: Any, layers: int, source: str) -> None:
         count = None
     if count != layers:
         raise UserError(
-            f"{source}: attention_types is {_short(types)}; expected pairs such as [['global', 'local'], 6] "
+            f"{source}: attention_types is {brief(types)}; expected pairs such as [['global', 'local'], 6] "
             f"that make {layers} layers"
         )
 
@@ -151,10 +154,6 @@ def _check_rope(theirs: Mapping[str, Any], source: str) -> None:
     for name in ("rope_parameters", "rope_scaling"):
         rope = theirs.get(name, {})
         good = isinstance(rope, dict) and _fits(rope.get("rope_theta", 1.0), _RATE)
+        good = good and all(_fits(rope.get(key, "default"), _NAME) for key in ("rope_type", "type"))
         if not good or rope.get("partial_rotary_factor", 1.0) != 1.0:
-            raise UserError(f"{source}: {name} is {_short(rope)}, which is not supported")
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
+            raise UserError(f"{source}: {name} is {brief(rope)}, which is not supported")

@@ -18,6 +18,7 @@ import ml_dtypes
 import numpy as np
 
 from jaxllm.errors import UserError
+from jaxllm.pretrained.messages import brief
 from jaxllm.pretrained.tensors import StoredTensor
 
 _MAX_METADATA = 64 * 2**20  # bytes; a vocabulary of 150,000 tokens takes 10 million
@@ -99,6 +100,15 @@ class _Cursor:
                 "damaged; download it again"
             ) from error
 
+    def name(self) -> str:
+        name = self.string()
+        if len(name) > 256 or not name.isprintable():
+            raise UserError(
+                f"the header of '{self.path}' has the name {brief(name)} before byte {self.offset}: the file "
+                "is damaged"
+            )
+        return name
+
     def value(self) -> Any:
         kind = self.number("<u4")
         if kind == _STRING:
@@ -126,7 +136,7 @@ def _parse(path: Path, cursor: _Cursor) -> GgufFile:
     tensor_count, value_count = cursor.count(), cursor.count()
     metadata = {}
     for _ in range(value_count):
-        name = cursor.string()
+        name = cursor.name()
         metadata[name] = cursor.value()
     found = [_tensor_entry(cursor) for _ in range(tensor_count)]
     alignment = metadata.get("general.alignment", 32)
@@ -142,10 +152,10 @@ def _parse(path: Path, cursor: _Cursor) -> GgufFile:
 
 
 def _tensor_entry(cursor: _Cursor) -> tuple[str, tuple[int, ...], int, int]:
-    name, dims = cursor.string(), cursor.number("<u4")
+    name, dims = cursor.name(), cursor.number("<u4")
     if dims > 4:
         raise UserError(
-            f"the tensor '{name[:80]}' in '{cursor.path}' has {dims} axes; expected at most 4: the file is "
+            f"the tensor '{name}' in '{cursor.path}' has {dims} axes; expected at most 4: the file is "
             "damaged"
         )
     shape = tuple(cursor.count() for _ in range(dims))[::-1]

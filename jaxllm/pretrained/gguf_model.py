@@ -8,6 +8,7 @@ from jaxllm.errors import UserError, unknown
 from jaxllm.models.config import ModelConfig
 from jaxllm.pretrained.config_file import checked_config
 from jaxllm.pretrained.gguf_file import GgufFile
+from jaxllm.pretrained.messages import bare, brief
 from jaxllm.pretrained.tensors import StoredTensor, Tensors
 
 _NAMES = {
@@ -36,7 +37,7 @@ def gguf_config(file: GgufFile, **overrides) -> ModelConfig:
     """
     architecture = file.metadata.get("general.architecture")
     if architecture != "llama":
-        raise UserError(f"{file.path}: {unknown('architecture', str(architecture)[:40], ['llama'])}")
+        raise UserError(f"{file.path}: {unknown('architecture', bare(architecture), ['llama'])}")
     tokens = file.tensors.get("token_embd.weight")
     if tokens is None or len(tokens.shape) != 2:
         raise UserError(f"'{file.path}' has no tensor 'token_embd.weight' of two axes")
@@ -67,7 +68,7 @@ def gguf_config(file: GgufFile, **overrides) -> ModelConfig:
         value = _get(file, name, supported)
         if not isinstance(value, type(supported)) or value != supported:
             raise UserError(
-                f"{file.path}: llama.{name} is {_brief(value)}, which is not supported, only {supported}"
+                f"{file.path}: llama.{name} is {brief(value)}, which is not supported, only {supported}"
             )
     return config
 
@@ -117,10 +118,3 @@ def _get(file: GgufFile, name: str, default: Any = _NEEDED) -> Any:
 def _short(value: Any) -> Any:
     # Stored as float32: 1e-5 comes back as 9.99999975e-06. Seven digits give what was meant.
     return float(f"{value:.7g}") if isinstance(value, float) else value
-
-
-def _brief(value: Any) -> str:
-    text = " ".join(str(value).split())
-    return text if len(text) <= 60 else text[:57] + "..."
-
-

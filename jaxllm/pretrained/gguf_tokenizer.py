@@ -7,6 +7,7 @@ from jaxllm.data import bpe
 from jaxllm.data.tokenizer import Tokenizer
 from jaxllm.errors import UserError, unknown
 from jaxllm.pretrained.gguf_file import GgufFile
+from jaxllm.pretrained.messages import bare, brief
 
 if TYPE_CHECKING:
     import tokenizers
@@ -35,7 +36,7 @@ def gguf_tokenizer(file: GgufFile) -> Tokenizer | None:
         return None
     builders = {"gpt2": _byte_level, "llama": _sentencepiece}
     if kind not in builders:
-        raise UserError(f"{file.path}: {unknown('tokenizer model', kind[:40], builders)}")
+        raise UserError(f"{file.path}: {unknown('tokenizer model', bare(kind), builders)}")
     tokens = _get(file, "tokens", list)
     if len(set(tokens)) != len(tokens) or not tokens:
         raise UserError(f"{file.path}: the vocabulary is empty or holds the same token twice")
@@ -58,7 +59,7 @@ def _byte_level(file: GgufFile, tokens: list[str], kinds: list[int]) -> "tokeniz
 
     pre = _get(file, "pre", str, "default")
     if pre not in _PRE:
-        raise UserError(f"{file.path}: {unknown('pre-tokenizer', pre[:40], _PRE)}")
+        raise UserError(f"{file.path}: {unknown('pre-tokenizer', bare(pre), _PRE)}")
     vocab = {token: i for i, token in enumerate(tokens)}
     merges = [tuple(merge.split(" ", 1)) for merge in _get(file, "merges", list)]
     # llama.cpp looks whole words up before merging for Llama 3's vocabulary, as its authors do.
@@ -115,7 +116,7 @@ def _bpe(file: GgufFile, models, vocab: dict[str, int], merges: list[tuple], **o
     for merge in merges:
         if len(merge) != 2 or any(part not in vocab for part in (*merge, "".join(merge))):
             raise UserError(
-                f"{file.path}: the merge {' '.join(merge)[:60]!r} of its tokenizer does not join two tokens "
+                f"{file.path}: the merge {brief(' '.join(merge))} of its tokenizer does not join two tokens "
                 "into a third one of the vocabulary"
             )
     return models.BPE(vocab=vocab, merges=merges, **options)

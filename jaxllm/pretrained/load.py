@@ -15,6 +15,7 @@ from jaxllm.pretrained.config_file import read_config, read_index
 from jaxllm.pretrained.gguf_file import open_gguf
 from jaxllm.pretrained.gguf_model import gguf_config, gguf_tensors
 from jaxllm.pretrained.gguf_tokenizer import gguf_tokenizer
+from jaxllm.pretrained.messages import brief
 from jaxllm.pretrained.safetensors_file import open_safetensors
 from jaxllm.pretrained.tensors import Tensors, fit
 
@@ -133,7 +134,7 @@ def _open_folder(folder: Path) -> dict:
     shards = {name: open_safetensors(folder / name) for name in names}
     for tensor, name in place.items():
         if tensor not in shards[name]:
-            raise UserError(f"the shard '{folder / name}' has no tensor '{tensor}', which the index promises")
+            raise UserError(f"the shard '{folder / name}' has no tensor {brief(tensor)}, which the index promises")
     return {tensor: shards[name][tensor] for tensor, name in place.items()}
 
 

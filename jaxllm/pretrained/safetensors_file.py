@@ -16,6 +16,7 @@ import ml_dtypes
 import numpy as np
 
 from jaxllm.errors import UserError
+from jaxllm.pretrained.messages import brief
 from jaxllm.pretrained.tensors import StoredTensor
 
 _MAX_HEADER = 16 * 2**20  # bytes; a header has about 100 for each tensor
@@ -129,24 +130,26 @@ def _parse(text: bytes, path: Path) -> dict[str, dict]:
         raise UserError(f"the header of '{path}' is not a JSON object: the file is damaged")
     header.pop("__metadata__", None)
     for name, entry in header.items():
+        if len(name) > 256 or not name.isprintable():
+            raise UserError(f"the header of '{path}' names a tensor {brief(name)}: the file is damaged")
         if not isinstance(entry, dict) or not _FIELDS <= entry.keys():
             raise UserError(
-                f"the header of '{path}' describes the tensor '{name}' by {_short(entry)}; expected its "
+                f"the header of '{path}' describes the tensor '{name}' by {brief(entry)}; expected its "
                 "dtype, shape and data_offsets"
             )
         if not _sizes(entry["shape"]) or len(entry["shape"]) > 8:
             raise UserError(
-                f"the tensor '{name}' in '{path}' has the shape {_short(entry['shape'])}; expected a "
+                f"the tensor '{name}' in '{path}' has the shape {brief(entry['shape'])}; expected a "
                 "list of sizes"
             )
         if not _sizes(entry["data_offsets"]) or len(entry["data_offsets"]) != 2:
             raise UserError(
-                f"the tensor '{name}' in '{path}' has data_offsets {_short(entry['data_offsets'])}; "
+                f"the tensor '{name}' in '{path}' has data_offsets {brief(entry['data_offsets'])}; "
                 "expected where its bytes begin and end"
             )
         if not isinstance(entry["dtype"], str) or entry["dtype"] not in _DTYPES:
             raise UserError(
-                f"the tensor '{name}' in '{path}' has dtype {_short(entry['dtype'])}; expected one of "
+                f"the tensor '{name}' in '{path}' has dtype {brief(entry['dtype'])}; expected one of "
                 f"{', '.join(_DTYPES)}"
             )
     return header
@@ -154,8 +157,3 @@ def _parse(text: bytes, path: Path) -> dict[str, dict]:
 
 def _sizes(value: object) -> bool:
     return isinstance(value, list) and all(type(n) is int and 0 <= n < 2**63 for n in value)
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,6 +1,8 @@
 """Checkpoints of a run: state, position in the data and config, written in the background."""
 
+import contextlib
 import dataclasses
+import logging
 import math
 import shutil
 from pathlib import Path
@@ -119,9 +121,13 @@ class Checkpoints:
     def __enter__(self):
         return self
 
-    def __exit__(self, *_):
-        with _clear_errors(self.folder):
-            self._manager.close()
+    def __exit__(self, kind, error, _):
+        try:
+            with _clear_errors(self.folder):
+                self._manager.close()
+        finally:
+            if error is not None:
+                _remove_partial(self.folder)
 
 
 def check_room(folder, shapes: TrainState, copies: int) -> None:
@@ -155,20 +161,28 @@ def _as_dict(state: TrainState) -> dict[str, Any]:
     return fields
 
 
-class _clear_errors:
-    """Say in one sentence that writing failed; tensorstore reports a full disk as ValueError."""
+@contextlib.contextmanager
+def _clear_errors(folder):
+    """Say in one sentence that writing failed, and remove what the failed write left behind."""
+    try:
+        yield
+    except (OSError, ValueError) as error:  # tensorstore reports a full disk as ValueError
+        _remove_partial(folder)
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0][:200]
+        raise UserError(
+            f"could not write a checkpoint to {folder} ({reason}); the earlier ones are whole: make "
+            "room or choose another --out, then run the same command to go on"
+        ) from error
 
-    def __init__(self, folder):
-        self.folder = folder
 
-    def __enter__(self):
-        return self
+def _remove_partial(folder):
+    for partial in Path(folder).glob("*.orbax-checkpoint-tmp"):
+        shutil.rmtree(partial, ignore_errors=True)
 
-    def __exit__(self, kind, error, _):
-        if isinstance(error, OSError | ValueError) and not isinstance(error, UserError):
-            reason = str(error).splitlines()[0][:200]
-            raise UserError(
-                f"could not write a checkpoint to {self.folder} ({reason}); the earlier ones are "
-                "whole: make room or choose another --out, then run the same command to go on"
-            ) from error
-        return False
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether to show a log record: orbax logs, with tracebacks, errors that it also raises."""
+    return record.levelno < logging.ERROR or "orbax" not in record.pathname
+
+
+logging.getLogger("absl").addFilter(_is_news)

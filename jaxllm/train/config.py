@@ -17,13 +17,14 @@ class TrainConfig:
 
     model: ModelConfig = field(default_factory=lambda: get_preset("gpt2-tiny"))
     data: str = "sotu"  # "sotu" (embedded), a file or folder, .jsonl/.csv/.tsv, or tfds:NAME
-    tokenizer: str = "bpe:1024"  # gpt2, bytes, char, bpe:SIZE (trained on the data), or a tokenizer.json
+    tokenizer: str = "bpe:1024"  # gpt2, bytes, char, bpe:SIZE (trained on the data), tokenizer.json
     text_column: str = "text"  # where the text is, in jsonl, csv, tsv and tfds
     isolate_documents: bool = True  # attention and loss stay inside a document
     seq_len: int = 256  # tokens
     batch_size: int = 16  # sequences a step, over all devices
     accumulate: int = 1  # parts a batch is computed in, one after another
-    steps: int = 1000  # optimizer steps
+    steps: int = 1000  # optimizer steps of the whole run; the schedule spans them
+    stop_after: int = 0  # leave, saved, after this many steps of this session; 0: do them all
     precision: str = "float32"  # float32, mixed_o1, mixed_o2 or bfloat16
     z_loss: float = 0.0  # weight of mean(logsumexp^2) (PaLM, arXiv 2204.02311, section 5)
     optim: OptimConfig = OptimConfig()
@@ -44,7 +45,7 @@ class TrainConfig:
 
     def __post_init__(self):
         at_least = {"seq_len": 1, "batch_size": 1, "accumulate": 1, "steps": 1, "eval_every": 1,
-                    "eval_batches": 0, "final_eval_batches": 0, "save_every": 1, "keep_last": 1, "log_every": 1,
+                    "eval_batches": 0, "final_eval_batches": 0, "stop_after": 0, "save_every": 1, "keep_last": 1, "log_every": 1,
                     "keep_best": 0, "profile": 0, "z_loss": 0}  # fmt: skip
         for name, least in at_least.items():
             if getattr(self, name) < least:
@@ -68,7 +69,7 @@ class TrainConfig:
 
 
 # What may differ between a checkpoint and the run that resumes it: nothing here changes the numbers.
-_FREE = ("steps", "out", "mesh", "distributed", "eval_every", "eval_batches",
+_FREE = ("steps", "stop_after", "out", "mesh", "distributed", "eval_every", "eval_batches",
          "final_eval_batches", "save_every",
          "keep_last", "keep_best", "log_every", "progress", "tensorboard", "profile")  # fmt: skip
 

@@ -61,20 +61,21 @@ def train(config: TrainConfig, *, loss=None, optimizer=None, devices=None) -> Tr
         job.corpus.tokenizer.save(out / TOKENIZER_FILE)
         batches = job.batches()
         state, start = start_or_resume(job, kept, batches)
+        last = min(config.steps, start + config.stop_after) if config.stop_after else config.steps
         with (
             Writers(out, steps=config.steps, start=start, progress=config.progress,
                     tensorboard=config.tensorboard) as writers,
             Profiler(out / "profile", config.profile) as profiler,
             StopRequest() as stop,
         ):  # fmt: skip
-            log = MetricsLog(writers, watch, every=config.log_every, last=config.steps,
+            log = MetricsLog(writers, watch, every=config.log_every, last=last,
                              learning_rates=job.learning_rates())  # fmt: skip
 
             def save(step, position, heldout_loss=math.inf):
                 kept.save(state, step=step, data=position, config=to_dict(config), heldout_loss=heldout_loss)
 
             try:
-                for step in range(start + 1, config.steps + 1):
+                for step in range(start + 1, last + 1):
                     position = batches.state()
                     with jax.profiler.StepTraceAnnotation("train", step_num=step):
                         state, metrics = job.train_step(state, job.put(next(batches)))
@@ -85,14 +86,14 @@ def train(config: TrainConfig, *, loss=None, optimizer=None, devices=None) -> Tr
                     profiler.step(metrics["loss"])
 
                     stopping = stop.received(step)
-                    evaluating = step % config.eval_every == 0 or step == config.steps
+                    evaluating = step % config.eval_every == 0 or step == last
                     heldout_loss = math.inf
                     if evaluating and not stopping:
                         log.flush()
                         scores = evaluate(job, state.params, max_batches=config.eval_batches)
                         heldout_loss = scores.loss
                         writers.evaluated(step, scores)
-                    if stopping or step % config.save_every == 0 or step == config.steps:
+                    if stopping or step % config.save_every == 0 or step == last:
                         log.flush()
                         save(step, batches.state(), heldout_loss)
                     if stopping:
@@ -109,7 +110,7 @@ def train(config: TrainConfig, *, loss=None, optimizer=None, devices=None) -> Tr
         job=job,
         params=state.params,
         evaluation=evaluation,
-        steps=config.steps - start,
+        steps=max(0, last - start),
         tokens_per_second=watch.overall_tokens_per_second,
         seconds_to_first_step=seconds_to_first_step,
     )

@@ -24,9 +24,10 @@ class Writers:
         if not self._active:
             return
         folder = Path(folder)
-        path = folder / "metrics.jsonl"
-        _drop_lines_after(path, start)
-        self._file = path.open("a", encoding="utf-8")
+        self._path = folder / "metrics.jsonl"
+        with _clear_errors(self._path):
+            _drop_lines_after(self._path, start)
+            self._file = self._path.open("a", encoding="utf-8")
         self._bar = tqdm(
             total=steps, initial=start, unit="step", disable=not progress, dynamic_ncols=True
         )
@@ -43,8 +44,9 @@ class Writers:
         """Record the numbers of a step."""
         if not self._active:
             return
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
-        self._file.flush()
+        with _clear_errors(self._path):
+            self._file.write(json.dumps({"step": step, **values}) + "\n")
+            self._file.flush()
         if self._tensorboard:
             for name, value in values.items():
                 self._tensorboard.add_scalar(name, value, step)
@@ -63,7 +65,8 @@ class Writers:
     def __exit__(self, *_):
         if self._active:
             self._bar.close()
-            self._file.close()
+            with contextlib.suppress(OSError):  # what could not be flushed has been reported
+                self._file.close()
             with contextlib.suppress(AttributeError):
                 self._tensorboard.close()
 
@@ -84,6 +87,17 @@ def _drop_lines_after(path: Path, step: int) -> None:
     temporary = path.with_suffix(".tmp")
     temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
     os.replace(temporary, path)
+
+
+@contextlib.contextmanager
+def _clear_errors(path):
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"could not write {path} ({error.strerror}); the checkpoints are whole: make room or "
+            "choose another --out, then run the same command to go on"
+        ) from error
 
 
 def _tensorboard_writer(folder):

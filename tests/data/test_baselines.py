@@ -26,7 +26,7 @@ def unigram_by_hand(train, valid, vocab_size):
 def bigram_probability(train, vocab_size):
     """Return p(b | a) of interpolated Kneser-Ney, from dictionaries."""
     ids = train.ids.tolist()
-    pairs = Counter(zip([ids[-1], *ids], ids))
+    pairs = Counter(zip([ids[-1], *ids], ids, strict=False))
     times = Counter(pairs.values())
     discount = times[1] / (times[1] + 2 * times[2])
     total = Counter(ids)
@@ -50,7 +50,7 @@ def test_both_agree_with_plain_loops(chunk, monkeypatch):
     assert data.unigram_bits_per_byte(train, valid, 50) == pytest.approx(expected, rel=1e-9)
     probability = bigram_probability(train, 50)
     ids = valid.ids.tolist()
-    bits = -sum(math.log2(probability(b, a)) for a, b in zip([ids[-1], *ids], ids))
+    bits = -sum(math.log2(probability(b, a)) for a, b in zip([ids[-1], *ids], ids, strict=False))
     expected = bits / valid.num_bytes
     assert data.bigram_bits_per_byte(train, valid, 50) == pytest.approx(expected, rel=1e-9)
 

@@ -107,7 +107,12 @@ def test_text_in_text_out_with_an_empty_prompt():
 
 @pytest.mark.parametrize(
     "prompts, count, message",
-    [([[]], 5, "empty"), ([[1, 999]], 5, "999.*256"), ([[1] * 120], 20, "120 prompt tokens"), ([[1]], 0, "max_new")],
+    [
+        ([[]], 5, "empty"),
+        ([[1, 999]], 5, "999.*256"),
+        ([[1] * 120], 20, "120 prompt tokens"),
+        ([[1]], 0, "max_new"),
+    ],
 )
 def test_bad_requests_are_named(prompts, count, message):
     config, params = make("gpt2-nano")

@@ -10,8 +10,10 @@ from jaxllm.parallel import MeshConfig, make_mesh, shardings
 TOKENS = np.random.default_rng(0).integers(0, 64, (8, 24))
 
 
-@pytest.mark.parametrize("mesh_config", [MeshConfig(data=2, fsdp=2, tensor=2), MeshConfig(fsdp=8)])
-@pytest.mark.parametrize("name", ["gpt-neo-nano", "llama-nano"])
+@pytest.mark.parametrize(
+    ("name", "mesh_config"),
+    [("llama-nano", MeshConfig(data=2, fsdp=2, tensor=2)), ("gpt-neo-nano", MeshConfig(fsdp=8))],
+)
 def test_loss_and_gradients_on_a_mesh(name, mesh_config):
     if jax.device_count() < 8:
         pytest.skip("needs 8 (simulated) devices")

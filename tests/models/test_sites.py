@@ -19,10 +19,13 @@ TOKENS = np.random.default_rng(0).integers(0, 256, (2, 9))
 @pytest.fixture(scope="module", params=["gpt-neo-nano", "llama-nano"])
 def model(request):
     config = models.get_preset(request.param, num_layers=4, embed_dim=32, num_heads=4)
-    params = models.init(config, jax.random.key(0))
-    return config, jax.tree.map(
-        lambda x: x + 0.1 * jax.random.normal(jax.random.key(x.size), x.shape), params
-    )
+    random = np.random.default_rng(0)
+
+    def draw(path, shape):
+        mean = 1.0 if path[-1].key == "scale" else 0.0
+        return jnp.asarray(mean + 0.1 * random.normal(size=shape.shape), shape.dtype)
+
+    return config, jax.tree_util.tree_map_with_path(draw, models.shapes(config))
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,44 @@
+"""jaxllm convert"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import jax
+import tyro
+
+from jaxllm.cli.parse import parse
+from jaxllm.cli.source import load_model
+from jaxllm.pretrained import save_pretrained
+
+_DESCRIPTION = """Write a model as a Hugging Face folder: config.json, safetensors, tokenizer.json.
+
+  jaxllm convert runs/my-run exported                 # our training run, for transformers
+  jaxllm convert model.gguf exported                  # a GGUF file, dequantised
+  jaxllm convert OWNER/NAME exported --dtype bfloat16 # a model of the hub, or any folder of one
+
+`jaxllm generate` reads every one of these sources as it is, so none needs converting for us."""
+
+
+@dataclass(frozen=True)
+class ConvertConfig:
+    """Values of `jaxllm convert`: from what, to where, how."""
+
+    source: tyro.conf.Positional[str]  # training run, Hugging Face folder, .safetensors, .gguf, hub id
+    folder: tyro.conf.Positional[str]  # where to write; new or empty
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of the written numbers
+    max_shard_size: str = "5GB"  # larger models become several files
+    checkpoint: Literal["latest", "best"] = "latest"  # of a training run
+
+
+def main(argv: Sequence[str]) -> None:
+    """Convert as the command line says, and say what was written."""
+    config, _ = parse(ConvertConfig, argv, prog="jaxllm convert", description=_DESCRIPTION)
+    model, params, tokenizer = load_model(config.source, config.checkpoint, config.dtype)
+    params = jax.tree.map(lambda leaf: leaf.astype(config.dtype), params)
+    save_pretrained(config.folder, model, params, tokenizer, max_shard_size=config.max_shard_size)
+    print(
+        f"{model.num_params:,} parameters in {config.dtype}"
+        f"{'' if tokenizer is not None else ', no tokenizer,'} written to {config.folder}\n"
+        f"sample with: jaxllm generate {config.folder} --prompt 'The '"
+    )
