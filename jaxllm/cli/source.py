@@ -21,9 +21,14 @@ def load_model(
     Raises:
       UserError: there is no model, or it cannot be read.
     """
-    if not (Path(source) / "checkpoints").is_dir() and is_pretrained(source):
+    if (Path(source) / "checkpoints").is_dir():
+        return load_run(source, checkpoint)
+    if is_pretrained(source):
         return from_pretrained(source, param_dtype=param_dtype)
-    return load_run(source, checkpoint)
+    raise UserError(
+        f"no trained model in '{source}'; give the --out folder of a training run, a Hugging Face folder, "
+        "a .safetensors or .gguf file, or the hub's OWNER/NAME"
+    )
 
 
 def load_model_and_tokenizer(source: str, checkpoint: Literal["latest", "best"] = "latest"):

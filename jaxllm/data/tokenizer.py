@@ -108,13 +108,13 @@ def _load_file(path: Path) -> Tokenizer:
         content = json.loads(text)
     except OSError as error:
         raise UserError(f"cannot read the tokenizer '{path}' ({error.strerror})") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(
             f"the tokenizer file '{path}' is not JSON; expected a Hugging Face tokenizer.json"
         ) from error
     kind = content.get("jaxllm_tokenizer") if isinstance(content, dict) else None
     if kind == "bytes":
         return ByteTokenizer()
-    if kind == "char":
+    if kind == "char" and isinstance(content.get("alphabet"), str):
         return CharTokenizer(content["alphabet"])
     return bpe.from_json(text, str(path))

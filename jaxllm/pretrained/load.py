@@ -82,7 +82,7 @@ def is_pretrained(source: str | os.PathLike) -> bool:
     """
     path = Path(source)
     if path.is_dir():
-        return (path / "config.json").is_file() or len(list(path.glob("*.gguf"))) == 1
+        return any(any(path.glob(kind)) for kind in ("config.json", "*.safetensors", "*.gguf"))
     return path.is_file() or (not path.exists() and hub.looks_like_hub_id(os.fspath(source)))
 
 

@@ -15,7 +15,7 @@ from jaxllm.train.precision import get_precision
 class TrainConfig:
     """A training run. `steps`, `batch_size` and `seq_len` decide how many tokens it sees."""
 
-    model: ModelConfig = field(default_factory=lambda: get_preset("gpt2-tiny"))
+    model: ModelConfig = field(default_factory=lambda: get_preset("gpt2-micro", vocab_size=None))
     data: str = "sotu"  # "sotu" (embedded), a file or folder, .jsonl/.csv/.tsv, or tfds:NAME
     tokenizer: str = "bpe:1024"  # gpt2, bytes, char, bpe:SIZE (trained on the data), tokenizer.json
     text_column: str = "text"  # where the text is, in jsonl, csv, tsv and tfds

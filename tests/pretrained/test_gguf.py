@@ -1,0 +1,190 @@
+"""GGUF files of the Llama family: numbers, rotary order, tokenizer."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from experiments.benchmarks.fuzz_pretrained import write_gguf
+from jaxllm import models
+from jaxllm.errors import UserError
+from jaxllm.pretrained import from_pretrained
+from jaxllm.pretrained.gguf_file import GgufFile, open_gguf
+from jaxllm.pretrained.gguf_tokenizer import gguf_tokenizer
+
+from .conftest import FAMILIES, assert_same, make_params
+
+gguf = pytest.importorskip("gguf")
+
+UNTIED = dataclasses.replace(FAMILIES["llama"], tie_embeddings=False)
+
+
+@pytest.mark.parametrize("config", [FAMILIES["llama"], UNTIED], ids=["tied", "untied"])
+def test_float32_is_exact(config, tmp_path):
+    params = make_params(config)
+    write_gguf(tmp_path / "model.gguf", config, params, kinds={})
+    model = from_pretrained(tmp_path / "model.gguf")
+    assert model.config == config
+    assert_same(model.params, params)
+    assert_same(from_pretrained(tmp_path).params, params)  # the folder of one such file
+
+
+@pytest.mark.parametrize("kind", ["Q4_1", "Q8_0", "F16", "BF16"])
+def test_quantised_tensors_equal_the_dequantised_reference(kind, tmp_path):
+    config = dataclasses.replace(FAMILIES["llama"], head_dim=32, num_heads=2, num_kv_heads=1)
+    params = make_params(config)
+    ends = ["ffn_up.weight", "ffn_down.weight", "attn_q.weight", "token_embd.weight"]
+    write_gguf(tmp_path / "model.gguf", config, params, kinds=dict.fromkeys(ends, kind))
+    read = from_pretrained(tmp_path / "model.gguf").params
+    one = gguf.GGMLQuantizationType[kind]
+
+    def reference(weight):
+        return gguf.quants.dequantize(gguf.quants.quantize(weight, one), one)
+
+    up = np.asarray(params["layers"]["mlp"]["in"])
+    for layer in range(config.num_layers):
+        expected = reference(np.ascontiguousarray(up[layer].T))
+        assert np.array_equal(read["layers"]["mlp"]["in"][layer].T, expected)
+        assert 0 < np.abs(expected - up[layer].T).max() < 0.1
+    assert np.array_equal(read["embed"]["tokens"], reference(np.asarray(params["embed"]["tokens"])))
+    # Quantisation is by row, so the order of q's rows does not change their numbers.
+    query = np.asarray(params["layers"]["attn"]["query"])[0].reshape(64, -1).T
+    expected = reference(np.ascontiguousarray(query)).T.reshape(64, 2, 32)
+    assert np.array_equal(read["layers"]["attn"]["query"][0], expected)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("kinds", [{}, {"weight": "Q8_0", "norm.weight": None}], ids=["F32", "Q8_0"])
+def test_logits_match_transformers_on_the_same_file(kinds, tmp_path, tokens):
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    pytest.importorskip("accelerate")  # which transformers wants for GGUF
+    if kinds:
+        parts = ["attn_q", "attn_k", "attn_v", "attn_output", "ffn_up", "ffn_gate", "ffn_down", "token_embd"]
+        kinds = {f"{part}.weight": "Q8_0" for part in parts}
+    config = UNTIED
+    write_gguf(tmp_path / "model.gguf", config, make_params(config), kinds=kinds)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path, gguf_file="model.gguf", dtype=torch.float32
+    )
+    with torch.no_grad():
+        expected = theirs.eval()(torch.from_numpy(tokens)).logits.numpy()
+    model = from_pretrained(tmp_path)
+    ours = jax.jit(lambda p: models.apply(model.config, p, tokens))(model.params)
+    assert np.abs(ours).max() > 1
+    assert np.abs(ours - expected).max() <= 1e-4
+
+
+def header(**values):
+    """A GgufFile whose header says the given tokenizer.ggml values."""
+    return GgufFile("model.gguf", {f"tokenizer.ggml.{name}": value for name, value in values.items()}, {})
+
+
+BYTES = ["!", "a", "b", "1", "2", "3", "Ġ"]
+
+
+def byte_level(**values):
+    tokens = [*BYTES, "ab", "12", "Ġ1", "Ġa", "<|endoftext|>"]
+    merges = ["a b", "Ġ 1", "1 2", "Ġ a"]
+    return gguf_tokenizer(header(model="gpt2", tokens=tokens, merges=merges, **values))
+
+
+def pieces(tokenizer, text):
+    return [tokenizer.backend.id_to_token(i) for i in tokenizer.encode(text)]
+
+
+@pytest.mark.parametrize(
+    ("pre", "expected"),
+    [
+        ("smollm", ["ab", "Ġ", "1", "2", "3"]),  # every digit alone
+        ("gpt-2", ["ab", "Ġ1", "2", "3"]),
+        ("llama-bpe", ["ab", "Ġ", "12", "3"]),  # digits by three, without the space
+    ],
+)
+def test_the_pre_tokenizer_decides_about_digits(pre, expected):
+    tokenizer = byte_level(pre=pre, token_type=np.array([1] * 11 + [3]))
+    assert pieces(tokenizer, "ab 123") == expected
+    assert tokenizer.decode(tokenizer.encode("ab 123!")) == "ab 123!"
+    assert tokenizer.eos_id == 11
+    assert 11 not in tokenizer.encode("a<|endoftext|>")  # text, not the end of it
+
+
+def test_an_unusual_end_token_comes_from_the_header():
+    tokens = [*BYTES, "<|fin|>"]
+    tokenizer = gguf_tokenizer(header(model="gpt2", tokens=tokens, merges=[], eos_token_id=7))
+    assert tokenizer.eos_id == 7
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        (dict(model="t5", tokens=["a"]), "unknown tokenizer model 't5'"),
+        (dict(model="gpt2", tokens=["a", "a"], merges=[]), "same token twice"),
+        (dict(model="gpt2", tokens=["a", "b"], merges=["a b"]), "does not join two tokens"),
+        (dict(model="gpt2", tokens=["a", "b"], merges=["ab"]), "does not join two tokens"),
+        (dict(model="gpt2", tokens=["a"], merges=[], pre="pixtral"), "unknown pre-tokenizer 'pixtral'"),
+        (dict(model="gpt2", tokens=["a"]), "no value 'tokenizer.ggml.merges'"),
+        (dict(model="gpt2", tokens=np.array([1])), "tokenizer.ggml.tokens is not of the expected kind"),
+        (dict(model="gpt2", tokens=["a"], merges=[], eos_token_id=9), "no end-of-text token"),
+        (dict(model="llama", tokens=["a", "</s>"], scores=np.zeros(1)), "1 scores for 2 tokens"),
+    ],
+)
+def test_a_tokenizer_that_contradicts_itself(values, sentence):
+    with pytest.raises(UserError, match=sentence):
+        gguf_tokenizer(header(**values))
+
+
+@pytest.mark.torch
+def test_sentencepiece_vocabularies_give_the_ids_of_transformers():
+    mapping = pytest.importorskip("transformers.integrations.gguf.gguf_tokenizer_mapping")
+    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256))]
+    kinds = [2, 3, 3] + [6] * 256
+    words = ["▁t", "he", "▁the", "▁a", "in", "▁in", "er", "▁the" + "re", "re"]
+    letters = "▁ theainrwo.,é"
+    chars = sorted(set(letters) - {" "})
+    tokens += words + chars
+    kinds += [1] * (len(words) + len(chars))
+    scores = [0.0] * 259 + [-float(i) for i in range(len(words) + len(chars))]
+    ours = gguf_tokenizer(
+        header(model="llama", tokens=tokens, scores=np.array(scores), token_type=np.array(kinds))
+    )
+    theirs, _ = mapping.convert_gguf_tokenizer(
+        "llama", dict(tokenizer_type="llama", tokens=tokens, scores=scores, token_type=kinds)
+    )
+    for text in ("the inner there", "an  era, the end.", "né 日本 12", ""):
+        assert ours.encode(text).tolist() == theirs.encode(text, add_special_tokens=False).ids, text
+        assert ours.decode(ours.encode(text)) == text
+    # SentencePiece and llama.cpp put a space before any text; transformers only before a word.
+    assert pieces(ours, " there") == ["▁", "▁there"]
+    assert ours.decode(ours.encode(" there")) == " there"
+    assert ours.eos_id == 2
+
+
+def test_only_llama_is_read(tmp_path):
+    writer = gguf.GGUFWriter(tmp_path / "model.gguf", "qwen2")
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(UserError, match="unknown architecture 'qwen2'; Known: llama"):
+        from_pretrained(tmp_path / "model.gguf")
+
+
+def test_unsupported_rotary_scaling_is_refused(tmp_path):
+    config = FAMILIES["llama"]
+    write_gguf(tmp_path / "model.gguf", config, make_params(config), rope__scaling__type="yarn")
+    with pytest.raises(UserError, match="llama.rope.scaling.type is 'yarn', which is not supported"):
+        from_pretrained(tmp_path / "model.gguf")
+
+
+def test_the_header_reads_as_the_gguf_package_reads_it(tmp_path):
+    config = FAMILIES["llama"]
+    write_gguf(tmp_path / "model.gguf", config, make_params(config))
+    ours, theirs = open_gguf(tmp_path / "model.gguf"), gguf.GGUFReader(tmp_path / "model.gguf")
+    for name, field in theirs.fields.items():
+        if not name.startswith("GGUF."):
+            assert np.array_equal(ours.metadata[name], field.contents()), name
+    assert list(ours.tensors) == [tensor.name for tensor in theirs.tensors]
+    for tensor in theirs.tensors:
+        expected = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+        assert np.array_equal(ours.tensors[tensor.name].read(), expected)
