@@ -1,6 +1,6 @@
 """Damage model files at random and check that every reader refuses or reads them, and no more.
 
-    python -m experiments.benchmarks.fuzz_pretrained --cases 500       # about a minute on 2 cores
+    python -m experiments.benchmarks.fuzz_pretrained --cases 500       # about 15 seconds on 2 cores
 
 Tiny GPT-2, GPT-Neo and Llama models are written as safetensors (one file, and shards), and a Llama
 as GGUF. Each case damages one file, by bytes or inside its JSON, and calls `from_pretrained` in a
@@ -247,9 +247,7 @@ def _run_child(config: FuzzPretrainedConfig, scratch: Path, first: int, bar) -> 
     """Run cases from `first` on in a child; return their rows, the last a crash if it died."""
     results = scratch / "results.jsonl"
     results.unlink(missing_ok=True)
-    child = multiprocessing.get_context("spawn").Process(
-        target=_work, args=(config, scratch, first, results)
-    )
+    child = multiprocessing.get_context("spawn").Process(target=_work, args=(config, scratch, first, results))
     child.start()
     deadline, done = time.time() + 120, 0  # the first case waits for the imports
     while child.is_alive() and first + done < config.cases and time.time() < deadline:

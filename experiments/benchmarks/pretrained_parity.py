@@ -1,6 +1,6 @@
 """Compare a real model's answers here with transformers' on the same GGUF file.
 
-    python -m experiments.benchmarks.pretrained_parity       # SmolLM2-135M, about 3 minutes on 2 cores
+    python -m experiments.benchmarks.pretrained_parity       # SmolLM2-135M, about 4 minutes on 2 cores
 
 Both libraries load the file, tokenise one State of the Union address and score it in windows. Needs
 torch and transformers (extra: torch) and gguf, and downloads 93 MB the first time.

@@ -9,7 +9,7 @@ import tyro
 
 from jaxllm.cli.parse import parse
 from jaxllm.cli.source import load_model
-from jaxllm.pretrained import save_pretrained
+from jaxllm.pretrained.save import check_new, save_pretrained
 
 _DESCRIPTION = """Write a model as a Hugging Face folder: config.json, safetensors, tokenizer.json.
 
@@ -34,6 +34,7 @@ class ConvertConfig:
 def main(argv: Sequence[str]) -> None:
     """Convert as the command line says, and say what was written."""
     config, _ = parse(ConvertConfig, argv, prog="jaxllm convert", description=_DESCRIPTION)
+    check_new(config.folder)  # before a model is read, or downloaded, for nothing
     model, params, tokenizer = load_model(config.source, config.checkpoint, config.dtype)
     params = jax.tree.map(lambda leaf: leaf.astype(config.dtype), params)
     save_pretrained(config.folder, model, params, tokenizer, max_shard_size=config.max_shard_size)

@@ -8,9 +8,7 @@ from jaxllm.pretrained import from_pretrained, is_pretrained
 from jaxllm.train.load import load_run
 
 
-def load_model(
-    source: str, checkpoint: Literal["latest", "best"] = "latest", param_dtype: str = "float32"
-):
+def load_model(source: str, checkpoint: Literal["latest", "best"] = "latest", param_dtype: str = "float32"):
     """Return (ModelConfig, params, tokenizer or None).
 
     Args:

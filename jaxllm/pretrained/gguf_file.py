@@ -155,8 +155,7 @@ def _tensor_entry(cursor: _Cursor) -> tuple[str, tuple[int, ...], int, int]:
     name, dims = cursor.name(), cursor.number("<u4")
     if dims > 4:
         raise UserError(
-            f"the tensor '{name}' in '{cursor.path}' has {dims} axes; expected at most 4: the file is "
-            "damaged"
+            f"the tensor '{name}' in '{cursor.path}' has {dims} axes; expected at most 4: the file is damaged"
         )
     shape = tuple(cursor.count() for _ in range(dims))[::-1]
     return name, shape, cursor.number("<u4"), cursor.count()

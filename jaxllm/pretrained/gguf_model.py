@@ -36,8 +36,14 @@ def gguf_config(file: GgufFile, **overrides) -> ModelConfig:
       UserError: the architecture is not "llama", or a value is missing or not supported.
     """
     architecture = file.metadata.get("general.architecture")
-    if architecture != "llama":
+    if not isinstance(architecture, str) or architecture != "llama":
         raise UserError(f"{file.path}: {unknown('architecture', bare(architecture), ['llama'])}")
+    parts = file.metadata.get("split.count", 0)
+    if isinstance(parts, int) and parts > 1:
+        raise UserError(
+            f"'{file.path}' is one of {brief(parts)} parts of a model; join them first, with llama.cpp's "
+            "llama-gguf-split --merge"
+        )
     tokens = file.tensors.get("token_embd.weight")
     if tokens is None or len(tokens.shape) != 2:
         raise UserError(f"'{file.path}' has no tensor 'token_embd.weight' of two axes")

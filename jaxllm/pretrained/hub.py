@@ -6,7 +6,8 @@ from pathlib import Path
 from jaxllm.errors import UserError
 
 # Weights, config, tokenizer: never the .bin and .py files that a repository may also hold.
-_FILES = ["config.json", "*.safetensors", "model.safetensors.index.json", "tokenizer.json"]
+_FILES = ["config.json", "tokenizer.json", "model.safetensors", "model.safetensors.index.json",
+          "model-*-of-*.safetensors"]  # fmt: skip
 
 
 def looks_like_hub_id(source: str) -> bool:
@@ -37,9 +38,7 @@ def download(source: str) -> Path:
         ) from error
     name, _, revision = source.partition("@")
     try:
-        folder = huggingface_hub.snapshot_download(
-            name, revision=revision or None, allow_patterns=_FILES
-        )
+        folder = huggingface_hub.snapshot_download(name, revision=revision or None, allow_patterns=_FILES)
     except Exception as error:  # Its own classes, requests', OSError: all mean "could not get it".
         reason = " ".join(str(error).split()).split(". ")[0][:200]
         raise UserError(

@@ -134,7 +134,9 @@ def _open_folder(folder: Path) -> dict:
     shards = {name: open_safetensors(folder / name) for name in names}
     for tensor, name in place.items():
         if tensor not in shards[name]:
-            raise UserError(f"the shard '{folder / name}' has no tensor {brief(tensor)}, which the index promises")
+            raise UserError(
+                f"the shard '{folder / name}' has no tensor {brief(tensor)}, which the index promises"
+            )
     return {tensor: shards[name][tensor] for tensor, name in place.items()}
 
 

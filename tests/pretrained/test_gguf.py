@@ -11,7 +11,9 @@ from jaxllm import models
 from jaxllm.errors import UserError
 from jaxllm.pretrained import from_pretrained
 from jaxllm.pretrained.gguf_file import GgufFile, open_gguf
+from jaxllm.pretrained.gguf_model import gguf_config
 from jaxllm.pretrained.gguf_tokenizer import gguf_tokenizer
+from jaxllm.pretrained.tensors import StoredTensor
 
 from .conftest import FAMILIES, assert_same, make_params
 
@@ -168,6 +170,26 @@ def test_only_llama_is_read(tmp_path):
     writer.close()
     with pytest.raises(UserError, match="unknown architecture 'qwen2'; Known: llama"):
         from_pretrained(tmp_path / "model.gguf")
+
+
+def test_a_part_of_a_model_is_refused():
+    metadata = {"general.architecture": "llama", "split.count": 3}
+    with pytest.raises(UserError, match="one of 3 parts of a model; join them"):
+        gguf_config(GgufFile("model.gguf", metadata, {}))
+
+
+def test_values_of_another_kind_are_refused():
+    for architecture in (np.zeros(3), 7, None, ["llama"]):
+        with pytest.raises(UserError, match="unknown architecture"):
+            gguf_config(GgufFile("model.gguf", {"general.architecture": architecture}, {}))
+    tensor = StoredTensor("token_embd.weight", (300, 64), "F32", "model.gguf", None)
+    metadata = {"general.architecture": "llama", "split.count": np.zeros(3)} | {
+        f"llama.{name}": np.ones(2)
+        for name in ("context_length", "block_count", "embedding_length", "feed_forward_length",
+                     "attention.head_count", "attention.layer_norm_rms_epsilon")
+    }  # fmt: skip
+    with pytest.raises(UserError, match=r"is array\(\[1., 1.\]\); expected a whole number"):
+        gguf_config(GgufFile("model.gguf", metadata, {"token_embd.weight": tensor}))
 
 
 def test_unsupported_rotary_scaling_is_refused(tmp_path):

@@ -1,10 +1,12 @@
 """Files that are broken, or lie: one clear sentence each, and no memory spent on them."""
 
+import dataclasses
 import json
 import pickle
 import struct
+import tracemalloc
+from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 
@@ -108,14 +110,16 @@ CASES = {
     "unknown dtype": (edit_header(lambda h: h[UP].update(dtype="F8_E4M3")), [f"'{UP}'", "F8_E4M3", "BF16"]),
     "negative size": (edit_header(lambda h: h[UP].update(shape=[-64, -256])), [f"'{UP}'", "[-64, -256]"]),
     "shared bytes": (
-        edit_header(lambda h: h[UP].update(data_offsets=h["transformer.h.0.mlp.c_fc.weight"]["data_offsets"])),
+        edit_header(lambda h: h[UP].update(data_offsets=h[UP.replace("1", "0")]["data_offsets"])),
         ["mlp.c_fc.weight'", "damaged"]),
     "pickle": (only_pickle, ["pytorch_model.bin", "never read", "convert it to safetensors"]),
     "no weights": (no_weights, ["has 0 .safetensors files", "model.safetensors"]),
     "missing shards": (
         index({"a": "model-1.safetensors", "b": "model-2.safetensors"}),
         ["lacks 2 of its 2 shards: model-1.safetensors, model-2.safetensors"]),
-    "shard elsewhere": (index({"a": "../../secret.safetensors"}), ["'../../secret.safetensors'", "same folder"]),
+    "shard elsewhere": (
+        index({"a": "../../secret.safetensors"}),
+        ["'../../secret.safetensors'", "same folder"]),
     "index without map": (index([]), ["no weight_map"]),
     "unsupported architecture": (
         edit_config(model_type="gpt_neox"), ["model_type 'gpt_neox'", "did you mean 'gpt_neo'"]),
@@ -137,7 +141,9 @@ CASES = {
         edit_config(vocab_size=299), ["ids up to 299", "vocab_size is 299", "trained with"]),
     "tokenizer not JSON": (write("tokenizer.json", b"\x80\x04"), ["tokenizer.json' is not JSON"]),
     "deep tokenizer": (write("tokenizer.json", b"[" * 10**5), ["tokenizer.json' is not JSON"]),
-    "tokenizer of nothing": (write("tokenizer.json", b'{"model": {}}'), ["not a Hugging Face tokenizer.json"]),
+    "tokenizer of nothing": (
+        write("tokenizer.json", b'{"model": {}}'),
+        ["not a Hugging Face tokenizer.json"]),
 }  # fmt: skip
 
 
@@ -187,7 +193,9 @@ def test_rotary_scaling_is_refused(tmp_path):
             from_pretrained(tmp_path / "model")
 
 
-@pytest.mark.parametrize("types", [[], [[["global"], 3]], [[["global", "sparse"], 1]], 7, [[["global"], 10**9]]])
+@pytest.mark.parametrize(
+    "types", [[], [[["global"], 3]], [[["global", "sparse"], 1]], 7, [[["global"], 10**9]]]
+)
 def test_attention_types_that_do_not_make_the_layers(types, tmp_path):
     save_pretrained(tmp_path / "model", FAMILIES["gpt_neo"], make_params(FAMILIES["gpt_neo"]))
     edit_config(attention_types=types)(tmp_path / "model")
@@ -241,7 +249,7 @@ GGUF_CASES = {
     "version": (lambda c: c[:4] + struct.pack("<I", 1) + c[8:], "GGUF version 1; expected 2 or 3"),
     "many tensors": (lambda c: c[:8] + struct.pack("<Q", 2**63) + c[16:], "the header of"),
     "many values": (lambda c: c[:16] + struct.pack("<Q", 2**40) + c[24:], "the header of|unknown type"),
-    "long string": (lambda c: c[:24] + struct.pack("<Q", 2**62) + c[32:], "asks for 4611686018427387904 bytes"),
+    "long string": (lambda c: c[:24] + struct.pack("<Q", 2**62) + c[32:], "asks for 46116860184\\d+ bytes"),
     "name cut in letters": (lambda c: c.replace(b"llama.block_count", b"llama.block\xff\xff\xff\xff\xff\xff"),
                             "not UTF-8"),
     "missing value": (lambda c: c.replace(b"llama.block_count", b"llama.block_coun_"), "'llama.block_count'"),
@@ -272,35 +280,16 @@ def test_fuzzed_files_give_clean_errors(tmp_path):
     assert report.metrics["cases"] == 40
 
 
-def test_a_checkpoint_is_read_within_one_copy_and_a_tensor(tmp_path):
-    """No copy of the file beside the parameters: the largest stacked tensor at most once more."""
-    config = FAMILIES["llama"]
+def test_reading_needs_one_copy_of_the_parameters(tmp_path):
+    config = dataclasses.replace(FAMILIES["llama"], embed_dim=256, head_dim=64, mlp_dim=1024, num_layers=6)
     save_pretrained(tmp_path / "model", config, make_params(config))
-    alive = _largest_sum_of_arrays_read(tmp_path / "model")
-    params = from_pretrained(tmp_path / "model").params
-    largest = max(leaf.nbytes for leaf in jax.tree.leaves(params))
-    assert alive <= largest
-
-
-def _largest_sum_of_arrays_read(folder):
-    """Read the model; return the most bytes of tensors from the file that were alive at once."""
-    import weakref
-
-    from jaxllm.pretrained import tensors
-
-    alive, most = {}, 0
-    original = tensors.Tensors.__getitem__
-
-    def counted(self, name):
-        nonlocal most
-        array = original(self, name)
-        alive[id(array)] = array.nbytes
-        weakref.finalize(array, alive.pop, id(array), None)
-        most = max(most, sum(alive.values()))
-        return array
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tensors.Tensors, "__getitem__", counted)
-        from_pretrained(folder)
-    assert most
-    return most
+    size = 4 * config.num_params
+    from_pretrained(tmp_path / "model")  # imports and compiles what is needed once
+    tracemalloc.start()  # numpy reports to it; mapped files and jax's own arrays do not count
+    from_pretrained(tmp_path / "model")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert 0.9 * size < peak < 1.1 * size, (peak, size)
+    maps = Path("/proc/self/maps")
+    if maps.exists():
+        assert str(tmp_path) not in maps.read_text()  # nor do the files' pages stay with us
