@@ -1,14 +1,8 @@
 """Keep compiled programs between runs, so that the second start takes seconds."""
 
-import os
-from pathlib import Path
-
 import jax
 
-
-def user_cache_folder() -> Path:
-    """Return the folder where this library caches: $XDG_CACHE_HOME/jaxllm or ~/.cache/jaxllm."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxllm"
+from jaxllm.user_cache import user_cache_folder
 
 
 def enable() -> None:

@@ -11,6 +11,8 @@ from typing import Any
 
 import jax
 
+from jaxllm.atomic import write_file
+
 
 @dataclass(frozen=True)
 class Claim:
@@ -41,9 +43,9 @@ class Report:
     def write(self, folder) -> None:
         """Write report.json and report.md into a folder, each whole or not at all."""
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_text(folder / "report.json", json.dumps(dataclasses.asdict(self), indent=2) + "\n")
-        write_text(folder / "report.md", self.to_markdown(folder))
+        values = json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+        write_file(folder / "report.json", values.encode())
+        write_file(folder / "report.md", self.to_markdown(folder).encode())
 
     def to_markdown(self, folder) -> str:
         """Return the report as Markdown; shows the folder's plots."""
@@ -86,14 +88,3 @@ def environment() -> dict[str, Any]:
         "device": jax.devices()[0].device_kind,
         "devices": jax.device_count(),
     }
-
-
-def write_text(path, text: str) -> None:
-    """Write a file under a temporary name, then rename it: readers see all of it or nothing."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from jaxllm.atomic import write_file
 from jaxllm.data import embedded
-from jaxllm.data.atomic import write_file
 from jaxllm.errors import UserError
 
 if TYPE_CHECKING:

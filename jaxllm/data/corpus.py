@@ -11,12 +11,13 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from jaxllm.data.atomic import new_folder
+from jaxllm.atomic import new_folder
 from jaxllm.data.sources import Piece, Source, open_source
 from jaxllm.data.split import Split, assign, split_documents
 from jaxllm.data.tokenizer import Tokenizer, is_trained, load_tokenizer
 from jaxllm.data.tokens import Tokens, open_tokens, write_tokens
 from jaxllm.errors import UserError
+from jaxllm.user_cache import user_cache_folder
 
 _FORMAT = "1"  # Part of every cache key: raise it when the files or the split change.
 
@@ -66,7 +67,7 @@ def prepare(
     if isinstance(tokenizer, (str, os.PathLike)) and not is_trained(os.fspath(tokenizer)):
         tokenizer = load_tokenizer(tokenizer)  # First: a wrong name costs no reading.
     opened = open_source(source, text_column)
-    root = Path(cache_dir) if cache_dir is not None else _default_cache()
+    root = Path(cache_dir) if cache_dir is not None else user_cache_folder() / "data"
     reading = _Reading(opened, valid_fraction)
     if isinstance(tokenizer, (str, os.PathLike)):
         tokenizer = _trained_tokenizer(os.fspath(tokenizer), reading, root)
@@ -135,11 +136,6 @@ def _holds_tokenizer(folder: Path) -> bool:
 
 def _key(*parts: object) -> str:
     return hashlib.sha256("\n".join([_FORMAT, *map(str, parts)]).encode()).hexdigest()[:32]
-
-
-def _default_cache() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(base, "jaxllm", "data")
 
 
 def _check_length(name: str, splits: dict[str, Tokens], seq_len: int) -> None:

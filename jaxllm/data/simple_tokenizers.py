@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from jaxllm.data.atomic import write_file
+from jaxllm.atomic import write_file
 from jaxllm.errors import UserError
 
 END_OF_TEXT = "<|endoftext|>"  # How eos reads when decoded, as in GPT-2.

@@ -4,6 +4,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jaxllm_kernels.compat import dot_general_float32
 
 from jaxllm.errors import UserError
 from jaxllm.models.attention import attention_block
@@ -111,11 +112,10 @@ def decode(
 def logits(config: ModelConfig, params: dict, hidden_BTD: jax.Array) -> jax.Array:
     """Return the head's float32 logits of hidden states: [..., V]."""
     weights, vocab_axis = head_weights(config, params)
-    return jax.lax.dot_general(
+    return dot_general_float32(
         hidden_BTD,
         weights.astype(hidden_BTD.dtype),
         (((hidden_BTD.ndim - 1,), (1 - vocab_axis,)), ((), ())),
-        preferred_element_type=jnp.float32,
     )
 
 

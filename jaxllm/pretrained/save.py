@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from jaxllm.data.atomic import new_folder
+from jaxllm.atomic import new_folder
 from jaxllm.data.bpe import HuggingFaceTokenizer
 from jaxllm.data.tokenizer import Tokenizer
 from jaxllm.errors import UserError

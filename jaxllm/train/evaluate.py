@@ -36,8 +36,7 @@ def evaluate(job, params, *, max_batches: int = 0) -> Evaluation:
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
-    with jax.set_mesh(job.mesh):
-        sums = [job.eval_step(params, job.put(b)) for b in itertools.islice(batches, max_batches or None)]
+    sums = [job.eval_step(params, job.put(b)) for b in itertools.islice(batches, max_batches or None)]
     total = sum(float(loss) for loss, _ in sums)
     count = sum(float(n) for _, n in sums)
     mean = total / count

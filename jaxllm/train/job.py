@@ -1,6 +1,7 @@
 """Everything a run needs, built and checked before the first step."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -135,10 +136,24 @@ def prepare(
         mesh=mesh,
         shapes=shapes,
         init=jax.jit(init, out_shardings=shardings),
-        train_step=jax.jit(step, donate_argnums=0, out_shardings=(shardings, None)),
-        eval_step=jax.jit(make_eval_step(partial(loss, z_loss=0.0))),
+        train_step=jax.jit(_on(mesh, step), donate_argnums=0, out_shardings=(shardings, None)),
+        eval_step=jax.jit(_on(mesh, make_eval_step(partial(loss, z_loss=0.0)))),
         schedule=schedule,
     )
+
+
+def _on(mesh, function):
+    """Return a function that is traced on a mesh, which `parallel.constrain` then finds.
+
+    Set here and not around the loop: other code, orbax for one, would also run on it.
+    """
+
+    @functools.wraps(function)
+    def on_mesh(*args):
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return function(*args)
+
+    return on_mesh
 
 
 def _resolve(config: TrainConfig, tokenizer) -> TrainConfig:

@@ -54,10 +54,9 @@ def train(config: TrainConfig, *, loss=None, optimizer=None, devices=None) -> Tr
     watch = Stopwatch(config.tokens_per_step)
     seconds_to_first_step = 0.0
 
-    with (
-        jax.set_mesh(job.mesh),
-        Checkpoints(out / "checkpoints", keep_last=config.keep_last, keep_best=config.keep_best) as kept,
-    ):
+    with Checkpoints(
+        out / "checkpoints", keep_last=config.keep_last, keep_best=config.keep_best
+    ) as kept:
         job.corpus.tokenizer.save(out / TOKENIZER_FILE)
         batches = job.batches()
         state, start = start_or_resume(job, kept, batches)

@@ -2,12 +2,12 @@
 
 import contextlib
 import json
-import os
 from pathlib import Path
 
 import jax
 from tqdm import tqdm
 
+from jaxllm.atomic import write_file
 from jaxllm.errors import UserError
 
 
@@ -84,9 +84,7 @@ def _drop_lines_after(path: Path, step: int) -> None:
     if not path.exists():
         return
     kept = [row for row in read_metrics(path.parent) if row["step"] <= step]
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
-    os.replace(temporary, path)
+    write_file(path, "".join(json.dumps(row) + "\n" for row in kept).encode())
 
 
 @contextlib.contextmanager

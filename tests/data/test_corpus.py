@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from jaxllm import data
+from jaxllm.atomic import new_folder
 from jaxllm.data import corpus as corpus_module
-from jaxllm.data.atomic import new_folder
 from jaxllm.errors import UserError
 
 STORIES = [f"story {i}: " + f"word{i % 7} and so on, été. " * (5 + i % 11) for i in range(60)]

@@ -74,7 +74,7 @@ def test_more_steps_go_on_and_logged_steps_stand_once(tiny):
 def test_the_last_and_the_best_checkpoints_are_kept(tiny, tmp_path):
     losses = {1: 3.0, 2: 1.0, 3: 2.0, 4: np.inf, 5: 4.0, 6: 5.0}
     job = prepare(tiny())
-    with jax.set_mesh(job.mesh), Checkpoints(tmp_path / "kept", keep_last=2, keep_best=1) as kept:
+    with Checkpoints(tmp_path / "kept", keep_last=2, keep_best=1) as kept:
         state = job.init(jax.random.key(0))
         for number, loss in losses.items():
             kept.save(state, step=number, data={}, config={}, heldout_loss=loss)

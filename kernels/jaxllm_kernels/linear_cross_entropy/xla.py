@@ -9,6 +9,8 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from jaxllm_kernels.compat import dot_general_float32
+
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
 def weighted_sum(hidden_BTD, weights, labels_BT, token_weights_BT, vocab_axis, z_loss, chunk):
@@ -70,11 +72,8 @@ def token_log_probs(hidden_BTD, weights, labels_BT, vocab_axis, chunk):
 
 def _logits(hidden_BtD, weights, vocab_axis):
     # Contract whichever axis of the weights is not the vocabulary: a tied head needs no transpose.
-    return jax.lax.dot_general(
-        hidden_BtD,
-        weights.astype(hidden_BtD.dtype),
-        (((2,), (1 - vocab_axis,)), ((), ())),
-        preferred_element_type=jnp.float32,
+    return dot_general_float32(
+        hidden_BtD, weights.astype(hidden_BtD.dtype), (((2,), (1 - vocab_axis,)), ((), ()))
     )
 
 
@@ -109,9 +108,7 @@ def _chunk_gradients(weights, hidden_BtD, labels_Bt, w_Bt, *, vocab_axis, z_loss
         d_logits_BtV, weights.astype(hidden_BtD.dtype), (((2,), (vocab_axis,)), ((), ()))
     )
     pair = (d_logits_BtV, hidden_BtD) if vocab_axis == 0 else (hidden_BtD, d_logits_BtV)
-    d_weights = jax.lax.dot_general(
-        *pair, (((0, 1), (0, 1)), ((), ())), preferred_element_type=jnp.float32
-    )
+    d_weights = dot_general_float32(*pair, (((0, 1), (0, 1)), ((), ())))
     return sums, d_hidden_BtD, d_weights
 
 
