@@ -39,8 +39,8 @@ def _debug() -> PretrainConfig:
     return PretrainConfig(
         model=models.get_preset("gpt2-nano", vocab_size=None),
         tokenizer="bytes", seq_len=64, batch_size=8, steps=20, eval_every=10, save_every=10,
-        eval_batches=2, final_eval_batches=20, sample_tokens=20, optim=OptimConfig(learning_rate=3e-3, warmup_steps=5),
-        out="runs/pretrain-debug",
+        eval_batches=2, final_eval_batches=20, sample_tokens=20,
+        optim=OptimConfig(learning_rate=3e-3, warmup_steps=5), out="runs/pretrain-debug",
     )  # fmt: skip
 
 
@@ -52,7 +52,7 @@ def _small() -> PretrainConfig:
         model=models.get_preset("gpt2-micro", vocab_size=None, position="rotary", remat="full"),
         tokenizer="bpe:512", seq_len=128, batch_size=12, steps=1200,
         optim=OptimConfig(learning_rate=6e-3, warmup_steps=100, beta2=0.99),
-        eval_batches=50, out="runs/pretrain",
+        eval_every=200, eval_batches=50, save_every=200, out="runs/pretrain",
     )  # fmt: skip
 
 

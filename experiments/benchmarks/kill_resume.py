@@ -96,7 +96,8 @@ def _command(config, out):
     return [
         sys.executable, "-m", "jaxllm.cli", "train", "--preset", "gpt2-nano", "--tokenizer", "bytes",
         "--seq-len", "64", "--batch-size", "8", "--steps", str(config.steps),
-        "--eval-every", "1000000", "--save-every", str(config.save_every), "--log-every", "1", "--final-eval-batches", "2", "--out", str(out),
+        "--eval-every", "1000000", "--save-every", str(config.save_every), "--log-every", "1",
+        "--final-eval-batches", "2", "--out", str(out),
     ]  # fmt: skip
 
 

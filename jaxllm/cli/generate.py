@@ -10,7 +10,7 @@ import tyro
 from jaxllm import compilation_cache
 from jaxllm.cli.parse import parse
 from jaxllm.cli.source import load_model_and_tokenizer
-from jaxllm.generate import SamplingConfig, stream
+from jaxllm.generate import SamplingConfig, stream_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +20,7 @@ class GenerateConfig(SamplingConfig):
     run: tyro.conf.Positional[str]  # a training run's folder, or a pretrained model: folder, file, hub id
     prompt: str = ""  # text to continue; empty starts a new document
     max_new_tokens: int = 200
+    stop: tuple[str, ...] = ()  # end before the first of these strings
     samples: int = 1  # continuations to draw
     temperature: float = 0.8  # 0: greedy
     checkpoint: Literal["latest", "best"] = "latest"
@@ -39,29 +40,21 @@ def main(argv: Sequence[str]) -> None:
     )  # fmt: skip
     compilation_cache.enable()
     model, params, tokenizer = load_model_and_tokenizer(config.run, config.checkpoint)
-    prompt = list(tokenizer.encode(config.prompt)) or [tokenizer.eos_id]
-    pieces = stream(
-        model, params, [prompt] * config.samples, max_new_tokens=config.max_new_tokens,
-        sampling=config.sampling, eos_id=tokenizer.eos_id, key=jax.random.key(config.seed),
+    pieces = stream_text(
+        model, params, tokenizer, [config.prompt] * config.samples, stop=config.stop,
+        max_new_tokens=config.max_new_tokens, sampling=config.sampling,
+        key=jax.random.key(config.seed),
     )  # fmt: skip
-    rows: list[list[int]] = [[] for _ in range(config.samples)]
-    shown = ""
-    for tokens, _ in pieces:
-        for row, new in zip(rows, tokens.tolist(), strict=True):
-            if tokenizer.eos_id not in row:
-                row += new
-        if config.samples == 1:
-            text = config.prompt + _text(tokenizer, rows[0])
-            text = text.removesuffix("\ufffd")  # a character whose bytes are not all there yet
-            print(text[len(shown) :], end="", flush=True)
-            shown = text
-    if config.samples == 1:
-        print()
+    if config.samples > 1:
+        *_, texts = pieces
+        for number, text in enumerate(texts, 1):
+            print(f"--- {number} ---\n{config.prompt}{text}")
         return
-    for number, row in enumerate(rows, 1):
-        print(f"--- {number} ---\n{config.prompt}{_text(tokenizer, row)}")
-
-
-def _text(tokenizer, row):
-    end = row.index(tokenizer.eos_id) if tokenizer.eos_id in row else len(row)
-    return tokenizer.decode(row[:end])
+    print(config.prompt, end="", flush=True)
+    shown = text = ""
+    for [text] in pieces:
+        # What may still become another character, or the start of a stop string, waits.
+        settled = text[: len(text) - max([1, *map(len, config.stop)])]
+        print(settled[len(shown) :], end="", flush=True)
+        shown = max(shown, settled, key=len)
+    print(text[len(shown) :])

@@ -6,3 +6,4 @@ from jaxllm.generate.decoding import stream as stream
 from jaxllm.generate.processors import Processor as Processor
 from jaxllm.generate.processors import SamplingConfig as SamplingConfig
 from jaxllm.generate.text import generate_text as generate_text
+from jaxllm.generate.text import stream_text as stream_text

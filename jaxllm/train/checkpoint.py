@@ -5,6 +5,7 @@ import dataclasses
 import logging
 import math
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -139,9 +140,9 @@ def check_room(folder, shapes: TrainState, copies: int) -> None:
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".write-test"
-        probe.write_bytes(b"x")
-        probe.unlink()
+        # A name of its own: every process of a run does this, in the same folder.
+        with tempfile.NamedTemporaryFile(dir=folder) as probe:
+            probe.write(b"x")
     except OSError as error:
         raise UserError(
             f"cannot write to the folder {folder} ({error.strerror}); choose another --out"

@@ -44,12 +44,14 @@ class TrainConfig:
     profile: int = 0  # trace this many steps with jax.profiler, into OUT/profile
 
     def __post_init__(self):
-        at_least = {"seq_len": 1, "batch_size": 1, "accumulate": 1, "steps": 1, "eval_every": 1,
-                    "eval_batches": 0, "final_eval_batches": 0, "stop_after": 0, "save_every": 1, "keep_last": 1, "log_every": 1,
-                    "keep_best": 0, "profile": 0, "z_loss": 0}  # fmt: skip
-        for name, least in at_least.items():
-            if getattr(self, name) < least:
-                raise UserError(f"{name} is {getattr(self, name)}; it must be at least {least}")
+        positive = ("seq_len", "batch_size", "accumulate", "steps", "eval_every", "save_every",
+                    "keep_last", "log_every")  # fmt: skip
+        not_negative = ("stop_after", "eval_batches", "final_eval_batches", "keep_best", "profile",
+                        "z_loss", "seed")  # fmt: skip
+        for names, least in ((positive, 1), (not_negative, 0)):
+            for name in names:
+                if getattr(self, name) < least:
+                    raise UserError(f"{name} is {getattr(self, name)}; it must be at least {least}")
         if self.batch_size % self.accumulate:
             raise UserError(
                 f"batch_size {self.batch_size} cannot be computed in accumulate={self.accumulate} "

@@ -57,7 +57,8 @@ def train(config: TrainConfig, *, loss=None, optimizer=None, devices=None) -> Tr
     with Checkpoints(
         out / "checkpoints", keep_last=config.keep_last, keep_best=config.keep_best
     ) as kept:
-        job.corpus.tokenizer.save(out / TOKENIZER_FILE)
+        if jax.process_index() == 0:
+            job.corpus.tokenizer.save(out / TOKENIZER_FILE)
         batches = job.batches()
         state, start = start_or_resume(job, kept, batches)
         last = min(config.steps, start + config.stop_after) if config.stop_after else config.steps

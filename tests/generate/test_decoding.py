@@ -7,7 +7,7 @@ import pytest
 
 from jaxllm import models
 from jaxllm.errors import UserError
-from jaxllm.generate import SamplingConfig, generate, generate_text
+from jaxllm.generate import SamplingConfig, generate, generate_text, stream_text
 from jaxllm.generate.decoding import _draw
 
 GREEDY = SamplingConfig(temperature=0)
@@ -92,17 +92,41 @@ def test_new_prompts_and_seeds_do_not_compile_again():
     assert _draw._cache_size() == before
 
 
+class Letters:
+    """A tokenizer with a character an id."""
+
+    eos_id = 0
+    encode = staticmethod(lambda text: [ord(c) for c in text])
+    decode = staticmethod(lambda ids: "".join(map(chr, ids)))
+
+
 def test_text_in_text_out_with_an_empty_prompt():
     config, params = make("gpt2-nano")
-
-    class Letters:
-        eos_id = 0
-        encode = staticmethod(lambda text: [ord(c) for c in text])
-        decode = staticmethod(lambda ids: "".join(map(chr, ids)))
-
     texts = generate_text(config, params, Letters, ["ab", ""], max_new_tokens=3, sampling=GREEDY)
-    expected = "".join(map(chr, greedy_by_hand(config, params, [97, 98], 3)[0]))
-    assert texts[0] == expected.split("\0")[0]
+    for text, prompt in zip(texts, ([97, 98], [0]), strict=True):
+        expected = Letters.decode(greedy_by_hand(config, params, prompt, 3)[0])
+        assert text == expected.split("\0")[0]
+
+
+def test_stop_strings_end_a_row_before_them_wherever_calls_are_cut():
+    config, params = make("gpt2-nano")
+    options = dict(max_new_tokens=24, sampling=GREEDY)
+    free = generate_text(config, params, Letters, ["ab", "cd"], **options)
+    stop = free[0][7:10]  # three tokens long: spans a call of one, two or five tokens
+    for tokens_per_call in (1, 2, 5, 24):
+        ended = generate_text(
+            config, params, Letters, ["ab", "cd"], stop=[stop, "never"], **options,
+            tokens_per_call=tokens_per_call,
+        )  # fmt: skip
+        assert ended == [text.split(stop)[0] for text in free]
+
+
+def test_streamed_text_grows_and_ends_as_the_whole():
+    config, params = make("gpt2-nano")
+    options = dict(max_new_tokens=20, sampling=GREEDY, tokens_per_call=4)
+    seen = [text for [text] in stream_text(config, params, Letters, ["ab"], **options)]
+    assert len(seen) == 5 and all(b.startswith(a) for a, b in zip(seen, seen[1:], strict=False))
+    assert seen[-1] == generate_text(config, params, Letters, ["ab"], **options)[0]
 
 
 @pytest.mark.parametrize(
