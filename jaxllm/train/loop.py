@@ -57,10 +57,10 @@ def train(config: TrainConfig, *, loss=None, optimizer=None, devices=None) -> Tr
     with Checkpoints(
         out / "checkpoints", keep_last=config.keep_last, keep_best=config.keep_best
     ) as kept:
-        if jax.process_index() == 0:
-            job.corpus.tokenizer.save(out / TOKENIZER_FILE)
         batches = job.batches()
         state, start = start_or_resume(job, kept, batches)
+        if jax.process_index() == 0:
+            job.corpus.tokenizer.save(out / TOKENIZER_FILE)
         last = min(config.steps, start + config.stop_after) if config.stop_after else config.steps
         with (
             Writers(out, steps=config.steps, start=start, progress=config.progress,

@@ -58,6 +58,15 @@ def test_a_run_refuses_a_checkpoint_of_another_config_and_names_the_difference(t
         train(other)
 
 
+def test_a_refused_run_leaves_the_tokenizer_of_the_earlier_one(tiny):
+    config = tiny(steps=2)
+    train(config)
+    files = {p: p.read_bytes() for p in Path(config.out).rglob("*") if p.is_file()}
+    with pytest.raises(UserError, match="was written with"):
+        train(dataclasses.replace(config, tokenizer="char"))
+    assert {p: p.read_bytes() for p in Path(config.out).rglob("*") if p.is_file()} == files
+
+
 def test_more_steps_go_on_and_logged_steps_stand_once(tiny):
     config = tiny(steps=3, save_every=2)
     train(config)
