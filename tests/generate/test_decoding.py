@@ -7,7 +7,7 @@ import pytest
 
 from jaxllm import models
 from jaxllm.errors import UserError
-from jaxllm.generate import SamplingConfig, generate, generate_text, stream_text
+from jaxllm.generate import SamplingConfig, generate, generate_text, stream, stream_text
 from jaxllm.generate.decoding import _draw
 
 GREEDY = SamplingConfig(temperature=0)
@@ -49,6 +49,17 @@ def test_a_row_ends_at_end_of_text_and_the_others_go_on():
     for with_eos, without in zip(ended.tokens, free.tokens, strict=True):
         expected = without[: without.index(eos)] if eos in without else without
         assert with_eos == expected
+
+
+def test_a_streamed_row_that_has_ended_repeats_end_of_text():
+    config, params = make("gpt2-nano")
+    free = generate(config, params, PROMPTS, max_new_tokens=12, sampling=GREEDY)
+    eos = free.tokens[0][3]
+    pieces = stream(config, params, PROMPTS, max_new_tokens=12, sampling=GREEDY, eos_id=eos)
+    row = np.concatenate([tokens[0] for tokens, _ in pieces]).tolist()
+    first = row.index(eos)
+    assert len(row) == 12 and row[first:] == [eos] * (12 - first)
+    assert free.tokens[0][first:] != row[first:]
 
 
 def test_draws_follow_the_models_distribution():

@@ -109,6 +109,8 @@ def test_the_non_finite_step_is_named_and_the_state_before_it_is_saved(tiny):
     assert f"step {caught.value.updates + 1} " in str(caught.value)
     with Checkpoints(config.out + "/checkpoints") as kept:
         assert kept.latest() == caught.value.updates
+        _, position = kept.restore(kept.latest(), prepare(config).shapes)
+        assert position["step"] == caught.value.updates  # the offending batch comes next
     _, params, _ = load_run(config.out)
     assert all(np.isfinite(np.asarray(x, np.float32)).all() for x in jax.tree.leaves(params))
     with pytest.raises(NonFiniteLoss) as again:  # resuming meets the same batch
