@@ -88,7 +88,7 @@ def test_a_disk_without_room_for_the_checkpoints(text, tmp_path, capsys, monkeyp
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
     argv = ["train", "--preset", "gpt2-nano", "--data", str(text), "--tokenizer", "bytes",
             "--seq-len", "16", "--batch-size", "8", "--out", str(tmp_path / "run")]  # fmt: skip
-    assert "checkpoints need" in fails(argv, capsys)
+    assert "more checkpoints need" in fails(argv, capsys)
 
 
 def test_unknown_command(capsys):

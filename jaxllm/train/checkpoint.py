@@ -132,7 +132,9 @@ class Checkpoints:
 
 
 def check_room(folder, shapes: TrainState, copies: int) -> None:
-    """Check that a folder can be written and has room for `copies` checkpoints of this state.
+    """Check that a run's folder can be written and has room for `copies` checkpoints of its state.
+
+    Those that are there already count as some of them.
 
     Raises:
       UserError: it cannot, or has not; says how much is needed and free.
@@ -148,10 +150,12 @@ def check_room(folder, shapes: TrainState, copies: int) -> None:
             f"cannot write to the folder {folder} ({error.strerror}); choose another --out"
         ) from error
     size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes))
+    there = sum(path.name.isdigit() for path in (folder / "checkpoints").glob("*"))
+    copies = max(1, copies - there)
     free = shutil.disk_usage(folder).free
     if free < copies * size:
         raise UserError(
-            f"{copies} checkpoints need {copies * size / 1e9:.2f} GB but {folder} has "
+            f"{copies} more checkpoints need {copies * size / 1e9:.2f} GB but {folder} has "
             f"{free / 1e9:.2f} GB free; free some, keep fewer, or choose another --out"
         )
 
