@@ -86,6 +86,7 @@ def stream(
         tokens_BT[row, padded - len(prompt) :] = prompt
         mask_BT[row, padded - len(prompt) :] = True
     slots = padded + calls * tokens_per_call
+    params = models.for_decoding(config, params)
     state = _prefill(config, params, tokens_BT, mask_BT, slots=slots)
     key = jax.random.key(0) if key is None else key
     done_B, left = np.zeros(len(prompts), bool), max_new_tokens
@@ -106,7 +107,7 @@ def stream(
 def _prefill(config, params, tokens_BT, mask_BT, *, slots):
     """Run the prompts; return what `_draw` carries."""
     B, T = tokens_BT.shape
-    cache = models.init_cache(config, B, slots)
+    cache = models.init_cache(config, B, slots, apart=isinstance(params["layers"], tuple))
     hidden_BTD, cache = models.decode(config, params, tokens_BT, cache, mask_BT=mask_BT)
     return {
         "cache": cache,

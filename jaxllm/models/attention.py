@@ -1,11 +1,11 @@
 """The attention block: projections, rotary, attention over the text or a cache, output."""
 
 import jax
-import jax.numpy as jnp
 from jaxllm_kernels import attention as kernel
 
 from jaxllm.models.cache import LayerCache
 from jaxllm.models.config import ModelConfig
+from jaxllm.models.linear import linear
 from jaxllm.models.rotary import rotate
 from jaxllm.models.sites import Tap
 from jaxllm.parallel import constrain
@@ -33,9 +33,9 @@ def attention_block(
       segment_ids_BT: documents that must not see each other.
       cache: keys and values of earlier tokens; the new ones are written into it.
     """
-    query_BTHK = _project(x_BTD, params, "query")
-    key_BTGK = _project(x_BTD, params, "key")
-    value_BTGK = _project(x_BTD, params, "value")
+    query_BTHK = linear(x_BTD, params, "query")
+    key_BTGK = linear(x_BTD, params, "key")
+    value_BTGK = linear(x_BTD, params, "value")
     if rotary is not None:
         query_BTHK, key_BTGK = rotate(query_BTHK, rotary), rotate(key_BTGK, rotary)
     query_BTHK = tap("query", constrain(query_BTHK, "batch", None, "heads", None))
@@ -67,17 +67,7 @@ def attention_block(
             **options,
         )
     head_out_BTHK = tap("head_out", constrain(head_out_BTHK, "batch", None, "heads", None))
-    out_BTD = jnp.einsum("bthk,hkd->btd", head_out_BTHK, params["out"].astype(x_BTD.dtype))
-    if "out_bias" in params:
-        out_BTD = out_BTD + params["out_bias"].astype(x_BTD.dtype)
-    return tap("attn_out", out_BTD), cache
-
-
-def _project(x_BTD: jax.Array, params: dict, name: str) -> jax.Array:
-    y_BTHK = jnp.einsum("btd,dhk->bthk", x_BTD, params[name].astype(x_BTD.dtype))
-    if f"{name}_bias" in params:
-        y_BTHK = y_BTHK + params[f"{name}_bias"].astype(x_BTD.dtype)
-    return y_BTHK
+    return tap("attn_out", linear(head_out_BTHK, params, "out", in_axes=2)), cache
 
 
 def _explicit(query, key, value, tap: Tap, *, scale, sink, **visibility) -> jax.Array:

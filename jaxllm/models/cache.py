@@ -8,23 +8,30 @@ import jax.numpy as jnp
 from jaxllm.models.config import ModelConfig
 
 
-def init_cache(config: ModelConfig, batch_size: int, max_length: int) -> dict:
+def init_cache(
+    config: ModelConfig, batch_size: int, max_length: int, *, apart: bool = False
+) -> dict:
     """Return an empty cache for `max_length` tokens a row, padding included.
 
+    Args:
+      apart: one array a layer, for parameters whose layers are apart (`for_decoding`).
+
     Returns:
-      {"key", "value": [L, B, S, G, K] in config.dtype, "valid": bool [B, S] (slots that hold a
-      token and not padding), "length": int32 [] (slots written)}.
+      {"key", "value": [L, B, G, S, K] in config.dtype, or a tuple of L arrays [1, B, G, S, K];
+      "valid": bool [B, S] (slots that hold a token and not padding), "length": int32 [] (slots
+      written)}.
     """
-    shape = (
-        config.num_layers,
-        batch_size,
-        max_length,
-        config.num_kv_heads,
-        config.head_dim,
-    )
+    layers = 1 if apart else config.num_layers
+    shape = (layers, batch_size, config.num_kv_heads, max_length, config.head_dim)
+
+    def empty():
+        if apart:
+            return tuple(jnp.zeros(shape, config.dtype) for _ in range(config.num_layers))
+        return jnp.zeros(shape, config.dtype)
+
     return {
-        "key": jnp.zeros(shape, config.dtype),
-        "value": jnp.zeros(shape, config.dtype),
+        "key": empty(),
+        "value": empty(),
         "valid": jnp.zeros((batch_size, max_length), bool),
         "length": jnp.zeros((), jnp.int32),
     }
@@ -32,35 +39,40 @@ def init_cache(config: ModelConfig, batch_size: int, max_length: int) -> dict:
 
 class LayerCache(NamedTuple):
     """The whole cache seen from one layer. All layers share the two big arrays, so that a scan
-    carries them and writes in place instead of copying a layer's slice in and out."""
+    carries them and writes in place instead of copying a layer's slice in and out. Heads come
+    before slots, so that a head's keys are read in one sweep."""
 
-    key_LBSGK: jax.Array
-    value_LBSGK: jax.Array
+    key_LBGSK: jax.Array
+    value_LBGSK: jax.Array
     valid_BS: jax.Array
     start: jax.Array  # slot of the first new token
-    layer: jax.Array
+    layer: jax.Array  # index into the first axis
 
     def write(self, key_BTGK: jax.Array, value_BTGK: jax.Array) -> "LayerCache":
         """Put this layer's keys and values of the new tokens at `start`."""
 
-        def written(cache_LBSGK, new_BTGK):
-            new = new_BTGK[None].astype(cache_LBSGK.dtype)
-            return jax.lax.dynamic_update_slice(cache_LBSGK, new, (self.layer, 0, self.start, 0, 0))
+        def written(cache_LBGSK, new_BTGK):
+            new = new_BTGK.swapaxes(1, 2)[None].astype(cache_LBGSK.dtype)
+            return jax.lax.dynamic_update_slice(cache_LBGSK, new, (self.layer, 0, 0, self.start, 0))
 
         return self._replace(
-            key_LBSGK=written(self.key_LBSGK, key_BTGK),
-            value_LBSGK=written(self.value_LBSGK, value_BTGK),
+            key_LBGSK=written(self.key_LBGSK, key_BTGK),
+            value_LBGSK=written(self.value_LBGSK, value_BTGK),
         )
 
     @property
     def key_BSGK(self) -> jax.Array:
         """Return this layer's keys."""
-        return jax.lax.dynamic_index_in_dim(self.key_LBSGK, self.layer, keepdims=False)
+        return self._mine(self.key_LBGSK)
 
     @property
     def value_BSGK(self) -> jax.Array:
         """Return this layer's values."""
-        return jax.lax.dynamic_index_in_dim(self.value_LBSGK, self.layer, keepdims=False)
+        return self._mine(self.value_LBGSK)
+
+    def _mine(self, cache_LBGSK):
+        mine = jax.lax.dynamic_index_in_dim(cache_LBGSK, self.layer, keepdims=False)
+        return mine.swapaxes(1, 2)  # undone by the attention, so nothing moves
 
     def visible(self, T: int, window: int) -> jax.Array:
         """Return which slots each of T new tokens may see: bool [B, T, S].

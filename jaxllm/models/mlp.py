@@ -3,9 +3,9 @@
 import functools
 
 import jax
-import jax.numpy as jnp
 
 from jaxllm.models.config import ModelConfig
+from jaxllm.models.linear import linear
 from jaxllm.models.sites import Tap
 from jaxllm.parallel import constrain
 
@@ -26,18 +26,12 @@ def mlp_block(config: ModelConfig, params: dict, x_BTD: jax.Array, tap: Tap) -> 
       tap: names the sites mlp_hidden (what `out` multiplies) and mlp_out.
     """
     activation = _ACTIVATIONS[config.activation]
-    hidden_BTF = _linear(x_BTD, params, "in")
+    hidden_BTF = linear(x_BTD, params, "in")
     if config.gated_mlp:
-        hidden_BTF = activation(_linear(x_BTD, params, "gate")) * hidden_BTF
+        hidden_BTF = activation(linear(x_BTD, params, "gate")) * hidden_BTF
     else:
         hidden_BTF = activation(hidden_BTF)
     hidden_BTF = constrain(hidden_BTF, "batch", None, "mlp")
     hidden_BTF = tap("mlp_hidden", hidden_BTF)
-    return tap("mlp_out", _linear(hidden_BTF, params, "out"))
+    return tap("mlp_out", linear(hidden_BTF, params, "out"))
 
-
-def _linear(x: jax.Array, params: dict, name: str) -> jax.Array:
-    y = jnp.einsum("btx,xy->bty", x, params[name].astype(x.dtype))
-    if f"{name}_bias" in params:
-        y = y + params[f"{name}_bias"].astype(x.dtype)
-    return y

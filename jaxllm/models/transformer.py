@@ -112,11 +112,12 @@ def decode(
 def logits(config: ModelConfig, params: dict, hidden_BTD: jax.Array) -> jax.Array:
     """Return the head's float32 logits of hidden states: [..., V]."""
     weights, vocab_axis = head_weights(config, params)
-    return dot_general_float32(
-        hidden_BTD,
-        weights.astype(hidden_BTD.dtype),
-        (((hidden_BTD.ndim - 1,), (1 - vocab_axis,)), ((), ())),
-    )
+    weights = weights.astype(hidden_BTD.dtype)
+    dims = ((hidden_BTD.ndim - 1,), (1 - vocab_axis,))
+    if vocab_axis == 0 and hidden_BTD.ndim == 2:
+        # One row a sequence: twice as fast on a CPU with the table on the left.
+        return dot_general_float32(weights, hidden_BTD, (dims[::-1], ((), ()))).T
+    return dot_general_float32(hidden_BTD, weights, (dims, ((), ())))
 
 
 def apply(config: ModelConfig, params: dict, tokens_BT: jax.Array, **options) -> jax.Array:
@@ -157,7 +158,8 @@ def _run(config, params, tokens_BT, positions_BT, segment_ids_BT, sites, cache):
     layer = functools.partial(
         _layer, config, rotary=rotary, segment_ids_BT=segment_ids_BT, sites=sites
     )
-    x_BTD, captured, cache = _scan_layers(config, layer, params["layers"], x_BTD, cache)
+    run_layers = _each_layer if isinstance(params["layers"], tuple) else _scan_layers
+    x_BTD, captured, cache = run_layers(config, layer, params["layers"], x_BTD, cache)
     hidden_BTD = normalize(x_BTD, params["final_norm"], config.norm, config.norm_eps)
     hidden_BTD = outer("final", hidden_BTD)
     return hidden_BTD, outer.captured | captured, cache
@@ -195,6 +197,25 @@ def _layer(config, params, x_BTD, index, window, cache, *, rotary, segment_ids_B
     return x_BTD, tap.captured, cache
 
 
+def _each_layer(config, layer, params, x_BTD, cache):
+    """Run layers that are apart one after the other, each with a cache of its own."""
+    captured, keys, values = [], [], []
+    for index, layer_params in enumerate(params):
+        window = config.windows[index % len(config.windows)]
+        layer_cache = None
+        if cache is not None:
+            mine = (cache["key"][index], cache["value"][index])
+            layer_cache = LayerCache(*mine, cache["valid"], cache["length"], 0)
+        x_BTD, seen, layer_cache = layer(layer_params, x_BTD, index, window, layer_cache)
+        captured.append(seen)
+        if cache is not None:
+            keys.append(layer_cache.key_LBGSK)
+            values.append(layer_cache.value_LBGSK)
+    if cache is not None:
+        cache = cache | {"key": tuple(keys), "value": tuple(values)}
+    return x_BTD, jax.tree.map(lambda *values: jnp.stack(values), *captured), cache
+
+
 def _scan_layers(config, layer, params, x_BTD, cache):
     """Scan groups of len(windows) layers, so that within the body each window is a constant."""
     group = len(config.windows)
@@ -215,7 +236,7 @@ def _scan_layers(config, layer, params, x_BTD, cache):
             )
             captured.append(seen)
             if cache is not None:
-                keys_and_values = (layer_cache.key_LBSGK, layer_cache.value_LBSGK)
+                keys_and_values = (layer_cache.key_LBGSK, layer_cache.value_LBGSK)
         return (x_BTD, keys_and_values), jax.tree.map(lambda *values: jnp.stack(values), *captured)
 
     keys_and_values = None if cache is None else (cache["key"], cache["value"])
