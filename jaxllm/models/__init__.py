@@ -12,6 +12,7 @@ Examples:
 from jaxllm.models.cache import init_cache as init_cache
 from jaxllm.models.config import ModelConfig as ModelConfig
 from jaxllm.models.decoding_layout import for_decoding as for_decoding
+from jaxllm.models.layers_apart import layers_apart as layers_apart
 from jaxllm.models.loss import hidden_loss as hidden_loss
 from jaxllm.models.loss import loss as loss
 from jaxllm.models.parameters import axes as axes

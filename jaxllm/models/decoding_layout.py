@@ -5,6 +5,7 @@ import functools
 import jax
 
 from jaxllm.models.config import ModelConfig
+from jaxllm.models.layers_apart import layers_apart
 from jaxllm.models.linear import output_major
 
 # How many axes of each matrix are summed over; what is not here stays as it is.
@@ -33,16 +34,17 @@ def _arrange(params, *, dtype, apart):
         }
         for block, tree in params["layers"].items()
     }
+    params = params | {"layers": layers}
     if not apart:
-        return params | {"layers": layers}
-    count = len(jax.tree.leaves(layers)[0])
-    return params | {"layers": tuple(_one(layers, index) for index in range(count))}
+        return params
+    params = layers_apart(params)
+    return params | {"layers": tuple(_output_major(one) for one in params["layers"])}
 
 
-def _one(layers, index):
-    one = jax.tree.map(lambda w: w[index], layers)
+def _output_major(layer):
+    layer = {block: dict(tree) for block, tree in layer.items()}
     for block, matrices in _MATRICES.items():
         for name, in_axes in matrices.items():
-            if name in one[block]:
-                one[block][name] = output_major(one[block][name], in_axes)
-    return one
+            if name in layer[block]:
+                layer[block][name] = output_major(layer[block][name], in_axes)
+    return layer

@@ -1,5 +1,6 @@
 """Multiplication by a weight matrix, whichever way the matrix lies in memory."""
 
+import math
 from dataclasses import dataclass
 
 import jax
@@ -33,8 +34,10 @@ def linear(x: jax.Array, params: dict, name: str, in_axes: int = 1) -> jax.Array
         y = jax.lax.dot_general(w, x, ((tuple(range(len(out_axes), w.ndim)), summed), ((), ())))
         y = jnp.moveaxis(y, (-2, -1), (0, 1))
     else:
-        dims = ((summed, tuple(range(in_axes))), ((), ()))
-        y = jax.lax.dot_general(x, weight.astype(x.dtype), dims)
+        rows, width = x.shape[:2], math.prod(weight.shape[:in_axes])
+        # Two matrices: with more axes XLA's CPU backend transposes operands of the gradient.
+        y = x.reshape(-1, width) @ weight.astype(x.dtype).reshape(width, -1)
+        y = y.reshape(*rows, *weight.shape[in_axes:])
     if f"{name}_bias" in params:
         y = y + params[f"{name}_bias"].astype(x.dtype)
     return y

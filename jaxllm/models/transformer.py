@@ -206,7 +206,8 @@ def _each_layer(config, layer, params, x_BTD, cache):
         if cache is not None:
             mine = (cache["key"][index], cache["value"][index])
             layer_cache = LayerCache(*mine, cache["valid"], cache["length"], 0)
-        x_BTD, seen, layer_cache = layer(layer_params, x_BTD, index, window, layer_cache)
+        run = _rematerialised(config, layer, window, prevent_cse=True)
+        x_BTD, seen, layer_cache = run(layer_params, x_BTD, index, layer_cache)
         captured.append(seen)
         if cache is not None:
             keys.append(layer_cache.key_LBGSK)
@@ -231,9 +232,9 @@ def _scan_layers(config, layer, params, x_BTD, cache):
             layer_cache = None
             if cache is not None:
                 layer_cache = LayerCache(*keys_and_values, cache["valid"], cache["length"], index)
-            x_BTD, seen, layer_cache = _rematerialised(config, layer, window)(
-                layer_params, x_BTD, index, layer_cache
-            )
+            # Inside a scan the compiler cannot undo the recomputation, so nothing need prevent it.
+            run = _rematerialised(config, layer, window, prevent_cse=False)
+            x_BTD, seen, layer_cache = run(layer_params, x_BTD, index, layer_cache)
             captured.append(seen)
             if cache is not None:
                 keys_and_values = (layer_cache.key_LBGSK, layer_cache.value_LBGSK)
@@ -250,7 +251,7 @@ def _scan_layers(config, layer, params, x_BTD, cache):
     return x_BTD, captured, cache
 
 
-def _rematerialised(config, layer, window):
+def _rematerialised(config, layer, window, *, prevent_cse):
     """Fix the layer's window, and wrap it in jax.checkpoint if the config asks for it."""
 
     def run(params, x_BTD, index, cache):
@@ -259,5 +260,4 @@ def _rematerialised(config, layer, window):
     if config.remat == "none":
         return run
     policy = getattr(jax.checkpoint_policies, _POLICIES.get(config.remat, config.remat))
-    # Inside a scan the compiler cannot undo the recomputation, so nothing need prevent it.
-    return jax.checkpoint(run, policy=policy, prevent_cse=False)
+    return jax.checkpoint(run, policy=policy, prevent_cse=prevent_cse)

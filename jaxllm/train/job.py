@@ -26,7 +26,7 @@ class Job:
     """A checked run: nothing in it has been compiled or placed on a device yet."""
 
     config: TrainConfig  # with the model's vocabulary and types filled in
-    corpus: data.Corpus
+    corpus: data.Corpus | None  # None: the run is only compiled
     mesh: jax.sharding.Mesh
     shapes: TrainState  # ShapeDtypeStructs with shardings
     init: Any  # key -> TrainState, jitted
@@ -38,6 +38,14 @@ class Job:
     def model(self) -> models.ModelConfig:
         """The model being trained."""
         return self.config.model
+
+    @property
+    def batch_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """What `train_step` takes as a batch, over all processes."""
+        shape = (self.config.batch_size, self.config.seq_len)
+        types = {"tokens": "int32", "targets": "int32", "segment_ids": "int32", "mask": "float32"}
+        sharding = self._batch_sharding(shape)
+        return {k: jax.ShapeDtypeStruct(shape, np.dtype(t), sharding=sharding) for k, t in types.items()}
 
     def batches(self) -> data.Batches:
         """Return this process's part of the endless training batches."""
@@ -61,17 +69,27 @@ class Job:
 
         def place(x):
             shape = (x.shape[0] * jax.process_count(), *x.shape[1:])
-            spec = parallel.partition_spec(("batch", None), shape, self.mesh)
-            return jax.make_array_from_process_local_data(NamedSharding(self.mesh, spec), x)
+            return jax.make_array_from_process_local_data(self._batch_sharding(shape), x)
 
         return jax.tree.map(place, batch)
 
+    def _batch_sharding(self, shape) -> NamedSharding:
+        return NamedSharding(self.mesh, parallel.partition_spec(("batch", None), shape, self.mesh))
 
-def language_model_loss(config: TrainConfig) -> LossFunction:
-    """Return the next-token loss of a run, (params, batch, key) -> (mean, aux)."""
+
+def language_model_loss(config: TrainConfig, *, platform: str | None = None) -> LossFunction:
+    """Return the next-token loss of a run, (params, batch, key) -> (mean, aux).
+
+    Args:
+      config: the run.
+      platform: of the devices it will run on; None is those that are here.
+    """
+    apart = (platform or jax.default_backend()) == "cpu"
 
     def loss(params, batch, key, z_loss=config.z_loss):
         del key
+        if apart:
+            params = models.layers_apart(params)
         segments = batch["segment_ids"] if config.isolate_documents else None
         return models.loss(
             config.model,
@@ -104,6 +122,36 @@ def prepare(
     Raises:
       UserError: the data, the model and the devices do not fit together.
     """
+    mesh = _make_mesh(config, devices)  # before the data: a mistake here shows at once
+    corpus = data.prepare(
+        config.data, config.tokenizer, seq_len=config.seq_len, text_column=config.text_column
+    )
+    config = _with_vocabulary(config, corpus.tokenizer)
+    return _build(config, corpus, mesh, loss, optimizer)
+
+
+def prepare_shapes(
+    config: TrainConfig,
+    *,
+    loss: LossFunction | None = None,
+    optimizer: optax.GradientTransformation | None = None,
+    devices: Sequence[jax.Device] | None = None,
+) -> Job:
+    """Build the step functions of a run without its data, to compile them.
+
+    Args:
+      config: the run; its model's vocabulary must be known.
+      loss: see `prepare`.
+      optimizer: see `prepare`.
+      devices: see `prepare`; they may be compile-only.
+
+    Raises:
+      UserError: the model and the devices do not fit together.
+    """
+    return _build(config, None, _make_mesh(config, devices), loss, optimizer)
+
+
+def _make_mesh(config, devices):
     mesh = parallel.make_mesh(config.mesh, devices)
     ways = mesh.shape["data"] * mesh.shape["fsdp"]
     if config.batch_size % (ways * config.accumulate):
@@ -111,17 +159,18 @@ def prepare(
             f"batch_size {config.batch_size} cannot be split over {ways} devices x "
             f"accumulate={config.accumulate}; choose a multiple of {ways * config.accumulate}"
         )
-    corpus = data.prepare(
-        config.data, config.tokenizer, seq_len=config.seq_len, text_column=config.text_column
-    )
-    config = _resolve(config, corpus.tokenizer)
+    return mesh
+
+
+def _build(config, corpus, mesh, loss, optimizer) -> Job:
+    config = _with_types(config)
     axes = models.axes(config.model)
     schedule = None
     if optimizer is None:
         optimizer = make_optimizer(config.optim, config.steps, axes)
         schedule = config.optim.make_schedule(config.steps)
     optimizer = get_precision(config.precision).wrap(optimizer)
-    loss = loss or language_model_loss(config)
+    loss = loss or language_model_loss(config, platform=mesh.devices.flat[0].platform)
 
     init = partial(init_state, partial(models.init, config.model), optimizer)
     shapes = jax.eval_shape(lambda: init(jax.random.key(0)))
@@ -156,20 +205,19 @@ def _on(mesh, function):
     return on_mesh
 
 
-def _resolve(config: TrainConfig, tokenizer) -> TrainConfig:
-    """Fill in what the tokenizer and the precision policy decide."""
+def _with_vocabulary(config: TrainConfig, tokenizer) -> TrainConfig:
+    """Fill in what the tokenizer decides."""
     vocab_size = config.model.vocab_size or tokenizer.vocab_size
     if tokenizer.vocab_size > vocab_size:
         raise UserError(
             f"tokenizer '{config.tokenizer}' has ids up to {tokenizer.vocab_size - 1}, beyond "
             f"model.vocab_size={vocab_size}; set it to at least {tokenizer.vocab_size}"
         )
-    precision = get_precision(config.precision)
-    model = dataclasses.replace(
-        config.model,
-        vocab_size=vocab_size,
-        param_dtype=precision.param_dtype,
-        dtype=precision.dtype,
-    )
-    return dataclasses.replace(config, model=model)
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=vocab_size))
 
+
+def _with_types(config: TrainConfig) -> TrainConfig:
+    """Fill in what the precision policy decides."""
+    precision = get_precision(config.precision)
+    types = dict(param_dtype=precision.param_dtype, dtype=precision.dtype)
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, **types))

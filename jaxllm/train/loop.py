@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from jaxllm import compilation_cache
+from jaxllm import compilation_cache, host_memory
 from jaxllm.train.checkpoint import Checkpoints, check_room
 from jaxllm.train.config import TrainConfig, check_same_run, to_dict
 from jaxllm.train.evaluate import Evaluation, evaluate
@@ -48,6 +48,7 @@ def train(config: TrainConfig, *, loss=None, optimizer=None, devices=None) -> Tr
       NonFiniteLoss: names the step; the state from before it was saved.
     """
     compilation_cache.enable()
+    host_memory.keep_freed_memory()
     job = prepare(config, loss=loss, optimizer=optimizer, devices=devices)
     config, out = job.config, Path(config.out)
     check_room(out, job.shapes, copies=config.keep_last + config.keep_best + 1)

@@ -1,0 +1,25 @@
+"""The stack of layers taken apart."""
+
+import jax
+
+
+def layers_apart(params: dict) -> dict:
+    """Return the parameters with a tuple of layers in place of their stack.
+
+    The same functions take both: a stack is scanned, layers that are apart run one after another
+    and compile one after another. On a CPU that is faster, since nothing is copied into and out of
+    stacks. The gradient of a stack taken apart is the stack of the gradients.
+
+    Examples:
+      >>> from jaxllm import models
+      >>> config = models.get_preset("gpt2-nano")
+      >>> apart = layers_apart(models.init(config, jax.random.key(0)))
+      >>> apart["layers"][1]["mlp"]["in"].shape
+      (64, 256)
+    """
+    leaves, structure = jax.tree.flatten(params["layers"])
+    count = len(leaves[0])
+    # `split` and not indexing: its transpose is one concatenation, not a sum of padded arrays.
+    parts = [[part[0] for part in jax.lax.split(w, [1] * count)] for w in leaves]
+    layers = tuple(jax.tree.unflatten(structure, one) for one in zip(*parts, strict=True))
+    return params | {"layers": layers}
