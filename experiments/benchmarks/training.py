@@ -53,7 +53,9 @@ def main(config: TrainingConfig, preset: str = "small") -> Report:
         layers, width, heads, length, batch, vocab = shape
         seconds, starts = _take_turns(case, config.rounds)
         tokens = batch * length
-        flops = _model(shape).flops_per_token(length) * tokens
+        model = _model(shape)
+        # A causal program need compute half of the square of scores only.
+        flops = (model.flops_per_token(length) + model.flops_per_token(0)) / 2 * tokens
         floor = metrics[f"floor_ms/{case}"] = flops / peak / 1e6
         for name, values in seconds.items():
             metrics[f"tokens_per_second/{case}/{name}"] = tokens / statistics.median(values)

@@ -8,6 +8,7 @@ from jaxllm.errors import unknown
 
 _COMMANDS = {
     "train": "train a model from scratch, or resume a run",
+    "plan": "find the fastest way to train on a machine that is not here",
     "generate": "continue a prompt with a trained model",
     "convert": "write a model as a Hugging Face folder",
 }

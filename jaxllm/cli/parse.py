@@ -34,7 +34,7 @@ def parse(
       UserError: an unknown preset or field (with the closest known one), or a value that does not fit.
       SystemExit: after --help.
     """
-    argv, preset = _take(list(argv), "--preset") if presets is not None else (list(argv), None)
+    argv, preset = take(list(argv), "--preset") if presets is not None else (list(argv), None)
     preset = default_preset if preset is None else preset
     default = None
     if presets is not None:
@@ -81,7 +81,7 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
         sys.exit(error.exit_code)
 
 
-def _take(argv: list[str], flag: str) -> tuple[list[str], str | None]:
+def take(argv: Sequence[str], flag: str) -> tuple[list[str], str | None]:
     """Remove a flag and its value, in either form; return what is left and the last value given."""
     rest, value, words = [], None, iter(argv)
     for word in words:

@@ -5,16 +5,21 @@ import dataclasses
 from collections.abc import Sequence
 
 from jaxllm import parallel
-from jaxllm.cli.parse import parse
+from jaxllm.cli.parse import parse, take
+from jaxllm.errors import UserError
 from jaxllm.models.presets import derived_fields
 from jaxllm.train import TrainConfig, train
+from jaxllm.train.config_file import read_config
 from jaxllm.train.presets import TRAIN_PRESETS
 
 _DESCRIPTION = """Train a language model, or go on where the checkpoints in --out end.
 
   jaxllm train --preset gpt2-micro --data my.txt --tokenizer bpe:2048 --steps 2000
   jaxllm train --preset shakespeare-char --data shakespeare.txt
-  jaxllm train --preset gpt2 --data tfds:lm1b --mesh.fsdp 8 --distributed"""
+  jaxllm train --preset gpt2 --data tfds:lm1b --mesh.fsdp 8 --distributed
+  jaxllm train --config plan.json --data tfds:lm1b
+
+--config FILE starts from the config that `jaxllm plan` wrote, instead of from a preset."""
 
 
 def open_presets(presets):
@@ -33,12 +38,24 @@ def open_presets(presets):
     return {name: (lambda preset=preset: opened(preset)) for name, preset in presets.items()}
 
 
+def parse_config(argv: Sequence[str], *, prog: str, description: str) -> TrainConfig:
+    """Return the run that a command line describes, from a preset or a file and the fields it sets."""
+    argv, file = take(argv, "--config")
+    presets, default = TRAIN_PRESETS, "gpt2-micro"
+    if file is not None:
+        if take(argv, "--preset")[1] is not None:
+            raise UserError("--preset and --config both set the values to start from; give one of them")
+        presets, default = {file: lambda: read_config(file)}, file
+    config, _ = parse(
+        TrainConfig, argv, prog=prog, description=description,
+        presets=open_presets(presets), default_preset=default,
+    )  # fmt: skip
+    return config
+
+
 def main(argv: Sequence[str]) -> None:
     """Train as the command line says and print the held-out scores."""
-    config, _ = parse(
-        TrainConfig, argv, prog="jaxllm train", description=_DESCRIPTION,
-        presets=open_presets(TRAIN_PRESETS), default_preset="gpt2-micro",
-    )  # fmt: skip
+    config = parse_config(argv, prog="jaxllm train", description=_DESCRIPTION)
     if config.distributed:
         parallel.initialize()
     trained = train(config)

@@ -3,6 +3,7 @@
 import jax
 from jaxllm_kernels import attention as kernel
 
+from jaxllm.models.attend import attend
 from jaxllm.models.cache import LayerCache
 from jaxllm.models.config import ModelConfig
 from jaxllm.models.linear import linear
@@ -59,7 +60,7 @@ def attention_block(
     if tap.wants("attn_scores", "attn_probs"):
         head_out_BTHK = _explicit(query_BTHK, key_BTGK, value_BTGK, tap, **options)
     else:
-        head_out_BTHK = kernel.attention(
+        head_out_BTHK = attend(
             query_BTHK,
             key_BTGK,
             value_BTGK,

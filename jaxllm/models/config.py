@@ -10,7 +10,7 @@ ACTIVATIONS = ("gelu_tanh", "gelu", "silu", "relu")
 NORMS = ("layernorm", "rmsnorm", "rmsnorm_scalar")
 POSITIONS = ("learned", "rotary", "none")
 DTYPES = ("float32", "bfloat16", "float16")
-ATTENTION_IMPLEMENTATIONS = ("reference", "xla")
+ATTENTION_IMPLEMENTATIONS = ("reference", "xla", "pallas_tpu", "pallas_gpu", "cudnn")
 # "full" keeps only each layer's input; "dots" also keeps the results of weight matmuls. The others
 # are jax.checkpoint_policies by their own names.
 REMAT = (

@@ -2,10 +2,12 @@
 
 import jax
 import jax.numpy as jnp
-from jaxllm_kernels.linear_cross_entropy import linear_cross_entropy
+from jax.sharding import PartitionSpec
+from jaxllm_kernels.linear_cross_entropy import LossSums, linear_cross_entropy
 
 from jaxllm.models.config import ModelConfig
 from jaxllm.models.transformer import head_weights, trunk
+from jaxllm.parallel import mesh_axes, on_shards, spread
 
 
 def loss(
@@ -55,15 +57,8 @@ def hidden_loss(
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Return what `loss` does, from the hidden states that `trunk` gave."""
     mask_BT = jnp.ones(targets_BT.shape, jnp.float32) if mask is None else mask.astype(jnp.float32)
-    weights, vocab_axis = head_weights(config, params)
-    sums = linear_cross_entropy(
-        hidden_BTD,
-        weights,
-        targets_BT,
-        token_weights_BT=mask_BT,
-        vocab_axis=vocab_axis,
-        z_loss=z_loss,
-    )
+    with jax.named_scope("loss"):
+        sums = _loss_sums(config, params, hidden_BTD, targets_BT, mask_BT, z_loss)
     token_count = jnp.sum(mask_BT)
     mean = sums.total / jnp.where(token_count == 0, 1.0, token_count)
     return mean, {
@@ -71,3 +66,33 @@ def hidden_loss(
         "z_loss": sums.z_loss,
         "token_count": token_count,
     }
+
+
+def _loss_sums(config, params, hidden_BTD, targets_BT, mask_BT, z_loss) -> LossSums:
+    """Sum the loss, each device of a mesh over its tokens and its part of the vocabulary."""
+    weights, vocab_axis = head_weights(config, params)
+    options = dict(vocab_axis=vocab_axis, z_loss=z_loss)
+    batch = spread(("batch", None), targets_BT.shape)
+    if batch is None:
+        return linear_cross_entropy(
+            hidden_BTD, weights, targets_BT, token_weights_BT=mask_BT, **options
+        )
+    # The width is gathered if it is spread, and its gradient then reduced and spread again.
+    names = ("vocab", None) if vocab_axis == 0 else (None, "vocab")
+    weights_spec = spread(names, weights.shape)
+    vocab_axes = mesh_axes(weights_spec[vocab_axis])
+
+    def on_part(hidden_BTD, weights, targets_BT, mask_BT):
+        sums = linear_cross_entropy(
+            hidden_BTD,
+            weights,
+            targets_BT,
+            token_weights_BT=mask_BT,
+            vocab_axis_name=vocab_axes or None,
+            **options,
+        )
+        return jax.lax.psum(sums, mesh_axes(batch[0])) if batch[0] else sums
+
+    in_specs = (PartitionSpec(batch[0], None, None), weights_spec, batch, batch)
+    mapped = on_shards(on_part, in_specs, LossSums(*[PartitionSpec()] * 3))
+    return mapped(hidden_BTD, weights, targets_BT, mask_BT)

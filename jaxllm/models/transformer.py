@@ -151,7 +151,8 @@ def _positions(tokens_BT, segment_ids):
 def _run(config, params, tokens_BT, positions_BT, segment_ids_BT, sites, cache):
     """Embed, scan the layers, normalise; return (hidden_BTD, captured, cache)."""
     outer = Tap(sites)
-    x_BTD = outer("embed", _embed(config, params["embed"], tokens_BT, positions_BT))
+    with jax.named_scope("embed"):
+        x_BTD = outer("embed", _embed(config, params["embed"], tokens_BT, positions_BT))
     rotary = None
     if config.position == "rotary":
         rotary = rotary_table(positions_BT, config.head_dim, config.rope_theta)
@@ -159,7 +160,8 @@ def _run(config, params, tokens_BT, positions_BT, segment_ids_BT, sites, cache):
         _layer, config, rotary=rotary, segment_ids_BT=segment_ids_BT, sites=sites
     )
     run_layers = _each_layer if isinstance(params["layers"], tuple) else _scan_layers
-    x_BTD, captured, cache = run_layers(config, layer, params["layers"], x_BTD, cache)
+    with jax.named_scope("layers"):
+        x_BTD, captured, cache = run_layers(config, layer, params["layers"], x_BTD, cache)
     hidden_BTD = normalize(x_BTD, params["final_norm"], config.norm, config.norm_eps)
     hidden_BTD = outer("final", hidden_BTD)
     return hidden_BTD, outer.captured | captured, cache
@@ -180,19 +182,22 @@ def _layer(config, params, x_BTD, index, window, cache, *, rotary, segment_ids_B
     attn_in_BTD = tap(
         "attn_in", normalize(x_BTD, params["attn_norm"], config.norm, config.norm_eps)
     )
-    attn_out_BTD, cache = attention_block(
-        config,
-        params["attn"],
-        attn_in_BTD,
-        tap,
-        window=window,
-        rotary=rotary,
-        segment_ids_BT=segment_ids_BT,
-        cache=cache,
-    )
+    with jax.named_scope("attention"):
+        attn_out_BTD, cache = attention_block(
+            config,
+            params["attn"],
+            attn_in_BTD,
+            tap,
+            window=window,
+            rotary=rotary,
+            segment_ids_BT=segment_ids_BT,
+            cache=cache,
+        )
     x_BTD = tap("resid_mid", constrain(x_BTD + attn_out_BTD, "batch", None, None))
     mlp_in_BTD = tap("mlp_in", normalize(x_BTD, params["mlp_norm"], config.norm, config.norm_eps))
-    x_BTD = x_BTD + mlp_block(config, params["mlp"], mlp_in_BTD, tap)
+    with jax.named_scope("mlp"):
+        mlp_out_BTD = mlp_block(config, params["mlp"], mlp_in_BTD, tap)
+    x_BTD = x_BTD + mlp_out_BTD
     x_BTD = tap("resid_post", constrain(x_BTD, "batch", None, None))
     return x_BTD, tap.captured, cache
 

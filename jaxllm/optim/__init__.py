@@ -3,5 +3,9 @@
 from jaxllm.optim.config import OptimConfig as OptimConfig
 from jaxllm.optim.config import make_optimizer as make_optimizer
 from jaxllm.optim.decay import decay_mask as decay_mask
+from jaxllm.optim.kahan import kahan_compensate as kahan_compensate
+from jaxllm.optim.low_precision_adam import adamw_bf16_sr as adamw_bf16_sr
+from jaxllm.optim.low_precision_adam import scale_by_adam_low_precision as scale_by_adam_low_precision
 from jaxllm.optim.master_weights import with_master_weights as with_master_weights
 from jaxllm.optim.schedules import make_schedule as make_schedule
+from jaxllm.optim.stochastic_round import stochastic_round as stochastic_round

@@ -8,7 +8,10 @@ import optax
 
 from jaxllm.errors import UserError, unknown
 from jaxllm.optim.decay import decay_mask
+from jaxllm.optim.low_precision_adam import adamw_bf16_sr
 from jaxllm.optim.schedules import ScheduleName, make_schedule
+
+_OWN = {"adamw_bf16_sr": adamw_bf16_sr}
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,8 @@ class OptimConfig:
       jaxllm.errors.UserError: unknown optimizer 'adamx'; did you mean 'adamax'? Known: adabelief, ...
     """
 
-    name: str = "adamw"  # an optax optimizer (adamw, lion, adafactor, ...) or "package.module:function"
+    # an optax optimizer (adamw, lion, ...), adamw_bf16_sr, or "package.module:function"
+    name: str = "adamw"
     learning_rate: float = 6e-4  # the peak
     schedule: ScheduleName = "cosine"
     warmup_steps: int = 100
@@ -60,7 +64,8 @@ class OptimConfig:
 def make_optimizer(config: OptimConfig, steps: int, axes) -> optax.GradientTransformation:
     """Build the optimizer of a run.
 
-    `config.name` is an optimizer of optax, or "package.module:function" for a chain of your own.
+    `config.name` is an optimizer of optax or of this package, or "package.module:function" for a
+    chain of your own.
     Either is called with those of learning_rate (a schedule), b1, b2, eps, weight_decay, mask (True
     where weights decay) and axes (logical axis names) that its signature names.
 
@@ -100,10 +105,11 @@ def _find(name):
                 f"optim.name '{name}' cannot be imported ({error}); "
                 "give an optax optimizer or an importable package.module:function"
             ) from error
-    optimizers = [n for n in dir(optax) if n[0].islower() and _takes_learning_rate(getattr(optax, n))]
+    optimizers = {n: getattr(optax, n) for n in dir(optax) if n[0].islower()} | _OWN
+    optimizers = {n: build for n, build in optimizers.items() if _takes_learning_rate(build)}
     if name not in optimizers:
         raise unknown("optimizer", name, optimizers)
-    return getattr(optax, name)
+    return optimizers[name]
 
 
 def _takes_learning_rate(candidate):

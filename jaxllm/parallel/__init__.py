@@ -7,3 +7,6 @@ from jaxllm.parallel.rules import RULES as RULES
 from jaxllm.parallel.rules import constrain as constrain
 from jaxllm.parallel.rules import partition_spec as partition_spec
 from jaxllm.parallel.rules import shardings as shardings
+from jaxllm.parallel.shards import mesh_axes as mesh_axes
+from jaxllm.parallel.shards import on_shards as on_shards
+from jaxllm.parallel.shards import spread as spread

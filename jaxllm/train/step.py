@@ -60,8 +60,9 @@ def make_train_step(
         compute = gradients if accumulate == 1 else accumulated
         mean, count, grads = compute(state.params, batch, key)
         norm = optax.tree.norm(jax.tree.map(lambda g: g.astype(jnp.float32), grads))
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        with jax.named_scope("optimizer"):
+            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+            params = optax.apply_updates(state.params, updates)
 
         failed = state.failed | ~jnp.isfinite(mean) | ~jnp.isfinite(norm)
         # The select is fused into the update, which reads the old values anyway.

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jaxllm_kernels.linear_cross_entropy import linear_cross_entropy, token_log_probs
-from jaxllm_kernels.linear_cross_entropy.api import _chunk_length
+from jaxllm_kernels.linear_cross_entropy.xla import time_chunk as _chunk_length
 
 B, D, V = 3, 8, 37
 

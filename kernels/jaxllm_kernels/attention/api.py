@@ -1,13 +1,28 @@
-"""Scaled dot-product attention, with the implementation chosen for the backend in one place."""
+"""Scaled dot-product attention, with the implementation chosen for the platform in one place."""
 
+import functools
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jaxllm_kernels.attention import reference, xla
+from jaxllm_kernels.attention import cudnn, pallas_gpu, pallas_tpu, reference, xla
+from jaxllm_kernels.attention.visibility import NOTHING, visible
+from jaxllm_kernels.compat import varying_like
+from jaxllm_kernels.dispatch import dispatch
 
-IMPLEMENTATIONS = ("reference", "xla")
+_FORWARD = {
+    "xla": xla.forward,
+    "pallas_tpu": pallas_tpu.forward,
+    "pallas_gpu": pallas_gpu.forward,
+}
+_BACKWARD = {
+    "xla": xla.backward,
+    "pallas_tpu": pallas_tpu.backward,
+    "pallas_gpu": pallas_gpu.backward,
+}
+IMPLEMENTATIONS = ("reference", *_FORWARD, "cudnn")
 
 
 def attention(
@@ -34,44 +49,173 @@ def attention(
       window: a query sees itself and the window - 1 positions before it; None or 0: no limit.
       segment_ids_BT: int [B, T]; a query sees only keys of its own document (needs T == S).
       mask_BTS: bool [B or 1, T or 1, S], True where allowed; together with the others. A decoding
-        step passes causal=False and this.
+        step passes causal=False and this. Only "reference" and "xla" take it.
       sink: logit of one more key whose value is zero: None (or -inf) is softmax, 0 is softmax-1,
         [H] is learned. Rows that see nothing give 0 and a zero gradient.
-      implementation: "reference" (differentiable any number of times), "xla" (differentiable once,
-        keeps no probabilities for the backward pass), or None for the best there is: "xla".
+      implementation: "reference" (differentiable any number of times), "xla", "pallas_tpu",
+        "pallas_gpu", "cudnn" (all differentiable once; no scores are kept for the backward pass),
+        or None for the best one that can run this on the platform the program is lowered for.
+        (On a machine with a GPU, cuDNN is chosen when the program is traced.)
 
     Raises:
-      ValueError: shapes that do not fit, or an unknown implementation.
+      ValueError: shapes that do not fit, an unknown implementation, or one that cannot run this.
     """
-    _check(query_BTHK, key_BSGK, value_BSGK, segment_ids_BT, mask_BTS, implementation)
-    H, K = query_BTHK.shape[2:]
-    if scale is None:
-        scale = K**-0.5
-    sink_H = sink_logits(sink, H)
-    if implementation == "reference":
+    given = _Given(scale, causal, window, segment_ids_BT, mask_BTS, sink, implementation)
+    return _attention(query_BTHK, key_BSGK, value_BSGK, given, with_lse=False)[0]
+
+
+def attention_with_lse(
+    query_BTHK: jax.Array,
+    key_BSGK: jax.Array,
+    value_BSGK: jax.Array,
+    *,
+    scale: float | None = None,
+    causal: bool = True,
+    window: int | None = None,
+    segment_ids_BT: jax.Array | None = None,
+    mask_BTS: jax.Array | None = None,
+    sink: float | jax.Array | None = None,
+    implementation: str | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """Return (attention's output, logsumexp of each row's scores in float32 [B, H, T]).
+
+    Gradients flow through both. The logsumexp is over the scaled scores of visible keys and the
+    sink, and -inf where there are none. To merge attention over parts of the keys, leave the sink
+    out of the parts and count it once at the end. Arguments as in `attention`.
+    """
+    given = _Given(scale, causal, window, segment_ids_BT, mask_BTS, sink, implementation)
+    return _attention(query_BTHK, key_BSGK, value_BSGK, given, with_lse=True)
+
+
+def first_token_mass(
+    query_BTHK: jax.Array,
+    key_BSGK: jax.Array,
+    lse_BHT: jax.Array,
+    *,
+    scale: float | None = None,
+    causal: bool = True,
+    window: int | None = None,
+    segment_ids_BT: jax.Array | None = None,
+) -> jax.Array:
+    """Return each query's probability of key 0, float32 [B, T, H], without a gradient.
+
+    Needs the scores of one key only, so it costs next to nothing. Other arguments as they were
+    given to `attention_with_lse`, which returned lse_BHT.
+    """
+    T, H, K = query_BTHK.shape[1:]
+    first_B1GK = key_BSGK[:, :1]
+    scores_BHT1 = reference.attention_scores(query_BTHK, first_B1GK, _scale(scale, K))
+    mass_BTH = jnp.exp(scores_BHT1[..., 0] - lse_BHT).swapaxes(1, 2)
+    seen = visible(T, 1, causal=causal, window=window)
+    seen = jnp.ones((1, T, 1), bool) if seen is None else seen[:, 0]
+    if segment_ids_BT is not None:
+        seen = seen & (segment_ids_BT == segment_ids_BT[:, :1])[..., None]
+    return jax.lax.stop_gradient(jnp.where(seen, mass_BTH, 0.0))
+
+
+class _Given(NamedTuple):
+    """The options of a call, as the caller gave them."""
+
+    scale: float | None
+    causal: bool
+    window: int | None
+    segment_ids_BT: jax.Array | None
+    mask_BTS: jax.Array | None
+    sink: float | jax.Array | None
+    implementation: str | None
+
+
+class _Fixed(NamedTuple):
+    """What is known when the program is traced."""
+
+    scale: float
+    causal: bool
+    window: int | None
+    with_lse: bool
+    implementation: str | None
+
+
+def _attention(q, k, v, given: _Given, with_lse: bool):
+    """Return (output, logsumexp or None)."""
+    _check(q, k, v, given)
+    H, K = q.shape[2:]
+    scale, window = _scale(given.scale, K), given.window or None
+    sink_H = sink_logits(given.sink, H)
+    if given.implementation == "reference":
         return reference.attention(
-            query_BTHK,
-            key_BSGK,
-            value_BSGK,
+            q, k, v,
             scale=scale,
-            causal=causal,
+            causal=given.causal,
             window=window,
-            segment_ids_BT=segment_ids_BT,
-            mask_BTS=mask_BTS,
+            segment_ids_BT=given.segment_ids_BT,
+            mask_BTS=given.mask_BTS,
             sink_H=sink_H,
-        )
-    return xla.attention(
-        query_BTHK,
-        key_BSGK,
-        value_BSGK,
-        sink_H,
-        segment_ids_BT,
-        mask_BTS,
-        scale,
-        causal,
-        window,
-        _blocks(query_BTHK.shape[1]) if causal or window else 1,
+            with_lse=with_lse,
+        )  # fmt: skip
+    if given.implementation in (None, "cudnn"):
+        reason = cudnn.cannot(
+            q, k, causal=given.causal, window=window, sink_H=sink_H, with_lse=with_lse,
+            segment_ids_BT=given.segment_ids_BT, mask_BTS=given.mask_BTS,
+        )  # fmt: skip
+        if reason is None:
+            return cudnn.attention(q, k, v, scale=scale, causal=given.causal, window=window), None
+        if given.implementation == "cudnn":
+            raise ValueError(f"attention: cudnn cannot run this: {reason}")
+    arrays = [q, k, v, sink_H, given.segment_ids_BT, given.mask_BTS]
+    # Inside shard_map all then vary over the same axes, and a replicated input's gradient is summed.
+    arrays = [x if x is None else varying_like(x, *arrays) for x in arrays]
+    fixed = _Fixed(scale, given.causal, window, with_lse, given.implementation)
+    return _differentiable(*arrays, fixed)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(6,))
+def _differentiable(q, k, v, sink_H, segment_ids_BT, mask_BTS, fixed: _Fixed):
+    return _run_forward(q, k, v, sink_H, segment_ids_BT, mask_BTS, fixed)[0]
+
+
+def _run_forward(q, k, v, sink_H, segment_ids_BT, mask_BTS, fixed: _Fixed):
+    arrays = q, k, v, sink_H, segment_ids_BT, mask_BTS
+    out, lse_BHT = _dispatch(_FORWARD, arrays, fixed, ())
+    returned_lse = None
+    if fixed.with_lse:
+        returned_lse = jnp.where(lse_BHT < NOTHING / 4, -jnp.inf, lse_BHT)
+    return (out, returned_lse), (*arrays, out, lse_BHT)
+
+
+def _run_backward(fixed: _Fixed, saved, cotangents):
+    *arrays, out, lse_BHT = saved
+    d_q, d_k, d_v, d_sink = _dispatch(_BACKWARD, arrays, fixed, (out, lse_BHT, *cotangents))
+    return d_q, d_k, d_v, d_sink, None, None
+
+
+_differentiable.defvjp(_run_forward, _run_backward)
+
+
+def _dispatch(candidates, arrays, fixed: _Fixed, more):
+    options = dict(scale=fixed.scale, causal=fixed.causal, window=fixed.window)
+    return dispatch(
+        "attention",
+        fixed.implementation,
+        {name: functools.partial(run, **options) for name, run in candidates.items()},
+        _cannot(arrays[0], arrays[5]),
+        *arrays,
+        *more,
     )
+
+
+def _cannot(q, mask_BTS) -> dict[str, str | None]:
+    """Return for each implementation why it cannot run a call."""
+    pallas = None
+    if mask_BTS is not None:
+        pallas = "mask_BTS is for decoding, which reads each key once; it has no kernel"
+    elif q.dtype not in (jnp.bfloat16, jnp.float16, jnp.float32):
+        pallas = f"queries are {q.dtype}, not bfloat16, float16 or float32"
+    elif q.shape[3] > 256:
+        pallas = f"heads of {q.shape[3]} channels exceed 256"
+    return {
+        "pallas_tpu": pallas or pallas_tpu.cannot(q),
+        "pallas_gpu": pallas,
+    }
 
 
 def sink_logits(sink: float | jax.Array | None, num_heads: int) -> jax.Array | None:
@@ -82,34 +226,29 @@ def sink_logits(sink: float | jax.Array | None, num_heads: int) -> jax.Array | N
     return jnp.broadcast_to(jnp.asarray(sink, wide), (num_heads,))
 
 
-def _blocks(T: int) -> int:
-    """Return how many blocks to cut the square of scores into.
-
-    Four compute 5/8 of it; on a CPU they pay from 32 rows a block on (measured, T = 64 to 1024).
-    """
-    return min(max(T // 32, 1), 4)
+def _scale(scale: float | None, K: int) -> float:
+    return K**-0.5 if scale is None else scale
 
 
-def _check(query_BTHK, key_BSGK, value_BSGK, segment_ids_BT, mask_BTS, implementation):
-    if implementation not in (None, *IMPLEMENTATIONS):
-        raise ValueError(f"implementation '{implementation}' is not one of {IMPLEMENTATIONS}")
-    B, T, H, K = query_BTHK.shape
-    S, G = key_BSGK.shape[1:3]
-    if H % G or key_BSGK.shape != (B, S, G, K) or value_BSGK.shape != key_BSGK.shape:
+def _check(q, k, v, given: _Given):
+    if given.implementation not in (None, *IMPLEMENTATIONS):
+        raise ValueError(f"implementation '{given.implementation}' is not one of {IMPLEMENTATIONS}")
+    B, T, H, K = q.shape
+    S, G = k.shape[1:3]
+    if H % G or k.shape != (B, S, G, K) or v.shape != k.shape:
         raise ValueError(
-            f"query {query_BTHK.shape}, key {key_BSGK.shape} and value {value_BSGK.shape} are not "
+            f"query {q.shape}, key {k.shape} and value {v.shape} are not "
             "[B, T, H, K], [B, S, G, K] and [B, S, G, K] with G dividing H"
         )
-    if segment_ids_BT is not None and not (T == S and segment_ids_BT.shape == (B, T)):
-        raise ValueError(
-            f"segment_ids {segment_ids_BT.shape} are not [B, T] = {(B, T)} with T == S"
-        )
-    if mask_BTS is not None and not (
-        mask_BTS.ndim == 3
-        and mask_BTS.shape[0] in (1, B)
-        and mask_BTS.shape[1] in (1, T)
-        and mask_BTS.shape[2] == S
+    segment_ids, mask = given.segment_ids_BT, given.mask_BTS
+    if segment_ids is not None and not (T == S and segment_ids.shape == (B, T)):
+        raise ValueError(f"segment_ids {segment_ids.shape} are not [B, T] = {(B, T)} with T == S")
+    if mask is not None and not (
+        mask.ndim == 3
+        and mask.shape[0] in (1, B)
+        and mask.shape[1] in (1, T)
+        and mask.shape[2] == S
     ):
         raise ValueError(
-            f"mask {mask_BTS.shape} is not [B or 1, T or 1, S] for B, T, S = {(B, T, S)}"
+            f"mask {mask.shape} is not [B or 1, T or 1, S] for B, T, S = {(B, T, S)}"
         )

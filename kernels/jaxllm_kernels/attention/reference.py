@@ -7,9 +7,22 @@ from jaxllm_kernels.attention.visibility import visible
 
 
 def attention(
-    query_BTHK, key_BSGK, value_BSGK, *, scale, causal, window, segment_ids_BT, mask_BTS, sink_H
+    query_BTHK,
+    key_BSGK,
+    value_BSGK,
+    *,
+    scale,
+    causal,
+    window,
+    segment_ids_BT,
+    mask_BTS,
+    sink_H,
+    with_lse,
 ):
-    """Return [B, T, H, K]; arguments as in `jaxllm_kernels.attention.attention`, none optional."""
+    """Return (output [B, T, H, K], logsumexp [B, H, T] or None without with_lse).
+
+    Other arguments as in `jaxllm_kernels.attention.attention`, none optional.
+    """
     scores_BHTS = attention_scores(query_BTHK, key_BSGK, scale)
     allowed = visible(
         query_BTHK.shape[1],
@@ -19,7 +32,9 @@ def attention(
         segment_ids_BT=segment_ids_BT,
         mask_BTS=mask_BTS,
     )
-    return mix(attention_probs(scores_BHTS, allowed, sink_H), value_BSGK, query_BTHK.dtype)
+    probs_BHTS = attention_probs(scores_BHTS, allowed, sink_H)
+    out_BTHK = mix(probs_BHTS, value_BSGK, query_BTHK.dtype)
+    return out_BTHK, logsumexp(scores_BHTS, allowed, sink_H) if with_lse else None
 
 
 def attention_scores(query_BTHK: jax.Array, key_BSGK: jax.Array, scale: float) -> jax.Array:
@@ -57,6 +72,26 @@ def attention_probs(scores_BHTS, allowed, sink_H=None) -> jax.Array:
     if sink_H is not None:
         total = total + jnp.exp(sink - top)
     return weight / jnp.where(total == 0.0, 1.0, total)
+
+
+def logsumexp(scores_BHTS, allowed, sink_H=None) -> jax.Array:
+    """Return the logsumexp over the allowed keys and the sink, -inf where there are none: [B, H, T].
+
+    Arguments as in `attention_probs`.
+    """
+    if sink_H is not None:
+        shape = (*scores_BHTS.shape[:3], 1)
+        sink = jnp.broadcast_to(sink_H.astype(scores_BHTS.dtype)[None, :, None, None], shape)
+        scores_BHTS = jnp.concatenate([scores_BHTS, sink], axis=-1)
+        if allowed is not None:
+            allowed = jnp.broadcast_to(allowed, (*allowed.shape[:3], scores_BHTS.shape[-1] - 1))
+            allowed = jnp.pad(allowed, ((0, 0), (0, 0), (0, 0), (0, 1)), constant_values=True)
+    if allowed is None:
+        return jax.nn.logsumexp(scores_BHTS, axis=-1)
+    any_allowed = jnp.any(allowed, axis=-1)
+    # Rows that see nothing are replaced before the logarithm, whose gradient there is not finite.
+    safe = jnp.where(allowed, scores_BHTS, jnp.where(any_allowed[..., None], -jnp.inf, 0.0))
+    return jnp.where(any_allowed, jax.nn.logsumexp(safe, axis=-1), -jnp.inf)
 
 
 def mix(probs_BHTS: jax.Array, value_BSGK: jax.Array, dtype) -> jax.Array:

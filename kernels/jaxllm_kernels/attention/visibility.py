@@ -3,6 +3,10 @@
 import jax
 import jax.numpy as jnp
 
+# The score of a hidden key: exp of it minus any visible score is 0, and unlike -inf it leaves no
+# NaN where nothing is visible.
+NOTHING = -1e30
+
 
 def visible(
     T: int,

@@ -1,10 +1,11 @@
-"""Attention in plain XLA operations, with its own backward pass.
+"""Attention in plain XLA operations: a forward and a backward pass that share what they save.
 
-Like FlashAttention (arXiv 2205.14135) it saves only the output and the logsumexp of each row, and
-recomputes the probabilities in the backward pass. The square of scores is taken in a few blocks,
-each of which leaves out what causality and the window hide: scores above the diagonal blocks are
-never computed. Query heads that share a key head are stacked as rows of one matmul, so keys and
-values are not repeated.
+Like FlashAttention (arXiv 2205.14135) the forward pass keeps only the output and the logsumexp of
+each row, and the backward pass recomputes the probabilities. The square of scores is taken in
+blocks, each of which leaves out what causality and the window hide. Up to UNROLLED positions the
+blocks are unrolled and see all their keys at once; beyond, `xla_loop` goes over them in loops. So
+memory grows linearly with the length. Query heads that share a key head are stacked as rows of one
+matmul, so keys and values are not repeated.
 
 Suffixes here: N rows, the query positions of all heads of a group, and s keys of one block.
 """
@@ -14,128 +15,187 @@ import functools
 import jax
 import jax.numpy as jnp
 
-# The score of a hidden key: exp of it minus any visible score is 0, and unlike -inf it leaves no
-# NaN where nothing is visible.
-_NOTHING = -1e30
+from jaxllm_kernels.attention import xla_loop
+from jaxllm_kernels.attention.layout import by_group, by_time, dot, for_rows
+from jaxllm_kernels.attention.visibility import NOTHING
+
+UNROLLED = 1024  # the longest text whose blocks are unrolled
+BLOCK = 128  # rows of scores held at a time
+HEAD_BY_HEAD = 256  # the shortest text whose heads are gone over one after another on a CPU
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(6, 7, 8, 9))
-def attention(
-    query_BTHK,
-    key_BSGK,
-    value_BSGK,
-    sink_H,
-    segment_ids_BT,
-    mask_BTS,
-    scale,
-    causal,
-    window,
-    blocks,
+def forward(q, k, v, sink_H, segment_ids_BT, mask_BTS, *, scale, causal, window):
+    """Return (output [B, T, H, K], logsumexp [B, H, T]); arguments as in `attention`."""
+    (B, T, H, _), (S, G) = q.shape, k.shape[1:3]
+    grouped = [by_group(q, G), k.swapaxes(1, 2), v.swapaxes(1, 2)]
+    if sink_H is not None:
+        sink_BGR = jnp.broadcast_to(sink_H.astype(_wide(q)).reshape(G, H // G), (B, G, H // G))
+        grouped.append(sink_BGR)
+    run = _forward if max(T, S) <= UNROLLED else xla_loop.forward
+    run = functools.partial(run, scale=scale, causal=causal, window=window)
+    out_BGRTK, lse_BGRT = _head_by_head(run, grouped, segment_ids_BT, mask_BTS)
+    return by_time(out_BGRTK), lse_BGRT.reshape(B, H, T)
+
+
+def backward(
+    q, k, v, sink_H, segment_ids_BT, mask_BTS, out, lse_BHT, d_out, d_lse_BHT, *, scale, causal, window
 ):
-    """Return [B, T, H, K]; arguments as in `jaxllm_kernels.attention.attention`, none optional.
+    """Return the cotangents of q, k, v and sink_H (None without a sink).
 
     Args:
-      blocks: how many blocks to cut the queries (forward) or keys (backward) into.
+      out, lse_BHT: what `forward` returned.
+      d_out, d_lse_BHT: their cotangents; d_lse_BHT may be None.
     """
-    return _forward(
-        query_BTHK,
-        key_BSGK,
-        value_BSGK,
-        sink_H,
-        segment_ids_BT,
-        mask_BTS,
-        scale,
-        causal,
-        window,
-        blocks,
-    )[0]
+    (B, T, H, _), (S, G) = q.shape, k.shape[1:3]
+    mean_BHT = row_means(out, d_out, d_lse_BHT)
+    grouped = [by_group(q, G), k.swapaxes(1, 2), v.swapaxes(1, 2), by_group(d_out, G)]
+    grouped += [x.reshape(B, G, H // G, T) for x in (lse_BHT, mean_BHT)]
+    run = _backward if max(T, S) <= UNROLLED else xla_loop.backward
+    run = functools.partial(run, scale=scale, causal=causal, window=window)
+    d_query, d_key, d_value = _head_by_head(run, grouped, segment_ids_BT, mask_BTS)
+    return (
+        by_time(d_query),
+        d_key.swapaxes(1, 2),
+        d_value.swapaxes(1, 2),
+        sink_gradient(sink_H, lse_BHT, mean_BHT),
+    )
 
 
-def _forward(q, k, v, sink_H, segment_ids_BT, mask_BTS, scale, causal, window, blocks):
-    T, S, G = q.shape[1], k.shape[1], k.shape[2]
-    wide = jnp.promote_types(q.dtype, jnp.float32)
-    query_BGRTK, key_BGSK, value_BGSK = _by_group(q, G), k.swapaxes(1, 2), v.swapaxes(1, 2)
-    R = query_BGRTK.shape[2]
-    floor = jnp.asarray(_NOTHING / 2, wide)
-    if sink_H is not None:
-        sink_G_R1 = sink_H.astype(wide).reshape(G, R, 1)
+def row_means(out_BTHK, d_out_BTHK, d_lse_BHT) -> jax.Array:
+    """Return what to subtract from the cotangent of each row's probabilities: [B, H, T].
+
+    A score's cotangent is p (dp - mean): sum_s p dp is also sum_k out d_out, and the logsumexp's
+    cotangent adds p d_lse.
+    """
+    wide = _wide(out_BTHK)
+    mean_BHT = jnp.sum(out_BTHK.astype(wide) * d_out_BTHK.astype(wide), axis=-1).swapaxes(1, 2)
+    return mean_BHT if d_lse_BHT is None else mean_BHT - d_lse_BHT
+
+
+def sink_gradient(sink_H, lse_BHT, mean_BHT) -> jax.Array | None:
+    """Return the cotangent of the sink logits: its value is zero, so its probability only loses."""
+    if sink_H is None:
+        return None
+    share_BHT = jnp.exp(sink_H.astype(lse_BHT.dtype)[:, None] - lse_BHT)
+    return -jnp.sum(share_BHT * mean_BHT, axis=(0, 2)).astype(sink_H.dtype)
+
+
+def _head_by_head(run, grouped, segment_ids_BT, mask_BTS):
+    """Call run on one row of the batch and one key head after another where that is faster.
+
+    That is on a CPU: the scores then stay in its cache, and are held for one head at a time. Not for
+    short texts, where the loop costs more than it saves; not in a mesh, where batch and heads are
+    spread over devices; not on an accelerator, which one head would not fill.
+
+    Args:
+      run: function of (*grouped, segment_ids_BT, mask_BTS).
+      grouped: arrays [B, G, ...].
+    """
+    (B, G, _, T, _), S = grouped[0].shape, grouped[1].shape[2]
+
+    def all_at_once(*grouped):
+        return run(*grouped, segment_ids_BT, mask_BTS)
+
+    if B * G == 1 or min(T, S) < HEAD_BY_HEAD or jax.sharding.get_abstract_mesh().size > 1:
+        return all_at_once(*grouped)
+
+    def one_head(given):
+        index, arrays = given
+        row = jax.lax.div(index, G)
+        segments, mask = (
+            x if x is None or len(x) == 1 else jax.lax.dynamic_slice_in_dim(x, row, 1)
+            for x in (segment_ids_BT, mask_BTS)
+        )
+        results = run(*(x[None, None] for x in arrays), segments, mask)
+        return jax.tree.map(lambda x: x[0, 0], results)
+
+    def in_turn(*grouped):
+        flat = [x.reshape(B * G, *x.shape[2:]) for x in grouped]
+        results = jax.lax.map(one_head, (jnp.arange(B * G), flat))
+        return jax.tree.map(lambda x: x.reshape(B, G, *x.shape[1:]), results)
+
+    return jax.lax.platform_dependent(*grouped, cpu=in_turn, default=all_at_once)
+
+
+def _forward(query_BGRTK, key_BGSK, value_BGSK, *more, scale, causal, window):
+    *sink_BGR, segment_ids_BT, mask_BTS = more
+    (_, _, R, T, _), S = query_BGRTK.shape, key_BGSK.shape[2]
+    wide = _wide(query_BGRTK)
+    floor = jnp.asarray(NOTHING / 2, wide)
+    if sink_BGR:
+        sink_BGR1 = sink_BGR[0][..., None]
         # See reference.attention_probs for why the maximum must include the sink.
-        floor = jnp.maximum(sink_G_R1, floor)
+        floor = jnp.maximum(sink_BGR1, floor)
     outs, lses = [], []
-    for queries in _cut(T, blocks):
+    for queries in _cut(T):
         keys = _keys_seen(queries, S, causal, window)
         hidden = _hidden(queries, keys, segment_ids_BT, mask_BTS, causal, window, wide)
-        scores_BGNs = _dot(_rows(query_BGRTK, queries), key_BGSK[:, :, keys], 3, 3, wide) * scale
+        scores_BGNs = dot(_rows(query_BGRTK, queries), key_BGSK[:, :, keys], 3, 3, wide) * scale
         if hidden is not None:
-            scores_BGNs = scores_BGNs + _for_rows(hidden, R)[:, None]
+            scores_BGNs = scores_BGNs + for_rows(hidden, R)[:, None]
         top_BGRt = jnp.max(scores_BGNs, axis=-1).reshape(*query_BGRTK.shape[:3], -1)
         top_BGRt = jnp.maximum(top_BGRt, floor)
         top_BGN1 = top_BGRt.reshape(*scores_BGNs.shape[:3], 1)
         weight_BGNs = jnp.exp(scores_BGNs - top_BGN1)
         total_BGRt = jnp.sum(weight_BGNs, axis=-1).reshape(top_BGRt.shape)
-        if sink_H is not None:
-            total_BGRt = total_BGRt + jnp.exp(sink_G_R1 - top_BGRt)
+        if sink_BGR:
+            total_BGRt = total_BGRt + jnp.exp(sink_BGR1 - top_BGRt)
         total_BGRt = jnp.maximum(total_BGRt, jnp.finfo(wide).tiny)  # 0 where nothing is visible
-        out_BGNK = _dot(weight_BGNs.astype(v.dtype), value_BGSK[:, :, keys], 3, 2, wide)
-        outs.append(out_BGNK.reshape(*top_BGRt.shape, -1) / total_BGRt[..., None])
+        out_BGNK = dot(weight_BGNs.astype(value_BGSK.dtype), value_BGSK[:, :, keys], 3, 2, wide)
+        out_BGRtK = out_BGNK.reshape(*top_BGRt.shape, -1) / total_BGRt[..., None]
+        outs.append(out_BGRtK.astype(query_BGRTK.dtype))
         lses.append(top_BGRt + jnp.log(total_BGRt))
-    out_BTHK = _by_time(jnp.concatenate(outs, axis=3)).astype(q.dtype)
-    lse_BGRT = jnp.concatenate(lses, axis=3)
-    return out_BTHK, (q, k, v, sink_H, segment_ids_BT, mask_BTS, out_BTHK, lse_BGRT)
+    return jnp.concatenate(outs, axis=3), jnp.concatenate(lses, axis=3)
 
 
-def _backward(scale, causal, window, blocks, saved, d_out_BTHK):
-    q, k, v, sink_H, segment_ids_BT, mask_BTS, out_BTHK, lse_BGRT = saved
-    T, S, G = q.shape[1], k.shape[1], k.shape[2]
-    wide = lse_BGRT.dtype
-    query_BGRTK, d_out_BGRTK = _by_group(q, G), _by_group(d_out_BTHK, G)
-    key_BGSK, value_BGSK = k.swapaxes(1, 2), v.swapaxes(1, 2)
-    R = query_BGRTK.shape[2]
-    # sum_s p dp of each row, which is also sum_k out d_out.
-    mean_BTH = jnp.sum(out_BTHK.astype(wide) * d_out_BTHK.astype(wide), axis=-1)
-    mean_BGRT = _by_group(mean_BTH[..., None], G)[..., 0]
+def _backward(
+    query_BGRTK, key_BGSK, value_BGSK, d_out_BGRTK, lse_BGRT, mean_BGRT, segment_ids_BT, mask_BTS,
+    *, scale, causal, window,
+):  # fmt: skip
+    (_, _, R, T, _), S = query_BGRTK.shape, key_BGSK.shape[2]
+    dtype, wide = query_BGRTK.dtype, lse_BGRT.dtype
+    lse_BGRT1, mean_BGRT1 = lse_BGRT[..., None], mean_BGRT[..., None]
     d_query_BGRTK = jnp.zeros(query_BGRTK.shape, wide)
     d_keys, d_values = [], []
     # Blocks of keys, and scores with keys first: two of the three matmuls that read scores then
     # read them as they lie in memory, against one with queries first: a tenth faster on a CPU.
-    for keys in _cut(S, blocks):
+    for keys in _cut(S):
         queries = _queries_seeing(keys, T, causal, window)
         hidden = _hidden(queries, keys, segment_ids_BT, mask_BTS, causal, window, wide)
         query_BGNK, d_out_BGNK = _rows(query_BGRTK, queries), _rows(d_out_BGRTK, queries)
         key_BGsK = key_BGSK[:, :, keys]
-        scores_BGsN = _dot(key_BGsK, query_BGNK, 3, 3, wide) * scale
+        scores_BGsN = dot(key_BGsK, query_BGNK, 3, 3, wide) * scale
         if hidden is not None:
-            scores_BGsN = scores_BGsN + _for_rows(hidden, R).swapaxes(1, 2)[:, None]
-        lse_BG1N = _rows(lse_BGRT[..., None], queries).swapaxes(2, 3)
-        mean_BG1N = _rows(mean_BGRT[..., None], queries).swapaxes(2, 3)
-        probs_BGsN = jnp.exp(scores_BGsN - lse_BG1N)
-        d_probs_BGsN = _dot(value_BGSK[:, :, keys], d_out_BGNK, 3, 3, wide)
-        d_scores_BGsN = (probs_BGsN * (d_probs_BGsN - mean_BG1N)).astype(q.dtype)
-        d_keys.append(_dot(d_scores_BGsN, query_BGNK, 3, 2, wide))
-        d_values.append(_dot(probs_BGsN.astype(v.dtype), d_out_BGNK, 3, 2, wide))
-        d_rows_BGNK = _dot(d_scores_BGsN, key_BGsK, 2, 2, wide)
+            scores_BGsN = scores_BGsN + for_rows(hidden, R).swapaxes(1, 2)[:, None]
+        probs_BGsN = jnp.exp(scores_BGsN - _rows(lse_BGRT1, queries).swapaxes(2, 3))
+        d_probs_BGsN = dot(value_BGSK[:, :, keys], d_out_BGNK, 3, 3, wide)
+        d_scores_BGsN = probs_BGsN * (d_probs_BGsN - _rows(mean_BGRT1, queries).swapaxes(2, 3))
+        d_scores_BGsN = d_scores_BGsN.astype(dtype)
+        d_key_BGsK = dot(d_scores_BGsN, query_BGNK, 3, 2, wide) * scale
+        d_keys.append(d_key_BGsK.astype(key_BGSK.dtype))
+        d_value_BGsK = dot(probs_BGsN.astype(value_BGSK.dtype), d_out_BGNK, 3, 2, wide)
+        d_values.append(d_value_BGsK.astype(value_BGSK.dtype))
+        d_rows_BGNK = dot(d_scores_BGsN, key_BGsK, 2, 2, wide)
         d_rows_BGRtK = d_rows_BGNK.reshape(*query_BGRTK.shape[:3], -1, key_BGsK.shape[3])
         d_query_BGRTK = d_query_BGRTK.at[:, :, :, queries].add(d_rows_BGRtK)
-    d_sink_H = None
-    if sink_H is not None:
-        sink_G_R1 = sink_H.astype(wide).reshape(G, R, 1)
-        # The sink's value is zero, so its probability only loses: ds = p (0 - sum p dp).
-        d_sink_GR = -jnp.sum(jnp.exp(sink_G_R1 - lse_BGRT) * mean_BGRT, axis=(0, 3))
-        d_sink_H = d_sink_GR.reshape(-1).astype(sink_H.dtype)
     return (
-        _by_time(d_query_BGRTK * scale).astype(q.dtype),
-        (jnp.concatenate(d_keys, axis=2) * scale).swapaxes(1, 2).astype(k.dtype),
-        jnp.concatenate(d_values, axis=2).swapaxes(1, 2).astype(v.dtype),
-        d_sink_H,
-        None,
-        None,
+        (d_query_BGRTK * scale).astype(dtype),
+        jnp.concatenate(d_keys, axis=2),
+        jnp.concatenate(d_values, axis=2),
     )
 
 
-attention.defvjp(_forward, _backward)
+def _wide(x: jax.Array):
+    return jnp.promote_types(x.dtype, jnp.float32)
 
 
-def _cut(length: int, blocks: int) -> list[slice]:
+def _cut(length: int) -> list[slice]:
+    """Cut a length into blocks: at least four from 128 positions on, of BLOCK positions or fewer.
+
+    Four causal blocks compute 5/8 of the square of scores; on a CPU that pays from 32 rows a block
+    on (measured, T = 64 to 1024).
+    """
+    blocks = max(min(length // 32, 4), -(-length // BLOCK), 1)
     size = -(-length // blocks)
     return [slice(start, min(start + size, length)) for start in range(0, length, size)]
 
@@ -155,7 +215,7 @@ def _queries_seeing(keys: slice, T: int, causal: bool, window: int | None) -> sl
 
 
 def _hidden(queries, keys, segment_ids_BT, mask_BTS, causal, window, dtype):
-    """Return what to add to one block's scores, 0 or _NOTHING: [1 or B, t, s], or None for all 0.
+    """Return what to add to one block's scores, 0 or NOTHING: [1 or B, t, s], or None for all 0.
 
     Added, not selected: XLA's CPU backend fuses an addition into its matmul and softmax kernels.
     """
@@ -174,24 +234,7 @@ def _hidden(queries, keys, segment_ids_BT, mask_BTS, causal, window, dtype):
         seen.append(jnp.broadcast_to(mask_BTS[:, rows, keys], (len(mask_BTS), *distance_ts.shape)))
     if not seen:
         return None
-    return jnp.where(functools.reduce(jnp.logical_and, seen), 0.0, _NOTHING).astype(dtype)
-
-
-def _for_rows(hidden_Bts: jax.Array, R: int) -> jax.Array:
-    """Repeat a mask for the R heads of a group: [.., R * t, s]."""
-    return hidden_Bts if R == 1 else jnp.tile(hidden_Bts, (1, R, 1))
-
-
-def _by_group(x_BTHK: jax.Array, G: int) -> jax.Array:
-    """Return [B, G, H / G, T, K]."""
-    B, T, H, K = x_BTHK.shape
-    return x_BTHK.reshape(B, T, G, H // G, K).transpose(0, 2, 3, 1, 4)
-
-
-def _by_time(x_BGRTK: jax.Array) -> jax.Array:
-    """Undo `_by_group`."""
-    B, G, R, T, K = x_BGRTK.shape
-    return x_BGRTK.transpose(0, 3, 1, 2, 4).reshape(B, T, G * R, K)
+    return jnp.where(functools.reduce(jnp.logical_and, seen), 0.0, NOTHING).astype(dtype)
 
 
 def _rows(x_BGRTK: jax.Array, queries: slice) -> jax.Array:
@@ -199,13 +242,3 @@ def _rows(x_BGRTK: jax.Array, queries: slice) -> jax.Array:
     x_BGRtK = x_BGRTK[:, :, :, queries]
     B, G, R, t, K = x_BGRtK.shape
     return x_BGRtK.reshape(B, G, R * t, K)
-
-
-def _dot(left_BGxy, right_BGxy, left_axis: int, right_axis: int, dtype) -> jax.Array:
-    """Multiply matrices of each batch row and group, contracting the given axes."""
-    return jax.lax.dot_general(
-        left_BGxy,
-        right_BGxy,
-        (((left_axis,), (right_axis,)), ((0, 1), (0, 1))),
-        preferred_element_type=dtype,
-    )

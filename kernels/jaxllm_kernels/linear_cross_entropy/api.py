@@ -1,16 +1,22 @@
 """Cross-entropy of a linear head without its logits in memory."""
 
+import functools
+import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jaxllm_kernels.linear_cross_entropy import reference, xla
+from jaxllm_kernels.compat import varying_like
+from jaxllm_kernels.dispatch import dispatch
+from jaxllm_kernels.linear_cross_entropy import pallas_gpu, pallas_tpu, reference, xla
+from jaxllm_kernels.linear_cross_entropy.options import CPU_SIZES, DEVICE_SIZES, Options
 
-IMPLEMENTATIONS = ("reference", "xla")
-# Logits held at a time, per device. 256 MiB is about 1,300 tokens of GPT-2's vocabulary: enough
-# rows for the matmul to be bound by arithmetic, not by reading the head, on TPU and GPU.
-LOGITS_BYTES = 256 * 2**20
+_PALLAS = {"pallas_tpu": pallas_tpu, "pallas_gpu": pallas_gpu}
+IMPLEMENTATIONS = ("reference", "xla", *_PALLAS)
+# Up to this width a TPU runs the kernels: above it, the logits' way through HBM costs less than
+# the kernels' fourth matmul (experiments/benchmarks/cross_entropy.py has the figures).
+PALLAS_TPU_WIDTH = 1024
 
 
 class LossSums(NamedTuple):
@@ -27,26 +33,39 @@ def linear_cross_entropy(
     labels_BT: jax.Array,
     *,
     token_weights_BT: jax.Array | None = None,
+    limits_BT: jax.Array | None = None,
     vocab_axis: int = 1,
     z_loss: float = 0.0,
-    logits_bytes: int = LOGITS_BYTES,
+    label_smoothing: float = 0.0,
+    softcap: float | None = None,
+    vocab_axis_name: str | tuple[str, ...] | None = None,
+    logits_bytes: int | None = None,
     implementation: str | None = None,
 ) -> LossSums:
     """Return the weighted sum over tokens of -log softmax(hidden @ weights)[label].
 
-    The gradients of hidden and weights are computed in the forward pass, chunk by chunk, and scaled
-    in the backward pass, so logits exist for one chunk of time steps only. Matmuls run in
+    The gradients of hidden and weights are computed in the forward pass and scaled in the backward
+    pass, so logits exist for one chunk of time steps only, or (Pallas) for one block. Matmuls run in
     hidden's dtype and accumulate in float32. Not twice differentiable; the reference is.
 
+    Inside `shard_map` with tokens on several devices, the sums are of this device's tokens, and
+    the weights' gradient is summed over devices once, by the transpose of `shard_map`.
+
     Args:
-      hidden_BTD: [B, T, D].
+      hidden_BTD: [B, T, D] or [N, D].
       weights: [D, V], or [V, D] with vocab_axis=0 (a tied token table): neither is transposed.
-      labels_BT: int [B, T]; any value where the token weight is 0.
-      token_weights_BT: [B, T] weight of each token, 0 leaves it out; None: all 1. No gradient.
+      labels_BT: int [B, T] or [N]; any value where the token weight is 0.
+      token_weights_BT: weight of each token, 0 leaves it out; None: all 1. No gradient.
+      limits_BT: int, at least 1: a token's softmax is over this many leading columns; None: all.
       vocab_axis: which axis of weights is the vocabulary.
       z_loss: coefficient of logsumexp**2, added to each token's loss (PaLM, arXiv 2204.02311).
-      logits_bytes: upper bound of one chunk's float32 logits on one device.
-      implementation: None or "xla" (chunked), or "reference" (full logits).
+      label_smoothing: share of each label that is spread evenly over its token's columns.
+      softcap: logits become softcap * tanh(logits / softcap); None: as they are.
+      vocab_axis_name: inside `shard_map`, the mesh axes over which weights' vocabulary is spread,
+        in equal parts; labels and limits count from the first column of the first part.
+      logits_bytes: upper bound of one chunk's float32 logits on one device; None: the platform's.
+      implementation: "reference" (full logits), "xla" (chunked), "pallas_tpu", "pallas_gpu", or
+        None for the best one that can run this on the platform the program is lowered for.
 
     Examples:
       >>> hidden, weights = jnp.zeros((1, 3, 4)), jnp.zeros((4, 8))
@@ -54,25 +73,22 @@ def linear_cross_entropy(
       >>> print(f"{sums.total / 3:.4f}")  # log 8
       2.0794
     """
-    _check(hidden_BTD, weights, labels_BT, vocab_axis, implementation)
+    options = Options(vocab_axis, float(z_loss), float(label_smoothing), softcap, vocab_axis_name)
+    _check(hidden_BTD, weights, labels_BT, token_weights_BT, limits_BT, options, implementation)
     if token_weights_BT is None:
         token_weights_BT = jnp.ones(labels_BT.shape, jnp.float32)
     token_weights_BT = jax.lax.stop_gradient(token_weights_BT.astype(jnp.float32))
     if implementation == "reference":
         nll, z = reference.linear_cross_entropy(
-            hidden_BTD,
-            weights,
-            labels_BT,
-            token_weights_BT=token_weights_BT,
-            vocab_axis=vocab_axis,
-            z_loss=z_loss,
+            hidden_BTD, weights, labels_BT, token_weights_BT, limits_BT, options
         )
-        return LossSums(nll + z, jax.lax.stop_gradient(nll), jax.lax.stop_gradient(z))
-    chunk = _chunk_length(hidden_BTD.shape, weights.shape[vocab_axis], logits_bytes)
-    sums = xla.weighted_sum(
-        hidden_BTD, weights, labels_BT, token_weights_BT, vocab_axis, float(z_loss), chunk
-    )
-    return LossSums(*sums)
+        return LossSums(nll + z, *jax.lax.stop_gradient((nll, z)))
+    arrays = _alike(*_with_batch(hidden_BTD, weights, labels_BT, token_weights_BT, limits_BT))
+    share = _weighted_sum(*arrays, _Fixed(options, logits_bytes, implementation))
+    if vocab_axis_name is not None:
+        share = jax.lax.psum(share, vocab_axis_name)
+    total, *parts = share
+    return LossSums(total, *jax.lax.stop_gradient(parts))
 
 
 def token_log_probs(
@@ -80,39 +96,246 @@ def token_log_probs(
     weights: jax.Array,
     labels_BT: jax.Array,
     *,
+    limits_BT: jax.Array | None = None,
     vocab_axis: int = 1,
-    logits_bytes: int = LOGITS_BYTES,
+    label_smoothing: float = 0.0,
+    softcap: float | None = None,
+    vocab_axis_name: str | tuple[str, ...] | None = None,
+    logits_bytes: int | None = None,
     implementation: str | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Return (log softmax(hidden @ weights)[label], logsumexp of the logits), float32 [B, T] each.
 
-    Differentiable any number of times; each chunk's logits are recomputed for it. Labels must be
-    in [0, V). Arguments as in `linear_cross_entropy`.
+    With label_smoothing the first is the mean log-probability under the smoothed label. Labels must
+    be in [0, V). Differentiable any number of times; a gradient recomputes the logits. "xla" and
+    "reference" are so in forward mode too. Arguments as in `linear_cross_entropy`.
     """
-    _check(hidden_BTD, weights, labels_BT, vocab_axis, implementation)
+    options = Options(vocab_axis, 0.0, float(label_smoothing), softcap, vocab_axis_name)
+    _check(hidden_BTD, weights, labels_BT, None, limits_BT, options, implementation)
     if implementation == "reference":
-        return reference.token_log_probs(hidden_BTD, weights, labels_BT, vocab_axis=vocab_axis)
-    chunk = _chunk_length(hidden_BTD.shape, weights.shape[vocab_axis], logits_bytes)
-    return xla.token_log_probs(hidden_BTD, weights, labels_BT, vocab_axis, chunk)
+        return reference.token_log_probs(hidden_BTD, weights, labels_BT, limits_BT, options)
+    arrays = _alike(*_with_batch(hidden_BTD, weights, labels_BT, limits_BT))
+    fixed = _Fixed(options, logits_bytes, implementation)
+    if implementation == "xla":
+        stats = _dispatch(fixed, arrays, xla.token_stats, None)
+    else:
+        stats = _token_stats(*arrays, fixed)
+    lse_BT, label_BT, total_BT = (x_BT.reshape(labels_BT.shape) for x_BT in stats)
+    columns = options.columns(weights.shape[vocab_axis], limits_BT)
+    lse_BT = options.combine(lse_BT)
+    loss_BT, _ = options.losses(lse_BT, label_BT, total_BT, columns)
+    if vocab_axis_name is not None:
+        loss_BT = jax.lax.psum(loss_BT, vocab_axis_name)
+    return -loss_BT, lse_BT
 
 
-def _chunk_length(hidden_shape, vocab_size: int, logits_bytes: int) -> int:
-    """Return how many time steps to take at once: all, or even parts that keep to the budget."""
-    B, T, _ = hidden_shape
-    # Inside a mesh the batch (and perhaps the vocabulary) is spread over all its devices.
-    devices = max(jax.sharding.get_abstract_mesh().size, 1)
-    per_step = max(B * vocab_size * 4, 1)
-    parts = -(-T // max(logits_bytes * devices // per_step, 1))
-    return -(-T // parts)
+class _Fixed(NamedTuple):
+    """What is known when the program is traced."""
+
+    options: Options
+    logits_bytes: int | None
+    implementation: str | None
 
 
-def _check(hidden_BTD, weights, labels_BT, vocab_axis, implementation):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
+def _weighted_sum(hidden_BTD, weights, labels_BT, token_weights_BT, limits_BT, fixed: _Fixed):
+    """Return (total, its cross-entropy part, its z-loss part): one vocabulary shard's share."""
+    arrays = hidden_BTD, weights, labels_BT, token_weights_BT, limits_BT
+    kernel = functools.partial(_kernel_sums, with_gradients=False)
+    sums = _dispatch(fixed, arrays, xla.loss_sums, kernel)
+    return sums[0] + sums[1], *sums
+
+
+def _weighted_sum_forward(hidden_BTD, weights, labels_BT, token_weights_BT, limits_BT, fixed):
+    arrays = hidden_BTD, weights, labels_BT, token_weights_BT, limits_BT
+    kernel = functools.partial(_kernel_sums, with_gradients=True)
+    sums, d_hidden_BTD, d_weights = _dispatch(fixed, arrays, xla.loss_and_gradients, kernel)
+    return (sums[0] + sums[1], *sums), (d_hidden_BTD, d_weights.astype(weights.dtype))
+
+
+def _weighted_sum_backward(fixed, saved, cotangents):
+    def scaled(gradient):
+        return (gradient.astype(jnp.float32) * cotangents[0]).astype(gradient.dtype)
+
+    return *map(scaled, saved), None, None, None
+
+
+_weighted_sum.defvjp(_weighted_sum_forward, _weighted_sum_backward)
+
+
+def _kernel_sums(
+    module, hidden_BTD, weights, labels_BT, token_weights_BT, limits_BT, *, options, with_gradients
+):
+    """Do what xla.loss_sums or xla.loss_and_gradients does, with a module's kernels."""
+    hidden_ND, *local = _flat(hidden_BTD, weights, labels_BT, limits_BT, options)
+    weight_N = token_weights_BT.reshape(-1)
+    lse_N, label_N, total_N = module.stats(hidden_ND, weights, *local, options=options)
+    lse_N = options.combine(lse_N)
+    limits_N = None if limits_BT is None else limits_BT.reshape(-1)
+    columns = options.columns(weights.shape[options.vocab_axis], limits_N)
+    losses = options.losses(lse_N, label_N, total_N, columns)
+    sums = tuple(jnp.sum(weight_N * x_N) for x_N in losses)
+    if not with_gradients:
+        return sums
+    slopes = options.slopes(lse_N, weight_N, columns)
+    d_hidden_ND, d_weights = module.gradients(
+        hidden_ND, weights, *local, lse_N, slopes, options=options
+    )
+    return sums, d_hidden_ND.reshape(hidden_BTD.shape), d_weights
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _token_stats(hidden_BTD, weights, labels_BT, limits_BT, fixed: _Fixed):
+    """Return (logsumexp, label's logit, sum of logits), [B, T] each, of one vocabulary shard."""
+    return _dispatch(fixed, (hidden_BTD, weights, labels_BT, limits_BT), xla.token_stats, _kernel_stats)
+
+
+def _token_stats_forward(hidden_BTD, weights, labels_BT, limits_BT, fixed):
+    stats = _token_stats(hidden_BTD, weights, labels_BT, limits_BT, fixed)
+    return stats, (hidden_BTD, weights, labels_BT, limits_BT, stats[0])
+
+
+def _token_stats_backward(fixed, saved, cotangents):
+    d_hidden_BTD, d_weights = _token_gradients(*saved, *cotangents, fixed)
+    return d_hidden_BTD, d_weights, None, None
+
+
+_token_stats.defvjp(_token_stats_forward, _token_stats_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(8,))
+def _token_gradients(hidden_BTD, weights, labels_BT, limits_BT, lse_BT, by_lse, by_label, by_any, fixed):
+    """Return the gradients of hidden and weights for given gradients of the statistics."""
+    arrays = hidden_BTD, weights, labels_BT, limits_BT, lse_BT, by_lse, by_label, by_any
+    return _dispatch(fixed, arrays, _xla_token_gradients, _kernel_token_gradients)
+
+
+def _token_gradients_forward(*arguments):
+    return _token_gradients(*arguments), arguments[:-1]
+
+
+def _token_gradients_backward(fixed, saved, cotangents):
+    # A gradient of the gradient goes through plain XLA, whatever computed the first.
+    hidden_BTD, weights, labels_BT, limits_BT, lse_BT, *slopes = saved
+
+    def again(hidden_BTD, weights, slopes):
+        arrays = hidden_BTD, weights, labels_BT, limits_BT, lse_BT, *slopes
+        return _dispatch(fixed._replace(implementation="xla"), arrays, _xla_token_gradients, None)
+
+    d_hidden_BTD, d_weights, d_slopes = jax.vjp(again, hidden_BTD, weights, slopes)[1](cotangents)
+    return d_hidden_BTD, d_weights, None, None, jnp.zeros_like(lse_BT), *d_slopes
+
+
+_token_gradients.defvjp(_token_gradients_forward, _token_gradients_backward)
+
+
+def _xla_token_gradients(
+    hidden_BTD, weights, labels_BT, limits_BT, lse_BT, *slopes, options, sizes
+):
+    def stats(hidden_BTD, weights):
+        return xla.token_stats(
+            hidden_BTD, weights, labels_BT, limits_BT, options=options, sizes=sizes
+        )
+
+    return jax.vjp(stats, hidden_BTD, weights)[1](slopes)
+
+
+def _kernel_stats(module, hidden_BTD, weights, labels_BT, limits_BT, *, options):
+    hidden_ND, *local = _flat(hidden_BTD, weights, labels_BT, limits_BT, options)
+    stats = module.stats(hidden_ND, weights, *local, options=options)
+    return tuple(x_N.reshape(labels_BT.shape) for x_N in stats)
+
+
+def _kernel_token_gradients(
+    module, hidden_BTD, weights, labels_BT, limits_BT, lse_BT, *slopes, options
+):
+    hidden_ND, *local = _flat(hidden_BTD, weights, labels_BT, limits_BT, options)
+    lse_N, *slopes = (x_BT.reshape(-1) for x_BT in (lse_BT, *slopes))
+    if not options.label_smoothing:
+        slopes[2] = None
+    d_hidden_ND, d_weights = module.gradients(
+        hidden_ND, weights, *local, lse_N, slopes, options=options
+    )
+    return d_hidden_ND.reshape(hidden_BTD.shape), d_weights.astype(weights.dtype)
+
+
+def _flat(hidden_BTD, weights, labels_BT, limits_BT, options: Options):
+    """Return hidden [N, D], labels [N] and limits [N], counted from this shard's first column."""
+    labels_BT, limits_BT = options.local(labels_BT, limits_BT, weights)
+    if limits_BT is None:
+        limits_BT = jnp.full_like(labels_BT, weights.shape[options.vocab_axis])
+    labels_N, limits_N = (x_BT.astype(jnp.int32).reshape(-1) for x_BT in (labels_BT, limits_BT))
+    return hidden_BTD.reshape(-1, hidden_BTD.shape[-1]), labels_N, limits_N
+
+
+def _dispatch(fixed: _Fixed, arrays, by_xla, by_kernel):
+    """Call by_xla(*arrays, options=, sizes=) or by_kernel(module, *arrays, options=)."""
+    options = fixed.options
+    candidates = {"xla": lambda *arrays: _with_sizes(by_xla, fixed, arrays)}
+    for name, module in _PALLAS.items() if by_kernel else ():
+        if fixed.implementation is not None or _is_default(name, arrays[0]):
+            candidates[name] = functools.partial(by_kernel, module, options=options)
+    cannot = {name: _cannot(module, arrays, options) for name, module in _PALLAS.items()}
+    return dispatch("linear_cross_entropy", fixed.implementation, candidates, cannot, *arrays)
+
+
+def _is_default(name: str, hidden_BTD) -> bool:
+    return name == "pallas_tpu" and hidden_BTD.shape[-1] <= PALLAS_TPU_WIDTH
+
+
+def _cannot(module, arrays, options: Options) -> str | None:
+    if _automatic_devices() > 1:
+        return "its arrays are spread over a mesh; a kernel needs shard_map for that"
+    return module.cannot(arrays[0], arrays[1], options)
+
+
+def _with_sizes(by_xla, fixed: _Fixed, arrays):
+    devices = _automatic_devices()
+
+    def run(sizes, *arrays):
+        sizes = sizes._replace(logits_bytes=(fixed.logits_bytes or sizes.logits_bytes) * devices)
+        return by_xla(*arrays, options=fixed.options, sizes=sizes)
+
+    on_device = functools.partial(run, DEVICE_SIZES)
+    if devices > 1:
+        return on_device(*arrays)
+    on_cpu = functools.partial(run, CPU_SIZES)
+    return jax.lax.platform_dependent(*arrays, cpu=on_cpu, default=on_device)
+
+
+def _automatic_devices() -> int:
+    """Return over how many devices the compiler may spread these arrays, as far as is known."""
+    mesh = jax.sharding.get_abstract_mesh()
+    kinds = zip(mesh.shape.values(), mesh.axis_types, strict=True)
+    return math.prod(size for size, kind in kinds if kind != jax.sharding.AxisType.Manual)
+
+
+def _with_batch(hidden, weights, *others):
+    """Return [1, N, D] and [1, N] for [N, D] and [N]."""
+    if hidden.ndim == 3:
+        return hidden, weights, *others
+    return hidden[None], weights, *(x if x is None else x[None] for x in others)
+
+
+def _alike(*arrays):
+    # Inside shard_map all then vary over the same axes, and a replicated input's gradient is summed.
+    return [x if x is None else varying_like(x, *arrays) for x in arrays]
+
+
+def _check(hidden, weights, labels, token_weights, limits, options: Options, implementation):
     if implementation not in (None, *IMPLEMENTATIONS):
         raise ValueError(f"implementation '{implementation}' is not one of {IMPLEMENTATIONS}")
-    if vocab_axis not in (0, 1) or weights.shape[1 - vocab_axis] != hidden_BTD.shape[2]:
+    if hidden.ndim not in (2, 3):
+        raise ValueError(f"hidden {hidden.shape} is neither [B, T, D] nor [N, D]")
+    vocab_axis = options.vocab_axis
+    if vocab_axis not in (0, 1) or weights.shape[1 - vocab_axis] != hidden.shape[-1]:
         raise ValueError(
-            f"weights {weights.shape} with vocab_axis={vocab_axis} do not fit hidden "
-            f"{hidden_BTD.shape}"
+            f"weights {weights.shape} with vocab_axis={vocab_axis} do not fit hidden {hidden.shape}"
         )
-    if labels_BT.shape != hidden_BTD.shape[:2]:
-        raise ValueError(f"labels {labels_BT.shape} do not fit hidden {hidden_BTD.shape}")
+    for name, array in {"labels": labels, "token_weights": token_weights, "limits": limits}.items():
+        if array is not None and array.shape != hidden.shape[:-1]:
+            raise ValueError(f"{name} {array.shape} do not fit hidden {hidden.shape}")
+    if not 0.0 <= options.label_smoothing < 1.0:
+        raise ValueError(f"label_smoothing {options.label_smoothing} is not in [0, 1)")
+    if options.softcap is not None and not options.softcap > 0.0:
+        raise ValueError(f"softcap {options.softcap} is not a positive number or None")

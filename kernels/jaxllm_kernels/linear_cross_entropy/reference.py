@@ -3,23 +3,33 @@
 import jax
 import jax.numpy as jnp
 
+from jaxllm_kernels.linear_cross_entropy.options import MASKED, Options
 
-def token_log_probs(hidden_BTD, weights, labels_BT, *, vocab_axis=1):
-    """Return (log p(label), logsumexp of the logits), each float32 (or wider) [B, T]."""
-    weights_DV = weights if vocab_axis == 1 else weights.T
-    wide = jnp.promote_types(hidden_BTD.dtype, jnp.float32)
-    logits_BTV = jnp.einsum(
-        "btd,dv->btv", hidden_BTD, weights_DV.astype(hidden_BTD.dtype), preferred_element_type=wide
+
+def token_log_probs(hidden, weights, labels, limits, options: Options):
+    """Return (log p(label), logsumexp of the logits), float32 (or wider), shaped like labels."""
+    if options.vocab_axis_name is not None:
+        axis = options.vocab_axis
+        weights = jax.lax.all_gather(weights, options.vocab_axis_name, axis=axis, tiled=True)
+    weights_DV = weights if options.vocab_axis == 1 else weights.T
+    wide = jnp.promote_types(hidden.dtype, jnp.float32)
+    logits = jnp.einsum(
+        "...d,dv->...v", hidden, weights_DV.astype(hidden.dtype), preferred_element_type=wide
     )
-    lse_BT = jax.nn.logsumexp(logits_BTV, axis=-1)
-    label_BT = jnp.take_along_axis(logits_BTV, labels_BT[..., None], axis=-1)[..., 0]
-    return label_BT - lse_BT, lse_BT
+    logits = options.cap(logits)
+    columns = jnp.arange(logits.shape[-1])
+    exists = jnp.ones_like(columns, bool) if limits is None else columns < limits[..., None]
+    logits = jnp.where(exists, logits, MASKED)
+    lse = jax.nn.logsumexp(logits, axis=-1)
+    log_probs = logits - lse[..., None]
+    log_prob = jnp.take_along_axis(log_probs, labels[..., None], axis=-1)[..., 0]
+    if options.label_smoothing:
+        mean = jnp.mean(log_probs, axis=-1, where=jnp.broadcast_to(exists, log_probs.shape))
+        log_prob += options.label_smoothing * (mean - log_prob)
+    return log_prob, lse
 
 
-def linear_cross_entropy(
-    hidden_BTD, weights, labels_BT, *, token_weights_BT=None, vocab_axis=1, z_loss=0.0
-):
+def linear_cross_entropy(hidden, weights, labels, token_weights, limits, options: Options):
     """Return (sum of weight * -log p, z_loss * sum of weight * logsumexp**2)."""
-    log_probs_BT, lse_BT = token_log_probs(hidden_BTD, weights, labels_BT, vocab_axis=vocab_axis)
-    w_BT = jnp.ones_like(lse_BT) if token_weights_BT is None else token_weights_BT
-    return -jnp.sum(w_BT * log_probs_BT), z_loss * jnp.sum(w_BT * jnp.square(lse_BT))
+    log_probs, lse = token_log_probs(hidden, weights, labels, limits, options)
+    return -jnp.sum(token_weights * log_probs), options.z_loss * jnp.sum(token_weights * lse**2)

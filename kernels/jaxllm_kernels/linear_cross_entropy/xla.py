@@ -1,7 +1,8 @@
-"""Cross-entropy of a linear head, in chunks along time, never holding the full logits.
+"""Cross-entropy of a linear head in pieces, never holding the full logits: plain XLA.
 
-The training form computes the gradients already in the forward pass, while a chunk's logits are
-there: three matmuls a chunk, where recomputing the logits in the backward pass takes four.
+Time is cut into chunks and, where a chunk's logits should pass through a cache, the vocabulary into
+blocks. The training form computes the gradients already in the forward pass, while a chunk's logits
+are there: three matmuls a chunk, where recomputing the logits in the backward pass takes four.
 """
 
 import functools
@@ -9,129 +10,224 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from jaxllm_kernels.compat import dot_general_float32
+from jaxllm_kernels.compat import dot_general_float32, varying_like
+from jaxllm_kernels.linear_cross_entropy.options import MASKED, Options, Sizes
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
-def weighted_sum(hidden_BTD, weights, labels_BT, token_weights_BT, vocab_axis, z_loss, chunk):
-    """Return (total, its cross-entropy part, its z-loss part); only total has a gradient."""
-    losses = functools.partial(_chunk_loss, weights, vocab_axis=vocab_axis, z_loss=z_loss)
-    zero = jnp.zeros((), jnp.float32)
+def loss_sums(hidden_BTD, weights, labels_BT, counted_BT, limits_BT, *, options, sizes):
+    """Return (cross-entropy, z-loss), each summed over tokens; one vocabulary shard's share."""
 
     def add(sums, piece):
-        return jax.tree.map(jnp.add, sums, losses(*piece)[0]), None
+        hidden_BtD, labels_Bt, counted_Bt, limits_Bt = piece
+        stats, _ = _stats(hidden_BtD, weights, labels_Bt, limits_Bt, options, sizes)
+        parts = _parts(stats, weights, counted_Bt, limits_Bt, options)[0]
+        return jax.tree.map(jnp.add, sums, parts), None
 
-    sums, _ = _over_chunks(add, (zero, zero), (hidden_BTD, labels_BT, token_weights_BT), chunk)
-    return sums[0] + sums[1], *sums
+    zero = _zeros((), hidden_BTD)
+    pieces = (hidden_BTD, labels_BT, counted_BT, limits_BT)
+    return over_chunks(add, (zero, zero), pieces, _time_chunk(hidden_BTD, weights, options, sizes))[0]
 
 
-def _forward(hidden_BTD, weights, labels_BT, token_weights_BT, vocab_axis, z_loss, chunk):
-    gradients = functools.partial(_chunk_gradients, weights, vocab_axis=vocab_axis, z_loss=z_loss)
+def loss_and_gradients(hidden_BTD, weights, labels_BT, counted_BT, limits_BT, *, options, sizes):
+    """Return (loss_sums, gradient of their sum for hidden, and for weights in float32)."""
 
     def add(carry, piece):
         sums, d_weights = carry
-        piece_sums, d_hidden_BtD, piece_d_weights = gradients(*piece)
-        return (jax.tree.map(jnp.add, sums, piece_sums), d_weights + piece_d_weights), d_hidden_BtD
+        hidden_BtD, labels_Bt, counted_Bt, limits_Bt = piece
+        stats, blocks = _stats(
+            hidden_BtD, weights, labels_Bt, limits_Bt, options, sizes, keep_logits=True
+        )
+        parts, *slopes = _parts(stats, weights, counted_Bt, limits_Bt, options)
+        d_hidden_BtD, d_weights = _gradients(
+            hidden_BtD, weights, labels_Bt, slopes, blocks, d_weights, options, sizes
+        )
+        return (jax.tree.map(jnp.add, sums, parts), d_weights), d_hidden_BtD
 
-    pieces = (hidden_BTD, labels_BT, token_weights_BT)
-    if chunk >= hidden_BTD.shape[1]:
-        sums, d_hidden_BTD, d_weights = gradients(*pieces)
-    else:
-        zero = jnp.zeros((), jnp.float32)
-        carry = ((zero, zero), jnp.zeros(weights.shape, jnp.float32))
-        (sums, d_weights), d_hidden_BTD = _over_chunks(add, carry, pieces, chunk)
-    saved = (d_hidden_BTD, d_weights.astype(weights.dtype))
-    return (sums[0] + sums[1], *sums), saved
-
-
-def _backward(vocab_axis, z_loss, chunk, saved, cotangents):
-    d_hidden_BTD, d_weights = saved
-    scale = cotangents[0]
-
-    def scaled(gradient):
-        return (gradient.astype(jnp.float32) * scale).astype(gradient.dtype)
-
-    return scaled(d_hidden_BTD), scaled(d_weights), None, None
+    zero = _zeros((), hidden_BTD)
+    carry = ((zero, zero), _zeros(weights.shape, hidden_BTD))
+    pieces = (hidden_BTD, labels_BT, counted_BT, limits_BT)
+    chunk = _time_chunk(hidden_BTD, weights, options, sizes)
+    (sums, d_weights), d_hidden_BTD = over_chunks(add, carry, pieces, chunk)
+    return sums, d_hidden_BTD, d_weights
 
 
-weighted_sum.defvjp(_forward, _backward)
+def token_stats(hidden_BTD, weights, labels_BT, limits_BT, *, options, sizes):
+    """Return (logsumexp, label's logit, sum of logits), float32 [B, T] each, of one shard.
 
-
-def token_log_probs(hidden_BTD, weights, labels_BT, vocab_axis, chunk):
-    """Return (log p(label), logsumexp), each float32 [B, T]; a gradient recomputes each chunk."""
+    Differentiable any number of times, forward and backward; a gradient recomputes each chunk.
+    """
+    sizes = sizes._replace(block=None)  # online sums would be kept block by block for the gradient
 
     @jax.checkpoint
     def step(carry, piece):
-        hidden_BtD, labels_Bt = piece
-        logits_BtV = _logits(hidden_BtD, weights, vocab_axis)
-        lse_Bt = jax.nn.logsumexp(logits_BtV, axis=-1)
-        return carry, (_label_logit(logits_BtV, labels_Bt) - lse_Bt, lse_Bt)
+        hidden_BtD, labels_Bt, limits_Bt = piece
+        return carry, _stats(hidden_BtD, weights, labels_Bt, limits_Bt, options, sizes)[0]
 
-    return _over_chunks(step, None, (hidden_BTD, labels_BT), chunk)[1]
+    chunk = _time_chunk(hidden_BTD, weights, options, sizes)
+    return over_chunks(step, None, (hidden_BTD, labels_BT, limits_BT), chunk)[1]
 
 
-def _logits(hidden_BtD, weights, vocab_axis):
+def time_chunk(hidden_shape, vocab_size: int, logits_bytes: int) -> int:
+    """Return how many time steps to take at once, so that their logits keep to the budget.
+
+    All of them, or a divisor of the length if there is one near the budget (a ragged rest is
+    compiled and held apart), or else even parts.
+    """
+    B, T, _ = hidden_shape
+    most = min(max(logits_bytes // max(B * vocab_size * 4, 1), 1), T)
+    for chunk in range(most, most // 2, -1):
+        if T % chunk == 0:
+            return chunk
+    parts = -(-T // most)
+    return -(-T // parts)
+
+
+def _time_chunk(hidden_BTD, weights, options: Options, sizes: Sizes) -> int:
+    return time_chunk(hidden_BTD.shape, weights.shape[options.vocab_axis], sizes.logits_bytes)
+
+
+def _blocks(vocab_size: int, block: int | None):
+    """Return (block length, first column and first new column of each block).
+
+    The last block is moved back so that it ends with the vocabulary: it sees columns of the block
+    before it again, and leaves them out.
+    """
+    if block is None or block >= vocab_size:
+        return vocab_size, None
+    new = jnp.arange(0, vocab_size, block)
+    return block, (jnp.minimum(new, vocab_size - block), new)
+
+
+def _slice(weights, start, length, options):
+    if length == weights.shape[options.vocab_axis]:
+        return weights
+    return jax.lax.dynamic_slice_in_dim(weights, start, length, options.vocab_axis)
+
+
+def _logits(hidden_BtD, weights, start, new, length, limits_Bt, options: Options):
     # Contract whichever axis of the weights is not the vocabulary: a tied head needs no transpose.
-    return dot_general_float32(
-        hidden_BtD, weights.astype(hidden_BtD.dtype), (((2,), (1 - vocab_axis,)), ((), ()))
+    block = _slice(weights, start, length, options).astype(hidden_BtD.dtype)
+    logits_Btv = dot_general_float32(
+        hidden_BtD, block, (((2,), (1 - options.vocab_axis,)), ((), ()))
     )
+    logits_Btv = options.cap(logits_Btv)
+    columns = _columns(logits_Btv.shape, start)
+    if new is not start:
+        logits_Btv = jnp.where(columns >= new, logits_Btv, MASKED)
+    if limits_Bt is not None:
+        logits_Btv = jnp.where(columns < limits_Bt[..., None], logits_Btv, MASKED)
+    return logits_Btv
 
 
-def _is_label(logits_BtV, labels_Bt):
-    # A comparison, not a gather or a scatter: it fuses, and a sharded vocabulary stays sharded.
-    return jax.lax.broadcasted_iota(jnp.int32, logits_BtV.shape, 2) == labels_Bt[..., None]
+def _zeros(shape, like):
+    return varying_like(jnp.zeros(shape, jnp.float32), like)
 
 
-def _label_logit(logits_BtV, labels_Bt):
-    return jnp.sum(jnp.where(_is_label(logits_BtV, labels_Bt), logits_BtV, 0.0), axis=-1)
+def _parts(stats, weights, counted_Bt, limits_Bt, options: Options):
+    """Return ((cross-entropy, z-loss) of a chunk, logsumexp, its losses' slopes)."""
+    lse_Bt, label_Bt, total_Bt = stats
+    lse_Bt = options.combine(lse_Bt)
+    columns = options.columns(weights.shape[options.vocab_axis], limits_Bt)
+    parts = options.losses(lse_Bt, label_Bt, total_Bt, columns)
+    parts = tuple(jnp.sum(counted_Bt * x_Bt) for x_Bt in parts)
+    return parts, lse_Bt, options.slopes(lse_Bt, counted_Bt, columns)
 
 
-def _chunk_loss(weights, hidden_BtD, labels_Bt, w_Bt, *, vocab_axis, z_loss):
-    logits_BtV = _logits(hidden_BtD, weights, vocab_axis)
-    lse_Bt = jax.nn.logsumexp(logits_BtV, axis=-1)
-    nll_Bt = lse_Bt - _label_logit(logits_BtV, labels_Bt)
-    sums = jnp.sum(w_Bt * nll_Bt), z_loss * jnp.sum(w_Bt * jnp.square(lse_Bt))
-    return sums, logits_BtV, lse_Bt
+def _columns(shape, start):
+    return start + jax.lax.broadcasted_iota(jnp.int32, shape, len(shape) - 1)
 
 
-def _chunk_gradients(weights, hidden_BtD, labels_Bt, w_Bt, *, vocab_axis, z_loss):
-    sums, logits_BtV, lse_Bt = _chunk_loss(
-        weights, hidden_BtD, labels_Bt, w_Bt, vocab_axis=vocab_axis, z_loss=z_loss
-    )
-    # d nll = softmax - onehot; d lse**2 = 2 lse softmax.
-    probs_BtV = jnp.exp(logits_BtV - lse_Bt[..., None])
-    softmax_weight_Bt = w_Bt * (1.0 + 2.0 * z_loss * lse_Bt) if z_loss else w_Bt
-    d_logits_BtV = softmax_weight_Bt[..., None] * probs_BtV
-    d_logits_BtV -= jnp.where(_is_label(logits_BtV, labels_Bt), w_Bt[..., None], 0.0)
-    d_logits_BtV = d_logits_BtV.astype(hidden_BtD.dtype)
-    d_hidden_BtD = jax.lax.dot_general(
-        d_logits_BtV, weights.astype(hidden_BtD.dtype), (((2,), (vocab_axis,)), ((), ()))
-    )
-    pair = (d_logits_BtV, hidden_BtD) if vocab_axis == 0 else (hidden_BtD, d_logits_BtV)
-    d_weights = dot_general_float32(*pair, (((0, 1), (0, 1)), ((), ())))
-    return sums, d_hidden_BtD, d_weights
+def _stats(hidden_BtD, weights, labels_Bt, limits_Bt, options, sizes, keep_logits=False):
+    """Return ((logsumexp, label's logit, sum of logits), logits by block or None) of a chunk."""
+    length, starts = _blocks(weights.shape[options.vocab_axis], sizes.block)
+    labels_Bt, limits_Bt = options.local(labels_Bt, limits_Bt, weights)
+
+    def one(start, new):
+        logits_Btv = _logits(hidden_BtD, weights, start, new, length, limits_Bt, options)
+        max_Bt = jnp.max(logits_Btv, axis=-1)
+        # A comparison, not a gather: it fuses, and a sharded vocabulary stays sharded.
+        exists = logits_Btv > MASKED
+        hit = exists & (_columns(logits_Btv.shape, start) == labels_Bt[..., None])
+        label_Bt = jnp.sum(jnp.where(hit, logits_Btv, 0.0), axis=-1)
+        total_Bt = jnp.sum(jnp.where(exists, logits_Btv, 0.0), axis=-1)
+        return logits_Btv, max_Bt, label_Bt, total_Bt
+
+    if starts is None:
+        logits_BtV, _, label_Bt, total_Bt = one(0, 0)
+        lse_Bt = jax.nn.logsumexp(logits_BtV, axis=-1)
+        return (lse_Bt, label_Bt, total_Bt), logits_BtV if keep_logits else None
+
+    def step(carry, block):
+        max_Bt, sum_Bt, label_Bt, total_Bt = carry
+        logits_Btv, block_max_Bt, block_label_Bt, block_total_Bt = one(*block)
+        higher_Bt = jnp.maximum(max_Bt, block_max_Bt)
+        sum_Bt = sum_Bt * jnp.exp(max_Bt - higher_Bt) + jnp.sum(
+            jnp.exp(logits_Btv - higher_Bt[..., None]), axis=-1
+        )
+        carry = (higher_Bt, sum_Bt, label_Bt + block_label_Bt, total_Bt + block_total_Bt)
+        return carry, logits_Btv if keep_logits else None
+
+    zero_Bt = _zeros(labels_Bt.shape, hidden_BtD)
+    carry = (zero_Bt + MASKED, zero_Bt, zero_Bt, zero_Bt)
+    (max_Bt, sum_Bt, label_Bt, total_Bt), blocks = jax.lax.scan(step, carry, starts)
+    return (max_Bt + jnp.log(sum_Bt), label_Bt, total_Bt), blocks
 
 
-def _over_chunks(step, carry, arrays, chunk):
+def _gradients(hidden_BtD, weights, labels_Bt, slopes, blocks, d_weights, options, sizes):
+    """Return (gradient for a chunk's hidden states, d_weights with the chunk's part added)."""
+    vocab_axis = options.vocab_axis
+    length, starts = _blocks(weights.shape[vocab_axis], sizes.block)
+    labels_Bt, _ = options.local(labels_Bt, None, weights)
+    lse_Bt1, slopes = jax.tree.map(lambda x_Bt: x_Bt[..., None], slopes)
+
+    def one(logits_Btv, start):
+        hit = _columns(logits_Btv.shape, start) == labels_Bt[..., None]
+        hit &= logits_Btv > MASKED
+        d_logits_Btv = options.d_logits(logits_Btv, hit, lse_Bt1, slopes)
+        d_logits_Btv = d_logits_Btv.astype(hidden_BtD.dtype)
+        block = _slice(weights, start, length, options).astype(hidden_BtD.dtype)
+        d_hidden_BtD = dot_general_float32(d_logits_Btv, block, (((2,), (vocab_axis,)), ((), ())))
+        pair = (d_logits_Btv, hidden_BtD) if vocab_axis == 0 else (hidden_BtD, d_logits_Btv)
+        return d_hidden_BtD, dot_general_float32(*pair, (((0, 1), (0, 1)), ((), ())))
+
+    if starts is None:
+        d_hidden_BtD, piece = one(blocks, 0)
+        return d_hidden_BtD.astype(hidden_BtD.dtype), d_weights + piece
+
+    def step(carry, block):
+        d_hidden_BtD, d_weights = carry
+        logits_Btv, start = block
+        more_BtD, piece = one(logits_Btv, start)
+        piece += jax.lax.dynamic_slice_in_dim(d_weights, start, length, vocab_axis)
+        d_weights = jax.lax.dynamic_update_slice_in_dim(d_weights, piece, start, vocab_axis)
+        return (d_hidden_BtD + more_BtD, d_weights), None
+
+    zeros_BtD = _zeros(hidden_BtD.shape, hidden_BtD)
+    (d_hidden_BtD, d_weights), _ = jax.lax.scan(step, (zeros_BtD, d_weights), (blocks, starts[0]))
+    return d_hidden_BtD.astype(hidden_BtD.dtype), d_weights
+
+
+def over_chunks(step, carry, arrays, chunk):
     """Scan `step` over slices of `chunk` along axis 1, the ragged rest last; join its outputs."""
     length = arrays[0].shape[1]
     full = length // chunk
     outputs = []
+
+    def cut(start, size):
+        slice_ = functools.partial(
+            jax.lax.dynamic_slice_in_dim, start_index=start, slice_size=size, axis=1
+        )
+        return jax.tree.map(slice_, arrays)
+
     if full == 1:
-        carry, out = step(carry, tuple(x[:, :chunk] for x in arrays))
+        carry, out = step(carry, cut(0, chunk))
         outputs.append(out)
     elif full:
-
-        def body(carry, index):
-            start = index * chunk
-            return step(
-                carry, tuple(jax.lax.dynamic_slice_in_dim(x, start, chunk, 1) for x in arrays)
-            )
-
+        body = lambda carry, index: step(carry, cut(index * chunk, chunk))
         carry, out = jax.lax.scan(body, carry, jnp.arange(full))
         outputs.append(jax.tree.map(_join, out))
     if length % chunk:
-        carry, out = step(carry, tuple(x[:, full * chunk :] for x in arrays))
+        carry, out = step(carry, cut(full * chunk, length % chunk))
         outputs.append(out)
     return carry, jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=1), *outputs)
 

@@ -1,0 +1,150 @@
+"""What the vendors' compilers say of each kernel: registers, spills, on-chip memory, bytes moved.
+
+    python -m experiments.benchmarks.kernel_resources            # prints the table
+    python -m experiments.benchmarks.kernel_resources --write    # and puts it into kernels/README.md
+
+Compiles every case of `kernel_cases.py` for TPU and GPU targets that are not here (extras:
+tpu-targets, cuda-targets); a few minutes on 2 cores. Nothing runs. Registers and spills are ptxas',
+shared memory XLA's launch, VMEM what Mosaic reserved. Bytes are the operands and results of each
+loop, kernel and copy of the compiled program, once each, over the least that the operation can move.
+"""
+
+import argparse
+import glob
+import importlib.util
+import math
+import re
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+from jax.sharding import SingleDeviceSharding
+from tqdm import tqdm
+
+from experiments.benchmarks.kernel_cases import CASES, Case
+from jaxllm import targets
+
+TARGETS = ("v5e-1", "v5p-8", "v6e-1", "h100", "a100-80gb")
+ARCHITECTURES = {"h100": "sm_90a", "a100-80gb": "sm_80"}
+README = Path(__file__).parents[2] / "kernels" / "README.md"
+BEGIN, END = "<!-- kernel_resources: begin -->", "<!-- kernel_resources: end -->"
+_BYTES = {"f64": 8, "s64": 8, "u64": 8, "f32": 4, "s32": 4, "u32": 4, "bf16": 2, "f16": 2, "s16": 2, "u16": 2}
+_MOVES_NOTHING = {"parameter", "constant", "bitcast", "tuple", "get-tuple-element", "while", "conditional"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table; a field that the target does not have is empty."""
+
+    case: str
+    target: str
+    kernels: str
+    registers: str
+    spills: str
+    shared: str
+    vmem: str
+    bytes_over_floor: str
+
+
+def measure(case: Case, target: str) -> Row:
+    """Compile a case for a target and read what its compiler reports."""
+    sharding = SingleDeviceSharding(targets.devices(target)[0])
+    args = [jax.ShapeDtypeStruct(shape, dtype, sharding=sharding) for shape, dtype in case.arguments]
+    lowered = jax.jit(case.function, donate_argnums=case.donate).lower(*args)
+    options = dict(targets.compiler_options(target))
+    gpu = target in ARCHITECTURES
+    with tempfile.TemporaryDirectory() as dump:
+        if gpu:
+            options["xla_dump_to"] = dump
+        text = lowered.compile(compiler_options=options or None).as_text()
+        names, *figures = _gpu(dump, target) if gpu else _tpu(text)
+    over = bytes_moved(text) / case.floor
+    return Row(case.name, target, ", ".join(sorted(names)) or "XLA's own", *figures, f"{over:.2f}")
+
+
+def bytes_moved(text: str) -> int:
+    """Return the bytes of operands and results of every instruction of the entry computation."""
+    total, sizes = 0, {}
+    for line in text[text.index("\nENTRY") :].splitlines():
+        match = re.match(r"\s+(?:ROOT )?(%\S+) = (\(.*?\)|\S+) ([\w-]+)\(([^)]*)\)", line)
+        if not match:
+            continue
+        name, kind, operation, operands = match.groups()
+        sizes[name] = sum(
+            _BYTES.get(dtype, 1) * math.prod(int(n) for n in shape.split(",") if n)
+            for dtype, shape in re.findall(r"(\w+)\[([\d,]*)\]", kind)
+        )
+        if operation not in _MOVES_NOTHING:
+            total += sizes[name] + sum(sizes.get(n, 0) for n in re.findall(r"%[\w.-]+", operands))
+    return total
+
+
+def _tpu(text):
+    """Return (names of kernels, "", "", "", the most VMEM of one), from the compiled program."""
+    calls = [line for line in text.splitlines() if "tpu_custom_call" in line]
+    names = {re.search(r"%([\w-]+)", line).group(1) for line in calls}
+    used = re.findall(r'"memory_space":"1","offset":"\d+","size":"(\d+)"', "\n".join(calls))
+    vmem = f"{max(int(n) for n in used) / 2**20:.1f} MiB" if used else ""
+    return names, "", "", "", vmem
+
+
+def _gpu(dump, target):
+    """Return (names of kernels, most registers, spilled bytes, most shared memory, ""), from ptxas."""
+    registers, spills, shared, names = [0], [0], [0], set()
+    for path in glob.glob(f"{dump}/*.ptx"):
+        if ".entry" not in Path(path).read_text():
+            continue
+        command = [_ptxas_path(), "-v", f"-arch={ARCHITECTURES[target]}", path, "-o", "/dev/null"]
+        said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+        registers += [int(n) for n in re.findall(r"Used (\d+) registers", said)]
+        spills += [int(n) for n in re.findall(r"(\d+) bytes spill stores", said)]
+    for path in glob.glob(f"{dump}/*thunk_sequence.txt"):
+        launches = Path(path).read_text()
+        names |= set(re.findall(r"kCustomKernel.* (\w+) grid:", launches))
+        shared += [int(n) for n in re.findall(r"shared_memory: (\d+)", launches)]
+    return names, str(max(registers)), str(sum(spills)), f"{max(shared) / 1024:.0f} KiB", ""
+
+
+def _ptxas_path() -> str:
+    spec = importlib.util.find_spec("nvidia")
+    for folder in spec.submodule_search_locations if spec else ():
+        for path in glob.glob(f"{folder}/*nvcc*/bin/ptxas"):
+            return path
+    return shutil.which("ptxas") or "ptxas"
+
+
+def table(rows: list[Row]) -> str:
+    """Render rows as Markdown."""
+    heads = ("case", "compiled for", "kernels", "registers", "spilled bytes", "shared memory", "VMEM")
+    heads = (*heads, "bytes / floor")
+    lines = ["| " + " | ".join(heads) + " |", "|" + " --- |" * len(heads)]
+    lines += ["| " + " | ".join(vars(row).values()) + " |" for row in rows]
+    return "\n".join(lines)
+
+
+def write(text: str, path: Path = README) -> None:
+    """Replace what stands between the markers of a file."""
+    old = path.read_text()
+    before, rest = old.split(BEGIN)
+    path.write_text(f"{before}{BEGIN}\n{text}\n{END}{rest.split(END)[1]}")
+
+
+def main() -> None:
+    """Compile everything, print the table and write it where asked."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--write", action="store_true", help="replace the table in kernels/README.md")
+    parser.add_argument("--only", default="", help="cases whose name contains this")
+    given = parser.parse_args()
+    pairs = [(c, t) for c in CASES if given.only in c.name for t in TARGETS if targets.is_available(t)]
+    rows = [measure(case, target) for case, target in tqdm(pairs, unit="program")]
+    text = f"jax {jax.__version__}\n\n{table(rows)}"
+    print(text)
+    if given.write:
+        write(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,128 @@
+"""Stochastic rounding of narrow parameters, as the last link of a chain."""
+
+import zlib
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxllm_kernels.adamw_update import fold_in, random_words
+from jaxllm_kernels.adamw_update import stochastic_round as round_array
+from jaxllm_kernels.compat import sharded_like, varying_axes
+
+from jaxllm.errors import UserError
+
+# Not float8: jax adds no float32 to it, so optax.apply_updates cannot.
+_NARROW = ("bfloat16", "float16")
+
+
+class StochasticRoundState(NamedTuple):
+    """State of `stochastic_round`."""
+
+    count: jax.Array  # int32 []
+    seed: jax.Array  # uint32 [2]
+
+
+def stochastic_round(
+    seed: int | jax.Array = 0,
+    *,
+    mask: Any = None,
+    generator: str = "hash",
+    shard_axes: tuple[str, ...] | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Round parameters in bfloat16 or float16 stochastically, instead of to nearest.
+
+    The last link of a chain. With neighbours a <= w + u <= b of the parameter w plus its update u,
+
+        Q(w + u) = b with probability (w + u - a) / (b - a), else a;    E[Q(w + u)] = w + u
+
+    and the emitted update is the float32 difference Q(w + u) - w, on which `optax.apply_updates`
+    lands exactly (unless the weight shrinks some 60,000-fold in this one step). Updates below half
+    a step, which nearest rounding loses, survive on average.
+
+    The draw is a function of (seed, step, parameter's path, element) alone: a resumed run repeats
+    it, replicas of a parameter round alike, and under jit so does a sharded one. Inside `shard_map`
+    a shard's position is folded in, along the axes over which the parameter varies.
+
+    Args:
+      seed: an integer, or a random key.
+      mask: pytree of bool structured like the parameters, or a function of them to it; False
+        leaves a parameter to `apply_updates`, which rounds to nearest. None: all.
+      generator: "hash" (cheap, fused into the update) or "threefry" (jax.random's bits).
+      shard_axes: inside `shard_map`, the mesh axes over which parameters are spread; None: read
+        from the types, which needs its check_vma=True.
+
+    Examples:
+      >>> params = jnp.full(10_000, 256.0, jnp.bfloat16)  # neighbours are 1 and 2 away
+      >>> optimizer = optax.chain(optax.sgd(0.01), stochastic_round(seed=0))
+      >>> state = optimizer.init(params)
+      >>> for _ in range(20):
+      ...     updates, state = optimizer.update(jnp.ones(10_000), state, params)
+      ...     params = optax.apply_updates(params, updates)
+      >>> print(params.dtype, round(float(jnp.mean(params.astype(float))), 1))
+      bfloat16 255.8
+
+    References:
+      Ozkara, Yu, Park, Stochastic Rounding for LLM Training (arXiv 2502.20566).
+    """
+
+    def init(params):
+        del params
+        return StochasticRoundState(jnp.zeros((), jnp.int32), seed_words(seed))
+
+    def update(updates, state, params=None, **extra):
+        del extra
+        if params is None:
+            raise ValueError("stochastic_round needs params: call update(updates, state, params)")
+        step_seed = fold_in(state.seed, state.count)
+
+        def delta(path, param, chosen, u):
+            if param.dtype.name not in _NARROW or not chosen:
+                return u
+            _check_wide(path, u)
+            words = random_words(leaf_seed(step_seed, path, param, shard_axes), param.shape, generator)
+            words = sharded_like(words, param)
+            wanted = param.astype(jnp.float32) + u
+            return difference(round_array(wanted, words, param.dtype), param)
+
+        deltas = jax.tree_util.tree_map_with_path(delta, params, chosen(mask, params), updates)
+        return deltas, StochasticRoundState(optax.safe_increment(state.count), state.seed)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def seed_words(seed: int | jax.Array) -> jax.Array:
+    """Return an integer or a random key as uint32 [2]."""
+    key = jax.random.key(seed, impl="threefry2x32") if isinstance(seed, int) else seed
+    if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        key = jax.random.key_data(key)
+    return key.reshape(-1)[:2].astype(jnp.uint32)
+
+
+def leaf_seed(step_seed: jax.Array, path, param: jax.Array, shard_axes=None) -> jax.Array:
+    """Return the seed of one parameter's draw, and of its shard inside `shard_map`."""
+    name = jax.tree_util.keystr(path)
+    seed = fold_in(step_seed, jnp.uint32(zlib.crc32(name.encode())))
+    for axis in sorted(varying_axes(param)) if shard_axes is None else shard_axes:
+        seed = fold_in(seed, jax.lax.axis_index(axis))
+    return seed
+
+
+def chosen(mask, params):
+    """Return the mask as a pytree of bool, structured like the parameters."""
+    mask = mask(params) if callable(mask) else mask
+    return jax.tree.map(lambda _: True, params) if mask is None else mask
+
+
+def difference(new: jax.Array, old: jax.Array) -> jax.Array:
+    """Return new - old in float32: what `optax.apply_updates` must add to land on `new`."""
+    return new.astype(jnp.float32) - old.astype(jnp.float32)
+
+
+def _check_wide(path, update):
+    if update.dtype != jnp.float32:
+        raise UserError(
+            f"the update of {jax.tree_util.keystr(path) or 'the parameter'} reaches stochastic_round as "
+            f"{update.dtype}, so it was rounded to nearest before; keep the chain in float32, for "
+            "instance with scale_by_adam_low_precision, or cast gradients to float32 first"
+        )

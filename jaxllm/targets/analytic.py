@@ -1,0 +1,336 @@
+"""What a training step costs, in closed form: bytes, FLOPs, traffic and a roofline time a device.
+
+Bytes of state are exact: they come from the library's own shapes and sharding rules. What the
+backward pass keeps is counted array by array, as jax's autodiff saves them (the tests compare).
+Working space and memory traffic are estimates, good enough to rank plans; `targets.compile_train_step`
+asks the compiler.
+
+Suffixes as everywhere: B batch, T time, D width, F feed-forward, H heads, G key heads, K head width, V
+vocabulary, L layers. A "row" is one token of one sequence.
+"""
+
+import functools
+import math
+from dataclasses import dataclass, replace
+from functools import partial
+
+import jax
+from jax.sharding import AbstractMesh, AxisType
+
+from jaxllm import models
+from jaxllm.errors import UserError
+from jaxllm.models import ModelConfig
+from jaxllm.optim import OptimConfig, make_optimizer
+from jaxllm.parallel import MeshConfig
+from jaxllm.targets.catalog import Target, get_target
+from jaxllm.train import TrainConfig
+from jaxllm.train.precision import get_precision
+from jaxllm.train.state import init_state, state_shardings
+
+_ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
+# Arrays of [rows, F] that a plain feed-forward block keeps for its backward pass; a gated one keeps
+# two more. Counted from jax's autodiff of each activation.
+_KEPT_BY_ACTIVATION = {"gelu_tanh": 6, "gelu": 4, "silu": 4, "relu": 2.5}
+_LOGITS_AT_A_TIME = 64 * 2**20  # elements: linear_cross_entropy's LOGITS_BYTES in float32
+_CAUSAL_PART = 5 / 8  # of the square of scores: attention cuts it into four blocks
+_SCORE_BLOCKS = 4
+# Part of the memory traffic that no matrix product hides. Steps of GPT-2 small compiled for v5e have
+# 0.73 (remat full) and 0.78 (none) of it, by their operations' rooflines added up.
+_EXPOSED = 0.75
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """One device's share of a training step."""
+
+    parameters: int  # bytes
+    optimizer: int  # bytes of its state, and the step's own counters
+    gradients: int  # bytes, with the float32 sums of accumulation
+    activations: int  # bytes kept from the forward pass of one part of the batch
+    temporaries: int  # bytes of working space at the widest point
+    matmul_flops: float  # recomputation included
+    model_flops: float  # what the model needs, by PaLM's count (arXiv 2204.02311, appendix B)
+    bytes_moved: float  # between a device and its memory
+    collective_bytes: dict[str, float]  # sent by a device, by mesh axis
+    compute_seconds: float  # at the peak of the data sheet
+    memory_seconds: float
+    network_seconds: float
+    efficiency: float  # the part of the roofline's speed that measured runs of this chip reach
+    peak_flops: float
+    hbm_bytes: int
+
+    @property
+    def peak_bytes(self) -> int:
+        """Bytes a device needs at once."""
+        held = self.parameters + self.optimizer + self.gradients
+        return held + self.activations + self.temporaries
+
+    @property
+    def fits(self) -> bool:
+        """Whether the peak is within the device's memory."""
+        return self.peak_bytes <= self.hbm_bytes
+
+    @property
+    def bound(self) -> str:
+        """Which of compute, memory and network takes longest by itself."""
+        times = dict(compute=self.compute_seconds, memory=self.memory_seconds, network=self.network_seconds)
+        return max(times, key=times.__getitem__)
+
+    @property
+    def roofline_seconds(self) -> float:
+        """Products at peak, and the memory traffic between them: as if added up operation by operation."""
+        return max(self.compute_seconds + _EXPOSED * self.memory_seconds, self.memory_seconds)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds a step: the roofline, or the network if slower, at the chip's efficiency."""
+        return max(self.roofline_seconds, self.network_seconds) / self.efficiency
+
+    @property
+    def mfu(self) -> float:
+        """Model FLOPs a second, over the chip's peak."""
+        return self.model_flops / self.seconds / self.peak_flops
+
+
+def estimate(config: TrainConfig, target: Target | str) -> Estimate:
+    """Estimate a training step on a target, computing and compiling nothing.
+
+    Args:
+      config: the run; the model's vocabulary must be known.
+      target: a machine or its name.
+
+    Raises:
+      UserError: the mesh does not cover the target's devices, or the batch cannot be split.
+
+    Examples:
+      >>> from jaxllm.train.presets import TRAIN_PRESETS
+      >>> one = estimate(TRAIN_PRESETS["gpt2"](), "v5e-1")
+      >>> one.parameters == 4 * 124_439_808
+      True
+      >>> one.bound, one.fits
+      ('memory', True)
+    """
+    target = get_target(target)
+    config = with_precision(config)
+    mesh = mesh_sizes(config.mesh, target.num_devices)
+    model, rows = config.model, _Rows(config, mesh)
+    parameters, optimizer = state_bytes(config, mesh)
+    kind = "f32" if model.dtype == "float32" else "bf16"
+    flops = matmul_flops(model, config.seq_len, mesh["tensor"]) * rows.step
+    moved = _bytes_moved(config, rows, mesh, parameters + optimizer)
+    sent = _collective_bytes(config, rows, mesh, parameters)
+    return Estimate(
+        parameters=parameters,
+        optimizer=optimizer,
+        gradients=_gradient_bytes(config, parameters),
+        activations=int(_activation_bytes(model, rows, mesh)),
+        temporaries=int(_temporary_bytes(config, rows, mesh)),
+        matmul_flops=flops,
+        model_flops=model.flops_per_token(config.seq_len) * config.tokens_per_step / target.num_devices,
+        bytes_moved=moved,
+        collective_bytes=sent,
+        compute_seconds=flops / target.peak_flops[kind],
+        memory_seconds=moved / target.hbm_bandwidth,
+        network_seconds=sum(b / _bandwidth(axis, mesh, target) for axis, b in sent.items()),
+        efficiency=target.efficiency,
+        peak_flops=target.peak_flops[kind],
+        hbm_bytes=target.hbm_bytes,
+    )
+
+
+def with_precision(config: TrainConfig) -> TrainConfig:
+    """Return the config with the model's types as its precision policy sets them."""
+    policy = get_precision(config.precision)
+    return replace(config, model=replace(config.model, dtype=policy.dtype, param_dtype=policy.param_dtype))
+
+
+def state_bytes(config: TrainConfig, mesh: dict[str, int]) -> tuple[int, int]:
+    """Return one device's (bytes of parameters, bytes of the rest of the training state), exactly."""
+    # What is not part of the key would only make the cache miss.
+    model = replace(config.model, remat="none")
+    return _state_bytes(model, config.optim, config.precision, tuple(mesh.items()))
+
+
+@functools.lru_cache(maxsize=4096)
+def _state_bytes(model, optim: OptimConfig, precision: str, mesh_items) -> tuple[int, int]:
+    names, sizes = zip(*mesh_items, strict=True)
+    mesh = AbstractMesh(sizes, names, axis_types=(AxisType.Auto,) * len(names))
+    axes, optimizer, shapes = _state_shapes(model, optim, precision)
+    shardings = state_shardings(shapes, optimizer, axes, mesh)
+
+    def count(tree, placed):
+        leaves = zip(jax.tree.leaves(tree), jax.tree.leaves(placed), strict=True)
+        return sum(math.prod(s.shard_shape(x.shape)) * x.dtype.itemsize for x, s in leaves)
+
+    parameters = count(shapes.params, shardings.params)
+    return parameters, count(shapes, shardings) - parameters
+
+
+@functools.lru_cache(maxsize=64)
+def _state_shapes(model: ModelConfig, optim: OptimConfig, precision: str):
+    axes = models.axes(model)
+    # The schedule's length changes no shape.
+    optimizer = get_precision(precision).wrap(make_optimizer(optim, 1000, axes))
+    init = partial(init_state, partial(models.init, model), optimizer)
+    return axes, optimizer, jax.eval_shape(lambda: init(jax.random.key(0)))
+
+
+def matmul_flops(model: ModelConfig, seq_len: int, tensor: int = 1) -> float:
+    """Count the FLOPs of matrix products that training does per token, recomputation included.
+
+    Unlike `ModelConfig.flops_per_token` this leaves out the scores that a causal mask lets attention
+    skip, and adds what the backward pass computes again.
+    """
+    D, F, HK = model.embed_dim, model.mlp_dim, model.num_heads * model.head_dim
+    layer = _layer_weights(model)
+    attend = 4 * HK * _keys_computed(model, seq_len)  # scores and the mix of values
+    forward = 2 * layer + attend
+    backward = 4 * layer + 2.5 * attend  # scores once more, and four products
+    again = {"none": 0.0, "everything_saveable": 0.0, "dots_saveable": 0.0}
+    again |= dict.fromkeys(("dots", "dots_with_no_batch_dims_saveable"), attend)
+    # The last product of a layer is not needed for its gradients.
+    everything = forward - 2 * D * F
+    layers = model.num_layers * (forward + backward + again.get(model.remat, everything))
+    vocabulary = model.known_vocab_size
+    head_ways = tensor if vocabulary % tensor == 0 else 1
+    return layers / tensor + 6 * D * vocabulary / head_ways
+
+
+def kept_bytes(model: ModelConfig, remat: str, tensor: int = 1) -> float:
+    """Count the bytes that one layer keeps for the backward pass, per row and tensor shard."""
+    a = _ITEMSIZE[model.dtype]
+    D, F = model.embed_dim, model.mlp_dim
+    HK, GK = model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
+    if remat in ("full", "nothing_saveable"):
+        return a * D
+    if remat in ("dots", "dots_with_no_batch_dims_saveable"):
+        products = (HK + 2 * GK + F * (1 + model.gated_mlp)) / tensor
+        return a * (2 * D + products)  # the layer's input and attention's output projection
+    # Without rematerialisation, and with policies that save about as much.
+    norm = 12 * D + 8 + (a * D if a < 4 or model.norm_bias or model.norm != "layernorm" else 0)
+    attention = (a * 2 * (HK + GK) + 4 * model.num_heads) / tensor
+    arrays = _KEPT_BY_ACTIVATION[model.activation] + 2 * model.gated_mlp
+    return 2 * norm + attention + a * arrays * F / tensor
+
+
+class _Rows:
+    """How many rows (tokens) a device works on."""
+
+    def __init__(self, config: TrainConfig, mesh: dict[str, int]):
+        ways = mesh["data"] * mesh["fsdp"]
+        if config.batch_size % (ways * config.accumulate):
+            raise UserError(
+                f"batch_size {config.batch_size} cannot be split over {ways} devices x "
+                f"accumulate={config.accumulate}; choose a multiple of {ways * config.accumulate}"
+            )
+        self.step = config.tokens_per_step / ways  # in a step
+        self.part = self.step / config.accumulate  # at a time
+        self.parts = config.accumulate
+
+
+def mesh_sizes(mesh: MeshConfig, devices: int) -> dict[str, int]:
+    """Return the size of each mesh axis, the free one filled in.
+
+    Raises:
+      UserError: they do not multiply to the number of devices.
+    """
+    sizes = {"data": mesh.data, "fsdp": mesh.fsdp, "tensor": mesh.tensor}
+    free = [name for name, size in sizes.items() if size == -1]
+    if len(free) == 1:
+        fixed = math.prod(size for size in sizes.values() if size != -1)
+        sizes[free[0]] = devices // fixed
+    if math.prod(sizes.values()) != devices or min(sizes.values()) < 1:
+        shown = ", ".join(f"{name}={size}" for name, size in sizes.items())
+        raise UserError(
+            f"mesh {shown} does not cover {devices} device{'s' * (devices > 1)}; "
+            f"choose sizes whose product is {devices}"
+        )
+    return sizes
+
+
+def _layer_weights(model: ModelConfig) -> int:
+    """Count the weights of one layer that multiply activations."""
+    heads, kv_heads = model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
+    return model.embed_dim * (2 * heads + 2 * kv_heads + model.mlp_dim * (2 + model.gated_mlp))
+
+
+def _keys_computed(model: ModelConfig, seq_len: int) -> float:
+    """Return how many keys a query is multiplied with, averaged over queries and layers."""
+    block = seq_len / _SCORE_BLOCKS
+    full = _CAUSAL_PART * seq_len
+    keys = [min(full, window + block) if window else full for window in model.windows]
+    return sum(keys) / len(keys)
+
+
+def _gradient_bytes(config: TrainConfig, parameters: int) -> int:
+    if config.accumulate == 1:
+        return parameters
+    return parameters + parameters * 4 // _ITEMSIZE[config.model.param_dtype]
+
+
+def _activation_bytes(model: ModelConfig, rows: _Rows, mesh: dict[str, int]) -> float:
+    kept = model.num_layers * rows.part * kept_bytes(model, model.remat, mesh["tensor"])
+    if model.remat == "none" and model.param_dtype != model.dtype:
+        # The weights as they were multiplied with are kept as well.
+        shards = mesh["fsdp"] * mesh["tensor"]
+        kept += model.num_layers * _layer_weights(model) * _ITEMSIZE[model.dtype] / shards
+    return kept
+
+
+def _temporary_bytes(config: TrainConfig, rows: _Rows, mesh: dict[str, int]) -> float:
+    model, tensor = config.model, mesh["tensor"]
+    a, D, F = _ITEMSIZE[model.dtype], model.embed_dim, model.mlp_dim
+    # One layer's backward pass: what it keeps, made again unless it was kept, and its gradients.
+    layer = rows.part * (a * F * 2 * (1 + model.gated_mlp) / tensor + 4 * 4 * D)
+    if model.remat != "none":
+        layer += rows.part * kept_bytes(model, "none", tensor)
+    scores = 3 * 4 * rows.part * model.num_heads / tensor * config.seq_len / _SCORE_BLOCKS
+    if mesh["fsdp"] > 1:
+        layer += 2 * _layer_weights(model) * a / tensor  # gathered: this layer's and the next one's
+    V = model.known_vocab_size
+    head_ways = tensor if V % tensor == 0 else 1
+    logits = min(rows.part * V / head_ways, _LOGITS_AT_A_TIME * tensor / head_ways)
+    head = (4 + 4 + a) * logits + 4 * V * D / head_ways / mesh["fsdp"] + 2 * a * rows.part * D
+    return max(layer + scores, head)
+
+
+def _bytes_moved(config: TrainConfig, rows: _Rows, mesh: dict[str, int], state: int) -> float:
+    model, tensor = config.model, mesh["tensor"]
+    a, D, F = _ITEMSIZE[model.dtype], model.embed_dim, model.mlp_dim
+    HK, GK = model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
+    # Every product reads its input and writes its output once; the rest fuses with a neighbour.
+    streams = a * (8 * D + (3 * HK + 4 * GK + F * (2 + 2 * model.gated_mlp)) / tensor)
+    passes = 3 + (model.remat not in ("none", "everything_saveable"))
+    layers = model.num_layers * rows.step
+    activations = layers * (passes * streams + 2 * kept_bytes(model, model.remat, tensor))
+    weights = rows.parts * passes * model.num_layers * _layer_weights(model) * a / tensor
+    head_ways = tensor if model.known_vocab_size % tensor == 0 else 1
+    logits = rows.step * model.known_vocab_size / head_ways * (2 * 4 + 3 * a)
+    return activations + weights + logits + 2 * state
+
+
+def _collective_bytes(config: TrainConfig, rows: _Rows, mesh: dict[str, int], parameters: int):
+    """Count what a device sends in a step, by mesh axis; rings: a gather sends (n - 1) / n of the whole."""
+    model = config.model
+    a, wide = _ITEMSIZE[model.dtype], _ITEMSIZE[model.param_dtype]
+    data, fsdp, tensor = mesh["data"], mesh["fsdp"], mesh["tensor"]
+    whole = parameters * fsdp  # bytes of parameters over the fsdp axis
+    gathers = 2  # for the forward and the backward pass
+    sent = {
+        # Gathered in the type that is multiplied in; gradients are summed in the parameters' type.
+        "fsdp": rows.parts * (fsdp - 1) / fsdp * whole * (gathers * a / wide + 1),
+        # Each part of the batch sums its gradients: the loop over parts cannot put it off.
+        "data": rows.parts * 2 * (data - 1) / data * parameters,
+    }
+    # Two sums a layer forward, two backward, and one again where the layer is recomputed.
+    sums = 4 + (model.remat in ("full", "nothing_saveable"))
+    row = a * model.embed_dim
+    sent["tensor"] = model.num_layers * sums * 2 * (tensor - 1) / tensor * rows.step * row
+    return {axis: float(b) for axis, b in sent.items() if b}
+
+
+def _bandwidth(axis: str, mesh: dict[str, int], target: Target) -> float:
+    """Return the bandwidth of a mesh axis: the fast network's, if its groups stay inside one."""
+    inner = {"data": ("fsdp", "tensor"), "fsdp": ("tensor",), "tensor": ()}[axis]
+    span = mesh[axis] * math.prod(mesh[name] for name in inner)
+    return target.network_bandwidth if span <= target.fast_devices else target.host_network_bandwidth

@@ -1,0 +1,101 @@
+"""The plans that a search may choose from: every setting that changes cost and not the run's meaning."""
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from jaxllm.errors import UserError, unknown
+from jaxllm.optim import OptimConfig
+from jaxllm.parallel import MeshConfig
+from jaxllm.targets.analytic import mesh_sizes
+from jaxllm.targets.catalog import Target
+from jaxllm.train import PRECISIONS, TrainConfig
+
+# Policies worth trying: they differ in what they keep. The others that a model knows are variants.
+REMATS = ("none", "dots", "full")
+
+
+@dataclass(frozen=True)
+class Search:
+    """What a plan may change. Precision and optimizer change numbers, so they stay unless allowed.
+
+    None means: the config's own precision and optimizer; every remat policy of REMATS, every number of
+    parts and every mesh that is possible.
+
+    Raises:
+      UserError: an unknown precision or optimizer, or a number out of range.
+    """
+
+    precisions: tuple[str, ...] | None = None  # names of policies, or ("any",)
+    optimizers: tuple[str, ...] | None = None  # values of optim.name
+    remats: tuple[str, ...] | None = None
+    accumulates: tuple[int, ...] | None = None
+    meshes: tuple[MeshConfig, ...] | None = None
+    compiles: int = 4  # plans that the compiler is asked about
+
+    def __post_init__(self):
+        if self.precisions == ("any",):
+            object.__setattr__(self, "precisions", tuple(PRECISIONS))
+        for name in self.precisions or ():
+            if name not in PRECISIONS:
+                raise unknown("precision", name, [*PRECISIONS, "any"])
+        for name in self.optimizers or ():
+            OptimConfig(name=name)  # raises for an unknown one
+        if self.compiles < 1:
+            raise UserError(f"compiles is {self.compiles}; at least 1 plan must be compiled")
+
+
+def candidates(config: TrainConfig, target: Target, search: Search = Search()) -> list[TrainConfig]:
+    """Return every config that the search allows and the target's devices can be split into.
+
+    Raises:
+      UserError: the batch or the model's sizes cannot be spread over the devices in any way.
+    """
+    meshes = tuple(_meshes(config, target))
+    if search.meshes is not None:
+        meshes = tuple(MeshConfig(**mesh_sizes(mesh, target.num_devices)) for mesh in search.meshes)
+    found = [
+        dataclasses.replace(
+            config,
+            precision=precision,
+            optim=dataclasses.replace(config.optim, name=optimizer),
+            model=dataclasses.replace(config.model, remat=remat),
+            accumulate=parts,
+            mesh=mesh,
+        )
+        for precision in search.precisions or (config.precision,)
+        for optimizer in search.optimizers or (config.optim.name,)
+        for remat in search.remats or REMATS
+        for mesh in meshes
+        for parts in _parts(config, mesh, search)
+    ]
+    if not found:
+        raise UserError(
+            f"batch {config.batch_size} cannot be spread over the {target.num_devices} devices of "
+            f"{target.name}; choose a batch that is a multiple of {target.num_devices}, or a smaller target"
+        )
+    return found
+
+
+def _meshes(config: TrainConfig, target: Target) -> Iterator[MeshConfig]:
+    """Yield the meshes whose axes divide what they split."""
+    model, count = config.model, target.num_devices
+    for tensor in _divisors(math.gcd(count, math.gcd(model.num_kv_heads, model.mlp_dim))):
+        # Two sums a layer wait for each other: they stay on the fast network.
+        if tensor > target.fast_devices:
+            continue
+        for fsdp in _divisors(math.gcd(count // tensor, model.embed_dim)):
+            yield MeshConfig(data=count // tensor // fsdp, fsdp=fsdp, tensor=tensor)
+
+
+def _parts(config: TrainConfig, mesh: MeshConfig, search: Search) -> list[int]:
+    rows, rest = divmod(config.batch_size, mesh.data * mesh.fsdp)
+    if rest or not rows:
+        return []
+    possible = _divisors(rows)
+    return possible if search.accumulates is None else [n for n in search.accumulates if n in possible]
+
+
+def _divisors(number: int) -> list[int]:
+    return [n for n in range(1, number + 1) if number % n == 0]

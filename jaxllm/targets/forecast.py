@@ -1,0 +1,88 @@
+"""What a compiler's account of a program says about running it."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from jaxllm.targets.catalog import Target
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Memory and time of one program on one target; every figure is of one device and one run.
+
+    The memory is the compiler's own account. Which scope it belongs to, and everything about time, is
+    worked out from the text of the compiled program.
+    """
+
+    target: Target
+    name: str  # of the program
+    peak_bytes: int  # arguments + outputs - donated + temporaries + code, as memory_analysis gives them
+    breakdown: dict[str, int]  # of peak_bytes, by what it is for; sums to peak_bytes
+    timeline: tuple[tuple[str, dict[str, int]], ...]  # (operation, live temporaries by label), in order
+    simulated_temporaries: int  # the timeline's peak, to hold against breakdown's total
+    compiler_temporaries: int  # the compiler's figure for the same
+    bytes_moved: float  # to and from main memory
+    flops: dict[str, float]  # of matrix products that the program does, by type
+    model_flops: float  # of the model by definition, without recomputation; 0 where no model is given
+    collective_bytes: dict[str, float]  # sent, by mesh axis
+    compiler_seconds: float  # the TPU compiler's cycle estimates, loops multiplied out; 0 on others
+    compute_seconds: float  # matrix products at peak
+    memory_seconds: float  # bytes moved at full bandwidth
+    network_seconds: float  # bytes sent at full bandwidth
+    roofline_seconds: float  # operation by operation, each at the slower of compute and memory
+    seconds: float  # the estimate: roofline_seconds, or the network if slower, over the target's efficiency
+    compile_wall_seconds: float
+    silent_kernels: int = 0  # kernel calls that declare no FLOPs; they are timed as the rest of model_flops
+    failure: str = ""  # what the compiler said where it gave up because the program does not fit
+
+    @property
+    def fits(self) -> bool:
+        """Whether the program's memory is within the device's."""
+        return not self.failure and self.peak_bytes <= self.target.hbm_bytes
+
+    @property
+    def bound(self) -> str:
+        """What the time goes to first: "compute", "memory" or "network"."""
+        times = {
+            "compute": self.compute_seconds,
+            "memory": self.memory_seconds,
+            "network": self.network_seconds,
+        }
+        return max(times, key=times.get)
+
+    @property
+    def mfu(self) -> float:
+        """The model's FLOPs over those the device could do in the estimated time."""
+        if not self.seconds or not self.flops:
+            return 0.0
+        dtype = max(self.flops, key=self.flops.get)
+        done = self.model_flops or sum(self.flops.values())
+        return done / (self.seconds * self.target.peak_flops[dtype])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values that JSON can hold, derived figures included."""
+        values = dataclasses.asdict(self)
+        if self.failure:  # infinite, which JSON cannot hold
+            values["seconds"] = values["roofline_seconds"] = None
+        return values | {"fits": self.fits, "bound": self.bound, "mfu": self.mfu}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Forecast":
+        """Return the forecast that `to_dict` turned into plain values."""
+        values = {k: v for k, v in values.items() if k not in ("fits", "bound", "mfu")}
+        if values["failure"]:
+            values["seconds"] = values["roofline_seconds"] = float("inf")
+        timeline = tuple((operation, dict(live)) for operation, live in values.pop("timeline"))
+        return cls(target=Target(**values.pop("target")), timeline=timeline, **values)
+
+    def __str__(self) -> str:
+        from jaxllm.targets.render import table
+
+        return table(self)
+
+    def plot(self, path) -> None:
+        """Write a picture of memory over the program, with the device's limit, as PNG."""
+        from jaxllm.targets.render import plot
+
+        plot(self, path)

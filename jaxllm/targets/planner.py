@@ -1,0 +1,241 @@
+"""Choose the fastest way to train a model on a machine that is not here, among those that fit it.
+
+An estimate in closed form ranks every candidate; the compiler of the machine judges the best few. What
+the compiler says corrects the estimates of those still waiting.
+"""
+
+import dataclasses
+import json
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from tqdm import tqdm
+
+from jaxllm.atomic import write_file
+from jaxllm.errors import UserError
+from jaxllm.targets.analytic import Estimate, estimate
+from jaxllm.targets.candidates import Search, candidates
+from jaxllm.targets.catalog import Target, get_target
+from jaxllm.targets.forecast_cache import cached_forecast
+from jaxllm.targets.shortfall import nothing_fits
+from jaxllm.targets.train_step import with_vocabulary
+from jaxllm.train import TrainConfig, to_dict
+
+_GIB = 2**30
+_TITLES = ("", "precision", "optimizer", "remat", "parts", "data x fsdp x tensor", "peak", "step", "MFU",
+           "by", "why")  # fmt: skip
+_HOPE = 1.15  # how far an estimate may be over the memory before the compiler has corrected any
+
+
+@dataclass(frozen=True)
+class Row:
+    """One candidate and what became of it."""
+
+    config: TrainConfig
+    estimate: Estimate
+    forecast: object | None  # the compiler's; None: not asked
+    reason: str
+
+    @property
+    def seconds(self) -> float:
+        """Seconds a step: the compiler's where there are any."""
+        return (self.forecast or self.estimate).seconds
+
+    @property
+    def peak_bytes(self) -> int:
+        """Bytes a device needs: the compiler's where there are any."""
+        return (self.forecast or self.estimate).peak_bytes
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The chosen config, and every candidate with the reason it lost; the best first."""
+
+    config: TrainConfig
+    target: Target
+    rows: list[Row]
+
+    @property
+    def best(self) -> Row:
+        """The row of the chosen config."""
+        return self.rows[0]
+
+    def table(self, limit: int = 12) -> str:
+        """Return the ranking as text, one line a candidate."""
+        lines = [_TITLES]
+        for number, row in enumerate(self.rows[:limit], 1):
+            c, source = row.config, row.forecast or row.estimate
+            lines.append(
+                (str(number), c.precision, c.optim.name, c.model.remat, str(c.accumulate),
+                 f"{c.mesh.data} x {c.mesh.fsdp} x {c.mesh.tensor}", f"{row.peak_bytes / _GIB:.2f} GiB",
+                 _duration(row.seconds), "" if math.isinf(row.seconds) else f"{100 * source.mfu:.0f} %",
+                 "compiler" if row.forecast else "estimate", row.reason)
+            )  # fmt: skip
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        text = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
+        hidden = len(self.rows) - limit
+        return "\n".join(text + [f"... and {hidden} more, all not compiled or too big"] * (hidden > 0))
+
+    def write(self, path) -> None:
+        """Write the chosen config as JSON, for `jaxllm train --config FILE`."""
+        write_file(path, (json.dumps(to_dict(self.config), indent=2) + "\n").encode())
+
+
+def plan(
+    config: TrainConfig,
+    target: Target | str,
+    search: Search = Search(),
+    *,
+    compile: Callable | None = None,
+    progress: bool = False,
+) -> Plan:
+    """Find the fastest plan that fits the target.
+
+    Args:
+      config: the run; what the search may not change stays as it is.
+      target: a machine or its name.
+      search: what may change.
+      compile: (config, target) -> Forecast; None: `targets.compile_train_step`, remembered on disk.
+      progress: show a progress bar.
+
+    Raises:
+      UserError: nothing fits; says the smallest change that would.
+    """
+    target = get_target(target)
+    asked, config = config, with_vocabulary(config)
+    ranked = rank(candidates(config, target, search), target)
+    with tqdm(total=search.compiles, desc="compiling", unit="plan", disable=not progress) as bar:
+        forecasts = _judge(ranked, target, search.compiles, compile or cached_forecast, bar)
+    fitting = {i: f for i, f in forecasts.items() if f.fits}
+    if not fitting:
+        raise UserError(nothing_fits(config, target, search, ranked, _correction(ranked, forecasts, 1.0)))
+    best = min(fitting, key=lambda i: fitting[i].seconds)
+    rows = _rows(ranked, forecasts, best, target)
+    # A vocabulary that only a trained tokenizer will know stays open for it.
+    chosen = rows[0].config
+    model = dataclasses.replace(chosen.model, vocab_size=asked.model.vocab_size)
+    return Plan(dataclasses.replace(chosen, model=model), target, rows)
+
+
+def rank(configs: Sequence[TrainConfig], target: Target | str) -> list[tuple[TrainConfig, Estimate]]:
+    """Return the configs with their estimates: those that fit first, the fastest first among them.
+
+    Two that are bound by the same time are told apart by the other two, which never hide entirely.
+    """
+
+    def key(pair):
+        e = pair[1]
+        rest = e.compute_seconds + e.memory_seconds + e.network_seconds
+        return (e.peak_bytes > _HOPE * e.hbm_bytes, e.seconds, rest, e.peak_bytes)
+
+    return sorted(((c, estimate(c, target)) for c in configs), key=key)
+
+
+def _judge(ranked, target, compiles: int, compile, bar) -> dict[int, object]:
+    """Ask the compiler about the most promising candidates, by index; go on until one fits."""
+    forecasts: dict[int, object] = {}
+    while True:
+        if len(forecasts) >= compiles and any(f.fits for f in forecasts.values()):
+            return forecasts
+        index = _next(ranked, forecasts)
+        if index is None or len(forecasts) >= 3 * compiles:
+            return forecasts
+        bar.total = max(bar.total, len(forecasts) + 1)
+        bar.set_postfix_str(_label(ranked[index][0]), refresh=True)
+        forecasts[index] = compile(ranked[index][0], target)
+        bar.update()
+
+
+def _next(ranked, forecasts) -> int | None:
+    """Return the fastest candidate that may fit and could still win; None: there is none."""
+    correct = _correction(ranked, forecasts, _HOPE)
+    fitting = [i for i, f in forecasts.items() if f.fits]
+    for index, (config, guess) in enumerate(ranked):
+        if index in forecasts or correct(config) * guess.peak_bytes > guess.hbm_bytes:
+            continue
+        if not any(_more_parts(config, ranked[i][0]) for i in fitting):
+            return index
+    if not forecasts:  # by the estimates nothing fits: let the compiler speak of the smallest
+        return min(range(len(ranked)), key=lambda i: ranked[i][1].peak_bytes)
+    return None
+
+
+def _correction(ranked, forecasts, hope: float) -> Callable[[TrainConfig], float]:
+    """Return config -> what to multiply its estimated peak with, from those that were compiled.
+
+    Estimates err alike for configs that keep the same activations in the same types. Of other kinds the
+    compiled ones say less: their estimate may be too high by the factor `hope`.
+    """
+    ratios: dict[tuple, list[float]] = {}
+    for index, forecast in forecasts.items():
+        config, guess = ranked[index]
+        ratio = forecast.peak_bytes / guess.peak_bytes
+        for key in ((config.precision, config.model.remat), ()):
+            ratios.setdefault(key, []).append(ratio)
+
+    def correct(config: TrainConfig) -> float:
+        seen = ratios.get((config.precision, config.model.remat))
+        if seen:
+            return statistics.median(seen)
+        return max(statistics.median(ratios[()]), 1.0) / hope if ratios else 1 / hope
+
+    return correct
+
+
+def _rows(ranked, forecasts, best: int, target: Target) -> list[Row]:
+    """Say of every candidate why it won or lost; compiled ones first."""
+    correct = _correction(ranked, forecasts, 1.0)
+
+    def order(index):
+        forecast = forecasts.get(index)
+        compiled = 0 if index == best else 1 if forecast else 2
+        return (compiled, not forecast.fits if forecast else 0, forecast.seconds if forecast else index)
+
+    rows = []
+    for index in sorted(range(len(ranked)), key=order):
+        config, guess = ranked[index]
+        forecast = forecasts.get(index)
+        if index == best:
+            reason = "chosen: the fastest that fits"
+        elif forecast is not None and not forecast.fits:
+            reason = f"too big by {_gib(forecast.peak_bytes - target.hbm_bytes)}"
+        elif forecast is not None:
+            reason = f"{_slower(forecast.seconds / forecasts[best].seconds)}, {forecast.bound} bound"
+        elif correct(config) * guess.peak_bytes > target.hbm_bytes:
+            over = correct(config) * guess.peak_bytes - target.hbm_bytes
+            reason = f"not compiled: too big by about {_gib(over)}"
+        elif any(f.fits and _more_parts(config, ranked[i][0]) for i, f in forecasts.items()):
+            reason = "not compiled: a compiled plan in more parts than it needs"
+        else:
+            slower = _slower(guess.seconds / ranked[best][1].seconds)
+            reason = f"not compiled: {slower} by the estimate, {guess.bound} bound"
+        rows.append(Row(config, guess, forecast, reason))
+    return rows
+
+
+def _more_parts(config: TrainConfig, other: TrainConfig) -> bool:
+    """Whether config is the other plan in more parts: never faster, and needless where the other fits."""
+    same = dataclasses.replace(config, accumulate=other.accumulate) == other
+    return same and config.accumulate > other.accumulate
+
+
+def _label(config: TrainConfig) -> str:
+    mesh = config.mesh
+    return (f"{config.precision}, remat {config.model.remat}, {config.accumulate} parts, "
+            f"mesh {mesh.data}x{mesh.fsdp}x{mesh.tensor}")  # fmt: skip
+
+
+def _slower(ratio: float) -> str:
+    return f"{100 * (ratio - 1):.1f} % slower" if ratio >= 1.0005 else "as fast"
+
+
+def _gib(size: float) -> str:
+    return f"{size / _GIB:.2f} GiB"
+
+
+def _duration(seconds: float) -> str:
+    if math.isinf(seconds):
+        return ""
+    return f"{seconds:.2f} s" if seconds >= 1 else f"{1000 * seconds:.1f} ms"

@@ -1,0 +1,111 @@
+"""Forecasts of what jaxllm itself runs: a training step, a step of decoding."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from jaxllm import models, parallel
+from jaxllm.data.tokenizer import is_trained, load_tokenizer
+from jaxllm.errors import UserError
+from jaxllm.models.cache import LayerCache
+from jaxllm.targets.catalog import Target, get_target
+from jaxllm.targets.compiled import compile
+from jaxllm.targets.compiled import mesh as make_mesh
+from jaxllm.targets.forecast import Forecast
+from jaxllm.targets.topology import devices
+from jaxllm.train.config import TrainConfig
+from jaxllm.train.job import prepare_shapes
+
+
+def compile_train_step(config: TrainConfig, target: Target | str, **replacements) -> Forecast:
+    """Compile the step that `jaxllm.train.train(config)` runs and forecast it.
+
+    It is the same function with the same shardings, donation, precision, rematerialisation and
+    accumulation. No data is read: the vocabulary is the model's, or what the tokenizer's name says.
+
+    Args:
+      config: the run.
+      target: the machine, or its name.
+      replacements: loss and optimizer, as `jaxllm.train.train` takes them.
+
+    Raises:
+      UserError: mesh, batch and target do not fit together, or the target's compiler is missing.
+    """
+    target = get_target(target)
+    job = prepare_shapes(with_vocabulary(config), devices=devices(target), **replacements)
+    model = job.config.model
+    flops = model.flops_per_token(config.seq_len) * config.tokens_per_step / target.num_devices
+    return compile(job.train_step, (job.shapes, job.batch_shapes), target, model_flops=flops)
+
+
+def compile_decode_step(
+    config: models.ModelConfig,
+    batch_size: int,
+    length: int,
+    target: Target | str,
+    mesh: parallel.MeshConfig = parallel.MeshConfig(data=1, tensor=-1),
+) -> Forecast:
+    """Compile one step of cached decoding, a new token for each row, and forecast it.
+
+    Args:
+      config: the model.
+      batch_size: rows.
+      length: slots of the cache.
+      target: the machine, or its name.
+      mesh: how the devices are split; by default over heads, mlp and vocabulary.
+    """
+    target = get_target(target)
+    config = dataclasses.replace(config, param_dtype=config.dtype)  # cast once, before the first token
+    place = make_mesh(mesh, target)
+    shapes = jax.eval_shape(lambda: models.init(config, jax.random.key(0)))
+    params = _sharded(shapes, parallel.shardings(models.axes(config), shapes, place))
+    cache = jax.eval_shape(lambda: models.init_cache(config, batch_size, length))
+    cache_axes = {name: _cache_axes(name, leaf) for name, leaf in cache.items()}
+    cache = _sharded(cache, parallel.shardings(cache_axes, cache, place))
+    tokens = jax.ShapeDtypeStruct((batch_size, 1), jnp.int32)
+    tokens = _sharded(tokens, parallel.shardings(("batch", None), tokens, place))
+
+    def decode_step(params, cache, tokens):
+        with jax.sharding.use_abstract_mesh(place.abstract_mesh):
+            hidden_B1D, cache = models.decode(config, params, tokens, cache)
+            return models.logits(config, params, hidden_B1D[:, 0]), cache
+
+    step = jax.jit(decode_step, donate_argnums=1)
+    flops = config.flops_per_token(length) / 3 * batch_size / target.num_devices  # forward alone
+    return compile(step, (params, cache, tokens), target, model_flops=flops)
+
+
+def with_vocabulary(config: TrainConfig) -> TrainConfig:
+    """Return the run with its vocabulary's size filled in from the tokenizer's name.
+
+    Raises:
+      UserError: the tokenizer is one whose size only its data tells.
+    """
+    if config.model.vocab_size is not None:
+        return config
+    name = config.tokenizer
+    if name.startswith("bpe:") and name[4:].isdecimal():
+        size = int(name[4:])
+    elif is_trained(name):
+        raise UserError(
+            f"the size of the tokenizer '{name}' depends on its text, which a forecast does not read; "
+            "set model.vocab_size"
+        )
+    else:
+        size = load_tokenizer(name).vocab_size
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=size))
+
+
+def _sharded(shapes, shardings):
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+
+
+def _cache_axes(name: str, leaf) -> tuple[str | None, ...]:
+    """Return the logical axes of a part of the cache; its field's name spells them by the house's legend."""
+    logical = {"L": "layers", "B": "batch", "G": "kv_heads"}
+    for field in LayerCache._fields:
+        part, _, letters = field.partition("_")
+        if part == name and len(letters) == leaf.ndim:
+            return tuple(logical.get(letter) for letter in letters)
+    return (None,) * leaf.ndim

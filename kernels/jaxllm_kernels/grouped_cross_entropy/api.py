@@ -1,0 +1,171 @@
+"""Loss of a head that predicts a token's group, then the token inside the group.
+
+p(token | h) = softmax(h W_G + c)[group] * softmax(t_group(h))[slot], exact and normalised
+(arXiv 2411.06371). Each factor is a linear cross-entropy, so there is no kernel here: a bias is one
+more channel that is always 1, a group's own scale and shift of its hidden states come before the
+weights that all groups share, and a group's unused slots are columns past the token's limit.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxllm_kernels.compat import dot_general_float32, varying_like
+from jaxllm_kernels.linear_cross_entropy import linear_cross_entropy
+from jaxllm_kernels.linear_cross_entropy.options import DEVICE_SIZES, MASKED
+from jaxllm_kernels.linear_cross_entropy.xla import over_chunks, time_chunk
+
+
+class GroupedWeights(NamedTuple):
+    """A head for G groups of at most K slots, on hidden states of width D."""
+
+    groups_DG: jax.Array
+    group_bias_G: jax.Array
+    slots_DK: jax.Array  # shared by all groups
+    scale_GX: jax.Array  # [G, D]: of hidden states; [G, K]: of slot logits
+    shift_GX: jax.Array  # like scale
+
+
+class GroupedLossSums(NamedTuple):
+    """Float32 scalars. Only `total` has a gradient; the other two are its parts, to be logged."""
+
+    total: jax.Array
+    group: jax.Array
+    slot: jax.Array
+
+
+def grouped_cross_entropy(
+    hidden_BTD: jax.Array,
+    weights: GroupedWeights,
+    groups_BT: jax.Array,
+    slots_BT: jax.Array,
+    group_sizes_G: jax.Array,
+    *,
+    token_weights_BT: jax.Array | None = None,
+    scale: str = "hidden",
+    logits_bytes: int | None = None,
+    implementation: str | None = None,
+) -> GroupedLossSums:
+    """Return the weighted sum over tokens of -log p(group) - log p(slot | group).
+
+    Costs B T (G + K) logits in place of B T V; those of one chunk or block are in memory. The
+    softmaxes are computed in float32, matmuls in hidden's dtype.
+
+    Args:
+      hidden_BTD: [B, T, D].
+      weights: see GroupedWeights.
+      groups_BT: int [B, T], each token's group in [0, G); any value where the token weight is 0.
+      slots_BT: int [B, T], its place in the group, below the group's size; likewise.
+      group_sizes_G: int [G], how many slots of each group hold tokens; at least 1.
+      token_weights_BT: [B, T] weight of each token, 0 leaves it out; None: all 1. No gradient.
+      scale: what weights' scale and shift apply to: "hidden", t = (h * a + b) W, or "logits",
+        t = (h W) * a + b, with a and b of the token's group. The first is the richer one.
+      logits_bytes: see `linear_cross_entropy`.
+      implementation: see `linear_cross_entropy`; scale="logits" knows "reference" and "xla" only.
+    """
+    _check(hidden_BTD, weights, groups_BT, slots_BT, group_sizes_G, scale)
+    group_sizes_G = jnp.asarray(group_sizes_G)
+    if token_weights_BT is None:
+        token_weights_BT = jnp.ones(groups_BT.shape, jnp.float32)
+    token_weights_BT = jax.lax.stop_gradient(token_weights_BT.astype(jnp.float32))
+    # Whatever stands at a token that does not count must not reach a gather.
+    counted_BT = token_weights_BT != 0
+    groups_BT, slots_BT = (jnp.where(counted_BT, x_BT, 0) for x_BT in (groups_BT, slots_BT))
+    common = dict(token_weights_BT=token_weights_BT, logits_bytes=logits_bytes)
+
+    group = linear_cross_entropy(
+        _with_one(hidden_BTD),
+        _with_bias(weights.groups_DG, weights.group_bias_G),
+        groups_BT,
+        implementation=implementation,
+        **common,
+    ).total
+    limits_BT = group_sizes_G[groups_BT]
+    if scale == "hidden":
+        scaled_BTD = hidden_BTD * weights.scale_GX[groups_BT] + weights.shift_GX[groups_BT]
+        slot = linear_cross_entropy(
+            scaled_BTD.astype(hidden_BTD.dtype),
+            weights.slots_DK,
+            slots_BT,
+            limits_BT=limits_BT,
+            implementation=implementation,
+            **common,
+        ).total
+    else:
+        slot = _scaled_logits_loss(
+            hidden_BTD, weights, groups_BT, slots_BT, limits_BT, token_weights_BT, logits_bytes
+        )
+    total = group + slot
+    return GroupedLossSums(total, *jax.lax.stop_gradient((group, slot)))
+
+
+def joint_log_probs(
+    hidden: jax.Array, weights: GroupedWeights, group_sizes_G: jax.Array, *, scale: str = "hidden"
+) -> jax.Array:
+    """Return log p(group, slot | h), float32 [..., G, K]; slots that hold no token have -1e30.
+
+    This is all of the vocabulary, for decoding a few positions: it costs an array of [..., G, D]
+    and its product with the slots' weights (scale="logits": only [..., K], and [..., G, K]).
+    """
+    group = _product(_with_one(hidden), _with_bias(weights.groups_DG, weights.group_bias_G))
+    if scale == "hidden":
+        scaled = hidden[..., None, :] * weights.scale_GX + weights.shift_GX
+        slot = _product(scaled.astype(hidden.dtype), weights.slots_DK)
+    else:
+        slot = _product(hidden, weights.slots_DK)[..., None, :] * weights.scale_GX + weights.shift_GX
+    exists_GK = jnp.arange(weights.slots_DK.shape[1]) < group_sizes_G[:, None]
+    slot = jax.nn.log_softmax(jnp.where(exists_GK, slot, MASKED), axis=-1)
+    return jnp.where(exists_GK, jax.nn.log_softmax(group, axis=-1)[..., None] + slot, MASKED)
+
+
+def _scaled_logits_loss(hidden_BTD, weights, groups_BT, slots_BT, limits_BT, token_weights_BT, budget):
+    """Return the summed loss of slots whose logits, not hidden states, a group scales and shifts."""
+
+    @jax.checkpoint
+    def add(total, piece):
+        hidden_BtD, groups_Bt, slots_Bt, limits_Bt, token_weights_Bt = piece
+        logits_BtK = _product(hidden_BtD, weights.slots_DK)
+        logits_BtK = logits_BtK * weights.scale_GX[groups_Bt] + weights.shift_GX[groups_Bt]
+        columns_K = jnp.arange(logits_BtK.shape[-1])
+        logits_BtK = jnp.where(columns_K < limits_Bt[..., None], logits_BtK, MASKED)
+        label_Bt = jnp.take_along_axis(logits_BtK, slots_Bt[..., None], axis=-1)[..., 0]
+        loss_Bt = jax.nn.logsumexp(logits_BtK, axis=-1) - label_Bt
+        return total + jnp.sum(token_weights_Bt * loss_Bt), None
+
+    pieces = hidden_BTD, groups_BT, slots_BT, limits_BT, token_weights_BT
+    # Four arrays of a chunk's shape: logits, scale, shift and the logits' gradient.
+    columns = 4 * weights.slots_DK.shape[1]
+    chunk = time_chunk(hidden_BTD.shape, columns, budget or DEVICE_SIZES.logits_bytes)
+    return over_chunks(add, varying_like(jnp.zeros(()), *pieces), pieces, chunk)[0]
+
+
+def _product(hidden, weights_DX):
+    """Return hidden @ weights in float32, the operands in hidden's dtype."""
+    axes = (((hidden.ndim - 1,), (0,)), ((), ()))
+    return dot_general_float32(hidden, weights_DX.astype(hidden.dtype), axes)
+
+
+def _with_one(hidden):
+    return jnp.concatenate([hidden, jnp.ones_like(hidden[..., :1])], axis=-1)
+
+
+def _with_bias(weights_DX, bias_X):
+    return jnp.concatenate([weights_DX, bias_X[None].astype(weights_DX.dtype)])
+
+
+def _check(hidden_BTD, weights: GroupedWeights, groups_BT, slots_BT, group_sizes_G, scale):
+    if scale not in ("hidden", "logits"):
+        raise ValueError(f"scale '{scale}' is neither 'hidden' nor 'logits'")
+    (D, G), K = weights.groups_DG.shape, weights.slots_DK.shape[1]
+    expected = GroupedWeights((D, G), (G,), (D, K), *[(G, D if scale == "hidden" else K)] * 2)
+    for name, array, shape in zip(weights._fields, weights, expected, strict=True):
+        if array.shape != shape:
+            raise ValueError(f"{name} {array.shape} is not {shape} (scale={scale!r})")
+    if hidden_BTD.ndim != 3 or hidden_BTD.shape[2] != D:
+        raise ValueError(f"hidden {hidden_BTD.shape} is not [B, T, {D}]")
+    for name, array in {"groups": groups_BT, "slots": slots_BT}.items():
+        if array.shape != hidden_BTD.shape[:2]:
+            raise ValueError(f"{name} {array.shape} do not fit hidden {hidden_BTD.shape}")
+    if group_sizes_G.shape != (G,):
+        raise ValueError(f"group_sizes {group_sizes_G.shape} is not [G] = {(G,)}")

@@ -1,0 +1,76 @@
+"""Blockwise Walsh-Hadamard transform as a Pallas Triton kernel: one read and one write of the array."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton as plgpu
+
+from jaxllm_kernels.compat import shape_like
+from jaxllm_kernels.hadamard_rotate.matrix import hadamard_matrix
+from jaxllm_kernels.hadamard_rotate.pallas_body import LANES, rotate_group
+from jaxllm_kernels.hadamard_rotate.pallas_body import cannot as body_cannot
+
+_LARGEST_BLOCK = {2: 1024, 4: 512}  # bytes of an element: its tiles live in registers
+_ROWS = 16  # of a tile, the fewest that Triton multiplies; more of them spill
+_STEPS = 8  # tiles that a program takes, one after the other, with one load of the matrix
+
+
+def cannot(shape, axis, block_size, itemsize) -> str | None:
+    """Return why the kernel cannot rotate this array, or None."""
+    return body_cannot(shape, axis, block_size, _LARGEST_BLOCK.get(itemsize, 512))
+
+
+def hadamard_rotate(x, signs, *, block_size, inverse, interpret=False):
+    """Return the rotation of x along its last axis; arguments as of the api."""
+    rows = x.reshape(-1, x.shape[-1])
+    R, C = rows.shape
+    group = max(block_size, LANES)
+    small = min(block_size, LANES)
+    matrix = np.kron(np.eye(LANES // small, dtype=np.float32), hadamard_matrix(small))
+    operands = [rows, jnp.asarray(matrix, jnp.bfloat16)]
+    if signs is not None:
+        operands.append(signs.astype(jnp.float32).reshape(1, C))
+    whole = [pl.BlockSpec(o.shape, lambda i, j: (0, 0)) for o in operands]
+    kernel = functools.partial(
+        _kernel, rows=R, group=group, block_size=block_size, inverse=inverse
+    )
+    rotated = pl.pallas_call(
+        kernel,
+        grid=(pl.cdiv(R, _ROWS * _STEPS), C // group),
+        in_specs=whole,
+        out_specs=whole[0],
+        out_shape=shape_like(rows.shape, rows.dtype, *operands),
+        compiler_params=plgpu.CompilerParams(num_warps=8, num_stages=1),
+        interpret=interpret,
+        name="hadamard_rotate",
+    )(*operands)
+    return rotated.reshape(x.shape)
+
+
+def _kernel(x_ref, matrix_ref, *refs, rows, group, block_size, inverse):
+    out_ref, signs_ref = refs[-1], refs[0] if len(refs) > 1 else None
+    first_column = pl.program_id(1) * group
+    matrix = matrix_ref[...]
+
+    def columns(j):
+        return pl.ds(first_column + j * LANES, LANES)
+
+    def step(i, carry):
+        first_row = pl.program_id(0) * _ROWS * _STEPS + i * _ROWS
+        at = pl.ds(first_row, _ROWS)
+        mask = jnp.broadcast_to((first_row + jnp.arange(_ROWS) < rows)[:, None], (_ROWS, LANES))
+        tiles = rotate_group(
+            lambda j: plgpu.load(x_ref.at[at, columns(j)], mask=mask, other=0),
+            matrix,
+            None if signs_ref is None else lambda j: signs_ref[:, columns(j)],
+            block_size,
+            inverse,
+        )
+        for j, tile in enumerate(tiles):
+            plgpu.store(out_ref.at[at, columns(j)], tile.astype(out_ref.dtype), mask=mask)
+        return carry
+
+    jax.lax.fori_loop(0, _STEPS, step, 0)

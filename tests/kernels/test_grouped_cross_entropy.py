@@ -1,0 +1,148 @@
+"""The grouped head's loss against the dense distribution it stands for, in float64."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jaxllm_kernels.grouped_cross_entropy import GroupedWeights, grouped_cross_entropy, joint_log_probs
+from jaxllm_kernels.linear_cross_entropy import linear_cross_entropy
+
+B, T, D = 2, 9, 12
+SIZES = np.array([5, 3, 1, 5, 4])
+G, K = len(SIZES), SIZES.max()
+GROUP = np.repeat(np.arange(G), SIZES)
+SLOT = np.concatenate([np.arange(n) for n in SIZES])
+
+
+def inputs(scale, seed=0):
+    rng = np.random.default_rng(seed)
+    X = D if scale == "hidden" else K
+    shapes = ((D, G), (G,), (D, K), (G, X), (G, X))
+    weights = GroupedWeights(*(jnp.asarray(rng.normal(size=s), jnp.float32) for s in shapes))
+    weights = weights._replace(scale_GX=1 + 0.3 * weights.scale_GX)
+    hidden = jnp.asarray(rng.normal(size=(B, T, D)), jnp.float32)
+    return hidden, weights, rng.integers(0, len(GROUP), (B, T)), jnp.asarray(rng.uniform(size=(B, T)))
+
+
+def dense_log_probs(hidden, weights, scale):
+    """Return log p(token) [B, T, V] in float64."""
+    h = np.asarray(hidden, np.float64)
+    w = GroupedWeights(*(np.asarray(x, np.float64) for x in weights))
+    group = h @ w.groups_DG + w.group_bias_G
+    group -= np.log(np.exp(group).sum(-1, keepdims=True))
+    out = np.zeros((B, T, len(GROUP)))
+    for g, n in enumerate(SIZES):
+        if scale == "hidden":
+            slot = (h * w.scale_GX[g] + w.shift_GX[g]) @ w.slots_DK
+        else:
+            slot = (h @ w.slots_DK) * w.scale_GX[g] + w.shift_GX[g]
+        slot = slot[..., :n]
+        slot -= np.log(np.exp(slot).sum(-1, keepdims=True))
+        out[..., GROUP == g] = group[..., g : g + 1] + slot
+    return out
+
+
+@pytest.mark.parametrize("scale", ["hidden", "logits"])
+@pytest.mark.parametrize("logits_bytes", [None, 4 * 2 * 5 * 2])
+def test_loss_is_that_of_the_dense_distribution(scale, logits_bytes):
+    hidden, weights, tokens, token_weights = inputs(scale)
+    log_probs = dense_log_probs(hidden, weights, scale)
+    assert np.abs(np.exp(log_probs).sum(-1) - 1).max() <= 1e-12
+    picked = np.take_along_axis(log_probs, tokens[..., None], -1)[..., 0]
+    run = functools.partial(grouped_cross_entropy, scale=scale, logits_bytes=logits_bytes)
+    sums = jax.jit(run)(
+        hidden, weights, GROUP[tokens], SLOT[tokens], SIZES, token_weights_BT=token_weights
+    )
+    assert sums.total == pytest.approx(-(np.asarray(token_weights) * picked).sum(), rel=1e-6)
+    assert sums.group + sums.slot == pytest.approx(float(sums.total), rel=1e-6)
+
+
+@pytest.mark.parametrize("scale", ["hidden", "logits"])
+def test_joint_log_probs_are_the_dense_ones_and_sum_to_one(scale):
+    hidden, weights, _, _ = inputs(scale)
+    joint = joint_log_probs(hidden, weights, SIZES, scale=scale)
+    assert np.abs(jax.nn.logsumexp(joint, axis=(-2, -1))).max() <= 1e-5
+    np.testing.assert_allclose(
+        joint[..., GROUP, SLOT], dense_log_probs(hidden, weights, scale), atol=2e-5, rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("scale", ["hidden", "logits"])
+def test_gradients_are_those_of_the_joint_log_probs(scale):
+    hidden, weights, tokens, token_weights = inputs(scale)
+
+    def fused(hidden, weights):
+        return grouped_cross_entropy(
+            hidden, weights, GROUP[tokens], SLOT[tokens], SIZES, token_weights_BT=token_weights,
+            scale=scale, logits_bytes=100,
+        ).total  # fmt: skip
+
+    def dense(hidden, weights):
+        joint = joint_log_probs(hidden, weights, SIZES, scale=scale)[..., GROUP, SLOT]
+        return -jnp.sum(token_weights * jnp.take_along_axis(joint, tokens[..., None], -1)[..., 0])
+
+    got, expected = (jax.jit(jax.grad(f, argnums=(0, 1)))(hidden, weights) for f in (fused, dense))
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        assert np.abs(a - b).max() <= 2e-5 * np.abs(b).max()
+
+
+@pytest.mark.parametrize("scale", ["hidden", "logits"])
+def test_tokens_of_weight_0_may_be_anything(scale):
+    hidden, weights, tokens, token_weights = inputs(scale)
+    mask = np.asarray(token_weights) < 0.5
+    groups, slots = GROUP[tokens], SLOT[tokens]
+
+    def total(weights, groups, slots):
+        return grouped_cross_entropy(
+            hidden, weights, groups, slots, SIZES, token_weights_BT=jnp.asarray(mask), scale=scale
+        ).total
+
+    odd = np.where(mask, groups, -100), np.where(mask, slots, 10**6)
+    got = jax.value_and_grad(total)(weights, *odd)
+    expected = jax.value_and_grad(total)(weights, groups, slots)
+    jax.tree.map(np.testing.assert_array_equal, got, expected)
+    assert all(np.isfinite(x).all() for x in got[1])
+
+
+def test_one_group_is_the_ordinary_head():
+    hidden, _, tokens, _ = inputs("hidden")
+    V = len(GROUP)
+    head = jax.random.normal(jax.random.key(0), (D, V))
+    weights = GroupedWeights(
+        jnp.zeros((D, 1)), jnp.zeros(1), head, jnp.ones((1, D)), jnp.zeros((1, D))
+    )
+    sums = grouped_cross_entropy(hidden, weights, np.zeros_like(tokens), tokens, np.array([V]))
+    assert sums.total == pytest.approx(float(linear_cross_entropy(hidden, head, tokens).total), rel=1e-6)
+    assert sums.group == 0
+    each = GroupedWeights(head, jnp.zeros(V), jnp.zeros((D, 1)), jnp.ones((V, D)), jnp.zeros((V, D)))
+    sums = grouped_cross_entropy(hidden, each, tokens, np.zeros_like(tokens), np.ones(V, int))
+    assert sums.total == pytest.approx(float(linear_cross_entropy(hidden, head, tokens).total), rel=1e-6)
+
+
+@pytest.mark.parametrize(("scale", "most_mib"), [("hidden", 48), ("logits", 48)])
+def test_memory_at_a_real_vocabulary(scale, most_mib):
+    """At N = 4096, D = 256, V = 50257 full logits alone are 785 MiB."""
+    G, K, D = 225, 224, 256
+    X = D if scale == "hidden" else K
+    shapes = [(1, 4096, D), (D, G), (G,), (D, K), (G, X), (G, X)]
+    floats = [jax.ShapeDtypeStruct(s, jnp.float32) for s in shapes]
+    ints = [jax.ShapeDtypeStruct(s, jnp.int32) for s in ((1, 4096), (1, 4096), (G,))]
+
+    def total(hidden, weights, groups, slots, sizes):
+        return grouped_cross_entropy(hidden, weights, groups, slots, sizes, scale=scale).total
+
+    step = jax.jit(jax.value_and_grad(total, argnums=(0, 1)))
+    program = step.lower(floats[0], GroupedWeights(*floats[1:]), *ints).compile()
+    assert program.memory_analysis().temp_size_in_bytes / 2**20 < most_mib
+
+
+def test_shapes_that_do_not_fit_are_refused():
+    hidden, weights, tokens, _ = inputs("hidden")
+    with pytest.raises(ValueError, match="scale_GX"):
+        grouped_cross_entropy(hidden, weights, tokens, tokens, SIZES, scale="logits")
+    with pytest.raises(ValueError, match="neither"):
+        grouped_cross_entropy(hidden, weights, tokens, tokens, SIZES, scale="slots")
+    with pytest.raises(ValueError, match="group_sizes"):
+        grouped_cross_entropy(hidden, weights, tokens, tokens, SIZES[:2])

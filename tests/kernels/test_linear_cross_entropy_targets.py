@@ -1,0 +1,104 @@
+"""Linear cross-entropy compiled for TPU and GPU: it compiles, fits on the chip and saves memory."""
+
+import glob
+import importlib.util
+import re
+import subprocess
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import SingleDeviceSharding
+from jaxllm_kernels.linear_cross_entropy import linear_cross_entropy
+
+from jaxllm import targets
+
+pytestmark = pytest.mark.targets
+GPUS = {"h100": "sm_90a", "a100-80gb": "sm_80"}
+VOCAB = 1500  # not a multiple of any block
+
+
+def compiled(target, N=2048, D=768, V=VOCAB, *, vocab_axis=0, dtype="bfloat16", dump=None, **options):
+    if not targets.is_available(target):
+        pytest.skip(f"the compiler for {target} is not installed")
+    sharding = SingleDeviceSharding(targets.devices(target)[0])
+    shape = (V, D) if vocab_axis == 0 else (D, V)
+    arguments = [((N, D), dtype), (shape, "float32"), ((N,), "int32")]
+
+    def total(hidden, weights, labels):
+        return linear_cross_entropy(hidden, weights, labels, vocab_axis=vocab_axis, **options).total
+
+    step = jax.jit(jax.value_and_grad(total, argnums=(0, 1)))
+    arguments = [jax.ShapeDtypeStruct(s, d, sharding=sharding) for s, d in arguments]
+    flags = dict(targets.compiler_options(target)) | ({"xla_dump_to": str(dump)} if dump else {})
+    return step.lower(*arguments).compile(compiler_options=flags or None)
+
+
+OPTIONS = {"softcap": 30.0, "label_smoothing": 0.1, "z_loss": 1e-4}
+
+
+# v5p has the least VMEM of the three.
+@pytest.mark.parametrize(
+    ("target", "case"),
+    [
+        ("v5e-1", {"D": 768, "vocab_axis": 1, **OPTIONS}),
+        ("v5e-1", {"N": 600, "D": 100, "dtype": "float32"}),
+        ("v6e-1", {"D": 768}),
+        ("v5p-8", {"N": 3000, "D": 1024, **OPTIONS}),
+        ("v5p-8", {"N": 3000, "D": 2048}),
+        ("v5p-8", {"N": 1100, "D": 4096, "vocab_axis": 1}),
+    ],
+    ids=str,
+)
+def test_tpu_kernels_compile_within_vmem(target, case):
+    text = compiled(target, implementation="pallas_tpu", **case).as_text()
+    for name in ("stats", "gradients"):
+        assert f"linear_cross_entropy_{name}" in text
+
+
+@pytest.mark.parametrize("target", GPUS)
+@pytest.mark.parametrize(
+    "case", [{}, {"vocab_axis": 1, "softcap": 30.0, "label_smoothing": 0.1}, {"D": 100, "dtype": "float32"}],
+    ids=str,
+)  # fmt: skip
+def test_gpu_kernels_do_not_spill_and_fit_in_shared_memory(target, case, tmp_path):
+    compiled(target, implementation="pallas_gpu", dump=tmp_path, **case)
+    [folder] = importlib.util.find_spec("nvidia").submodule_search_locations
+    [ptxas] = glob.glob(f"{folder}/*nvcc*/bin/ptxas")
+    said = ""
+    for path in glob.glob(f"{tmp_path}/*.ptx"):
+        if ".entry" not in open(path).read():
+            continue
+        command = [ptxas, "-v", f"-arch={GPUS[target]}", path, "-o", "/dev/null"]
+        said += subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    kernels = said.count("linear_cross_entropy_stats"), said.count("linear_cross_entropy_d_logits")
+    assert min(kernels) > 0, said
+    assert re.findall(r"(\d+) bytes spill stores", said)
+    assert not any(int(n) for n in re.findall(r"(\d+) bytes spill (?:stores|loads)", said))
+    shared = [
+        int(n)
+        for path in glob.glob(f"{tmp_path}/*thunk_sequence.txt")
+        for n in re.findall(r"shared_memory: (\d+)", open(path).read())
+    ]
+    assert 0 < max(shared) <= 160 * 1024  # 163 KiB a block on A100, 227 on H100
+
+
+@pytest.mark.parametrize(("target", "kernel"), [("v5e-1", "pallas_tpu"), ("h100", "pallas_gpu")])
+def test_a_kernel_needs_less_memory_than_chunks(target, kernel):
+    case = dict(N=4096, D=256, V=20_000)
+    chunks, kernels = (
+        compiled(target, implementation=name, **case).memory_analysis().temp_size_in_bytes
+        for name in ("xla", kernel)
+    )
+    assert kernels < 0.5 * chunks
+
+
+@pytest.mark.parametrize(("target", "D", "by_kernel"), [("v5e-1", 768, True), ("v5e-1", 2048, False),
+                                                        ("h100", 768, False)])  # fmt: skip
+def test_what_each_platform_gets(target, D, by_kernel):
+    text = compiled(target, D=D).as_text()
+    assert ("linear_cross_entropy_stats" in text) == by_kernel
+
+
+def test_float16_falls_back_to_chunks():
+    assert "linear_cross_entropy_stats" not in compiled("v5e-1", dtype=jnp.float16).as_text()

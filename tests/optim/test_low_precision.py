@@ -1,0 +1,319 @@
+"""stochastic_round, kahan_compensate and Adam in bfloat16: exact landings, draws, rivals, wrappers."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jaxllm_kernels.adamw_update import random_words
+from jaxllm_kernels.adamw_update import stochastic_round as round_array
+
+from jaxllm.errors import UserError
+from jaxllm.optim import (
+    OptimConfig,
+    adamw_bf16_sr,
+    kahan_compensate,
+    make_optimizer,
+    scale_by_adam_low_precision,
+    stochastic_round,
+)
+
+BF16 = jnp.bfloat16
+
+
+def run(optimizer, params, steps, gradient=None, state=None, start=0):
+    """Take some jitted steps; gradient(t, params) defaults to noise that depends on t alone."""
+    state = optimizer.init(params) if state is None else state
+
+    def noise(t, params):
+        keys = jax.random.split(jax.random.key(t), len(jax.tree.leaves(params)))
+        keys = jax.tree.unflatten(jax.tree.structure(params), keys)
+        return jax.tree.map(lambda k, p: jax.random.normal(k, p.shape), keys, params)
+
+    @jax.jit
+    def step(params, state, grads):
+        updates, state = optimizer.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    for t in range(start, start + steps):
+        params, state = step(params, state, (gradient or noise)(t, params))
+    return params, state
+
+
+def tree(n=64):
+    w = jax.random.normal(jax.random.key(1), (n, 16)).astype(BF16)
+    return {"w": w, "gain": jnp.ones(n, BF16), "wide": jnp.ones(n)}
+
+
+@pytest.mark.smoke
+def test_apply_updates_lands_on_the_rounded_value_bit_for_bit():
+    """2,000,000 random pairs of weight and update, of magnitudes 2**-20 to 2**4 each."""
+    n = 2_000_000
+    keys = jax.random.split(jax.random.key(0), 4)
+
+    def spread(a, b):
+        return jax.random.normal(a, (n,)) * jnp.exp2(jax.random.uniform(b, (n,), minval=-20, maxval=4))
+
+    params, wanted = spread(*keys[:2]).astype(BF16), spread(*keys[2:])
+    optimizer = stochastic_round(seed=3)
+    landed = jax.jit(lambda p, u: optax.apply_updates(p, optimizer.update(u, optimizer.init(p), p)[0]))
+    got = np.asarray(landed(params, wanted).astype(jnp.float32))
+    x = np.asarray(params.astype(jnp.float32) + wanted)
+    low = (x.view(np.uint32) & 0xFFFF0000).view(np.float32)
+    high = ((x.view(np.uint32) & 0xFFFF0000) + 0x10000).view(np.float32)
+    neighbour = (got == low) | (got == high)
+    # Where old weight and new one are 60,000-fold apart their difference has too few bits.
+    far = np.abs(np.asarray(params.astype(jnp.float32))) > 2.0**15 * np.abs(x)
+    assert np.all(neighbour | far)
+    assert far.mean() < 1e-3
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_small_updates_survive_on_average(dtype):
+    """1 + 100 * 0.001 with 4,096 weights: nearest stays at 1; the mean of these is within 5 errors."""
+    params = jnp.ones(4096, dtype)
+    optimizer = optax.chain(optax.sgd(0.001), stochastic_round())
+    moved, _ = run(optimizer, params, 100, lambda t, p: -jnp.ones(p.shape))
+    spacing = float(jnp.finfo(dtype).eps)
+    error = np.sqrt(100 * 0.001 * spacing / 4096)  # variance of a step is below 0.001 * spacing
+    assert np.mean(np.asarray(moved).astype(np.float64)) == pytest.approx(1.1, abs=5 * error)
+    still, _ = run(optax.sgd(0.001), jnp.ones(8, BF16), 100, lambda t, p: -jnp.ones(p.shape))
+    assert np.all(still == 1)
+
+
+@pytest.mark.smoke
+def test_a_resumed_run_repeats_the_draws():
+    for optimizer in (
+        optax.chain(scale_by_adam_low_precision(), optax.scale(-1e-3), stochastic_round(seed=5)),
+        adamw_bf16_sr(1e-3),
+        optax.chain(scale_by_adam_low_precision(), optax.scale(-1e-3), kahan_compensate()),
+    ):
+        straight = run(optimizer, tree(), 6)
+        half = run(optimizer, tree(), 3)
+        saved = jax.tree.map(np.asarray, half)
+        resumed = run(optimizer, saved[0], 3, state=saved[1], start=3)
+        jax.tree.map(np.testing.assert_array_equal, straight, resumed)
+
+
+def test_draws_differ_between_seeds_steps_and_parameters():
+    params = {"a": jnp.ones(2000, BF16), "b": jnp.ones(2000, BF16)}
+    updates = jax.tree.map(lambda p: jnp.full(p.shape, 2.0**-8), params)  # half a step
+
+    def ups(seed, count=0):
+        optimizer = stochastic_round(seed)
+        state = optimizer.init(params)._replace(count=jnp.int32(count))
+        return optimizer.update(updates, state, params)[0]
+
+    base = ups(0)
+    others = [base["b"], ups(1)["a"], ups(0, 1)["a"]]
+    for other in others:
+        assert abs(np.mean((base["a"] > 0) == (other > 0)) - 0.5) < 5 * 0.5 / np.sqrt(2000)
+    np.testing.assert_array_equal(base["a"], ups(jax.random.key(0))["a"])
+
+
+@pytest.mark.smoke
+def test_replicas_stay_identical_and_shards_draw_differently():
+    """20 steps under shard_map on 8 devices; the same gradients everywhere."""
+    mesh = jax.make_mesh((8,), ("d",), axis_types=(AxisType.Auto,))
+    optimizer = optax.chain(optax.sgd(1e-3), stochastic_round(seed=1))
+
+    def train(params):
+        def step(t, carry):
+            params, state = carry
+            updates, state = optimizer.update(jnp.full(params.shape, 0.9), state, params)
+            return optax.apply_updates(params, updates), state
+
+        return jax.lax.fori_loop(0, 20, step, (params, optimizer.init(params)))[0]
+
+    def on(spec, shape):
+        mapped = jax.shard_map(train, mesh=mesh, in_specs=spec, out_specs=spec)
+        return jax.jit(mapped)(jnp.ones(shape, BF16))
+
+    replicated = on(PartitionSpec(), (512,))
+    shards = [np.asarray(s.data.astype(jnp.float32)) for s in replicated.addressable_shards]
+    assert len(shards) == 8
+    for shard in shards[1:]:
+        np.testing.assert_array_equal(shard, shards[0])
+    pieces = np.asarray(on(PartitionSpec("d"), (8 * 512,)).astype(jnp.float32)).reshape(8, 512)
+    correlations = np.corrcoef(pieces)[np.triu_indices(8, 1)]
+    assert np.abs(correlations).max() < 5 / np.sqrt(512)
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+def test_sharded_under_jit_is_one_device_bit_for_bit(kind):
+    mesh = jax.make_mesh((4, 2), ("a", "b"), axis_types=(kind, kind))
+    sharding = NamedSharding(mesh, PartitionSpec("a", "b"))
+    params = jax.random.normal(jax.random.key(1), (16, 24)).astype(BF16)
+    optimizer = adamw_bf16_sr(1e-2)
+
+    def gradient(t, p):
+        return 0.5 * params
+
+    whole, _ = run(optimizer, params, 3, gradient)
+    gradient_there = jax.device_put(0.5 * params, sharding)
+    with jax.set_mesh(mesh):
+        there, state = run(optimizer, jax.device_put(params, sharding), 3, lambda t, p: gradient_there)
+    assert there.sharding.is_equivalent_to(sharding, 2)
+    assert state.mu.sharding.is_equivalent_to(sharding, 2)
+    np.testing.assert_array_equal(whole, there)
+
+
+def test_mask_leaves_parameters_alone():
+    params = {"w": jnp.ones(500, BF16), "gain": jnp.ones(500, BF16)}
+    updates = jax.tree.map(lambda p: jnp.full(p.shape, 1e-3), params)
+    for mask in ({"w": True, "gain": False}, lambda p: {"w": True, "gain": False}):
+        for link in (stochastic_round(mask=mask), kahan_compensate(mask=mask)):
+            deltas, _ = link.update(updates, link.init(params), params)
+            np.testing.assert_array_equal(deltas["gain"], updates["gain"])
+            assert np.all(np.isin(deltas["w"], [0, 2.0**-7]))
+
+
+def test_a_cast_to_bfloat16_before_the_rounding_is_an_error():
+    params = {"w": jnp.ones(3, BF16)}
+    optimizer = optax.chain(optax.adam(1e-3), stochastic_round())  # whose updates are bfloat16
+    with pytest.raises(UserError, match="update of \\['w'\\] reaches stochastic_round as bfloat16"):
+        optimizer.update(params, optimizer.init(params), params)
+
+
+@pytest.mark.parametrize("make", [stochastic_round, kahan_compensate, scale_by_adam_low_precision])
+def test_params_are_asked_for(make):
+    optimizer = make()
+    with pytest.raises(ValueError, match="needs params"):
+        optimizer.update(jnp.ones(2), optimizer.init(jnp.ones(2)))
+
+
+def test_adam_in_float32_is_optax():
+    params = tree() | {"w": tree()["w"].astype(jnp.float32), "gain": jnp.ones(64)}
+    ours = optax.chain(scale_by_adam_low_precision(0.9, 0.99, moment_dtype="float32"), optax.scale(-1e-2))
+    theirs = optax.chain(optax.scale_by_adam(0.9, 0.99), optax.scale(-1e-2))
+    (a, _), (b, _) = run(ours, params, 5), run(theirs, params, 5)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), a, b)
+
+
+def test_fused_alias_draws_what_its_links_draw():
+    """One pass or a chain of four links: the same weights, but for the last bits of arithmetic."""
+    chain = optax.chain(
+        scale_by_adam_low_precision(0.9, 0.95, seed=4),
+        optax.add_decayed_weights(0.1),
+        optax.scale_by_learning_rate(1e-2),
+        stochastic_round(seed=4),
+    )
+    params = {"w": jnp.asarray(jax.random.normal(jax.random.key(0), (64, 64)), BF16)}
+    a, _ = run(adamw_bf16_sr(1e-2, weight_decay=0.1, seed=4), params, 1)
+    b, _ = run(chain, params, 1)
+    assert np.mean(np.asarray(a["w"] != b["w"])) < 0.02
+    np.testing.assert_allclose(a["w"].astype(jnp.float32), b["w"].astype(jnp.float32), rtol=2.0**-6)
+
+
+def test_state_is_eight_bytes_a_parameter_with_gradient():
+    params = {"w": jnp.zeros((256, 128), BF16)}
+    state = adamw_bf16_sr(1e-3).init(params)
+    total = sum(x.nbytes for x in jax.tree.leaves((params, params, state)))
+    assert total == 8 * 256 * 128 + 12  # a count and a seed
+
+
+def test_stationary_second_moment_has_no_drift():
+    """b2 = 0.999, gradients N(0, 1): the mean of v is 1; stored to nearest it is 1.57 (spec)."""
+    params = jnp.zeros(256, BF16)
+
+    def mean_v(rounds):
+        optimizer = scale_by_adam_low_precision(0.9, 0.999, round_moments=rounds)
+
+        def body(t, state):
+            g = jax.random.normal(jax.random.fold_in(jax.random.key(0), t), params.shape)
+            return optimizer.update(g, state, params)[1]
+
+        state = jax.jit(lambda s: jax.lax.fori_loop(0, 4000, body, s))(optimizer.init(params))
+        return float(jnp.mean(state.nu.astype(jnp.float32)))
+
+    assert mean_v(True) == pytest.approx(1.0, abs=0.03)
+    assert mean_v(False) > 1.3
+
+
+def test_kahan_follows_the_float32_sum():
+    params = jnp.ones(512, BF16)
+    noise = lambda t, p: jax.random.normal(jax.random.key(t), p.shape)  # noqa: E731
+    ours, state = run(optax.chain(optax.sgd(1e-3), kahan_compensate()), params, 50, noise)
+    exact = 1 - 1e-3 * sum(np.asarray(noise(t, params), np.float64) for t in range(50))
+    with_error = np.asarray(ours.astype(jnp.float32) + state[1].error.astype(jnp.float32), np.float64)
+    np.testing.assert_allclose(with_error, exact, atol=50 * 2.0**-17)  # 2**-9 of an error of 2**-8
+
+
+def rosenbrock(p):
+    x, y = p["x"].astype(jnp.float32), p["y"].astype(jnp.float32)
+    return jnp.sum((1 - x) ** 2 + 10 * (y - x**2) ** 2)
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        adamw_bf16_sr(0.02, weight_decay=0.0),
+        optax.chain(scale_by_adam_low_precision(), optax.scale(-0.02), stochastic_round()),
+        optax.chain(scale_by_adam_low_precision(), optax.scale(-0.02), kahan_compensate()),
+        optax.MultiSteps(adamw_bf16_sr(0.04, weight_decay=0.0), every_k_schedule=2),
+        optax.apply_if_finite(adamw_bf16_sr(0.02, weight_decay=0.0), 3),
+        optax.inject_hyperparams(adamw_bf16_sr)(learning_rate=0.02, weight_decay=0.0),
+        optax.multi_transform(
+            {"a": adamw_bf16_sr(0.02, weight_decay=0.0), "b": adamw_bf16_sr(0.02, weight_decay=0.0)},
+            {"x": "a", "y": "b"},
+        ),
+        optax.chain(optax.masked(scale_by_adam_low_precision(), {"x": True, "y": True}),
+                    optax.scale(-0.02), optax.masked(stochastic_round(), {"x": True, "y": False})),
+    ],
+    ids=["fused", "chain", "kahan", "MultiSteps", "apply_if_finite", "inject", "multi", "masked"],
+)  # fmt: skip
+def test_converges_inside_optax_wrappers_without_a_second_compilation(optimizer):
+    params = {"x": jnp.full(4, -0.5, BF16), "y": jnp.full(4, 0.5, BF16)}
+    traces = []
+
+    @jax.jit
+    def step(params, state):
+        traces.append(1)
+        # In float32, since apply_if_finite wants updates of the dtype that it was given.
+        grads = jax.tree.map(lambda g: g.astype(jnp.float32), jax.grad(rosenbrock)(params))
+        updates, state = optimizer.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    state = optimizer.init(params)
+    before = jax.tree.map(lambda x: (x.shape, x.dtype), state)
+    first = float(rosenbrock(params))
+    for _ in range(400):
+        params, state = step(params, state)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), state) == before
+    assert float(rosenbrock(params)) < 0.05 * first
+    assert len(traces) == 1
+    assert all(p.dtype == BF16 for p in jax.tree.leaves(params))
+
+
+def test_found_by_name():
+    config = OptimConfig(name="adamw_bf16_sr", learning_rate=0.1, schedule="constant", warmup_steps=0)
+    optimizer = make_optimizer(config, 10, {"w": ("embed", "mlp")})
+    params = {"w": jnp.ones((4, 4), BF16)}
+    moved, _ = run(optimizer, params, 3)
+    assert moved["w"].dtype == BF16 and np.all(moved["w"] != 1)
+
+
+def test_generators_are_selectable():
+    params, updates = jnp.ones(1000, BF16), jnp.full(1000, 2.0**-8)
+    deltas = {}
+    for generator in ("hash", "threefry"):
+        link = stochastic_round(generator=generator)
+        deltas[generator] = link.update(updates, link.init(params), params)[0]
+        assert abs(np.mean(deltas[generator] > 0) - 0.5) < 5 * 0.5 / np.sqrt(1000)
+    assert np.any(deltas["hash"] != deltas["threefry"])
+
+
+def test_words_reach_the_rounding_unchanged():
+    """The link is the kernels' rounding with the words of (seed, count, path)."""
+    from jaxllm.optim.stochastic_round import fold_in, leaf_seed, seed_words
+
+    params, u = {"w": jnp.ones(100, BF16)}, jnp.linspace(-0.1, 0.1, 100)
+    link = stochastic_round(7)
+    deltas, _ = link.update({"w": u}, link.init(params), params)
+    path = (jax.tree_util.DictKey("w"),)
+    words = random_words(leaf_seed(fold_in(seed_words(7), 0), path, params["w"]), (100,))
+    expected = functools.partial(round_array, dtype=BF16)(1 + u, words)
+    np.testing.assert_array_equal(optax.apply_updates(params, deltas)["w"], expected)
