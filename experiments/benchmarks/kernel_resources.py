@@ -6,7 +6,8 @@
 Compiles every case of `kernel_cases.py` for TPU and GPU targets that are not here (extras:
 tpu-targets, cuda-targets); a few minutes on 2 cores. Nothing runs. Registers and spills are ptxas',
 shared memory XLA's launch, VMEM what Mosaic reserved. Bytes are the operands and results of each
-loop, kernel and copy of the compiled program, once each, over the least that the operation can move.
+loop, kernel and copy of the compiled program, once each and outside the chip's own memory, over the
+least that the operation can move; a program that loops over chunks has none.
 """
 
 import argparse
@@ -61,23 +62,34 @@ def measure(case: Case, target: str) -> Row:
             options["xla_dump_to"] = dump
         text = lowered.compile(compiler_options=options or None).as_text()
         names, *figures = _gpu(dump, target) if gpu else _tpu(text)
-    over = bytes_moved(text) / case.floor
-    return Row(case.name, target, ", ".join(sorted(names)) or "XLA's own", *figures, f"{over:.2f}")
+    names = sorted(n for n in names if not n.startswith(("loop_", "input_", "wrapped_")))
+    moved = bytes_moved(text)
+    over = "" if moved is None else f"{moved / case.floor:.2f}"
+    return Row(case.name, target, ", ".join(names) or "XLA's own", *figures, over)
 
 
-def bytes_moved(text: str) -> int:
-    """Return the bytes of operands and results of every instruction of the entry computation."""
+def bytes_moved(text: str) -> int | None:
+    """Return what the entry computation reads and writes outside the chip, or None if it loops.
+
+    Operands and results of every instruction, once each, unless they are in on-chip memory; a copy
+    between the two counts its array once.
+    """
+    entry = text[text.index("\nENTRY") :]
+    if re.search(r" while\(", entry):
+        return None
     total, sizes = 0, {}
-    for line in text[text.index("\nENTRY") :].splitlines():
+    for line in entry.splitlines():
         match = re.match(r"\s+(?:ROOT )?(%\S+) = (\(.*?\)|\S+) ([\w-]+)\(([^)]*)\)", line)
         if not match:
             continue
         name, kind, operation, operands = match.groups()
-        sizes[name] = sum(
-            _BYTES.get(dtype, 1) * math.prod(int(n) for n in shape.split(",") if n)
-            for dtype, shape in re.findall(r"(\w+)\[([\d,]*)\]", kind)
-        )
-        if operation not in _MOVES_NOTHING:
+        arrays = re.findall(r"(\w+)\[([\d,]*)\](\{[^}]*\})?", kind)
+        all_bytes = [_BYTES.get(d, 1) * math.prod(int(n) for n in s.split(",") if n) for d, s, _ in arrays]
+        on_chip = [re.search(r"S\(\d", layout) is not None for _, _, layout in arrays]
+        sizes[name] = sum(b for b, chip in zip(all_bytes, on_chip, strict=True) if not chip)
+        if operation.endswith("-done"):
+            total += sum(all_bytes)
+        elif operation not in _MOVES_NOTHING and not operation.endswith("-start"):
             total += sizes[name] + sum(sizes.get(n, 0) for n in re.findall(r"%[\w.-]+", operands))
     return total
 

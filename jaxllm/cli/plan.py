@@ -24,7 +24,7 @@ its flag is given (--model.remat, --accumulate, --mesh.*). The best by estimate 
   --batch N           sequences a step; the same as --batch-size
   --precision NAMES   policies to choose from, with commas, or any; otherwise the preset's
   --optimizer NAMES   optimizers to choose from, with commas; otherwise the preset's
-  --compiles N        plans to compile (4)
+  --compiles N        plans to compile (2)
   --out FILE          where the chosen config goes (plan.json)
 
 All other options are those of `jaxllm train`."""

@@ -6,7 +6,7 @@ from jaxllm_kernels import attention as kernel
 from jaxllm.models.attend import attend
 from jaxllm.models.cache import LayerCache
 from jaxllm.models.config import ModelConfig
-from jaxllm.models.linear import linear
+from jaxllm.models.linear import linear, linears
 from jaxllm.models.rotary import rotate
 from jaxllm.models.sites import Tap
 from jaxllm.parallel import constrain
@@ -34,9 +34,7 @@ def attention_block(
       segment_ids_BT: documents that must not see each other.
       cache: keys and values of earlier tokens; the new ones are written into it.
     """
-    query_BTHK = linear(x_BTD, params, "query")
-    key_BTGK = linear(x_BTD, params, "key")
-    value_BTGK = linear(x_BTD, params, "value")
+    query_BTHK, key_BTGK, value_BTGK = linears(x_BTD, params, "query", "key", "value")
     if rotary is not None:
         query_BTHK, key_BTGK = rotate(query_BTHK, rotary), rotate(key_BTGK, rotary)
     query_BTHK = tap("query", constrain(query_BTHK, "batch", None, "heads", None))

@@ -1,6 +1,5 @@
 """Multiplication by a weight matrix, whichever way the matrix lies in memory."""
 
-import math
 from dataclasses import dataclass
 
 import jax
@@ -26,21 +25,29 @@ def linear(x: jax.Array, params: dict, name: str, in_axes: int = 1) -> jax.Array
       params: {name: [in..., out...] or OutputMajor, name_bias: [out...] optional}.
       in_axes: how many axes of the weight are summed over.
     """
-    weight = params[name]
-    summed = tuple(range(2, 2 + in_axes))
-    if isinstance(weight, OutputMajor):
-        w = weight.weight.astype(x.dtype)
-        out_axes = tuple(range(w.ndim - in_axes))
-        y = jax.lax.dot_general(w, x, ((tuple(range(len(out_axes), w.ndim)), summed), ((), ())))
-        y = jnp.moveaxis(y, (-2, -1), (0, 1))
-    else:
-        rows, width = x.shape[:2], math.prod(weight.shape[:in_axes])
-        # Two matrices: with more axes XLA's CPU backend transposes operands of the gradient.
-        y = x.reshape(-1, width) @ weight.astype(x.dtype).reshape(width, -1)
-        y = y.reshape(*rows, *weight.shape[in_axes:])
-    if f"{name}_bias" in params:
-        y = y + params[f"{name}_bias"].astype(x.dtype)
-    return y
+    return linears(x, params, name, in_axes=in_axes)[0]
+
+
+def linears(x: jax.Array, params: dict, *names: str, in_axes: int = 1) -> list[jax.Array]:
+    """Return what `linear` does for several weights, keeping one x for their backward passes."""
+    rows = x.shape[:2]
+    # Matrices: with more axes XLA's CPU backend transposes operands of the weights' gradients.
+    x_NI = x.reshape(rows[0] * rows[1], -1)
+    outputs = []
+    for name in names:
+        weight = params[name]
+        if isinstance(weight, OutputMajor):
+            shape = weight.weight.shape[: weight.weight.ndim - in_axes]
+            w_OI = weight.weight.astype(x.dtype).reshape(-1, x_NI.shape[1])
+            y_NO = jax.lax.dot_general(w_OI, x_NI, (((1,), (1,)), ((), ()))).T
+        else:
+            shape = weight.shape[in_axes:]
+            y_NO = x_NI @ weight.astype(x.dtype).reshape(x_NI.shape[1], -1)
+        y = y_NO.reshape(*rows, *shape)
+        if f"{name}_bias" in params:
+            y = y + params[f"{name}_bias"].astype(x.dtype)
+        outputs.append(y)
+    return outputs
 
 
 def output_major(weight: jax.Array, in_axes: int = 1) -> OutputMajor:

@@ -5,7 +5,7 @@ import functools
 import jax
 
 from jaxllm.models.config import ModelConfig
-from jaxllm.models.linear import linear
+from jaxllm.models.linear import linear, linears
 from jaxllm.models.sites import Tap
 from jaxllm.parallel import constrain
 
@@ -26,11 +26,11 @@ def mlp_block(config: ModelConfig, params: dict, x_BTD: jax.Array, tap: Tap) -> 
       tap: names the sites mlp_hidden (what `out` multiplies) and mlp_out.
     """
     activation = _ACTIVATIONS[config.activation]
-    hidden_BTF = linear(x_BTD, params, "in")
     if config.gated_mlp:
-        hidden_BTF = activation(linear(x_BTD, params, "gate")) * hidden_BTF
+        hidden_BTF, gate_BTF = linears(x_BTD, params, "in", "gate")
+        hidden_BTF = activation(gate_BTF) * hidden_BTF
     else:
-        hidden_BTF = activation(hidden_BTF)
+        hidden_BTF = activation(linear(x_BTD, params, "in"))
     hidden_BTF = constrain(hidden_BTF, "batch", None, "mlp")
     hidden_BTF = tap("mlp_hidden", hidden_BTF)
     return tap("mlp_out", linear(hidden_BTF, params, "out"))

@@ -32,7 +32,7 @@ class Search:
     remats: tuple[str, ...] | None = None
     accumulates: tuple[int, ...] | None = None
     meshes: tuple[MeshConfig, ...] | None = None
-    compiles: int = 4  # plans that the compiler is asked about
+    compiles: int = 2  # plans that the compiler is asked about: each takes it a minute or so
 
     def __post_init__(self):
         if self.precisions == ("any",):

@@ -1,6 +1,7 @@
 """The TPU and GPU kernels of attention, interpreted and simulated, against float64 NumPy."""
 
 import functools
+import importlib
 
 import hypothesis
 import jax
@@ -103,9 +104,9 @@ def test_the_tpu_simulator_finds_no_race_nor_read_of_unwritten_memory(options, m
 
 def _races_found() -> bool:
     try:
-        from jax._src.pallas.mosaic.interpret import interpret_pallas_call as simulator
-    except ImportError:
-        from jax._src.pallas.mosaic import interpret as simulator
+        simulator = importlib.import_module("jax._src.pallas.mosaic.interpret.interpret_pallas_call")
+    except ImportError:  # before jax 0.8
+        simulator = importlib.import_module("jax._src.pallas.mosaic.interpret")
     return bool(simulator.races.races_found)
 
 

@@ -18,9 +18,7 @@ PALLAS = {"pallas_tpu": pallas_tpu, "pallas_gpu": pallas_gpu}
 TOLERANCE = {"float32": 5e-6, "bfloat16": 1e-2}
 OPTIONS = [
     {},
-    {"z_loss": 0.01},
-    {"label_smoothing": 0.1},
-    {"softcap": 3.0},
+    {"z_loss": 0.01, "label_smoothing": 0.1},
     {"z_loss": 0.01, "label_smoothing": 0.2, "softcap": 4.0},
 ]
 
@@ -109,6 +107,7 @@ def test_loss_and_gradients_match_float64(implementation, vocab_axis, options, i
     monkeypatch.setattr(  # so that a small vocabulary is cut into blocks, the last one ragged
         "jaxllm_kernels.linear_cross_entropy.api.CPU_SIZES", CPU_SIZES._replace(block=128)
     )
+    monkeypatch.setattr(pallas_gpu, "SLICE_BYTES", 133 * 256 * 4)
     arrays = inputs(133, 24, 517, vocab_axis=vocab_axis, limited=bool(options))
     expected = in_float64(*arrays, vocab_axis=vocab_axis, **options)
     got = run(interpreted(implementation), arrays, vocab_axis=vocab_axis, **options)
@@ -130,7 +129,7 @@ def test_dtypes(implementation, dtype, interpreted):
     limited=st.booleans(), smooth=st.booleans(),
 )  # fmt: skip
 @hypothesis.settings(
-    max_examples=6, deadline=None, derandomize=True,
+    max_examples=5, deadline=None, derandomize=True,
     suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
 )  # fmt: skip
 def test_any_shape(implementation, N, D, V, vocab_axis, limited, smooth, interpreted):

@@ -38,14 +38,15 @@ def stochastic_round(x: jax.Array, bits: jax.Array, dtype=jnp.bfloat16) -> jax.A
 
 
 def _round_to_bfloat16(x, low):
-    # bfloat16 is the upper half of float32; the carry out of the lower half does the rounding. No
-    # cast is left that a compiler could drop to "keep excess precision", and on a CPU it is faster.
+    # bfloat16 is the upper half of float32; the carry out of the lower half does the rounding. The
+    # cast is of a value that is one of bfloat16 already, so a compiler that drops casts to "keep
+    # excess precision" undoes nothing. (Ending in uint16 makes XLA's TPU compiler write weights and
+    # moments in two loops, 2.3 times the bytes.)
     word = jax.lax.bitcast_convert_type(x, jnp.uint32)
+    rounded = jax.lax.bitcast_convert_type((word + low) & jnp.uint32(0xFFFF0000), jnp.float32)
+    # Without this the carry would turn a NaN with a full mantissa into -0.
     finite = (word & jnp.uint32(_INFINITY_BITS)) != jnp.uint32(_INFINITY_BITS)
-    # A carry must not turn NaN into -0, nor may cutting its lower half make it Inf: set a bit
-    # of the upper half instead.
-    carry = jnp.where(finite, low, jnp.where(jnp.isnan(x), ~word & jnp.uint32(0x400000), 0))
-    return jax.lax.bitcast_convert_type(((word + carry) >> 16).astype(jnp.uint16), jnp.bfloat16)
+    return jnp.where(finite, rounded, x).astype(jnp.bfloat16)
 
 
 def _round_to_narrow(x, bits, dtype):

@@ -52,14 +52,14 @@ def hadamard_rotate(x, signs, *, block_size, inverse, interpret=False):
 
 def _kernel(x_ref, matrix_ref, *refs, rows, group, block_size, inverse):
     out_ref, signs_ref = refs[-1], refs[0] if len(refs) > 1 else None
-    first_column = pl.program_id(1) * group
+    start, first_column = pl.program_id(0) * (_ROWS * _STEPS), pl.program_id(1) * group
     matrix = matrix_ref[...]
 
     def columns(j):
         return pl.ds(first_column + j * LANES, LANES)
 
     def step(i, carry):
-        first_row = pl.program_id(0) * _ROWS * _STEPS + i * _ROWS
+        first_row = start + i * _ROWS
         at = pl.ds(first_row, _ROWS)
         mask = jnp.broadcast_to((first_row + jnp.arange(_ROWS) < rows)[:, None], (_ROWS, LANES))
         tiles = rotate_group(

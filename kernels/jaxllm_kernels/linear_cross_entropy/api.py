@@ -14,9 +14,10 @@ from jaxllm_kernels.linear_cross_entropy.options import CPU_SIZES, DEVICE_SIZES,
 
 _PALLAS = {"pallas_tpu": pallas_tpu, "pallas_gpu": pallas_gpu}
 IMPLEMENTATIONS = ("reference", "xla", *_PALLAS)
-# Up to this width a TPU runs the kernels: above it, the logits' way through HBM costs less than
-# the kernels' fourth matmul (experiments/benchmarks/cross_entropy.py has the figures).
-PALLAS_TPU_WIDTH = 1024
+# Up to this width the kernels run by default, for 2-byte types: they move 3 to 4 times fewer bytes
+# than chunks do, at the price of a fourth matmul, which costs more than that in a wider model. By
+# compilers' estimates and rooflines (experiments/benchmarks/cross_entropy.py), not by a clock.
+KERNEL_WIDTH = 1024
 
 
 class LossSums(NamedTuple):
@@ -84,11 +85,12 @@ def linear_cross_entropy(
         )
         return LossSums(nll + z, *jax.lax.stop_gradient((nll, z)))
     arrays = _alike(*_with_batch(hidden_BTD, weights, labels_BT, token_weights_BT, limits_BT))
-    share = _weighted_sum(*arrays, _Fixed(options, logits_bytes, implementation))
+    total, *parts = _weighted_sum(*arrays, _Fixed(options, logits_bytes, implementation))
+    parts = jax.lax.stop_gradient(parts)
     if vocab_axis_name is not None:
-        share = jax.lax.psum(share, vocab_axis_name)
-    total, *parts = share
-    return LossSums(total, *jax.lax.stop_gradient(parts))
+        # Apart: jax 0.7 cannot transpose a sum of which only some results have a gradient.
+        total, parts = jax.lax.psum(total, vocab_axis_name), jax.lax.psum(parts, vocab_axis_name)
+    return LossSums(total, *parts)
 
 
 def token_log_probs(
@@ -273,14 +275,14 @@ def _dispatch(fixed: _Fixed, arrays, by_xla, by_kernel):
     options = fixed.options
     candidates = {"xla": lambda *arrays: _with_sizes(by_xla, fixed, arrays)}
     for name, module in _PALLAS.items() if by_kernel else ():
-        if fixed.implementation is not None or _is_default(name, arrays[0]):
+        if fixed.implementation is not None or _is_default(arrays[0]):
             candidates[name] = functools.partial(by_kernel, module, options=options)
     cannot = {name: _cannot(module, arrays, options) for name, module in _PALLAS.items()}
     return dispatch("linear_cross_entropy", fixed.implementation, candidates, cannot, *arrays)
 
 
-def _is_default(name: str, hidden_BTD) -> bool:
-    return name == "pallas_tpu" and hidden_BTD.shape[-1] <= PALLAS_TPU_WIDTH
+def _is_default(hidden_BTD) -> bool:
+    return hidden_BTD.shape[-1] <= KERNEL_WIDTH and hidden_BTD.dtype.itemsize == 2
 
 
 def _cannot(module, arrays, options: Options) -> str | None:

@@ -42,6 +42,12 @@ def cannot(hidden, weights, options: Options) -> str | None:
     return None
 
 
+def _tiles(hidden_ND, options: Options) -> Tiles:
+    tiles = _TILES[hidden_ND.dtype.itemsize]
+    # tanh and its slope need registers too.
+    return tiles if options.softcap is None else tiles._replace(tokens=64)
+
+
 def stats(hidden_ND, weights, labels_N, limits_N, *, options: Options, interpret=False):
     """Return (logsumexp, label's logit, sum of logits), float32 [N] each.
 
@@ -50,7 +56,7 @@ def stats(hidden_ND, weights, labels_N, limits_N, *, options: Options, interpret
     N, D = hidden_ND.shape
     weights = weights.astype(hidden_ND.dtype)
     V = weights.shape[options.vocab_axis]
-    tiles = _TILES[hidden_ND.dtype.itemsize]
+    tiles = _tiles(hidden_ND, options)
     token_blocks, vocab_blocks = pl.cdiv(N, tiles.tokens), pl.cdiv(V, tiles.vocab)
     each = pl.cdiv(vocab_blocks, min(pl.cdiv(PROGRAMS, token_blocks), vocab_blocks))
     splits = pl.cdiv(vocab_blocks, each)
@@ -67,6 +73,7 @@ def stats(hidden_ND, weights, labels_N, limits_N, *, options: Options, interpret
         out_specs=[pl.BlockSpec((None, tiles.tokens), lambda i, s: (s, i))] * 3,
         out_shape=[partial] * 3,
         compiler_params=plgpu.CompilerParams(num_warps=tiles.warps, num_stages=tiles.stages),
+        cost_estimate=_cost(N, D, V, hidden_ND.dtype.itemsize, 0),
         interpret=interpret,
         name="linear_cross_entropy_stats",
     )(hidden_ND, weights, *ints)
@@ -107,7 +114,7 @@ def gradients(hidden_ND, weights, labels_N, limits_N, lse_N, slopes, *, options,
     Args: as in `pallas_tpu.gradients`.
     """
     N, D = hidden_ND.shape
-    vocab_axis, tile = options.vocab_axis, _TILES[hidden_ND.dtype.itemsize].vocab
+    vocab_axis, tile = options.vocab_axis, _tiles(hidden_ND, options).vocab
     V = weights.shape[vocab_axis]
     most = max(SLICE_BYTES // (N * hidden_ND.dtype.itemsize) // tile * tile, tile)
     width = min(pl.cdiv(pl.cdiv(V, pl.cdiv(V, most)), tile) * tile, V)
@@ -141,7 +148,7 @@ def gradients(hidden_ND, weights, labels_N, limits_N, lse_N, slopes, *, options,
 def _d_logits(hidden_ND, weights, of_tokens, options: Options, interpret):
     """Return the loss's derivative for the logits of a slice of the vocabulary, [N, its width]."""
     (N, D), V = hidden_ND.shape, weights.shape[options.vocab_axis]
-    tiles = _TILES[hidden_ND.dtype.itemsize]
+    tiles = _tiles(hidden_ND, options)
     return pl.pallas_call(
         functools.partial(_d_logits_kernel, options=options, tiles=tiles, N=N, V=V, D=D),
         grid=(pl.cdiv(N, tiles.tokens), pl.cdiv(V, tiles.vocab)),
@@ -153,6 +160,7 @@ def _d_logits(hidden_ND, weights, of_tokens, options: Options, interpret):
         out_specs=pl.BlockSpec((tiles.tokens, tiles.vocab), lambda i, j: (i, j)),
         out_shape=shape_like((N, V), hidden_ND.dtype, hidden_ND, weights),
         compiler_params=plgpu.CompilerParams(num_warps=tiles.warps, num_stages=tiles.stages),
+        cost_estimate=_cost(N, D, V, hidden_ND.dtype.itemsize, N * V),
         interpret=interpret,
         name="linear_cross_entropy_d_logits",
     )(hidden_ND, weights, *of_tokens)
@@ -203,6 +211,11 @@ def _logits(hidden_ref, weights_ref, ints, i, j, options: Options, tiles: Tiles,
     exists_nv = (columns_1v < limits_n1) & (columns_1v >= firsts_n1)
     is_label_nv = exists_nv & (columns_1v == labels_n1)
     return jnp.where(exists_nv, logits_nv, MASKED), is_label_nv
+
+
+def _cost(N, D, V, itemsize, written):
+    moved = (N * D + V * D + written) * itemsize
+    return pl.CostEstimate(flops=2 * N * V * D, transcendentals=N * V, bytes_accessed=moved)
 
 
 def _hidden_spec(hidden_ND, tiles: Tiles):
