@@ -2,6 +2,7 @@
 
 import ctypes
 import functools
+import os
 import sys
 from pathlib import Path
 
@@ -21,11 +22,11 @@ def keep_freed_memory() -> bool:
 
     XLA's CPU backend allocates a step's temporaries as one block, which glibc takes from the system
     and gives back each time: every page of it is then faulted in and zeroed anew, a third of a
-    small model's step. Nothing happens where there is an accelerator or another C library. The
-    process keeps the memory of its largest moment until it ends. Call it before jax starts its
+    small model's step. Nothing happens where there is an accelerator, where the CPU simulates several
+    devices, or with another C library. The process keeps the memory of its largest moment until it ends. Call it before jax starts its
     backends.
     """
-    if not sys.platform.startswith("linux") or not _only_cpu():
+    if not sys.platform.startswith("linux") or not _one_cpu_device():
         return False
     libc = ctypes.CDLL(None)
     if not hasattr(libc, "gnu_get_libc_version"):
@@ -44,8 +45,13 @@ def keep_freed_memory() -> bool:
     return True
 
 
-def _only_cpu() -> bool:
-    """Guess from the platforms asked for, or else the devices in sight, without starting jax."""
+def _one_cpu_device() -> bool:
+    """Guess from the settings, or else the devices in sight, without starting jax."""
+    # Several devices wait for each other, which they cannot all do in one calling thread.
+    if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
+        return False
+    if jax.config.jax_num_cpu_devices > 1:
+        return False
     if jax.config.jax_platforms:
         return jax.config.jax_platforms == "cpu"
     accelerators = ("nvidia[0-9]*", "accel[0-9]*", "vfio/[0-9]*", "kfd")

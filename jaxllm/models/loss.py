@@ -91,7 +91,10 @@ def _loss_sums(config, params, hidden_BTD, targets_BT, mask_BT, z_loss) -> LossS
             vocab_axis_name=vocab_axes or None,
             **options,
         )
-        return jax.lax.psum(sums, mesh_axes(batch[0])) if batch[0] else sums
+        if not batch[0]:
+            return sums
+        # One by one: jax 0.7 cannot transpose a sum of which only some results have a gradient.
+        return LossSums(*(jax.lax.psum(x, mesh_axes(batch[0])) for x in sums))
 
     in_specs = (PartitionSpec(batch[0], None, None), weights_spec, batch, batch)
     mapped = on_shards(on_part, in_specs, LossSums(*[PartitionSpec()] * 3))
