@@ -18,7 +18,7 @@ from jaxllm.targets.catalog import Target, get_target
 from jaxllm.targets.gpu_configs import gpu_target_config
 
 # Read when libtpu is loaded. Without them it asks a metadata server that is not there what machine
-# this is, lets one process at a time load it, and writes logs to the screen and to /tmp/tpu_logs.
+# this is, lets one process at a time load it, and writes logs to the screen and to a shared folder.
 _LIBTPU = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-1",
