@@ -8,9 +8,9 @@ import subprocess
 import jax
 import pytest
 from jax.sharding import SingleDeviceSharding
-from jaxllm_kernels.attention.cases import cases
 
 from jaxllm import targets
+from tests.kernels.attention_cases import cases
 
 CASES = {case.name: case for case in cases()}
 FOR_TPU = ["GPT-2, softmax-1", "80 channels, documents, window"]

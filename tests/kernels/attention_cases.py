@@ -6,8 +6,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-
-from jaxllm_kernels.attention.api import attention
+from jaxllm_kernels.attention import attention
 
 
 class Case(NamedTuple):
