@@ -29,6 +29,7 @@ _LIBTPU = {
     "TPU_MIN_LOG_LEVEL": "3",
     "TPU_LOG_DIR": "disabled",
 }
+_ONE_CHIP = {"chips_per_host_bounds": [1, 1, 1]}  # a host has four, unless told otherwise
 _CUDA_PLUGINS = ("jax_plugins.xla_cuda12", "jax_plugins.xla_cuda13")
 
 
@@ -95,6 +96,8 @@ def _compile_only_devices(platform: str, chip: str, topology: str) -> tuple[jax.
         _load_libtpu()
         # A v4 chip is two devices unless asked for as one, which is how Google's machines use it.
         more = {"chip_config_name": "megacore"} if chip == "v4" else {}
+        if set(topology.partition(":")[2].split("x")) == {"1"}:
+            more |= _ONE_CHIP
         try:
             found = topologies.get_topology_desc(topology, "tpu", **more)
         except jax.errors.JaxRuntimeError as error:
@@ -130,7 +133,7 @@ def _load_libtpu() -> None:
         return
     _start_default_backend()
     with _environment(_LIBTPU), _quiet():
-        xla_bridge.make_pjrt_tpu_topology("v5e:1x1")
+        xla_bridge.make_pjrt_tpu_topology("v5e:2x2")
 
 
 def _load_cuda_plugin() -> None:

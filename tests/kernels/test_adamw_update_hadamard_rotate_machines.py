@@ -120,7 +120,7 @@ def test_adamw_compiles_to_one_loop_without_temporaries(target, round_moments):
     program = compiled(target, step, *[array] * 4, ((2,), "uint32"), ((), "int32"), donate=(0, 1, 2))
     memory = program.memory_analysis()
     assert memory.alias_size_in_bytes == 3 * 1024 * 768 * 2
-    assert memory.temp_size_in_bytes < 100_000  # scalars, and on a GPU a row index
+    assert memory.temp_size_in_bytes < 1024 * 768 * 2 / 8  # scalars and the compiler's own, no array
     assert loops_over(program.as_text(), "1024,768") == 1
 
 
