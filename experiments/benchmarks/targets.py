@@ -1,7 +1,7 @@
 """Training steps of GPT-2 small and XL compiled for machines that are not here, beside a rival's.
 
     python -m experiments.benchmarks.targets                    # GPT-2 small: some minutes on 2 cores
-    python -m experiments.benchmarks.targets --preset paper     # and XL, every precision and optimizer
+    python -m experiments.benchmarks.targets --preset paper     # and XL
     python -m experiments.benchmarks.targets --maxtext FOLDER --maxtext-python PYTHON
 
 T = 1024, every layer rematerialised, ours and theirs. The rivals: `plain`, a step in the common way
@@ -34,7 +34,13 @@ from jaxllm.train import PRECISIONS, TrainConfig
 # model, machine, sequences a step: XL's state alone is 17 GiB, more than one v5e has.
 _SMALL = (("gpt2", "v5e-1", 8), ("gpt2", "v6e-1", 8), ("gpt2", "h100", 8))
 _XL = (("gpt2-xl", "v5e-8", 8), ("gpt2-xl", "v6e-1", 4), ("gpt2-xl", "h100", 4))
-_RIVALS_POLICY = "mixed_o1"  # float32 parameters and moments, bfloat16 products: what the rivals run
+_POLICIES = (
+    *((precision, "adamw") for precision in PRECISIONS),
+    ("mixed_o1", "lion"),
+    ("bfloat16", "adamw_bf16_sr"),
+)
+# float32 parameters and moments, bfloat16 products: what the rivals run
+_RIVALS_POLICY = ("mixed_o1", "adamw")
 _MAXTEXT_ATTENTIONS = ("dot_product", "flash")
 
 
@@ -44,8 +50,7 @@ class TargetsConfig:
 
     cases: tuple[tuple[str, str, int], ...] = _SMALL  # (model, machine, sequences a step)
     seq_len: int = 1024
-    precisions: tuple[str, ...] = tuple(PRECISIONS)
-    optimizers: tuple[str, ...] = ("adamw",)
+    policies: tuple[tuple[str, str], ...] = _POLICIES  # (precision, optimizer)
     maxtext: str = ""  # a checkout of MaxText; empty: not compared
     maxtext_python: str = "python3.12"  # an interpreter with its packages
     out: str = "runs/targets"
@@ -53,10 +58,10 @@ class TargetsConfig:
 
 PRESETS = {
     "debug": lambda: TargetsConfig(
-        cases=(("gpt2-nano", "v5e-1", 8),), seq_len=128, precisions=("mixed_o1",), out="runs/targets-debug"
+        cases=(("gpt2-nano", "v5e-1", 8),), seq_len=128, policies=(_RIVALS_POLICY,), out="runs/targets-debug"
     ),
     "small": TargetsConfig,
-    "paper": lambda: TargetsConfig(_SMALL + _XL, optimizers=("adamw", "lion"), out="runs/targets-paper"),
+    "paper": lambda: TargetsConfig(_SMALL + _XL, out="runs/targets-paper"),
 }
 
 
@@ -68,14 +73,13 @@ def main(config: TargetsConfig, preset: str = "small") -> Report:
         raise UserError(f"the compiler for {missing[0]} is not installed; pip install 'jaxllm[tpu-targets]' "
                         "for a TPU, 'jaxllm[cuda-targets]' for a GPU")  # fmt: skip
     metrics, claims, rows = {}, [], []
-    jobs = [(case, precision, optimizer) for case in config.cases for precision in config.precisions
-            for optimizer in config.optimizers]  # fmt: skip
-    for case, precision, optimizer in tqdm(jobs, desc="compiling", unit="step"):
-        name = f"{case[0]}/{case[1]}/{precision}/{optimizer}"
-        ours = cached_forecast(our_run(config, case, precision, optimizer), targets.get_target(case[1]))
+    jobs = [(case, policy) for case in config.cases for policy in config.policies]
+    for case, policy in tqdm(jobs, desc="compiling", unit="step"):
+        name = "/".join((*case[:2], *policy))
+        ours = cached_forecast(our_run(config, case, *policy), targets.get_target(case[1]))
         metrics |= _figures(name, ours)
         rows.append((name, case[2], ours, "jaxllm"))
-        if precision != _RIVALS_POLICY or optimizer != "adamw":
+        if policy != _RIVALS_POLICY:
             continue
         theirs = plain_forecast(config, case)
         metrics |= _figures(f"{name}/plain", theirs)
