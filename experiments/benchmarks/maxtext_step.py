@@ -33,8 +33,7 @@ def maxtext_peak(
       attention: its attention.
     """
     values = {
-        "compile_topology": target.topology, "internal_compile": "true",
-        "internal_compile_num_devices": target.num_devices, "compile_topology_num_slices": 1,
+        "compile_topology": target.name, "compile_topology_num_slices": 1,
         "decoder_block": "gpt3", "base_emb_dim": config.embed_dim, "base_mlp_dim": config.mlp_dim,
         "base_num_decoder_layers": config.num_layers, "base_num_query_heads": config.num_heads,
         "base_num_kv_heads": config.num_heads, "head_dim": config.head_dim, "vocab_size": config.vocab_size,
