@@ -16,7 +16,7 @@ from pathlib import Path
 import jax
 
 from jaxllm import data, models, parallel
-from jaxllm.cli.parse import parse, run
+from jaxllm.cli.experiment import run_experiment
 from jaxllm.cli.train import open_presets
 from jaxllm.generate import SamplingConfig, generate_text
 from jaxllm.optim import OptimConfig
@@ -72,6 +72,8 @@ PRESETS = {"debug": _debug, "small": _small, "paper": _paper}
 
 def main(config: PretrainConfig, preset: str = "custom") -> Report:
     """Train, score against n-gram models, sample, plot; write the report into `config.out`."""
+    if config.distributed:
+        parallel.initialize()
     started, out = time.time(), Path(config.out)
     trained = train(config)
     if trained.steps == 0 and (out / "report.json").exists():
@@ -140,15 +142,5 @@ def _show(report, out):
     print(f"\n{report.seconds:.0f} s; see {out / 'report.md'} and {out / 'curves.png'}")
 
 
-def _main(argv):
-    config, preset = parse(
-        PretrainConfig, argv, prog="python -m experiments.pretrain", description=__doc__,
-        presets=open_presets(PRESETS), default_preset="small",
-    )  # fmt: skip
-    if config.distributed:
-        parallel.initialize()
-    main(config, preset)
-
-
 if __name__ == "__main__":
-    run(_main)
+    run_experiment(main, PretrainConfig, open_presets(PRESETS))

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from experiments.benchmarks import attention_bytes
 from jaxllm import targets
-from jaxllm.cli.parse import parse, run
+from jaxllm.cli.experiment import run_experiment
 from jaxllm.errors import UserError
 from jaxllm.report import Claim, Report
 
@@ -244,12 +244,5 @@ def _torch_rival(arrays) -> dict[str, Callable]:
     return {"forward": forward, "both": lambda: torch.autograd.grad(attend(*leaves), leaves, d_out)}
 
 
-def _main(argv):
-    config, _ = parse(
-        AttentionConfig, argv, prog="python -m experiments.benchmarks.attention", description=__doc__
-    )
-    main(config)
-
-
 if __name__ == "__main__":
-    run(_main)
+    run_experiment(main, AttentionConfig)

@@ -27,7 +27,7 @@ from jaxllm_kernels.linear_cross_entropy import linear_cross_entropy
 from tqdm import tqdm
 
 from jaxllm import targets
-from jaxllm.cli.parse import parse, run
+from jaxllm.cli.experiment import run_experiment
 from jaxllm.report import Claim, Report
 
 MIB = 2**20
@@ -249,12 +249,5 @@ def _torch_growth(N, D, V) -> float:
     return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
 
 
-def _main(argv):
-    config, _ = parse(
-        CrossEntropyConfig, argv, prog="python -m experiments.benchmarks.cross_entropy", description=__doc__
-    )
-    main(config)
-
-
 if __name__ == "__main__":
-    run(_main)
+    run_experiment(main, CrossEntropyConfig)

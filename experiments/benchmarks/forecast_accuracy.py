@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from experiments.benchmarks.published_steps import PUBLISHED, PublishedStep
 from jaxllm.atomic import write_file
-from jaxllm.cli.parse import parse, run
+from jaxllm.cli.experiment import run_experiment
 from jaxllm.parallel import MeshConfig
 from jaxllm.report import Claim, Report
 from jaxllm.targets.analytic import estimate
@@ -196,12 +196,5 @@ def _geometric(values) -> float:
     return math.exp(statistics.mean(math.log(v) for v in values))
 
 
-def _main(argv):
-    config, _ = parse(
-        AccuracyConfig, argv, prog="python -m experiments.benchmarks.forecast_accuracy", description=__doc__
-    )
-    main(config)
-
-
 if __name__ == "__main__":
-    run(_main)
+    run_experiment(main, AccuracyConfig)

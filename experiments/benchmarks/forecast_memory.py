@@ -21,7 +21,7 @@ import jax
 from tqdm import tqdm
 
 from jaxllm import models, targets
-from jaxllm.cli.parse import parse, run
+from jaxllm.cli.experiment import run_experiment
 from jaxllm.report import Claim, Report
 from jaxllm.train import TrainConfig
 from jaxllm.train.job import prepare_shapes
@@ -102,18 +102,8 @@ def _resident(field: str) -> int:
     return int(line.split()[1]) * 1024
 
 
-def _main(argv):
-    if argv[:1] == ["--measure"]:
-        print(json.dumps(measure(argv[1], int(argv[2]), int(argv[3]))))
-        return
-    config, _ = parse(
-        ForecastMemoryConfig,
-        argv,
-        prog="python -m experiments.benchmarks.forecast_memory",
-        description=__doc__,
-    )
-    main(config)
-
-
 if __name__ == "__main__":
-    run(_main)
+    if sys.argv[1:2] == ["--measure"]:
+        print(json.dumps(measure(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))))
+    else:
+        run_experiment(main, ForecastMemoryConfig)

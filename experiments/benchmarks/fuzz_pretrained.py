@@ -25,7 +25,7 @@ import numpy as np
 from tqdm import tqdm
 
 from jaxllm import data, models
-from jaxllm.cli.parse import parse, run
+from jaxllm.cli.experiment import run_experiment
 from jaxllm.data.embedded import byte_alphabet, sotu_addresses
 from jaxllm.errors import UserError
 from jaxllm.models.huggingface import state_dict_from_params
@@ -309,13 +309,5 @@ def _samples(rows: list[dict], count: int = 30) -> list[str]:
     return sentences[:: max(1, len(sentences) // count)]
 
 
-def _main(argv):
-    config, _ = parse(
-        FuzzPretrainedConfig, argv, prog="python -m experiments.benchmarks.fuzz_pretrained",
-        description=__doc__,
-    )  # fmt: skip
-    main(config)
-
-
 if __name__ == "__main__":
-    run(_main)
+    run_experiment(main, FuzzPretrainedConfig)

@@ -16,7 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from jaxllm import compilation_cache, models
-from jaxllm.cli.parse import parse, run
+from jaxllm.cli.experiment import run_experiment
 from jaxllm.data.embedded import sotu_addresses
 from jaxllm.errors import UserError
 from jaxllm.generate import SamplingConfig, generate
@@ -126,12 +126,5 @@ def _transformers(ours):
     return draw
 
 
-def _main(argv):
-    config, _ = parse(
-        GenerationConfig, argv, prog="python -m experiments.benchmarks.generation", description=__doc__
-    )
-    main(config)
-
-
 if __name__ == "__main__":
-    run(_main)
+    run_experiment(main, GenerationConfig)

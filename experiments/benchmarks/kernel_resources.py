@@ -10,7 +10,6 @@ loop, kernel and copy of the compiled program, once each and outside the chip's 
 least that the operation can move; a program that loops over chunks has none.
 """
 
-import argparse
 import glob
 import importlib.util
 import math
@@ -27,6 +26,7 @@ from tqdm import tqdm
 
 from experiments.benchmarks.kernel_cases import CASES, Case
 from jaxllm import targets
+from jaxllm.cli.experiment import run_experiment
 
 TARGETS = ("v5e-1", "v5p-8", "v6e-1", "h100", "a100-80gb")
 ARCHITECTURES = {"h100": "sm_90a", "a100-80gb": "sm_80"}
@@ -144,19 +144,23 @@ def write(text: str, path: Path = README) -> None:
     path.write_text(f"{before}{BEGIN}\n{text}\n{END}{rest.split(END)[1]}")
 
 
-def main() -> None:
+@dataclass(frozen=True)
+class KernelResourcesConfig:
+    """Which kernels to compile, and where the table goes."""
+
+    only: str = ""  # cases whose name contains this
+    write: bool = False  # replace the table in kernels/README.md
+
+
+def main(config: KernelResourcesConfig) -> None:
     """Compile everything, print the table and write it where asked."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--write", action="store_true", help="replace the table in kernels/README.md")
-    parser.add_argument("--only", default="", help="cases whose name contains this")
-    given = parser.parse_args()
-    pairs = [(c, t) for c in CASES if given.only in c.name for t in TARGETS if targets.is_available(t)]
+    pairs = [(c, t) for c in CASES if config.only in c.name for t in TARGETS if targets.is_available(t)]
     rows = [measure(case, target) for case, target in tqdm(pairs, unit="program")]
     text = f"jax {jax.__version__}\n\n{table(rows)}"
     print(text)
-    if given.write:
+    if config.write:
         write(text)
 
 
 if __name__ == "__main__":
-    main()
+    run_experiment(main, KernelResourcesConfig)

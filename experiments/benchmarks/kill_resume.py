@@ -19,7 +19,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from jaxllm.cli.parse import parse, run
+from jaxllm.cli.experiment import run_experiment
 from jaxllm.report import Claim, Report
 from jaxllm.train.load import load_run
 from jaxllm.train.writers import read_metrics
@@ -107,12 +107,5 @@ def _saved_step(out):
     return max(steps, default=0)
 
 
-def _main(argv):
-    config, _ = parse(
-        KillResumeConfig, argv, prog="python -m experiments.benchmarks.kill_resume", description=__doc__
-    )
-    main(config)
-
-
 if __name__ == "__main__":
-    run(_main)
+    run_experiment(main, KillResumeConfig)

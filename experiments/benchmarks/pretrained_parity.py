@@ -15,7 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from jaxllm import models
-from jaxllm.cli.parse import parse, run
+from jaxllm.cli.experiment import run_experiment
 from jaxllm.data.embedded import sotu_addresses
 from jaxllm.errors import UserError
 from jaxllm.generate import SamplingConfig, generate_text
@@ -128,13 +128,5 @@ def _transformers(path):
     return logits, tokenizer
 
 
-def _main(argv):
-    config, _ = parse(
-        PretrainedParityConfig, argv, prog="python -m experiments.benchmarks.pretrained_parity",
-        description=__doc__,
-    )  # fmt: skip
-    main(config)
-
-
 if __name__ == "__main__":
-    run(_main)
+    run_experiment(main, PretrainedParityConfig)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from jaxllm.cli.parse import parse, run
+from jaxllm.cli.experiment import run_experiment
 from jaxllm.data.embedded import sotu_addresses
 from jaxllm.report import Claim, Report
 
@@ -94,12 +94,5 @@ def _write_text(path, megabytes):
             bar.update(size)
 
 
-def _main(argv):
-    config, _ = parse(
-        StreamTextConfig, argv, prog="python -m experiments.benchmarks.stream_text", description=__doc__
-    )
-    main(config)
-
-
 if __name__ == "__main__":
-    run(_main)
+    run_experiment(main, StreamTextConfig)

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from experiments.benchmarks.maxtext_step import maxtext_peak
 from experiments.benchmarks.reference_step import reference_step
 from jaxllm import targets
-from jaxllm.cli.parse import parse, run
+from jaxllm.cli.experiment import run_experiment
 from jaxllm.errors import UserError
 from jaxllm.models import get_preset
 from jaxllm.parallel import MeshConfig
@@ -171,13 +171,5 @@ def _table(rows) -> str:
     return "\n".join(lines)
 
 
-def _main(argv):
-    config, preset = parse(
-        TargetsConfig, argv, prog="python -m experiments.benchmarks.targets", description=__doc__,
-        presets=PRESETS, default_preset="small",
-    )  # fmt: skip
-    main(config, preset)
-
-
 if __name__ == "__main__":
-    run(_main)
+    run_experiment(main, TargetsConfig, PRESETS)

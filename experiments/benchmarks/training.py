@@ -17,7 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from jaxllm import host_memory
-from jaxllm.cli.parse import parse, run
+from jaxllm.cli.experiment import run_experiment
 from jaxllm.errors import UserError, unknown
 from jaxllm.models import ModelConfig
 from jaxllm.report import Claim, Report
@@ -223,12 +223,5 @@ def _check_rivals() -> None:
         raise UserError(f"the comparison needs torch and transformers: {error}") from error
 
 
-def _main(argv):
-    config, _ = parse(
-        TrainingConfig, argv, prog="python -m experiments.benchmarks.training", description=__doc__
-    )
-    main(config)
-
-
 if __name__ == "__main__":
-    run(_main)
+    run_experiment(main, TrainingConfig)

@@ -9,13 +9,16 @@ from jaxllm.targets.hlo import Computation, Instruction, Module
 _GEMM = re.compile(r'custom_call_target="(__cublas|__cudnn\$conv|__onednn\$matmul)')
 
 _KERNEL = re.compile(r'custom_call_target="(tpu_custom_call|__gpu\$xla\.gpu\.triton|mosaic_gpu[^"]*)"')
+# A declaration of no products counts as one.
+_DECLARED = re.compile(r'"cost_estimate":\{[^}]*"flops":"?(\d+)|kernel_flops="(\d+)"')
 
 
 def matmul_flops(module: Module, computation: Computation, instruction: Instruction) -> dict[str, float]:
     """Return the FLOPs of one instruction's matrix products, by the type that is multiplied.
 
-    A fusion's are those of what it fuses. A kernel of our own counts what its author declared
-    (`pallas_call(cost_estimate=...)`), which may hold other operations too.
+    A fusion's are those of what it fuses. A Pallas kernel counts what its author declared
+    (`pallas_call(cost_estimate=...)` for a TPU, `jaxllm_kernels.declared_cost` for a GPU), which may hold
+    other operations too.
     """
     if instruction.opcode == "dot":
         flops = _dot(computation, instruction)
@@ -39,7 +42,7 @@ def is_silent_kernel(instruction: Instruction) -> bool:
     """Return whether an instruction is a Pallas kernel whose author declared no FLOPs."""
     if instruction.opcode != "custom-call" or not _KERNEL.search(instruction.attributes):
         return False
-    return '"cost_estimate"' not in instruction.attributes
+    return not _DECLARED.search(instruction.attributes)
 
 
 def _kind(computation, instruction) -> str:
@@ -62,8 +65,8 @@ def _custom_call(computation, call) -> float:
         left = computation.by_name[call.operands[0]].shape.dims
         contracted = math.prod(left[int(d)] for d in dims["lhs_contracting_dimensions"])
         return 2.0 * next(call.shape.leaves()).elements * contracted
-    declared = re.search(r'"cost_estimate":\{[^}]*"flops":"?(\d+)', call.attributes)
-    return float(declared.group(1)) if declared else 0.0
+    declared = _DECLARED.search(call.attributes)
+    return float(declared.group(1) or declared.group(2)) if declared else 0.0
 
 
 def _config(call, key: str) -> dict | None:

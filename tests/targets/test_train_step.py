@@ -41,14 +41,12 @@ def test_every_family_s_training_step_compiles(family, name):
     assert least <= forecast.breakdown["parameters"] <= most
     assert forecast.breakdown["optimizer"] == pytest.approx(2 * forecast.breakdown["parameters"], rel=0.01)
     # Nothing a step does is less than the model's own products; recomputation adds to them.
-    # Attention may be left to a kernel whose FLOPs the program does not show; on a GPU, the head's
-    # forward product too (its Triton kernel keeps the logits in registers).
+    assert sum(forecast.flops.values()) >= 0.98 * forecast.model_flops
+    # At most: attention's blocks are 128 positions of which these texts fill 32.
     attention = config.model.num_layers * 12 * config.model.embed_dim * config.seq_len
-    head = 0 if name == "v5e-4" else 2 * config.model.embed_dim * config.model.known_vocab_size
     tokens = config.tokens_per_step / forecast.target.num_devices
-    assert sum(forecast.flops.values()) >= 0.98 * (forecast.model_flops - (attention + head) * tokens)
-    assert forecast.compute_seconds * forecast.target.peak_flops["bf16"] >= 0.9 * forecast.model_flops
-    assert sum(forecast.flops.values()) <= 2 * forecast.model_flops
+    assert sum(forecast.flops.values()) <= 2 * forecast.model_flops + 16 * attention * tokens
+    assert forecast.silent_kernels == 0
     if name == "v5e-4":
         assert forecast.compiler_seconds > 0
         assert any("fsdp" in axis for axis in forecast.collective_bytes)

@@ -12,6 +12,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
 from jaxllm_kernels.attention.blocks import key_blocks, visit
+from jaxllm_kernels.attention.cost import attention_cost
 from jaxllm_kernels.attention.pallas_gpu_backward import backward as backward
 from jaxllm_kernels.attention.pallas_gpu_tiles import (
     load_block,
@@ -24,6 +25,7 @@ from jaxllm_kernels.attention.pallas_gpu_tiles import (
 )
 from jaxllm_kernels.attention.visibility import NOTHING
 from jaxllm_kernels.compat import shape_like
+from jaxllm_kernels.declared_cost import declared_cost
 
 LOG2E = math.log2(math.e)
 
@@ -49,7 +51,7 @@ def forward(q, k, v, sink_H, segment_ids_BT, mask_BTS, *, scale, causal, window,
         length = padded(T, max(tiles.queries, tiles.keys))
         in_specs.append(pl.BlockSpec((None, length), lambda i, b, h: (b, 0)))
     blocks = pl.cdiv(T, tiles.queries)
-    out, lse = pl.pallas_call(
+    call = pl.pallas_call(
         functools.partial(
             _kernel,
             tiles=tiles,
@@ -74,7 +76,9 @@ def forward(q, k, v, sink_H, segment_ids_BT, mask_BTS, *, scale, causal, window,
         compiler_params=plgpu.CompilerParams(num_warps=tiles.warps, num_stages=tiles.stages),
         interpret=interpret,
         name="attention_forward",
-    )(*operands)
+    )
+    with declared_cost(attention_cost(q, k, tiles, causal=causal, window=window, products=2)):
+        out, lse = call(*operands)
     return out, lse[:, :, :T]
 
 

@@ -12,6 +12,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
 from jaxllm_kernels.attention.blocks import key_blocks, query_blocks, visit
+from jaxllm_kernels.attention.cost import attention_cost
 from jaxllm_kernels.attention.pallas_gpu_tiles import (
     load_rows,
     load_vector,
@@ -22,6 +23,7 @@ from jaxllm_kernels.attention.pallas_gpu_tiles import (
 )
 from jaxllm_kernels.attention.xla import row_means, sink_gradient
 from jaxllm_kernels.compat import shape_like
+from jaxllm_kernels.declared_cost import declared_cost
 
 LOG2E = math.log2(math.e)
 
@@ -50,7 +52,7 @@ def backward(
         segmented=segmented,
     )  # fmt: skip
 
-    def call(kernel, name, blocks, heads, one_head, out_shape, out_specs):
+    def call(kernel, name, blocks, heads, one_head, products, out_shape, out_specs):
         """Run a kernel over (blocks, B, heads); refs are of one batch row and key head."""
         group = lambda h: h // R if one_head else h
         if one_head:
@@ -65,7 +67,7 @@ def backward(
         in_specs = [queries, keys, keys, queries, rows, rows]
         if segment_ids_BT is not None:
             in_specs.append(pl.BlockSpec((None, max(length_T, length_S)), lambda i, b, h: (b, 0)))
-        return pl.pallas_call(
+        run = pl.pallas_call(
             functools.partial(kernel, **options),
             grid=(blocks, B, heads),
             in_specs=in_specs,
@@ -74,15 +76,18 @@ def backward(
             compiler_params=plgpu.CompilerParams(num_warps=tiles.warps, num_stages=tiles.stages),
             interpret=interpret,
             name=name,
-        )(*operands)
+        )
+        cost = attention_cost(q, k, tiles, causal=causal, window=window, products=products)
+        with declared_cost(cost):
+            return run(*operands)
 
     d_query = call(
-        _query_kernel, "attention_backward_query", pl.cdiv(T, tiles.queries), H, True,
+        _query_kernel, "attention_backward_query", pl.cdiv(T, tiles.queries), H, True, 3,
         shape_like(q.shape, q.dtype, *operands),
         pl.BlockSpec((None, tiles.queries, None, width), lambda i, b, h: (b, i, h, 0)),
     )  # fmt: skip
     d_key, d_value = call(
-        _key_kernel, "attention_backward_key", pl.cdiv(S, tiles.keys), G, False,
+        _key_kernel, "attention_backward_key", pl.cdiv(S, tiles.keys), G, False, 4,
         [shape_like(x.shape, x.dtype, *operands) for x in (k, v)],
         [pl.BlockSpec((None, tiles.keys, None, width), lambda i, b, h: (b, i, h, 0))] * 2,
     )  # fmt: skip

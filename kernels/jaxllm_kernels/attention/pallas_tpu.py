@@ -14,11 +14,11 @@ import math
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from jaxllm_kernels.attention.blocks import key_blocks, visit
+from jaxllm_kernels.attention.cost import attention_cost
 from jaxllm_kernels.attention.layout import by_group, by_time
 from jaxllm_kernels.attention.pallas_tpu_backward import backward as backward
 from jaxllm_kernels.attention.pallas_tpu_tiles import (
@@ -108,7 +108,7 @@ def forward(q, k, v, sink_H, segment_ids_BT, mask_BTS, *, scale, causal, window,
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "parallel", "parallel", "arbitrary")
         ),
-        cost_estimate=_cost(B, T, S, H, G, K, q.dtype.itemsize, tiles, causal, window),
+        cost_estimate=attention_cost(q, k, tiles, causal=causal, window=window, products=2),
         interpret=interpret,
         name="attention_forward",
     )(*operands)
@@ -171,19 +171,3 @@ def _kernel(q_ref, k_ref, v_ref, sink_ref, *refs, tiles: Tiles, S, scale, causal
             total_1t = jnp.maximum(total_ref[r], jnp.finfo(jnp.float32).tiny)
             out_ref[0, 0, r] = (sum_ref[r] / total_1t).T.astype(out_ref.dtype)
             lse_ref[0, 0, r, 0] = top_ref[r] * math.log(2) + jnp.log(total_1t)
-
-
-def _cost(B, T, S, H, G, K, itemsize, tiles, causal, window) -> pl.CostEstimate:
-    """Return what XLA's scheduler should believe: work on visible blocks, each input read once."""
-    start = np.arange(pl.cdiv(T, tiles.queries)) * tiles.queries
-    first = np.maximum(start - window + 1, 0) // tiles.keys if window else 0
-    stop = pl.cdiv(S, tiles.keys)
-    if causal:
-        stop = np.minimum(stop, -(-(start + tiles.queries) // tiles.keys))
-    visited = int(np.sum(np.maximum(stop - first, 0) + np.zeros_like(start)))
-    scores = B * H * visited * tiles.queries * tiles.keys
-    return pl.CostEstimate(
-        flops=4 * scores * K,
-        transcendentals=scores,
-        bytes_accessed=2 * B * (T * H + S * G) * K * itemsize,
-    )

@@ -12,6 +12,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from jaxllm_kernels.attention.blocks import key_blocks, query_blocks, visit
+from jaxllm_kernels.attention.cost import attention_cost
 from jaxllm_kernels.attention.layout import by_group, by_time
 from jaxllm_kernels.attention.pallas_tpu_tiles import (
     LOG2E,
@@ -49,8 +50,9 @@ def backward(
         tiles=tiles, scale=scale, causal=causal, window=window, segmented=segment_ids_BT is not None
     )
     call = functools.partial(_call, arrays, tiles, options, interpret)
-    d_query = call(_query_kernel, "attention_backward_query", by_queries=True)
-    d_key, d_value = call(_key_kernel, "attention_backward_key", by_queries=False)
+    cost = functools.partial(attention_cost, q, k, tiles, causal=causal, window=window)
+    d_query = call(_query_kernel, "attention_backward_query", cost(products=3), by_queries=True)
+    d_key, d_value = call(_key_kernel, "attention_backward_key", cost(products=4), by_queries=False)
     return (
         by_time(d_query),
         d_key.swapaxes(1, 2),
@@ -59,7 +61,7 @@ def backward(
     )
 
 
-def _call(arrays, tiles, options, interpret, kernel, name, *, by_queries):
+def _call(arrays, tiles, options, interpret, kernel, name, cost, *, by_queries):
     """Run one of the kernels: `by_queries` over blocks of queries with keys in panels, or reversed."""
     (B, G, R, T, K), S = arrays[0].shape, arrays[1].shape[2]
     causal, window = options["causal"], options["window"]
@@ -104,6 +106,7 @@ def _call(arrays, tiles, options, interpret, kernel, name, *, by_queries):
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "parallel", "parallel", "arbitrary")
         ),
+        cost_estimate=cost,
         interpret=interpret,
         name=name,
     )(*arrays)

@@ -3,6 +3,7 @@
 import math
 
 import jax.numpy as jnp
+from jax.experimental import pallas as pl
 
 from jaxllm_kernels.hadamard_rotate.matrix import butterflies, times_signs_matrix
 
@@ -19,6 +20,15 @@ def cannot(shape, axis, block_size, largest) -> str | None:
     if shape[-1] % unit:
         return f"the axis has {shape[-1]} elements, not a multiple of {unit}"
     return None
+
+
+def rotation_cost(x) -> pl.CostEstimate:
+    """Return the work of rotating x: a product with a tile's matrix, three times as long in float32."""
+    return pl.CostEstimate(
+        flops=2 * LANES * x.size * (1 if x.dtype == jnp.bfloat16 else 3),
+        bytes_accessed=2 * x.size * x.dtype.itemsize,
+        transcendentals=0,
+    )
 
 
 def rotate_group(read, matrix, signs, block_size, inverse):

@@ -9,8 +9,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
 from jaxllm_kernels.compat import shape_like
+from jaxllm_kernels.declared_cost import declared_cost
 from jaxllm_kernels.hadamard_rotate.matrix import hadamard_matrix
-from jaxllm_kernels.hadamard_rotate.pallas_body import LANES, rotate_group
+from jaxllm_kernels.hadamard_rotate.pallas_body import LANES, rotate_group, rotation_cost
 from jaxllm_kernels.hadamard_rotate.pallas_body import cannot as body_cannot
 
 _LARGEST_BLOCK = {2: 1024, 4: 512}  # bytes of an element: its tiles live in registers
@@ -37,7 +38,7 @@ def hadamard_rotate(x, signs, *, block_size, inverse, interpret=False):
     kernel = functools.partial(
         _kernel, rows=R, group=group, block_size=block_size, inverse=inverse
     )
-    rotated = pl.pallas_call(
+    call = pl.pallas_call(
         kernel,
         grid=(pl.cdiv(R, _ROWS * _STEPS), C // group),
         in_specs=whole,
@@ -46,7 +47,9 @@ def hadamard_rotate(x, signs, *, block_size, inverse, interpret=False):
         compiler_params=plgpu.CompilerParams(num_warps=8, num_stages=1),
         interpret=interpret,
         name="hadamard_rotate",
-    )(*operands)
+    )
+    with declared_cost(rotation_cost(x)):
+        rotated = call(*operands)
     return rotated.reshape(x.shape)
 
 

@@ -9,7 +9,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from jaxllm_kernels.compat import shape_like
 from jaxllm_kernels.hadamard_rotate.matrix import hadamard_matrix
-from jaxllm_kernels.hadamard_rotate.pallas_body import LANES, rotate_group
+from jaxllm_kernels.hadamard_rotate.pallas_body import LANES, rotate_group, rotation_cost
 from jaxllm_kernels.hadamard_rotate.pallas_body import cannot as body_cannot
 
 _LARGEST_BLOCK = 4096
@@ -50,11 +50,7 @@ def hadamard_rotate(x, signs, *, block_size, inverse, interpret=False):
         out_specs=specs[0],
         out_shape=shape_like(rows.shape, rows.dtype, *operands),
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel")),
-        cost_estimate=pl.CostEstimate(
-            flops=2 * LANES * x.size * (1 if x.dtype == jnp.bfloat16 else 3),
-            bytes_accessed=2 * x.size * x.dtype.itemsize,
-            transcendentals=0,
-        ),
+        cost_estimate=rotation_cost(x),
         interpret=interpret,
         name="hadamard_rotate",
     )(*operands)

@@ -15,6 +15,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
 from jaxllm_kernels.compat import dot_general_float32, shape_like, varying_like
+from jaxllm_kernels.declared_cost import declared_cost
 from jaxllm_kernels.linear_cross_entropy.options import MASKED, Options
 
 SLICE_BYTES = 64 * 2**20  # of the logits' gradient at a time
@@ -62,7 +63,7 @@ def stats(hidden_ND, weights, labels_N, limits_N, *, options: Options, interpret
     splits = pl.cdiv(vocab_blocks, each)
     ints = labels_N, jnp.minimum(limits_N, V), jnp.zeros_like(labels_N)
     partial = shape_like((splits, token_blocks * tiles.tokens), jnp.float32, hidden_ND, weights)
-    lse_SN, label_SN, total_SN = pl.pallas_call(
+    call = pl.pallas_call(
         functools.partial(_stats_kernel, options=options, tiles=tiles, each=each, N=N, V=V, D=D),
         grid=(token_blocks, splits),
         in_specs=[
@@ -73,10 +74,11 @@ def stats(hidden_ND, weights, labels_N, limits_N, *, options: Options, interpret
         out_specs=[pl.BlockSpec((None, tiles.tokens), lambda i, s: (s, i))] * 3,
         out_shape=[partial] * 3,
         compiler_params=plgpu.CompilerParams(num_warps=tiles.warps, num_stages=tiles.stages),
-        cost_estimate=_cost(N, D, V, hidden_ND.dtype.itemsize, 0),
         interpret=interpret,
         name="linear_cross_entropy_stats",
-    )(hidden_ND, weights, *ints)
+    )
+    with declared_cost(_cost(N, D, V, hidden_ND.dtype.itemsize, 0)):
+        lse_SN, label_SN, total_SN = call(hidden_ND, weights, *ints)
     sums = jax.nn.logsumexp(lse_SN, axis=0), jnp.sum(label_SN, axis=0), jnp.sum(total_SN, axis=0)
     return tuple(x_N[:N] for x_N in sums)
 
@@ -149,7 +151,7 @@ def _d_logits(hidden_ND, weights, of_tokens, options: Options, interpret):
     """Return the loss's derivative for the logits of a slice of the vocabulary, [N, its width]."""
     (N, D), V = hidden_ND.shape, weights.shape[options.vocab_axis]
     tiles = _tiles(hidden_ND, options)
-    return pl.pallas_call(
+    call = pl.pallas_call(
         functools.partial(_d_logits_kernel, options=options, tiles=tiles, N=N, V=V, D=D),
         grid=(pl.cdiv(N, tiles.tokens), pl.cdiv(V, tiles.vocab)),
         in_specs=[
@@ -160,10 +162,11 @@ def _d_logits(hidden_ND, weights, of_tokens, options: Options, interpret):
         out_specs=pl.BlockSpec((tiles.tokens, tiles.vocab), lambda i, j: (i, j)),
         out_shape=shape_like((N, V), hidden_ND.dtype, hidden_ND, weights),
         compiler_params=plgpu.CompilerParams(num_warps=tiles.warps, num_stages=tiles.stages),
-        cost_estimate=_cost(N, D, V, hidden_ND.dtype.itemsize, N * V),
         interpret=interpret,
         name="linear_cross_entropy_d_logits",
-    )(hidden_ND, weights, *of_tokens)
+    )
+    with declared_cost(_cost(N, D, V, hidden_ND.dtype.itemsize, N * V)):
+        return call(hidden_ND, weights, *of_tokens)
 
 
 def _d_logits_kernel(hidden_ref, weights_ref, *refs, options: Options, tiles: Tiles, N, V, D):
