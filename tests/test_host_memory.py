@@ -31,9 +31,8 @@ print(kept, faults())
 
 def measured(mode, **environment):
     clean = {name: value for name, value in os.environ.items() if name not in ("XLA_FLAGS", "JAX_PLATFORMS")}
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, mode], env=clean | environment, capture_output=True, text=True, check=True
-    )
+    command = [sys.executable, "-c", SCRIPT, mode]
+    done = subprocess.run(command, env=clean | environment, capture_output=True, text=True, check=True)
     kept, faults = done.stdout.split()
     return kept == "True", int(faults)
 

@@ -13,7 +13,7 @@ def run_experiment(
     presets: Mapping[str, Callable[[], Any]] | None = None,
     default_preset: str = "small",
 ) -> None:
-    """Parse the command line into a config and call `main(config, preset)`, or `main(config)` without presets.
+    """Call `main(config, preset)` with what the command line says; without presets, `main(config)`.
 
     The module that is run gives the name of the command and, in its docstring, the text of --help.
 
