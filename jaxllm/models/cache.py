@@ -17,17 +17,16 @@ def init_cache(
       apart: one array a layer, for parameters whose layers are apart (`for_decoding`).
 
     Returns:
-      {"key", "value": [L, B, G, S, K] in config.dtype, or a tuple of L arrays [1, B, G, S, K];
+      {"key", "value": [L, B, G, S, K] in config.dtype, or a tuple of L arrays [B, G, S, K];
       "valid": bool [B, S] (slots that hold a token and not padding), "length": int32 [] (slots
       written)}.
     """
-    layers = 1 if apart else config.num_layers
-    shape = (layers, batch_size, config.num_kv_heads, max_length, config.head_dim)
+    shape = (batch_size, config.num_kv_heads, max_length, config.head_dim)
 
     def empty():
         if apart:
             return tuple(jnp.zeros(shape, config.dtype) for _ in range(config.num_layers))
-        return jnp.zeros(shape, config.dtype)
+        return jnp.zeros((config.num_layers, *shape), config.dtype)
 
     return {
         "key": empty(),
@@ -38,41 +37,43 @@ def init_cache(
 
 
 class LayerCache(NamedTuple):
-    """The whole cache seen from one layer. All layers share the two big arrays, so that a scan
-    carries them and writes in place instead of copying a layer's slice in and out. Heads come
+    """The cache seen from one layer. Layers that are scanned share the two big arrays, so that the
+    scan carries them and writes in place instead of copying a layer's slice in and out. Heads come
     before slots, so that a head's keys are read in one sweep."""
 
-    key_LBGSK: jax.Array
-    value_LBGSK: jax.Array
+    key: jax.Array  # [L, B, G, S, K], or [B, G, S, K]: this layer's own
+    value: jax.Array
     valid_BS: jax.Array
     start: jax.Array  # slot of the first new token
-    layer: jax.Array  # index into the first axis
+    layer: jax.Array | None  # index into L; None where there is none
 
     def write(self, key_BTGK: jax.Array, value_BTGK: jax.Array) -> "LayerCache":
         """Put this layer's keys and values of the new tokens at `start`."""
 
-        def written(cache_LBGSK, new_BTGK):
-            new = new_BTGK.swapaxes(1, 2)[None].astype(cache_LBGSK.dtype)
-            return jax.lax.dynamic_update_slice(cache_LBGSK, new, (self.layer, 0, 0, self.start, 0))
+        def written(cache, new_BTGK):
+            new = new_BTGK.swapaxes(1, 2).astype(cache.dtype)
+            # One more axis, even of length 1, would be reshaped away to be read: XLA fuses that with
+            # the update, which the next step needs too, and so makes and copies the cache twice.
+            if self.layer is None:
+                return jax.lax.dynamic_update_slice(cache, new, (0, 0, self.start, 0))
+            return jax.lax.dynamic_update_slice(cache, new[None], (self.layer, 0, 0, self.start, 0))
 
-        return self._replace(
-            key_LBGSK=written(self.key_LBGSK, key_BTGK),
-            value_LBGSK=written(self.value_LBGSK, value_BTGK),
-        )
+        return self._replace(key=written(self.key, key_BTGK), value=written(self.value, value_BTGK))
 
     @property
     def key_BSGK(self) -> jax.Array:
         """Return this layer's keys."""
-        return self._mine(self.key_LBGSK)
+        return self._mine(self.key)
 
     @property
     def value_BSGK(self) -> jax.Array:
         """Return this layer's values."""
-        return self._mine(self.value_LBGSK)
+        return self._mine(self.value)
 
-    def _mine(self, cache_LBGSK):
-        mine = jax.lax.dynamic_index_in_dim(cache_LBGSK, self.layer, keepdims=False)
-        return mine.swapaxes(1, 2)  # undone by the attention, so nothing moves
+    def _mine(self, cache):
+        if self.layer is not None:
+            cache = jax.lax.dynamic_index_in_dim(cache, self.layer, keepdims=False)
+        return cache.swapaxes(1, 2)  # undone by the attention, so nothing moves
 
     def visible(self, T: int, window: int) -> jax.Array:
         """Return which slots each of T new tokens may see: bool [B, T, S].

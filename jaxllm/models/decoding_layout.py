@@ -6,7 +6,7 @@ import jax
 
 from jaxllm.models.config import ModelConfig
 from jaxllm.models.layers_apart import layers_apart
-from jaxllm.models.linear import output_major
+from jaxllm.models.linear import to_panels
 
 # How many axes of each matrix are summed over; what is not here stays as it is.
 _MATRICES = {
@@ -19,8 +19,8 @@ def for_decoding(config: ModelConfig, params: dict) -> dict:
     """Return the same model, faster to read one token at a time; `models.decode` takes it.
 
     Matrices are cast to `config.dtype` once, not at every token. On a CPU the stack of layers is
-    also taken apart, each matrix with its output axes first: a scan would copy each layer's slice
-    of the stack out before using it, which doubles the bytes that a token moves. On TPU and GPU
+    also taken apart, each matrix cut into panels: a scan would copy each layer's slice of the stack
+    out before using it, which doubles the bytes that a token moves. On TPU and GPU
     the slice is read where it lies, and the scan stays.
     """
     return _arrange(params, dtype=config.dtype, apart=jax.default_backend() == "cpu")
@@ -38,13 +38,13 @@ def _arrange(params, *, dtype, apart):
     if not apart:
         return params
     params = layers_apart(params)
-    return params | {"layers": tuple(_output_major(one) for one in params["layers"])}
+    return params | {"layers": tuple(_in_panels(one) for one in params["layers"])}
 
 
-def _output_major(layer):
+def _in_panels(layer):
     layer = {block: dict(tree) for block, tree in layer.items()}
     for block, matrices in _MATRICES.items():
         for name, in_axes in matrices.items():
             if name in layer[block]:
-                layer[block][name] = output_major(layer[block][name], in_axes)
+                layer[block][name] = to_panels(layer[block][name], in_axes)
     return layer

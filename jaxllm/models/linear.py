@@ -1,20 +1,49 @@
 """Multiplication by a weight matrix, whichever way the matrix lies in memory."""
 
+import functools
+import math
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 
+_WIDTH = 64  # outputs of a panel: four vector registers of a CPU in float32
+_FEW_ROWS = 1024  # beyond, the copies of x for each panel take more than a panel-free matrix does
 
-@jax.tree_util.register_dataclass
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["weight_PIW"], meta_fields=["out_shape"])
 @dataclass(frozen=True)
-class OutputMajor:
-    """A weight with its output axes first, [out..., in...], as `models.for_decoding` makes them.
+class Panels:
+    """A weight matrix cut into panels of 64 outputs, as `models.for_decoding` makes them.
 
-    A few rows times such a matrix is, on a CPU, a sweep over contiguous rows of the matrix.
+    Multiplied by a few rows, each panel is one sweep over contiguous memory, and the result needs no
+    transposition: on a CPU twice as fast as either plain layout from 2 rows to 16, and as fast with
+    one row or hundreds.
     """
 
-    weight: jax.Array
+    weight_PIW: jax.Array  # [panels, in, 64]; the last is padded with zeros
+    out_shape: tuple[int, ...]
+
+    def multiply(self, x_NI: jax.Array) -> jax.Array:
+        """Return x times the matrix, [N, out], in x's dtype."""
+        w_PIW = self.weight_PIW.astype(x_NI.dtype)
+        P, _, W = w_PIW.shape
+        N, inputs = x_NI.shape
+        if N > _FEW_ROWS:
+            y_NO = x_NI @ w_PIW.swapaxes(0, 1).reshape(inputs, P * W)
+        else:
+            x_PNI = jnp.broadcast_to(x_NI, (P, N, inputs))
+            y_PNW = jax.lax.dot_general(x_PNI, w_PIW, (((2,), (1,)), ((0,), (0,))))
+            y_NO = y_PNW.swapaxes(0, 1).reshape(N, P * W)
+        return y_NO[:, : math.prod(self.out_shape)]
+
+
+def to_panels(weight: jax.Array, in_axes: int = 1) -> Panels:
+    """Return a weight [in..., out...] as panels."""
+    out_shape = weight.shape[in_axes:]
+    w_IO = weight.reshape(-1, math.prod(out_shape))
+    w_IO = jnp.pad(w_IO, ((0, 0), (0, -w_IO.shape[1] % _WIDTH)))
+    return Panels(w_IO.reshape(len(w_IO), -1, _WIDTH).swapaxes(0, 1), out_shape)
 
 
 def linear(x: jax.Array, params: dict, name: str, in_axes: int = 1) -> jax.Array:
@@ -22,7 +51,7 @@ def linear(x: jax.Array, params: dict, name: str, in_axes: int = 1) -> jax.Array
 
     Args:
       x: [B, T, in...].
-      params: {name: [in..., out...] or OutputMajor, name_bias: [out...] optional}.
+      params: {name: [in..., out...] or Panels, name_bias: [out...] optional}.
       in_axes: how many axes of the weight are summed over.
     """
     return linears(x, params, name, in_axes=in_axes)[0]
@@ -36,10 +65,8 @@ def linears(x: jax.Array, params: dict, *names: str, in_axes: int = 1) -> list[j
     outputs = []
     for name in names:
         weight = params[name]
-        if isinstance(weight, OutputMajor):
-            shape = weight.weight.shape[: weight.weight.ndim - in_axes]
-            w_OI = weight.weight.astype(x.dtype).reshape(-1, x_NI.shape[1])
-            y_NO = jax.lax.dot_general(w_OI, x_NI, (((1,), (1,)), ((), ()))).T
+        if isinstance(weight, Panels):
+            shape, y_NO = weight.out_shape, weight.multiply(x_NI)
         else:
             shape = weight.shape[in_axes:]
             y_NO = x_NI @ weight.astype(x.dtype).reshape(x_NI.shape[1], -1)
@@ -48,9 +75,3 @@ def linears(x: jax.Array, params: dict, *names: str, in_axes: int = 1) -> list[j
             y = y + params[f"{name}_bias"].astype(x.dtype)
         outputs.append(y)
     return outputs
-
-
-def output_major(weight: jax.Array, in_axes: int = 1) -> OutputMajor:
-    """Return a weight [in..., out...] with its output axes first."""
-    order = (*range(in_axes, weight.ndim), *range(in_axes))
-    return OutputMajor(jnp.transpose(weight, order))

@@ -210,13 +210,13 @@ def _each_layer(config, layer, params, x_BTD, cache):
         layer_cache = None
         if cache is not None:
             mine = (cache["key"][index], cache["value"][index])
-            layer_cache = LayerCache(*mine, cache["valid"], cache["length"], 0)
+            layer_cache = LayerCache(*mine, cache["valid"], cache["length"], None)
         run = _rematerialised(config, layer, window, prevent_cse=True)
         x_BTD, seen, layer_cache = run(layer_params, x_BTD, index, layer_cache)
         captured.append(seen)
         if cache is not None:
-            keys.append(layer_cache.key_LBGSK)
-            values.append(layer_cache.value_LBGSK)
+            keys.append(layer_cache.key)
+            values.append(layer_cache.value)
     if cache is not None:
         cache = cache | {"key": tuple(keys), "value": tuple(values)}
     return x_BTD, jax.tree.map(lambda *values: jnp.stack(values), *captured), cache
@@ -242,7 +242,7 @@ def _scan_layers(config, layer, params, x_BTD, cache):
             x_BTD, seen, layer_cache = run(layer_params, x_BTD, index, layer_cache)
             captured.append(seen)
             if cache is not None:
-                keys_and_values = (layer_cache.key_LBGSK, layer_cache.value_LBGSK)
+                keys_and_values = (layer_cache.key, layer_cache.value)
         return (x_BTD, keys_and_values), jax.tree.map(lambda *values: jnp.stack(values), *captured)
 
     keys_and_values = None if cache is None else (cache["key"], cache["value"])

@@ -8,7 +8,7 @@ import pytest
 
 from jaxllm import models
 from jaxllm.models import decoding_layout
-from jaxllm.models.linear import OutputMajor
+from jaxllm.models.linear import Panels, to_panels
 
 
 @pytest.mark.parametrize("dtype, tolerance", [("float32", 1e-5), ("bfloat16", 2e-2)])
@@ -44,7 +44,7 @@ def test_matrices_are_cast_once_and_gains_are_not():
     config = dataclasses.replace(models.get_preset("llama-nano"), dtype="bfloat16")
     arranged = models.for_decoding(config, models.init(config, jax.random.key(0)))
     layer = arranged["layers"][0]
-    assert layer["mlp"]["gate"].weight.dtype == "bfloat16"
+    assert layer["mlp"]["gate"].weight_PIW.dtype == "bfloat16"
     assert layer["attn_norm"]["scale"].dtype == "float32"
 
 
@@ -54,11 +54,22 @@ def test_every_matrix_of_a_layer_is_arranged():
         config = models.get_preset(name)
         layer = decoding_layout.for_decoding(config, models.init(config, jax.random.key(0)))["layers"][0]
         left = [
-            names for names, w in jax.tree_util.tree_leaves_with_path(layer, is_leaf=_is_output_major)
-            if not _is_output_major(w) and w.ndim > 1 and "bias" not in str(names[-1])
+            names for names, w in jax.tree_util.tree_leaves_with_path(layer, is_leaf=_is_panels)
+            if not _is_panels(w) and w.ndim > 1 and "bias" not in str(names[-1])
         ]  # fmt: skip
         assert not left
 
 
-def _is_output_major(x):
-    return isinstance(x, OutputMajor)
+def _is_panels(x):
+    return isinstance(x, Panels)
+
+
+@pytest.mark.parametrize("rows", [1, 5, 1025])
+@pytest.mark.parametrize("in_shape, out_shape", [((24,), (3, 50)), ((4, 6), (64,)), ((24,), (1,))])
+def test_panels_multiply_as_the_matrix_does(rows, in_shape, out_shape):
+    rng = np.random.default_rng(0)
+    x, weight = rng.normal(size=(rows, 24)), rng.normal(size=(*in_shape, *out_shape))
+    panels = to_panels(weight.astype("float32"), in_axes=len(in_shape))
+    assert panels.weight_PIW.shape[1:] == (24, 64)
+    expected = x @ weight.reshape(24, -1)
+    np.testing.assert_allclose(panels.multiply(x.astype("float32")), expected, atol=1e-5)
