@@ -1,6 +1,7 @@
-"""The notebook runs from top to bottom, and what it shows is what the experiment reported."""
+"""The notebooks run from top to bottom, and show what they promise."""
 
 import json
+import re
 from pathlib import Path
 
 import nbclient
@@ -10,21 +11,33 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
-def test_quickstart_runs_and_shows_the_report(tmp_path, monkeypatch):
-    monkeypatch.setenv("JAXLLM_PRESET", "debug")
-    monkeypatch.setenv("JAXLLM_OUT", str(tmp_path / "run"))
+def run(name, monkeypatch):
+    """Run a notebook of colab/; return its printed text after checking that it drew a plot."""
     monkeypatch.setenv("PYTHONPATH", f"{ROOT}:{ROOT / 'kernels'}")
-    notebook = nbformat.read(ROOT / "colab" / "quickstart.ipynb", as_version=4)
+    notebook = nbformat.read(ROOT / "colab" / name, as_version=4)
     nbclient.NotebookClient(
         notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": ROOT / "colab"}}
     ).execute()
     outputs = [o for cell in notebook.cells for o in cell.get("outputs", [])]
-    text = "".join(o.get("text", "") for o in outputs)
+    assert any("image/png" in o.get("data", {}) for o in outputs)
+    return "".join(o.get("text", "") for o in outputs)
+
+
+def test_quickstart_shows_what_the_experiment_reported(tmp_path, monkeypatch):
+    monkeypatch.setenv("JAXLLM_PRESET", "debug")
+    monkeypatch.setenv("JAXLLM_OUT", str(tmp_path / "run"))
+    text = run("quickstart.ipynb", monkeypatch)
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     assert f"held-out bits per byte {report['metrics']['heldout_bits_per_byte']:.3f}" in text
     assert text.count("hold") >= len(report["claims"])
-    assert any("image/png" in o.get("data", {}) for o in outputs)
     assert "My fellow Americans, " in text.rstrip().splitlines()[-1]
+
+
+def test_stochastic_rounding_trains_where_rounding_to_nearest_stands_still(monkeypatch):
+    text = run("stochastic_rounding.ipynb", monkeypatch)
+    loss = {name: float(value) for name, value in re.findall(r"^(.+): loss ([\d.]+)$", text, re.MULTILINE)}
+    assert loss["bfloat16, nearest"] > 10 * loss["float32"]
+    assert loss["bfloat16, stochastic"] < 4 * loss["float32"]
 
 
 @pytest.mark.smoke

@@ -18,11 +18,12 @@
 | resid_post  | [L, B, T, D]    | residual stream leaving the layer                            |
 | final       | [B, T, D]       | after the final norm (once, no layer axis)                   |
 
-The L axis is of captured values; an edit sees one layer at a time, without it.
+The L axis is of captured values; an edit, and `keep`, see one layer at a time, without it.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +36,11 @@ SITES = (
 )  # fmt: skip
 
 Edit = Callable[[jax.Array, jax.Array], jax.Array]
+Keep = Callable[[dict[str, jax.Array], jax.Array], dict[str, Any]]
+
+
+def _everything(captured: dict[str, jax.Array], layer: jax.Array) -> dict[str, jax.Array]:
+    return captured
 
 
 @dataclass(frozen=True)
@@ -45,6 +51,10 @@ class Sites:
     embed and final), and returns an array of the same shape and dtype. To change layer 3 only:
     `lambda value, layer: jnp.where(layer == 3, 0 * value, value)`. A site that is both edited and
     captured is captured after its edit.
+
+    Captured values of all layers can be more than memory holds. `keep(captured, layer)` is called
+    once a layer, within the scan over layers, with that layer's {site: value}; the dict that it
+    returns is what is stacked instead. (embed and final have no layer and stay as they are.)
 
     Raises:
       UserError: a name that is not a site.
@@ -58,6 +68,7 @@ class Sites:
 
     capture: tuple[str, ...] = ()
     edits: Mapping[str, Edit] = field(default_factory=dict)
+    keep: Keep = _everything
 
     def __post_init__(self):
         if isinstance(self.capture, str):
@@ -84,6 +95,10 @@ class Tap:
         if name in self.sites.capture:
             self.captured[name] = value
         return value
+
+    def kept(self) -> dict[str, Any]:
+        """Return what `Sites.keep` makes of the captured values of this layer."""
+        return self.sites.keep(self.captured, self.layer)
 
     def wants(self, *names: str) -> bool:
         """Return whether any of these sites is captured or edited."""

@@ -56,6 +56,8 @@ def capture(
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Return (hidden states as `trunk` does, {site: values stacked over layers}).
 
+    With `sites.keep`, what that returns for each layer is stacked instead.
+
     Examples:
       >>> from jaxllm import models
       >>> config = models.get_preset("gpt2-nano")
@@ -199,7 +201,7 @@ def _layer(config, params, x_BTD, index, window, cache, *, rotary, segment_ids_B
         mlp_out_BTD = mlp_block(config, params["mlp"], mlp_in_BTD, tap)
     x_BTD = x_BTD + mlp_out_BTD
     x_BTD = tap("resid_post", constrain(x_BTD, "batch", None, None))
-    return x_BTD, tap.captured, cache
+    return x_BTD, tap.kept(), cache
 
 
 def _each_layer(config, layer, params, x_BTD, cache):

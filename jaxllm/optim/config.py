@@ -9,9 +9,10 @@ import optax
 from jaxllm.errors import UserError, unknown
 from jaxllm.optim.decay import decay_mask
 from jaxllm.optim.low_precision_adam import adamw_bf16_sr
+from jaxllm.optim.rotate import orthoadam
 from jaxllm.optim.schedules import ScheduleName, make_schedule
 
-_OWN = {"adamw_bf16_sr": adamw_bf16_sr}
+_OWN = {"adamw_bf16_sr": adamw_bf16_sr, "orthoadam": orthoadam}
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class OptimConfig:
       jaxllm.errors.UserError: unknown optimizer 'adamx'; did you mean 'adamax'? Known: adabelief, ...
     """
 
-    # an optax optimizer (adamw, lion, ...), adamw_bf16_sr, or "package.module:function"
+    # an optax optimizer (adamw, lion, ...), adamw_bf16_sr, orthoadam, or "package.module:function"
     name: str = "adamw"
     learning_rate: float = 6e-4  # the peak
     schedule: ScheduleName = "cosine"

@@ -12,6 +12,8 @@ from jaxllm.optim.stochastic_round import chosen, difference
 class KahanState(NamedTuple):
     """State of `kahan_compensate`."""
 
+    must_be_last = "kahan_compensate"  # read by check_chain
+
     error: Any  # dtypes and shapes of the parameters; a scalar where one is not compensated
 
 

@@ -11,12 +11,18 @@ from jaxllm.optim.stochastic_round import chosen, difference, leaf_seed, seed_wo
 
 
 class LowPrecisionAdamState(NamedTuple):
-    """State of `scale_by_adam_low_precision` and `adamw_bf16_sr`."""
+    """State of `scale_by_adam_low_precision`."""
 
     count: jax.Array  # int32 []
     seed: jax.Array  # uint32 [2]
     mu: Any  # moment_dtype, shapes of the parameters
     nu: Any  # moment_dtype, shapes of the parameters
+
+
+class AdamWBF16SRState(LowPrecisionAdamState):
+    """State of `adamw_bf16_sr`: the same, of a link whose updates land exactly."""
+
+    must_be_last = "adamw_bf16_sr"  # read by check_chain
 
 
 def scale_by_adam_low_precision(
@@ -56,17 +62,17 @@ def scale_by_adam_low_precision(
       ...     print(f"{jnp.sum(params.astype(float) ** 2):.1f}", end=" ")
       8.5 5.0 2.6 1.1
     """
+
     # A step of the fused update from weight 0 at rate -1 is Adam's scaled update itself.
-    def direction(path, param, g, mu, nu, **kwargs):
-        del path
-        zero = jnp.zeros(param.shape, jnp.float32)
-        new = adamw_update(
-            zero, mu, nu, g, learning_rate=-1.0, round_moments=round_moments, **kwargs
-        )
+    def direction(param, g, mu, nu, *, decays, count, **kwargs):
+        del decays, count
+        zero = jnp.zeros_like(param, dtype=jnp.float32)
+        new = adamw_update(zero, mu, nu, g, learning_rate=-1.0, round_moments=round_moments, **kwargs)
         return new.weights, new.first_moment, new.second_moment
 
     hyper = dict(b1=b1, b2=b2, eps=eps, generator=generator)
-    return _per_leaf("scale_by_adam_low_precision", direction, moment_dtype, seed, hyper)
+    name = "scale_by_adam_low_precision"
+    return _per_leaf(name, direction, LowPrecisionAdamState, moment_dtype, seed, hyper)
 
 
 def adamw_bf16_sr(
@@ -85,7 +91,8 @@ def adamw_bf16_sr(
 
     Weights, gradients and both moments are bfloat16, arithmetic is float32, and the new weights
     are rounded stochastically (see `stochastic_round`, whose draw it makes): one fused loop that
-    reads and writes 14 bytes a parameter on TPU and GPU. Parameters in float32 stay float32.
+    reads and writes 14 bytes a parameter on TPU and GPU. Parameters in float32 stay float32. Give
+    `optax.inject_hyperparams` its hyperparam_dtype=jnp.float32: in bfloat16 a b2 of 0.999 is 1.
 
     Args:
       learning_rate: a value or a schedule; two to four times that of mixed precision (the paper).
@@ -112,7 +119,7 @@ def adamw_bf16_sr(
       Ozkara, Yu, Park, Stochastic Rounding for LLM Training (arXiv 2502.20566).
     """
 
-    def step(path, param, g, mu, nu, *, decays, count, **kwargs):
+    def step(param, g, mu, nu, *, decays, count, **kwargs):
         rate = learning_rate(count) if callable(learning_rate) else learning_rate
         new = adamw_update(
             param, mu, nu, g, learning_rate=rate, weight_decay=weight_decay if decays else 0.0,
@@ -121,23 +128,21 @@ def adamw_bf16_sr(
         return difference(new.weights, param), new.first_moment, new.second_moment
 
     hyper = dict(b1=b1, b2=b2, eps=eps, generator=generator)
-    return _per_leaf("adamw_bf16_sr", step, jnp.bfloat16, seed, hyper, mask)
+    return _per_leaf("adamw_bf16_sr", step, AdamWBF16SRState, jnp.bfloat16, seed, hyper, mask)
 
 
-def _per_leaf(name, step, moment_dtype, seed, hyper, mask=None):
+def _per_leaf(name, step, state_type, moment_dtype, seed, hyper, mask=None):
     """Return the transformation that takes a step of Adam in every parameter.
 
     Args:
-      step: (path, param, gradient, mu, nu, **kwargs of adamw_update) -> (update, mu, nu); with a
-        `mask` argument also `decays` and `count`.
+      step: (param, gradient, mu, nu, decays, count, **kwargs of adamw_update) -> (update, mu, nu).
     """
-    fused = name == "adamw_bf16_sr"
 
     def init(params):
         def zeros():
             return jax.tree.map(lambda p: jnp.zeros_like(p, dtype=moment_dtype), params)
 
-        return LowPrecisionAdamState(jnp.zeros((), jnp.int32), seed_words(seed), zeros(), zeros())
+        return state_type(jnp.zeros((), jnp.int32), seed_words(seed), zeros(), zeros())
 
     def update(updates, state, params=None, **extra):
         del extra
@@ -148,16 +153,13 @@ def _per_leaf(name, step, moment_dtype, seed, hyper, mask=None):
         step_seed = fold_in(state.seed, state.count)
 
         def leaf(path, param, g, mu, nu, decays):
-            more = {"decays": decays, "count": state.count} if fused else {}
-            source = leaf_seed(step_seed, path, param)
-            return step(path, param, g, mu, nu, step=count, seed=source, **hyper, **more)
+            kwargs = dict(step=count, seed=leaf_seed(step_seed, path, param), **hyper)
+            return step(param, g, mu, nu, decays=decays, count=state.count, **kwargs)
 
         new = jax.tree_util.tree_map_with_path(
             leaf, params, updates, state.mu, state.nu, chosen(mask, params)
         )
-        deltas, mu, nu = (
-            jax.tree.map(lambda _, triple, i=i: triple[i], params, new) for i in range(3)
-        )
-        return deltas, LowPrecisionAdamState(count, state.seed, mu, nu)
+        deltas, mu, nu = (jax.tree.map(lambda _, triple, i=i: triple[i], params, new) for i in range(3))
+        return deltas, state_type(count, state.seed, mu, nu)
 
     return optax.GradientTransformationExtraArgs(init, update)

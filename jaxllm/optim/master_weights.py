@@ -10,6 +10,8 @@ import optax
 class MasterWeightsState(NamedTuple):
     """State of `with_master_weights`."""
 
+    must_be_last = "with_master_weights"  # read by check_chain
+
     master: Any  # float32, shapes of the parameters
     inner: Any  # state of the wrapped transformation
 

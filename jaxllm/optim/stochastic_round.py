@@ -12,12 +12,13 @@ from jaxllm_kernels.compat import sharded_like, varying_axes
 
 from jaxllm.errors import UserError
 
-# Not float8: jax adds no float32 to it, so optax.apply_updates cannot.
-_NARROW = ("bfloat16", "float16")
+_ROUNDED = ("bfloat16", "float16", "float8_e4m3fn", "float8_e4m3", "float8_e5m2")
 
 
 class StochasticRoundState(NamedTuple):
     """State of `stochastic_round`."""
+
+    must_be_last = "stochastic_round"  # read by check_chain
 
     count: jax.Array  # int32 []
     seed: jax.Array  # uint32 [2]
@@ -30,7 +31,7 @@ def stochastic_round(
     generator: str = "hash",
     shard_axes: tuple[str, ...] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Round parameters in bfloat16 or float16 stochastically, instead of to nearest.
+    """Round parameters in 16 or 8 bits stochastically, instead of to nearest.
 
     The last link of a chain. With neighbours a <= w + u <= b of the parameter w plus its update u,
 
@@ -38,7 +39,11 @@ def stochastic_round(
 
     and the emitted update is the float32 difference Q(w + u) - w, on which `optax.apply_updates`
     lands exactly (unless the weight shrinks some 60,000-fold in this one step). Updates below half
-    a step, which nearest rounding loses, survive on average.
+    a step, which nearest rounding loses, survive on average. Inf and NaN stay, and so do subnormals
+    of every type but bfloat16, whose sum with anything most devices flush to 0.
+
+    A link after this one would move the landing: `check_chain` finds it. Weights in float8 need
+    this package's `apply_updates`.
 
     The draw is a function of (seed, step, parameter's path, element) alone: a resumed run repeats
     it, replicas of a parameter round alike, and under jit so does a sharded one. Inside `shard_map`
@@ -51,6 +56,10 @@ def stochastic_round(
       generator: "hash" (cheap, fused into the update) or "threefry" (jax.random's bits).
       shard_axes: inside `shard_map`, the mesh axes over which parameters are spread; None: read
         from the types, which needs its check_vma=True.
+
+    Raises:
+      UserError: at the first update, if it was rounded to 16 bits before, or if a parameter is of a
+        type of 8 bits other than float8_e4m3fn, float8_e4m3 and float8_e5m2.
 
     Examples:
       >>> params = jnp.full(10_000, 256.0, jnp.bfloat16)  # neighbours are 1 and 2 away
@@ -77,9 +86,9 @@ def stochastic_round(
         step_seed = fold_in(state.seed, state.count)
 
         def delta(path, param, chosen, u):
-            if param.dtype.name not in _NARROW or not chosen:
+            if not (chosen and _is_narrow(param.dtype)):
                 return u
-            _check_wide(path, u)
+            _check(path, param, u)
             words = random_words(leaf_seed(step_seed, path, param, shard_axes), param.shape, generator)
             words = sharded_like(words, param)
             wanted = param.astype(jnp.float32) + u
@@ -91,12 +100,38 @@ def stochastic_round(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
+def apply_updates(params, updates):
+    """Add updates to parameters, as `optax.apply_updates` does, to those in float8 too.
+
+    jax adds no float32 to a float8 of its own accord, so these are widened first. The result has
+    the parameters' types.
+
+    Args:
+      params: pytree of float arrays.
+      updates: pytree structured like it, as a transformation emits them.
+
+    Examples:
+      >>> params = jnp.ones(10_000, jnp.float8_e4m3fn)  # neighbours are 1/16 and 1/8 away
+      >>> optimizer = optax.chain(optax.sgd(0.01), stochastic_round())
+      >>> updates, state = optimizer.update(-jnp.ones(10_000), optimizer.init(params), params)
+      >>> print(round(float(jnp.mean(apply_updates(params, updates).astype(float))), 2))
+      1.01
+    """
+
+    def widened(param):
+        return param.astype(jnp.float32) if param.dtype.itemsize == 1 else param
+
+    added = optax.apply_updates(jax.tree.map(widened, params), updates)
+    return jax.tree.map(lambda new, param: new.astype(param.dtype), added, params)
+
+
 def seed_words(seed: int | jax.Array) -> jax.Array:
-    """Return an integer or a random key as uint32 [2]."""
-    key = jax.random.key(seed, impl="threefry2x32") if isinstance(seed, int) else seed
-    if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-        key = jax.random.key_data(key)
-    return key.reshape(-1)[:2].astype(jnp.uint32)
+    """Return an integer, traced or not, or a random key of either kind as uint32 [2]."""
+    if jnp.issubdtype(jnp.result_type(seed), jnp.integer) and jnp.ndim(seed) == 0:
+        seed = jax.random.key(seed, impl="threefry2x32")
+    if jnp.issubdtype(seed.dtype, jax.dtypes.prng_key):
+        seed = jax.random.key_data(seed)
+    return seed.reshape(-1)[:2].astype(jnp.uint32)
 
 
 def leaf_seed(step_seed: jax.Array, path, param: jax.Array, shard_axes=None) -> jax.Array:
@@ -116,13 +151,24 @@ def chosen(mask, params):
 
 def difference(new: jax.Array, old: jax.Array) -> jax.Array:
     """Return new - old in float32: what `optax.apply_updates` must add to land on `new`."""
-    return new.astype(jnp.float32) - old.astype(jnp.float32)
+    new, old = new.astype(jnp.float32), old.astype(jnp.float32)
+    return jnp.where(new == old, 0, new - old)  # inf - inf would be NaN
 
 
-def _check_wide(path, update):
+def _is_narrow(dtype):
+    return jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize < 4
+
+
+def _check(path, param, update):
+    name = jax.tree_util.keystr(path) or "the parameter"
+    if param.dtype.name not in _ROUNDED:
+        raise UserError(
+            f"stochastic_round cannot round {name} to {param.dtype}; keep it in one of "
+            f"{', '.join(_ROUNDED)}, or leave it out with the mask"
+        )
     if update.dtype != jnp.float32:
         raise UserError(
-            f"the update of {jax.tree_util.keystr(path) or 'the parameter'} reaches stochastic_round as "
-            f"{update.dtype}, so it was rounded to nearest before; keep the chain in float32, for "
-            "instance with scale_by_adam_low_precision, or cast gradients to float32 first"
+            f"the update of {name} reaches stochastic_round as {update.dtype}, so it was rounded to "
+            "nearest before; keep the chain in float32, for instance with "
+            "scale_by_adam_low_precision, or cast gradients to float32 first"
         )

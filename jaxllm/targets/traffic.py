@@ -40,6 +40,8 @@ def hbm_bytes(module: Module, computation: Computation, instruction: Instruction
         )
     read = sum(o.shape.bytes_in(HBM) for o in dict.fromkeys(operands) if o.opcode != "constant")
     parts = instruction.shape.parts or (instruction.shape,)
+    if opcode == "slice-start":  # ((what it is a part of), the part, a flag)
+        return _of(parts[1], operands[0].shape) + parts[1].bytes_in(HBM)
     if opcode == "copy-start":  # (what is written, what is read, a flag)
         return read + parts[0].bytes_in(HBM)
     if opcode.endswith("-start") and len(parts) > 1:  # (what is read, what is written, flags)

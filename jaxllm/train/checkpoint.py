@@ -97,7 +97,9 @@ class Checkpoints:
                 state=ocp_args.StandardRestore(_as_dict(shapes)), data=ocp_args.JsonRestore()
             ),
         )
-        return TrainState(**restored["state"], failed=jax.numpy.zeros((), bool)), restored["data"]
+        # Placed like the rest: jax would compile the step anew for a state that lies elsewhere.
+        failed = jax.numpy.zeros((), bool, device=shapes.failed.sharding)
+        return TrainState(**restored["state"], failed=failed), restored["data"]
 
     def restore_params(self, step: int, shapes):
         """Return the parameters alone, placed as `shapes` (ShapeDtypeStructs) says."""

@@ -14,7 +14,7 @@ from jax.sharding import NamedSharding
 
 from jaxllm import data, models, parallel
 from jaxllm.errors import UserError
-from jaxllm.optim import make_optimizer
+from jaxllm.optim import check_chain, make_optimizer
 from jaxllm.train.config import TrainConfig
 from jaxllm.train.precision import get_precision
 from jaxllm.train.state import TrainState, init_state, state_shardings
@@ -176,6 +176,7 @@ def _build(config, corpus, mesh, loss, optimizer) -> Job:
 
     init = partial(init_state, partial(models.init, config.model), optimizer)
     shapes = jax.eval_shape(lambda: init(jax.random.key(0)))
+    check_chain(shapes.opt_state)
     shardings = state_shardings(shapes, optimizer, axes, mesh)
     shapes = jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings

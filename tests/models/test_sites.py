@@ -113,6 +113,22 @@ def test_every_site_can_be_edited_and_differentiated_through(model):
     assert (abs(gradient) > 1e-2).all(), dict(zip(SITES, gradient, strict=True))
 
 
+def test_what_is_kept_of_each_layer_is_what_keep_makes_of_it(model, values):
+    config, params = model
+    _, seen = values
+
+    def keep(captured, layer):
+        return {"largest": {name: jnp.max(value) for name, value in captured.items()}, "layer": layer}
+
+    sites = Sites(capture=("embed", "query", "mlp_out"), keep=keep)
+    _, kept = jax.jit(lambda p: models.capture(config, p, TOKENS, sites))(params)
+    close(kept["embed"], seen["embed"])
+    assert set(kept) == {"embed", "largest", "layer"} and set(kept["largest"]) == {"query", "mlp_out"}
+    assert kept["layer"].tolist() == [0, 1, 2, 3]
+    for name, value in kept["largest"].items():
+        close(value, seen[name].reshape(4, -1).max(1))
+
+
 def test_edited_attention_weights_move_information(model):
     config, params = model
 

@@ -1,0 +1,321 @@
+"""Train with and without what is said to cause outlier activations; see what a model then loses when rounded.
+
+    python -m experiments.activation_outliers                       # small: about an hour on 2 CPU cores
+    python -m experiments.activation_outliers --preset debug        # seconds
+    python -m experiments.activation_outliers --preset paper --mesh.fsdp 8
+
+"From Attention to Activation" (Kaul et al., ICLR 2025, arXiv 2410.17174) names two causes and a fix for each:
+softmax, whose weights must sum to 1, makes heads attend to the first token (softmax-1 need not); Adam, which
+scales every coordinate by itself, makes a few channels large (OrthoAdam does so in a rotated basis, and
+norms keep one gain for all channels). A variant names all three: softmax1+orthoadam+rmsnorm_scalar.
+
+Each run lies in OUT/VARIANT/seed-N and is not repeated once it is finished, so an interrupted grid goes on
+where it was; more --variants or --seeds are added to it.
+"""
+
+import dataclasses
+import itertools
+import json
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import numpy as np
+import scipy.stats
+
+from jaxllm import data, models, parallel
+from jaxllm.atomic import write_file
+from jaxllm.cli.experiment import run_experiment
+from jaxllm.cli.train import open_presets
+from jaxllm.errors import UserError, unknown
+from jaxllm.interpret import activation_statistics, kurtosis_limits, uniform_first_token_mass
+from jaxllm.optim import OptimConfig
+from jaxllm.quantize import quantization_penalties
+from jaxllm.report import Claim, Report
+from jaxllm.train import TrainConfig, to_dict, train
+
+PAPER = "arXiv 2410.17174"
+ATTENTIONS = {"softmax": -math.inf, "softmax1": 0.0}  # the sink's logit
+OPTIMIZERS = {"adam": "adamw", "orthoadam": "orthoadam"}
+NORMS = ("layernorm", "rmsnorm", "rmsnorm_scalar")
+
+NEITHER, SOFTMAX1, ORTHOADAM, BOTH = CORNERS = (
+    "softmax+adam+rmsnorm_scalar",
+    "softmax1+adam+rmsnorm_scalar",
+    "softmax+orthoadam+rmsnorm_scalar",
+    "softmax1+orthoadam+rmsnorm_scalar",
+)
+OTHER_NORMS = tuple(
+    f"{fixes}+{norm}" for fixes in ("softmax+adam", "softmax1+orthoadam") for norm in NORMS[:2]
+)
+
+COLUMNS = {
+    "perplexity": "perplexity",
+    "sink_argmax": "first token, most attended",
+    "sink_mass": "first token, mean weight",
+    "kurtosis_first": "kurtosis, first token",
+    "kurtosis_other": "kurtosis, others",
+    "max_first": "max, first token",
+    "max_other": "max, others",
+    "absmax8_coarse": "8-bit coarse",
+    "absmax8_moderate": "8-bit moderate",
+    "absmax8_fine": "8-bit fine",
+    "zeropoint4": "4-bit",
+    "zeropoint4_tensor": "4-bit, per tensor",
+}
+
+
+@dataclass(frozen=True)
+class OutliersConfig(TrainConfig):
+    """A training run, which variants of it to compare, and how much text to measure them on."""
+
+    variants: tuple[str, ...] = CORNERS + OTHER_NORMS  # attention+optimizer+norm
+    seeds: tuple[int, ...] = (0,)  # takes the place of `seed`; three or more give intervals
+    measured_batches: int = 16  # held out
+    calibration_batches: int = 16  # of training text, to fix the grids of activations
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("variants", "seeds", "measured_batches", "calibration_batches"):
+            if not getattr(self, name):
+                raise UserError(f"{name} is {getattr(self, name)}; give at least one")
+        for variant in self.variants:
+            choices(variant)
+
+
+def choices(variant: str) -> tuple[str, str, str]:
+    """Return (attention, optimizer, norm) of a variant, checked.
+
+    Examples:
+      >>> choices("softmax1+adam+layernorm")
+      ('softmax1', 'adam', 'layernorm')
+    """
+    parts = variant.split("+")
+    if len(parts) != 3:
+        raise UserError(f"variant '{variant}' is not attention+optimizer+norm, such as {BOTH}")
+    kinds = {"attention": ATTENTIONS, "optimizer": OPTIMIZERS, "norm": NORMS}
+    for (kind, known), part in zip(kinds.items(), parts, strict=True):
+        if part not in known:
+            raise unknown(f"{kind} of a variant:", part, known)
+    return tuple(parts)
+
+
+def _model(layers: int, width: int, heads: int, **rest) -> models.ModelConfig:
+    """GPT-2's shape; without biases, which like gains of channels would single out coordinates."""
+    return models.ModelConfig(
+        num_layers=layers, embed_dim=width, num_heads=heads, context_length=256,
+        qkv_bias=False, out_bias=False, mlp_bias=False, **rest,
+    )  # fmt: skip
+
+
+def _debug() -> OutliersConfig:
+    return OutliersConfig(
+        model=_model(2, 32, 2, vocab_size=None), tokenizer="bytes", seq_len=32, batch_size=8, steps=4,
+        eval_every=4, save_every=4, eval_batches=1, final_eval_batches=1,
+        optim=OptimConfig(learning_rate=3e-3, warmup_steps=2), variants=CORNERS,
+        measured_batches=2, calibration_batches=2, out="runs/outliers-debug",
+    )  # fmt: skip
+
+
+def _small() -> OutliersConfig:
+    return OutliersConfig(
+        model=_model(4, 256, 4, vocab_size=None), tokenizer="bpe:1024", seq_len=256, batch_size=4,
+        steps=2000, eval_every=500, save_every=500, eval_batches=16, final_eval_batches=16,
+        optim=OptimConfig(learning_rate=2e-3, warmup_steps=100), out="runs/outliers",
+    )  # fmt: skip
+
+
+def _paper() -> OutliersConfig:
+    """The paper's length and data; the rest, which it does not state, as a public reproduction chose it."""
+    return OutliersConfig(
+        model=_model(12, 512, 8), data="tfds:c4", tokenizer="gpt2", seq_len=256, batch_size=32,
+        steps=100_000, eval_every=5000, save_every=5000, eval_batches=100, final_eval_batches=100,
+        optim=OptimConfig(learning_rate=1e-3, warmup_steps=2000), seeds=(0, 1, 2), out="runs/outliers-paper",
+    )  # fmt: skip
+
+
+PRESETS = {"debug": _debug, "small": _small, "paper": _paper}
+
+
+def run_config(config: OutliersConfig, variant: str, seed: int) -> OutliersConfig:
+    """Return the training run of one variant and seed."""
+    attention, optimizer, norm = choices(variant)
+    return dataclasses.replace(
+        config,
+        # norm_bias None: LayerNorm has one, the others none.
+        model=dataclasses.replace(config.model, sink_logit=ATTENTIONS[attention], norm=norm, norm_bias=None),
+        optim=dataclasses.replace(config.optim, name=OPTIMIZERS[optimizer]),
+        variants=(variant,),
+        seeds=(seed,),
+        seed=seed,
+        out=str(Path(config.out, variant, f"seed-{seed}")),
+    )
+
+
+def main(config: OutliersConfig, preset: str = "custom") -> Report:
+    """Train and measure every variant with every seed; write the report into `config.out`."""
+    if config.distributed:
+        parallel.initialize()
+    started = time.time()
+    runs = {
+        variant: [_finished(run_config(config, variant, seed)) for seed in config.seeds]
+        for variant in config.variants
+    }
+    means = {
+        variant: {name: float(np.mean([one["metrics"][name] for one in found])) for name in COLUMNS}
+        for variant, found in runs.items()
+    }
+    gaussian, largest = kurtosis_limits(config.model.embed_dim)
+    floors = [uniform_first_token_mass(config.seq_len, softmax_1=one) for one in (False, True)]
+    limits = (
+        f"At width {config.model.embed_dim} a Gaussian vector has kurtosis {gaussian:.3g} and none has more "
+        f"than {largest:.4g}; 1657, as published, takes over 1658 channels. Uniform attention over "
+        f"{config.seq_len} tokens gives the first {floors[0]:.2%} (softmax) or {floors[1]:.2%} (softmax-1). "
+        "A document's first query, which has no choice, does not count."
+    )
+    report = Report(
+        experiment="activation_outliers", preset=preset, config=to_dict(config), seeds=list(config.seeds),
+        metrics={f"{name}/{variant}": value for variant in means for name, value in means[variant].items()},
+        claims=claims(runs, means, gaussian, floors[0]),
+        seconds=time.time() - started,
+        sections={
+            "Variants": f"Means over {len(config.seeds)} seed(s), held-out text. The last five columns are "
+            f"what quantisation adds to the perplexity.\n\n{table(means)}",
+            "Limits": limits,
+        },
+    )  # fmt: skip
+    if jax.process_index() == 0:
+        plot(runs, Path(config.out))
+        report.write(config.out)
+        print(f"\n{report.sections['Variants']}\n\n{report.seconds:.0f} s; see {config.out}/report.md")
+    return report
+
+
+def _finished(config: OutliersConfig) -> dict:
+    """Return {"metrics", "layers"} of a run, from its folder if it is there, else by training it."""
+    path = Path(config.out, "measured.json")
+    # Through JSON, as the stored one: tuples become lists.
+    asked = json.loads(json.dumps(to_dict(config)))
+    if path.exists():
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        if stored["config"] == asked:
+            return stored
+    print(f"{config.variants[0]}, seed {config.seed}")
+    trained = train(config)
+    model, corpus = trained.job.model, trained.job.corpus
+    shape = dict(batch_size=config.batch_size, seq_len=config.seq_len)
+    held_out = _take(config, data.eval_batches(corpus.valid, **shape), config.measured_batches)
+    calibration = _take(
+        config, data.batches(corpus.train, **shape, seed=config.seed), config.calibration_batches
+    )
+    statistics = activation_statistics(model, trained.params, held_out)
+    penalties = quantization_penalties(model, trained.params, held_out, calibration)
+    layers = {
+        name: value.reshape(model.num_layers, -1).mean(1).tolist() for name, value in vars(statistics).items()
+    }
+    found = {"config": asked, "metrics": statistics.summary() | penalties, "layers": layers}
+    if jax.process_index() == 0:
+        write_file(path, (json.dumps(found, indent=2) + "\n").encode())
+    return found
+
+
+def _take(config, batches, count: int) -> list[dict]:
+    """Return some batches, without segments if documents are not kept apart."""
+    drop = () if config.isolate_documents else ("segment_ids",)
+    return [
+        {name: value for name, value in batch.items() if name not in drop}
+        for batch in itertools.islice(batches, count)
+    ]
+
+
+def claims(runs: dict, means: dict, gaussian: float, floor: float) -> list[Claim]:
+    """Return the paper's claims that the variants at hand can test.
+
+    Args:
+      runs: variant -> what `_finished` returned for each seed.
+      means: variant -> metric -> mean over seeds.
+      gaussian: kurtosis of a Gaussian vector of the model's width.
+      floor: argmax share of the first token under uniform attention.
+    """
+    found = []
+
+    def add(text, paper, variant, measure, holds, *others):
+        """Add a claim on a variant's figure, if it and those it is compared with were run."""
+        if variant in means and all(other in means for other in others):
+            values = [measure(one["metrics"]) for one in runs[variant]]
+            compared = [measure(means[name]) for name in (variant, *others)]
+            claim = Claim(text, PAPER, paper=paper, measured=float(np.mean(values)),
+                          interval=_interval(values), holds=bool(holds(*compared)))  # fmt: skip
+            found.append(claim)
+
+    share = lambda metrics: metrics["sink_argmax"]
+    outliers = lambda metrics: max(metrics["kurtosis_first"], metrics["kurtosis_other"])
+    coarse, four_bit = (lambda metrics: metrics["absmax8_coarse"]), (lambda metrics: metrics["zeropoint4"])
+    less = lambda mine, baseline: mine < baseline
+    halved = lambda mine, baseline: mine < baseline / 2
+    add("neither fix: heads attend most to the first token (over twice the uniform share)", 0.65, NEITHER,
+        share, lambda mine: mine > 2 * floor)  # fmt: skip
+    add("softmax-1 alone at least halves that", None, SOFTMAX1, share, halved, NEITHER)
+    add("both fixes: first-token share at most half the baseline's", 0.033, BOTH, share, halved, NEITHER)
+    add("neither fix: outliers (kurtosis over twice a Gaussian's)", 1657, NEITHER, outliers,
+        lambda mine: mine > 2 * gaussian)  # fmt: skip
+    add("softmax-1 alone leaves outliers", None, SOFTMAX1, outliers, lambda mine: mine > 2 * gaussian)
+    add("both fixes: kurtosis within 1.5 times a Gaussian's", 3.1, BOTH, outliers,
+        lambda mine: mine < 1.5 * gaussian)  # fmt: skip
+    add("both fixes with LayerNorm: kurtosis over twice that with scalar gains", 188.4,
+        "softmax1+orthoadam+layernorm", outliers, lambda mine, scalar: mine > 2 * scalar, BOTH)  # fmt: skip
+    add("both fixes: 4-bit weights add less perplexity than without", 0.3, BOTH, four_bit, less, NEITHER)
+    add("both fixes: coarse 8-bit adds less perplexity than without", None, BOTH, coarse, less, NEITHER)
+    if all(corner in means for corner in CORNERS):
+        values = [means[corner]["perplexity"] for corner in CORNERS]
+        spread = max(values) / min(values) - 1
+        found.append(
+            Claim("the four combinations reach similar perplexity (within 5 %)", PAPER,
+                  measured=spread, holds=spread < 0.05)
+        )  # fmt: skip
+    return found
+
+
+def _interval(values: list[float]) -> tuple[float, float] | None:
+    """Return the 95 % t interval of a mean, None for fewer than three values."""
+    if len(values) < 3:
+        return None
+    half = scipy.stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5
+    return float(np.mean(values) - half), float(np.mean(values) + half)
+
+
+def table(rows: dict[str, dict[str, float]]) -> str:
+    """Return a Markdown table of metrics, a row for each name."""
+    lines = [f"| | {' | '.join(COLUMNS.values())} |", "|---" * (len(COLUMNS) + 1) + "|"]
+    for name, metrics in rows.items():
+        cells = [
+            f"{metrics[column]:.1%}" if column.startswith("sink") else f"{metrics[column]:.4g}"
+            for column in COLUMNS
+        ]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def plot(runs: dict, folder: Path) -> None:
+    """Draw the sink and the outliers layer by layer into FOLDER/outliers.png."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    panels = ("sink_argmax", "kurtosis_first", "kurtosis_other", "max_first")
+    figure, axes = plt.subplots(1, len(panels), figsize=(16, 4), constrained_layout=True)
+    for axis, name in zip(axes, panels, strict=True):
+        for variant, found in runs.items():
+            axis.plot(np.mean([one["layers"][name] for one in found], axis=0), marker=".", label=variant)
+        axis.set(xlabel="layer", title=COLUMNS[name], yscale="linear" if name == "sink_argmax" else "log")
+        axis.grid(alpha=0.3)
+    axes[0].legend(fontsize=6)
+    figure.savefig(folder / "outliers.png", dpi=110)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    run_experiment(main, OutliersConfig, open_presets(PRESETS))

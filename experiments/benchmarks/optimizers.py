@@ -1,0 +1,265 @@
+"""One step of each optimizer: time on this CPU, bytes moved where it is compiled for, OrthoAdam's FLOPs.
+
+    python -m experiments.benchmarks.optimizers                    # about 15 minutes on 2 quiet cores
+    python -m experiments.benchmarks.optimizers --preset debug     # seconds
+    python -m experiments.benchmarks.optimizers --rounds 0         # compiled and counted figures only
+
+The parameters are those of a GPT-2 of the size given, all gradients are noise, and nothing is trained.
+
+- On this CPU: optimizers in turn, the rivals optax.adamw and torch's fused AdamW (extra: torch), both
+  in float32. `ratio/OURS/RIVAL` is the rival's time over ours.
+- Compiled for TPU and GPU targets (extras: tpu-targets, cuda-targets): bytes that a whole step moves,
+  and the compiler's estimate of its time where it gives one. The floor reads parameters, state and
+  gradients once and writes parameters and state once: 14 bytes a parameter for adamw_bf16_sr. Nothing
+  ran on those.
+- OrthoAdam: FLOPs by `rotation_cost`, the same counted in the compiled program, and their share of a
+  training step.
+"""
+
+import functools
+import importlib.util
+import statistics
+import time
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from tqdm import tqdm
+
+from jaxllm import host_memory, models, optim, targets
+from jaxllm.cli.experiment import run_experiment
+from jaxllm.models import ModelConfig
+from jaxllm.optim.orthogonal import STRATEGIES
+from jaxllm.report import Claim, Report
+
+RATE, DECAY = 1e-3, 0.1
+BETAS = (0.9, 0.95)
+RIVALS = ("optax_adamw", "torch_adamw")
+GOAL = 1.15  # of the floor
+SHARE = 0.1  # of a training step
+
+
+@dataclass(frozen=True)
+class OptimizersConfig:
+    """Sizes of the parameters that are stepped, and where the step is compiled for."""
+
+    num_layers: int = 6  # of the model whose optimizers run here
+    embed_dim: int = 512
+    vocab_size: int = 50257
+    rounds: int = 9  # turns of each optimizer
+    targets: tuple[str, ...] = ("v5e-1", "h100")
+    target_model: str = "gpt2"  # the preset that is compiled for them, and that shares are of
+    batch_tokens: int = 2**19  # of the training step that OrthoAdam's share is of
+    out: str = "runs/optimizers"
+
+
+PRESETS = {
+    "debug": lambda: OptimizersConfig(
+        num_layers=2, embed_dim=64, vocab_size=256, rounds=2, targets=("cpu",), target_model="gpt2-nano",
+        batch_tokens=2**14, out="runs/optimizers-debug",
+    ),
+    "small": OptimizersConfig,
+}  # fmt: skip
+
+
+def make_optimizers(axes) -> dict[str, tuple[str, optax.GradientTransformation]]:
+    """Return {name: (type of parameters and gradients, optimizer)} of all but torch's."""
+    mask = optim.decay_mask(axes)
+    links = (
+        optim.scale_by_adam_low_precision(*BETAS),
+        optax.add_decayed_weights(DECAY, mask),
+        optax.scale_by_learning_rate(RATE),
+    )
+    return {
+        "optax_adamw": ("float32", optax.adamw(RATE, *BETAS, weight_decay=DECAY, mask=mask)),
+        "adamw_bf16_sr": ("bfloat16", optim.adamw_bf16_sr(RATE, *BETAS, weight_decay=DECAY, mask=mask)),
+        "stochastic_round": ("bfloat16", optax.chain(*links, optim.stochastic_round())),
+        "kahan": ("bfloat16", optax.chain(*links, optim.kahan_compensate())),
+    } | {
+        f"orthoadam_{strategy}": (
+            "float32",
+            optim.orthoadam(RATE, axes, *BETAS, weight_decay=DECAY, mask=mask, strategy=strategy),
+        )
+        for strategy in STRATEGIES
+    }
+
+
+def main(config: OptimizersConfig, preset: str = "small") -> Report:
+    """Time, compile and count; write the report into `config.out`."""
+    started = time.time()
+    host_memory.keep_freed_memory()
+    metrics, claims = {}, []
+    model = ModelConfig(
+        num_layers=config.num_layers, embed_dim=config.embed_dim, vocab_size=config.vocab_size,
+        num_heads=max(config.embed_dim // 64, 1),
+    )  # fmt: skip
+    metrics["parameters"] = model.num_params
+    _on_cpu(config, model, metrics)
+    _orthoadam_flops(config, model, metrics, claims)
+    for target in config.targets:
+        if targets.is_available(target):
+            _compiled(config, target, metrics, claims)
+        else:
+            print(f"{target}: its compiler is not installed")
+    report = Report(
+        experiment="benchmarks/optimizers", preset=preset, config=vars(config), seeds=[0],
+        metrics=metrics, claims=claims, seconds=time.time() - started,
+    )  # fmt: skip
+    report.write(config.out)
+    for name, value in metrics.items():
+        print(f"{name:60} {value:16,.3f}")
+    for claim in claims:
+        print(f"{'holds' if claim.holds else 'FAILS'}: {claim.claim} ({claim.measured:.3g})")
+    return report
+
+
+def _on_cpu(config, model, metrics):
+    rng = np.random.default_rng(0)
+    draw = lambda shape, scale: (scale * rng.standard_normal(shape, np.float32)).astype(np.float32)
+    shapes = models.shapes(model)
+    weights = jax.tree.map(lambda x: draw(x.shape, 0.02), shapes)
+    gradients = jax.tree.map(lambda x: draw(x.shape, 1e-3), shapes)
+    runs = {}
+    for name, (dtype, optimizer) in make_optimizers(models.axes(model)).items():
+        state = jax.eval_shape(optimizer.init, shapes)
+        size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
+        metrics[f"state_bytes_per_parameter/{name}"] = size / model.num_params
+        if config.rounds:
+            runs[name] = _JaxRun(optimizer, weights, gradients, dtype)
+    if config.rounds and importlib.util.find_spec("torch"):
+        runs["torch_adamw"] = _TorchRun(weights, gradients, optim.decay_mask(models.axes(model)))
+    seconds = {name: [] for name in runs}
+    for name in tqdm(runs, desc="first steps", unit="optimizer"):
+        runs[name].step()  # compiled and warm before any is timed
+    for _ in tqdm(range(config.rounds), desc="on this CPU", unit="round"):
+        for name, run in runs.items():
+            begun = time.perf_counter()
+            run.step()
+            seconds[name].append(time.perf_counter() - begun)
+    if "torch_adamw" in runs:
+        ours, theirs = runs["optax_adamw"].weights(), runs["torch_adamw"].weights()
+        worst = max(np.abs(a - b).max() for a, b in zip(ours, theirs, strict=True))
+        assert worst < 1e-5, f"torch's AdamW and optax's compute different steps: {worst}"
+    for name, values in seconds.items():
+        metrics[f"step_ms/{name}"] = 1e3 * statistics.median(values)
+        metrics[f"step_ms/{name}/min"], metrics[f"step_ms/{name}/max"] = 1e3 * min(values), 1e3 * max(values)
+    for rival in (name for name in RIVALS if name in runs):
+        for name in (name for name in runs if name not in RIVALS):
+            ratios = [t / o for t, o in zip(seconds[rival], seconds[name], strict=True)]
+            metrics[f"ratio/{name}/{rival}"] = statistics.median(ratios)
+
+
+class _JaxRun:
+    """A jitted step with its parameters and state, which it donates."""
+
+    def __init__(self, optimizer, weights, gradients, dtype):
+        cast = functools.partial(jax.tree.map, lambda x: jnp.asarray(x, dtype))
+        self.params, self.gradients = cast(weights), cast(gradients)
+        self.state = jax.jit(optimizer.init)(self.params)
+        self.update = jax.jit(_step(optimizer), donate_argnums=(0, 1))
+
+    def step(self):
+        self.params, self.state = self.update(self.params, self.state, self.gradients)
+        jax.block_until_ready(self.params)
+
+    def weights(self):
+        return [np.asarray(x) for x in jax.tree.leaves(self.params)]
+
+
+class _TorchRun:
+    """Torch's fused AdamW on the same parameters and gradients."""
+
+    def __init__(self, weights, gradients, mask):
+        import torch
+
+        self.params = [torch.nn.Parameter(torch.from_numpy(w.copy())) for w in jax.tree.leaves(weights)]
+        for param, gradient in zip(self.params, jax.tree.leaves(gradients), strict=True):
+            param.grad = torch.from_numpy(gradient)
+        decays = list(zip(self.params, jax.tree.leaves(mask), strict=True))
+        groups = [
+            {"params": [p for p, decayed in decays if decayed == kind], "weight_decay": DECAY * kind}
+            for kind in (True, False)
+        ]
+        self.optimizer = torch.optim.AdamW(groups, lr=RATE, betas=BETAS, eps=1e-8, fused=True)
+
+    def step(self):
+        self.optimizer.step()
+
+    def weights(self):
+        return [p.detach().numpy() for p in self.params]
+
+
+def _step(optimizer):
+    def step(params, state, gradients):
+        updates, state = optimizer.update(gradients, state, params)
+        return optax.apply_updates(params, updates), state
+
+    return step
+
+
+def _compile(model, dtype, optimizer, target):
+    """Return (the forecast of one step with donation, the least bytes that it can move)."""
+    params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), models.shapes(model))
+    state = jax.eval_shape(optimizer.init, params)
+    forecast = targets.compile(_step(optimizer), [params, state, params], target, donate=(0, 1))
+    size = lambda tree: sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+    return forecast, 3 * size(params) + 2 * size(state)
+
+
+def _orthoadam_flops(config, model, metrics, claims):
+    """Count the rotations of the model that runs here, analytically and compiled; and of the large one."""
+    optimizers = make_optimizers(models.axes(model))
+    for strategy in tqdm(STRATEGIES, desc="counting OrthoAdam", unit="strategy"):
+        cost = optim.rotation_cost(models.shapes(model), models.axes(model), strategy=strategy)
+        forecast, _ = _compile(model, *optimizers[f"orthoadam_{strategy}"], "cpu")
+        metrics[f"gigaflops/here/{strategy}"] = cost.product_flops / 1e9
+        metrics[f"gigaflops/here/{strategy}/compiled"] = sum(forecast.flops.values()) / 1e9
+    large = models.get_preset(config.target_model)
+    training = large.flops_per_token(large.context_length) * config.batch_tokens
+    for strategy in STRATEGIES:
+        cost = optim.rotation_cost(models.shapes(large), models.axes(large), strategy=strategy)
+        share = (cost.product_flops + cost.draw_flops) / training
+        metrics[f"gigaflops/{config.target_model}/{strategy}/products"] = cost.product_flops / 1e9
+        metrics[f"gigaflops/{config.target_model}/{strategy}/draws"] = cost.draw_flops / 1e9
+        metrics[f"matrix_mib/{config.target_model}/{strategy}"] = cost.matrix_bytes / 2**20
+        metrics[f"share_of_training_flops/{config.target_model}/{strategy}"] = share
+        claims.append(
+            Claim(f"OrthoAdam ({strategy}) adds at most {SHARE:.0%} to the FLOPs of a step of "
+                  f"{config.batch_tokens} tokens of {config.target_model}", "issue: optimizers",
+                  measured=share, holds=share <= SHARE)
+        )  # fmt: skip
+
+
+def _compiled(config, target, metrics, claims):
+    model = models.get_preset(config.target_model)
+    compiled = {
+        name: pair
+        for name, pair in make_optimizers(models.axes(model)).items()
+        # A TPU's compiler takes minutes over QR decompositions of the axes' lengths.
+        if name != "orthoadam_kronecker"
+    }
+    for name, (dtype, optimizer) in tqdm(compiled.items(), desc=f"compiling for {target}", unit="optimizer"):
+        forecast, floor = _compile(model, dtype, optimizer, target)
+        floor_seconds = floor / forecast.target.hbm_bandwidth
+        case = f"{target}/{name}"
+        metrics[f"bytes_per_parameter/{case}"] = forecast.bytes_moved / model.num_params
+        metrics[f"bytes_over_floor/{case}"] = forecast.bytes_moved / floor
+        metrics[f"roofline_over_floor/{case}"] = forecast.roofline_seconds / floor_seconds
+        metrics[f"floor_ms/{case}"] = 1e3 * floor_seconds
+        ratios = {"bytes": forecast.bytes_moved / floor}
+        if forecast.compiler_seconds:
+            metrics[f"compiler_ms/{case}"] = 1e3 * forecast.compiler_seconds
+            ratios["compiler's time"] = forecast.compiler_seconds / floor_seconds
+        if name != "adamw_bf16_sr":
+            continue
+        for kind, ratio in ratios.items():
+            claims.append(
+                Claim(f"adamw_bf16_sr on {target}: {kind} at most {GOAL} x the floor of 14 bytes a parameter",
+                      "issue: optimizers", measured=ratio, holds=ratio <= GOAL)
+            )  # fmt: skip
+
+
+if __name__ == "__main__":
+    run_experiment(main, OptimizersConfig, PRESETS)

@@ -1,0 +1,9 @@
+"""Reading what a model does inside: outliers among its channels, attention that goes to the first token."""
+
+from jaxllm.interpret.first_token import FirstTokenAttention as FirstTokenAttention
+from jaxllm.interpret.first_token import first_token_attention as first_token_attention
+from jaxllm.interpret.first_token import uniform_first_token_mass as uniform_first_token_mass
+from jaxllm.interpret.kurtosis import kurtosis as kurtosis
+from jaxllm.interpret.kurtosis import kurtosis_limits as kurtosis_limits
+from jaxllm.interpret.statistics import ActivationStatistics as ActivationStatistics
+from jaxllm.interpret.statistics import activation_statistics as activation_statistics

@@ -1,0 +1,110 @@
+"""Outliers and the attention sink of a model, summed over batches of text layer by layer."""
+
+import dataclasses
+import functools
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxllm import models
+from jaxllm.interpret.first_token import first_token_attention
+from jaxllm.interpret.kurtosis import kurtosis
+
+
+@dataclass(frozen=True)
+class ActivationStatistics:
+    """Means over the tokens of a text, float64; first tokens of documents apart from all others.
+
+    The residual stream is read where it leaves each layer (site "resid_post").
+    """
+
+    kurtosis_first: np.ndarray  # [L] over channels; see `kurtosis`
+    kurtosis_other: np.ndarray  # [L]
+    max_first: np.ndarray  # [L] of a token's largest |activation|
+    max_other: np.ndarray  # [L]
+    sink_argmax: np.ndarray  # [L, H] share of queries that attend most to the first token
+    sink_mass: np.ndarray  # [L, H] mean weight on it; for both see `first_token_attention`
+
+    def summary(self) -> dict[str, float]:
+        """Return the mean of each over layers and heads, by its name.
+
+        A layer in which no query has a choice (a window of one) is left out of the sink's means.
+        """
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {name: float(np.nanmean(value)) for name, value in values.items()}
+
+
+def activation_statistics(
+    config: models.ModelConfig, params: dict, batches: Iterable[Mapping[str, jax.Array]]
+) -> ActivationStatistics:
+    """Return the outliers and the sink of a model on some text, one batch in memory at a time.
+
+    Within a batch each layer is reduced where it is computed: neither attention weights nor the
+    activations of several layers are kept.
+
+    Args:
+      config: the model.
+      params: its parameters, layers stacked.
+      batches: {"tokens": int [B, T], "segment_ids": [B, T] optional}, as `jaxllm.data` makes them, of one
+        shape; other entries are not read.
+
+    Examples:
+      >>> config = models.get_preset("gpt2-nano")
+      >>> params = models.init(config, jax.random.key(0))
+      >>> found = activation_statistics(config, params, [{"tokens": jnp.zeros((2, 16), int)}])
+      >>> found.kurtosis_other.shape, found.sink_mass.shape
+      ((2,), (2, 2))
+    """
+    totals = None
+    for batch in batches:
+        sums = jax.device_get(_sums(config, params, batch["tokens"], batch.get("segment_ids")))
+        sums = jax.tree.map(np.float64, sums)
+        totals = sums if totals is None else jax.tree.map(np.add, totals, sums)
+    if totals is None:
+        raise ValueError("activation_statistics was given no batches; give at least one")
+
+    def mean(total, count):
+        count = count.reshape(-1, *[1] * (total.ndim - 1))
+        return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
+    return ActivationStatistics(**{name: mean(*total) for name, total in totals.items()})
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _sums(config, params, tokens_BT, segment_ids_BT) -> dict[str, tuple[jax.Array, jax.Array]]:
+    """Return {statistic: (sum over a batch, number of terms)}, stacked over layers."""
+    first_BT = jnp.zeros(tokens_BT.shape, bool).at[:, 0].set(True)
+    if segment_ids_BT is not None:
+        first_BT = first_BT.at[:, 1:].set(segment_ids_BT[:, 1:] != segment_ids_BT[:, :-1])
+
+    def reduce_layer(captured, layer):
+        learned = config.sink_logit == "learned"
+        attention = first_token_attention(
+            captured["query"],
+            captured["key"],
+            scale=config.attention_scale,
+            window=jnp.array(config.windows)[layer % len(config.windows)],
+            sink=params["layers"]["attn"]["sink"][layer] if learned else config.sink_logit,
+            segment_ids_BT=segment_ids_BT,
+        )
+        kurtosis_BT = kurtosis(captured["resid_post"])
+        max_BT = jnp.max(jnp.abs(captured["resid_post"].astype(jnp.float32)), axis=-1)
+
+        def over(tokens_BT, x_BT):
+            return jnp.sum(x_BT, where=tokens_BT), jnp.sum(tokens_BT)
+
+        queries = jnp.sum(attention.counts_BT)
+        return {
+            "kurtosis_first": over(first_BT, kurtosis_BT),
+            "kurtosis_other": over(~first_BT, kurtosis_BT),
+            "max_first": over(first_BT, max_BT),
+            "max_other": over(~first_BT, max_BT),
+            "sink_argmax": (jnp.sum(attention.argmax_BTH, axis=(0, 1)), queries),
+            "sink_mass": (jnp.sum(attention.mass_BTH, axis=(0, 1)), queries),
+        }
+
+    sites = models.Sites(capture=("query", "key", "resid_post"), keep=reduce_layer)
+    return models.capture(config, params, tokens_BT, sites, segment_ids=segment_ids_BT)[1]
