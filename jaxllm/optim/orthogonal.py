@@ -1,8 +1,8 @@
 """Fixed random orthogonal matrices for the axes of parameters, drawn anew in every step and kept nowhere.
 
 An axis is rotated by Q = M diag(s). The random signs s belong to one axis of one parameter. M is
-block-diagonal and shared by all axes, so that a step draws one matrix for each size of block; times
-independent signs, a block from Haar's distribution is from Haar's distribution.
+block-diagonal and shared by all axes, so that a step draws one matrix for each size of block; a Haar
+matrix whose columns are given independent signs is a Haar matrix again, and another one.
 
 | strategy  | blocks of M                        | a step draws                                     |
 |-----------|------------------------------------|--------------------------------------------------|
@@ -112,9 +112,10 @@ def _hadamard(size):
 
 @functools.partial(jax.jit, static_argnames="size")
 def _haar(seed, size):
-    """Return an orthogonal matrix, Haar once random signs multiply its columns (arXiv math-ph/0609050).
+    """Return an orthogonal matrix, the same bits on one kind of machine, near them on another.
 
-    The same bits on one kind of machine; on another the same to float32's precision.
+    QR fixes the signs of its columns in a way of its own; random ones make it Haar (Mezzadri,
+    arXiv math-ph/0609050).
     """
     key = jax.random.wrap_key_data(seed, impl="threefry2x32")
     return jnp.linalg.qr(jax.random.normal(key, (size, size), jnp.float32))[0]

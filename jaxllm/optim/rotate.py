@@ -37,11 +37,11 @@ def rotate(
 
         u = Q^T inner(Q g, Q w)
 
-    An elementwise optimizer of w (Adam, Lion, RMSProp, with decoupled decay too) so treats no
-    direction as special; the parameters themselves are never rotated. Q is a Kronecker product of one
-    matrix for each axis, drawn anew in every step from (seed, the parameter's path, the axis); axes named
-    layers, vocab and position do not rotate. The state is `inner`'s, and a seed. Wrap what keeps
-    moments and leave clipping, schedules and rounding outside. Emits float32 updates.
+    An elementwise optimizer (Adam, Lion, RMSProp; decoupled decay too) then prefers no coordinate of w;
+    w itself is never rotated. Q is a Kronecker product of one matrix for each axis, drawn anew in every
+    step from (seed, the parameter's path, the axis); axes named layers, vocab and position do not
+    rotate. The state is `inner`'s, and a seed. Wrap what keeps moments and leave clipping, schedules and
+    rounding outside. Emits float32 updates.
 
     Strategies differ in the blocks that Q is made of (`orthogonal`) and in cost (`rotation_cost`). The
     default draws no matrix, so that nothing but products of 128 x 128 is added to a step; "kronecker" is

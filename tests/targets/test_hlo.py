@@ -97,6 +97,19 @@ def test_bytes_moved_of_a_fused_elementwise_program_are_its_inputs_and_outputs()
     assert work.bytes_moved == 3 * 1000 * 100 * 4
 
 
+def test_slices_that_a_tpu_fetches_ahead_count_as_themselves():
+    """Two halves of an array, copied to vector memory one by one: the array once."""
+    part, flag = "f32[8,128]{1,0:T(8,128)S(1)}", "s32[]{:S(2)}"
+    start = f"((f32[16,128]{{1,0:T(8,128)}}), {part}, {flag}) slice-start(%a), slice="
+    text = "\n".join(
+        ["HloModule m, is_scheduled=true", "", "ENTRY %main (p: f32[16,128]) -> f32[8,128] {",
+         "  %a = f32[16,128]{1,0:T(8,128)} parameter(0)",
+         f"  %s.0 = {start}{{[0:8], [0:128]}}", f"  %s.1 = {start}{{[8:16], [0:128]}}",
+         f"  %d.0 = {part} slice-done(%s.0)", f"  ROOT %d.1 = {part} slice-done(%s.1)", "}"]
+    )  # fmt: skip
+    assert count_work(hlo.parse(text), get_target("v5e-1"), {}).bytes_moved == 16 * 128 * 4
+
+
 def test_a_loop_over_stacked_weights_reads_each_layer_once():
     layers, width, rows = 16, 256, 8
 
