@@ -15,7 +15,6 @@ where it was; more --variants or --seeds are added to it.
 
 import dataclasses
 import itertools
-import json
 import math
 import time
 from dataclasses import dataclass
@@ -23,20 +22,20 @@ from pathlib import Path
 
 import jax
 import numpy as np
-import scipy.stats
 
 from jaxllm import data, models, parallel
-from jaxllm.atomic import write_file
+from jaxllm.atomic import write_figure
 from jaxllm.cli.experiment import run_experiment
 from jaxllm.cli.train import open_presets
 from jaxllm.errors import UserError, unknown
 from jaxllm.interpret import activation_statistics, kurtosis_limits, uniform_first_token_mass
 from jaxllm.optim import OptimConfig
 from jaxllm.quantize import quantization_penalties
-from jaxllm.report import Claim, Report
-from jaxllm.train import TrainConfig, to_dict, train
+from jaxllm.report import Claim, Report, markdown_table, t_interval
+from jaxllm.train import TrainConfig, once, to_dict, train
 
 PAPER = "arXiv 2410.17174"
+PUBLISHED_KURTOSIS = 1657
 ATTENTIONS = {"softmax": -math.inf, "softmax1": 0.0}  # the sink's logit
 OPTIMIZERS = {"adam": "adamw", "orthoadam": "orthoadam"}
 NORMS = ("layernorm", "rmsnorm", "rmsnorm_scalar")
@@ -159,8 +158,12 @@ def main(config: OutliersConfig, preset: str = "custom") -> Report:
     if config.distributed:
         parallel.initialize()
     started = time.time()
+
+    def measured(run):
+        return once(Path(run.out, "measured.json"), run, lambda: measure(run))
+
     runs = {
-        variant: [_finished(run_config(config, variant, seed)) for seed in config.seeds]
+        variant: [measured(run_config(config, variant, seed)) for seed in config.seeds]
         for variant in config.variants
     }
     means = {
@@ -168,12 +171,13 @@ def main(config: OutliersConfig, preset: str = "custom") -> Report:
         for variant, found in runs.items()
     }
     gaussian, largest = kurtosis_limits(config.model.embed_dim)
+    enough = next(width for width in itertools.count(3) if kurtosis_limits(width)[1] >= PUBLISHED_KURTOSIS)
     floors = [uniform_first_token_mass(config.seq_len, softmax_1=one) for one in (False, True)]
     limits = (
         f"At width {config.model.embed_dim} a Gaussian vector has kurtosis {gaussian:.3g} and none has more "
-        f"than {largest:.4g}; 1657, as published, takes over 1658 channels. Uniform attention over "
-        f"{config.seq_len} tokens gives the first {floors[0]:.2%} (softmax) or {floors[1]:.2%} (softmax-1). "
-        "A document's first query, which has no choice, does not count."
+        f"than {largest:.4g}; {PUBLISHED_KURTOSIS}, as published, takes {enough} channels. Uniform attention "
+        f"over {config.seq_len} tokens gives the first {floors[0]:.2%} (softmax) or {floors[1]:.2%} "
+        "(softmax-1). A document's first query, which has no choice, does not count."
     )
     report = Report(
         experiment="activation_outliers", preset=preset, config=to_dict(config), seeds=list(config.seeds),
@@ -193,15 +197,8 @@ def main(config: OutliersConfig, preset: str = "custom") -> Report:
     return report
 
 
-def _finished(config: OutliersConfig) -> dict:
-    """Return {"metrics", "layers"} of a run, from its folder if it is there, else by training it."""
-    path = Path(config.out, "measured.json")
-    # Through JSON, as the stored one: tuples become lists.
-    asked = json.loads(json.dumps(to_dict(config)))
-    if path.exists():
-        stored = json.loads(path.read_text(encoding="utf-8"))
-        if stored["config"] == asked:
-            return stored
+def measure(config: OutliersConfig) -> dict:
+    """Train a run and return its {"metrics", "layers"}."""
     print(f"{config.variants[0]}, seed {config.seed}")
     trained = train(config)
     model, corpus = trained.job.model, trained.job.corpus
@@ -215,10 +212,7 @@ def _finished(config: OutliersConfig) -> dict:
     layers = {
         name: value.reshape(model.num_layers, -1).mean(1).tolist() for name, value in vars(statistics).items()
     }
-    found = {"config": asked, "metrics": statistics.summary() | penalties, "layers": layers}
-    if jax.process_index() == 0:
-        write_file(path, (json.dumps(found, indent=2) + "\n").encode())
-    return found
+    return {"metrics": statistics.summary() | penalties, "layers": layers}
 
 
 def _take(config, batches, count: int) -> list[dict]:
@@ -234,7 +228,7 @@ def claims(runs: dict, means: dict, gaussian: float, floor: float) -> list[Claim
     """Return the paper's claims that the variants at hand can test.
 
     Args:
-      runs: variant -> what `_finished` returned for each seed.
+      runs: variant -> what `measure` returned for each seed.
       means: variant -> metric -> mean over seeds.
       gaussian: kurtosis of a Gaussian vector of the model's width.
       floor: argmax share of the first token under uniform attention.
@@ -247,7 +241,7 @@ def claims(runs: dict, means: dict, gaussian: float, floor: float) -> list[Claim
             values = [measure(one["metrics"]) for one in runs[variant]]
             compared = [measure(means[name]) for name in (variant, *others)]
             claim = Claim(text, PAPER, paper=paper, measured=float(np.mean(values)),
-                          interval=_interval(values), holds=bool(holds(*compared)))  # fmt: skip
+                          interval=t_interval(values), holds=bool(holds(*compared)))  # fmt: skip
             found.append(claim)
 
     share = lambda metrics: metrics["sink_argmax"]
@@ -259,7 +253,7 @@ def claims(runs: dict, means: dict, gaussian: float, floor: float) -> list[Claim
         share, lambda mine: mine > 2 * floor)  # fmt: skip
     add("softmax-1 alone at least halves that", None, SOFTMAX1, share, halved, NEITHER)
     add("both fixes: first-token share at most half the baseline's", 0.033, BOTH, share, halved, NEITHER)
-    add("neither fix: outliers (kurtosis over twice a Gaussian's)", 1657, NEITHER, outliers,
+    add("neither fix: outliers (kurtosis over twice a Gaussian's)", PUBLISHED_KURTOSIS, NEITHER, outliers,
         lambda mine: mine > 2 * gaussian)  # fmt: skip
     add("softmax-1 alone leaves outliers", None, SOFTMAX1, outliers, lambda mine: mine > 2 * gaussian)
     add("both fixes: kurtosis within 1.5 times a Gaussian's", 3.1, BOTH, outliers,
@@ -278,43 +272,28 @@ def claims(runs: dict, means: dict, gaussian: float, floor: float) -> list[Claim
     return found
 
 
-def _interval(values: list[float]) -> tuple[float, float] | None:
-    """Return the 95 % t interval of a mean, None for fewer than three values."""
-    if len(values) < 3:
-        return None
-    half = scipy.stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5
-    return float(np.mean(values) - half), float(np.mean(values) + half)
-
-
 def table(rows: dict[str, dict[str, float]]) -> str:
     """Return a Markdown table of metrics, a row for each name."""
-    lines = [f"| | {' | '.join(COLUMNS.values())} |", "|---" * (len(COLUMNS) + 1) + "|"]
-    for name, metrics in rows.items():
-        cells = [
-            f"{metrics[column]:.1%}" if column.startswith("sink") else f"{metrics[column]:.4g}"
-            for column in COLUMNS
-        ]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    digits = {column: ".1%" if column.startswith("sink") else ".4g" for column in COLUMNS}
+    cells = [(name, *(format(metrics[c], digits[c]) for c in COLUMNS)) for name, metrics in rows.items()]
+    return markdown_table(("", *COLUMNS.values()), cells)
 
 
 def plot(runs: dict, folder: Path) -> None:
     """Draw the sink and the outliers layer by layer into FOLDER/outliers.png."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+    from matplotlib.figure import Figure
 
     panels = ("sink_argmax", "kurtosis_first", "kurtosis_other", "max_first")
-    figure, axes = plt.subplots(1, len(panels), figsize=(16, 4), constrained_layout=True)
+    figure = Figure(figsize=(16, 4), layout="constrained")
+    axes = figure.subplots(1, len(panels))
     for axis, name in zip(axes, panels, strict=True):
         for variant, found in runs.items():
             axis.plot(np.mean([one["layers"][name] for one in found], axis=0), marker=".", label=variant)
         axis.set(xlabel="layer", title=COLUMNS[name], yscale="linear" if name == "sink_argmax" else "log")
+        axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(alpha=0.3)
     axes[0].legend(fontsize=6)
-    figure.savefig(folder / "outliers.png", dpi=110)
-    plt.close(figure)
+    write_figure(folder / "outliers.png", figure)
 
 
 if __name__ == "__main__":

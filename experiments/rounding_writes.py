@@ -48,10 +48,9 @@ def wanted_update(optimizer: optax.GradientTransformation, grads, opt_state, par
       opt_state: of the chain, or of `with_master_weights` around it.
       params: of any float types.
     """
-    exact = _float32(params)
     if isinstance(opt_state, MasterWeightsState):
-        grads, opt_state, exact = _float32(grads), opt_state.inner, opt_state.master
-    return optimizer.update(grads, opt_state, exact)[0]
+        grads, opt_state = _float32(grads), opt_state.inner
+    return optimizer.update(grads, opt_state, _float32(params))[0]
 
 
 def observe_writes(job: Job) -> list[dict[str, float]]:

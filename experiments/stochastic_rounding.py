@@ -19,7 +19,6 @@ Ozkara, Yu, Park, Stochastic Rounding for LLM Training: Theory and Practice (arX
 import contextlib
 import dataclasses
 import io
-import json
 import math
 import time
 from collections.abc import Sequence
@@ -29,21 +28,20 @@ from typing import NamedTuple
 
 import numpy as np
 import optax
-from scipy.special import stdtrit
 from tqdm import tqdm
 
 from experiments.rounding_methods import METHODS, MODELS, bytes_per_parameter, compile_step
 from experiments.rounding_writes import observe_writes, write_untrained
 from jaxllm import parallel, targets
-from jaxllm.atomic import write_file
+from jaxllm.atomic import write_figure
 from jaxllm.cli.experiment import run_experiment
 from jaxllm.cli.train import open_presets
 from jaxllm.errors import UserError, unknown
 from jaxllm.models import get_preset
 from jaxllm.optim import OptimConfig, stochastic_round
 from jaxllm.parallel import MeshConfig
-from jaxllm.report import Claim, Report
-from jaxllm.train import NonFiniteLoss, TrainConfig, to_dict, train
+from jaxllm.report import Claim, Report, markdown_table, t_interval
+from jaxllm.train import NonFiniteLoss, TrainConfig, once, to_dict, train
 from jaxllm.train.writers import read_metrics
 
 _UNTRAINED_RATES = (6e-4, 3e-4, 1e-4, 3e-5, 1e-5)
@@ -170,39 +168,29 @@ def run_config(config: StochasticRoundingConfig, method: str, rate: float, seed:
 
 
 def train_once(run: TrainConfig) -> dict:
-    """Train, or read what an earlier session found.
+    """Train a run, unless it was, and see what it writes.
 
     Returns:
       loss: on held-out text; infinite if the run diverged.
       writes: see `observe_writes`; none if it diverged.
       curve: [step, held-out loss] on the way.
     """
-    path, config = Path(run.out, "outcome.json"), json.loads(json.dumps(to_dict(run)))
-    if path.exists():
-        outcome = json.loads(path.read_text(encoding="utf-8"))
-        if outcome["config"] == config:
-            return outcome
-    outcome = dict(config=config, loss=math.inf, writes=[])
-    with contextlib.suppress(NonFiniteLoss), contextlib.redirect_stdout(io.StringIO()):
-        trained = train(run)
-        outcome |= dict(loss=trained.evaluation.loss, writes=observe_writes(trained.job))
-    rows = read_metrics(run.out)
-    outcome["curve"] = [[row["step"], row["heldout_loss"]] for row in rows if "heldout_loss" in row]
-    write_file(path, json.dumps(outcome).encode())
-    return outcome
+
+    def measure():
+        loss, writes = math.inf, []
+        with contextlib.suppress(NonFiniteLoss), contextlib.redirect_stdout(io.StringIO()):
+            trained = train(run)
+            loss, writes = trained.evaluation.loss, observe_writes(trained.job)
+        rows = read_metrics(run.out)
+        curve = [[row["step"], row["heldout_loss"]] for row in rows if "heldout_loss" in row]
+        return dict(loss=loss, writes=writes, curve=curve)
+
+    return once(Path(run.out, "outcome.json"), run, measure)
 
 
 def interval(values: Sequence[float]) -> tuple[float, tuple[float, float]]:
-    """Return the mean and its 95 % interval by Student's t.
-
-    Examples:
-      >>> interval([1.0, 2.0, 3.0])
-      (2.0, (-0.48..., 4.48...))
-    """
-    mean, n = float(np.mean(values)), len(values)
-    with np.errstate(invalid="ignore"):  # a run that diverged has no interval
-        half = float(stdtrit(n - 1, 0.975) * np.std(values, ddof=1)) / math.sqrt(n)
-    return mean, (mean - half, mean + half)
+    """Return the mean of the seeds, of which there are two or more, and its interval."""
+    return float(np.mean(values)), t_interval(values)
 
 
 def judge_losses(config: StochasticRoundingConfig, grid) -> Part:
@@ -239,7 +227,7 @@ def judge_losses(config: StochasticRoundingConfig, grid) -> Part:
             for m in config.methods]  # fmt: skip
     return Part(metrics, claims, {
         "Held-out loss at each rate": _by_rate({key: _spread(values) for key, values in losses.items()}),
-        "Held-out loss at each method's best rate": _table(head, rows),
+        "Held-out loss at each method's best rate": markdown_table(head, rows),
     })  # fmt: skip
 
 
@@ -308,7 +296,8 @@ def judge_compiled(config: StochasticRoundingConfig) -> Part:
         "estimate is a roofline over the compiled program's operations; a TPU's compiler has its own too."
     )
     head = ["model", "machine", "sequences", "method", "peak", "fits", "estimate", "the TPU compiler's own"]
-    return Part(metrics, claims, {"Compiled steps": "\n\n".join([about, _table(head, rows), *left_out])})
+    text = "\n\n".join([about, markdown_table(head, rows), *left_out])
+    return Part(metrics, claims, {"Compiled steps": text})
 
 
 def _plot(config, grid, path):
@@ -334,9 +323,7 @@ def _plot(config, grid, path):
     for axis in axes:
         axis.grid(alpha=0.3)
         axis.legend(fontsize=7)
-    picture = io.BytesIO()
-    figure.savefig(picture, dpi=110, format="png")
-    write_file(path, picture.getvalue())
+    write_figure(path, figure)
 
 
 def _spread(values):
@@ -348,12 +335,7 @@ def _by_rate(cells):
     """Return (name, rate) -> text as a table, a column each rate."""
     names, rates = (dict.fromkeys(part) for part in zip(*cells, strict=True))
     rows = [[name, *(cells[name, rate] for rate in rates)] for name in names]
-    return _table(["", *(f"{rate:g}" for rate in rates)], rows)
-
-
-def _table(head, rows):
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+    return markdown_table(["", *(f"{rate:g}" for rate in rates)], rows)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Files and folders that appear whole or not at all, and disk errors told in one sentence."""
 
 import contextlib
+import io
 import os
 import shutil
 import tempfile
@@ -62,6 +63,13 @@ def write_file(path: str | os.PathLike, content: bytes) -> None:
     finally:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
+
+
+def write_figure(path: str | os.PathLike, figure, dpi: int = 110) -> None:
+    """Write a matplotlib figure as PNG, as `write_file` does."""
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=dpi)
+    write_file(path, content.getvalue())
 
 
 def _remove_stale(folder: Path) -> None:

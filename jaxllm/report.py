@@ -2,14 +2,17 @@
 
 import dataclasses
 import json
+import math
 import os
 import platform
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from jaxllm.atomic import write_file
 
@@ -47,22 +50,30 @@ class Report:
         write_file(folder / "report.json", values.encode())
         write_file(folder / "report.md", self.to_markdown(folder).encode())
 
+    def to_text(self) -> str:
+        """Return the figures and whether each claim holds, for a terminal."""
+        width = max(map(len, self.metrics), default=0)
+        lines = [f"{name:{width}}  {value:>12,.5g}" for name, value in self.metrics.items()]
+        for c in self.claims:
+            interval = "" if c.interval is None else f" ({c.interval[0]:.4g} to {c.interval[1]:.4g})"
+            lines.append(f"{'holds' if c.holds else 'FAILS'}: {c.claim}: {c.measured:.4g}{interval}")
+        return "\n".join(lines)
+
     def to_markdown(self, folder) -> str:
         """Return the report as Markdown; shows the folder's plots."""
         env = ", ".join(f"{name} {value}" for name, value in self.environment.items())
         lines = [f"# {self.experiment} ({self.preset})", "", f"{self.seconds:.0f} s; {env}", ""]
         if self.claims:
-            lines += ["| claim | source | published | measured | interval | holds |"]
-            lines += ["|---|---|---|---|---|---|"]
+            rows = []
             for c in self.claims:
                 published = "" if c.paper is None else f"{c.paper:.4g}"
                 interval = "" if c.interval is None else f"{c.interval[0]:.4g} to {c.interval[1]:.4g}"
                 holds = "yes" if c.holds else "**no**"
-                cells = (c.claim, c.source, published, f"{c.measured:.4g}", interval, holds)
-                lines.append(f"| {' | '.join(cells)} |")
-            lines.append("")
-        lines += ["| metric | value |", "|---|---|"]
-        lines += [f"| {name} | {value:,.5g} |" for name, value in self.metrics.items()]
+                rows.append((c.claim, c.source, published, f"{c.measured:.4g}", interval, holds))
+            head = ("claim", "source", "published", "measured", "interval", "holds")
+            lines += [markdown_table(head, rows), ""]
+        figures = ((name, f"{value:,.5g}") for name, value in self.metrics.items())
+        lines.append(markdown_table(("metric", "value"), figures))
         for plot in sorted(Path(folder).glob("*.png")):
             lines += ["", f"![{plot.stem}]({plot.name})"]
         for title, text in self.sections.items():
@@ -75,6 +86,36 @@ def read_report(folder) -> Report:
     """Return the report in a folder."""
     values = json.loads((Path(folder) / "report.json").read_text(encoding="utf-8"))
     return Report(**(values | {"claims": [Claim(**claim) for claim in values["claims"]]}))
+
+
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence]) -> str:
+    """Return a Markdown table.
+
+    Examples:
+      >>> print(markdown_table(["model", "loss"], [["gpt2", 2.85]]))
+      | model | loss |
+      |---|---|
+      | gpt2 | 2.85 |
+    """
+    lines = [f"| {' | '.join(map(str, row))} |" for row in (head, *rows)]
+    return "\n".join([lines[0], "|---" * len(head) + "|", *lines[1:]])
+
+
+def t_interval(values: Sequence[float]) -> tuple[float, float] | None:
+    """Return the 95 % interval of a mean by Student's t; None for a single value.
+
+    Examples:
+      >>> t_interval([1.0, 2.0, 3.0])
+      (-0.48..., 4.48...)
+    """
+    from scipy.special import stdtrit
+
+    n = len(values)
+    if n < 2:
+        return None
+    with np.errstate(invalid="ignore"):  # of values that are not finite there is none: NaN
+        mean, half = np.mean(values), stdtrit(n - 1, 0.975) * np.std(values, ddof=1) / math.sqrt(n)
+    return float(mean - half), float(mean + half)
 
 
 def environment() -> dict[str, Any]:

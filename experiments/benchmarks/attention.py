@@ -60,10 +60,7 @@ def main(config: AttentionConfig, preset: str = "small") -> Report:
         claims=claims, seconds=time.time() - started,
     )  # fmt: skip
     report.write(config.out)
-    for name, value in metrics.items():
-        print(f"{name:60} {value:,.3f}")
-    for claim in claims:
-        print(f"{'holds ' if claim.holds else 'FAILS '} {claim.measured:8.3f}  {claim.claim}")
+    print(report.to_text())
     return report
 
 

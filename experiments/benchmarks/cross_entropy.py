@@ -61,10 +61,7 @@ def main(config: CrossEntropyConfig, preset: str = "small") -> Report:
         metrics=metrics, claims=claims, seconds=time.time() - started,
     )  # fmt: skip
     report.write(config.out)
-    for name, value in metrics.items():
-        print(f"{name:60} {value:12,.3f}")
-    for claim in claims:
-        print(f"{'holds' if claim.holds else 'FAILS'}: {claim.claim} ({claim.measured:.3f})")
+    print(report.to_text())
     return report
 
 

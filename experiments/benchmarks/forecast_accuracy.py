@@ -28,7 +28,7 @@ from experiments.benchmarks.published_steps import PUBLISHED, PublishedStep
 from jaxllm.atomic import write_file
 from jaxllm.cli.experiment import run_experiment
 from jaxllm.parallel import MeshConfig
-from jaxllm.report import Claim, Report
+from jaxllm.report import Claim, Report, markdown_table
 from jaxllm.targets.analytic import estimate
 from jaxllm.targets.catalog import get_target
 from jaxllm.targets.forecast_cache import cached_forecast
@@ -173,19 +173,18 @@ def _compiled(up_to: int, table) -> dict[int, float]:
 
 
 def _table(errors, calibration, compiled, reached) -> str:
-    titles = ("run", "machine", "theirs", "ours", "ratio", "compiled", "roofline reached", "part",
-              "figure", "source")  # fmt: skip
-    lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
+    head = ("run", "machine", "theirs", "ours", "ratio", "compiled", "roofline reached", "part",
+            "figure", "source")  # fmt: skip
+    rows = []
     for i, row in enumerate(PUBLISHED):
         theirs = measured_seconds(row)
         forecast = f"{1 + compiled[i]:.2f}" if i in compiled else ""
         part = "calibration" if i in calibration else "test"
         note = f" ({row.note})" if row.note else ""
         mine, ratio, quote = theirs * (1 + errors[i]), 1 + errors[i], row.quote.replace("|", "/")
-        cells = (row.name, row.target, f"{theirs:.3f} s", f"{mine:.3f} s", f"{ratio:.2f}", forecast,
-                 f"{reached[i]:.3f}", part, quote, row.source + note)  # fmt: skip
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        rows.append((row.name, row.target, f"{theirs:.3f} s", f"{mine:.3f} s", f"{ratio:.2f}", forecast,
+                     f"{reached[i]:.3f}", part, quote, row.source + note))  # fmt: skip
+    return markdown_table(head, rows)
 
 
 def _case(row: PublishedStep) -> str:

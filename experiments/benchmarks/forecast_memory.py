@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from jaxllm import models, targets
 from jaxllm.cli.experiment import run_experiment
-from jaxllm.report import Claim, Report
+from jaxllm.report import Claim, Report, markdown_table
 from jaxllm.train import TrainConfig
 from jaxllm.train.job import prepare_shapes
 
@@ -48,7 +48,7 @@ class ForecastMemoryConfig:
 def main(config: ForecastMemoryConfig, preset: str = "small") -> Report:
     """Forecast and measure every case; write the report into `config.out`."""
     started = time.time()
-    metrics, rows = {}, ["| step | forecast MiB | measured MiB | measured / forecast |", "|---|---|---|---|"]
+    metrics, rows = {}, []
     for name in tqdm(CASES, desc="steps", unit="step"):
         command = [sys.executable, "-m", "experiments.benchmarks.forecast_memory", "--measure", name,
                    str(config.batch_size), str(config.seq_len)]  # fmt: skip
@@ -58,17 +58,18 @@ def main(config: ForecastMemoryConfig, preset: str = "small") -> Report:
         metrics |= {f"bytes/{name}/{key}": value for key, value in found.items()}
         metrics[f"ratio/{name}"] = ratio
         mib = [found[key] / 2**20 for key in ("forecast", "measured")]
-        rows.append(f"| {name} | {mib[0]:.1f} | {mib[1]:.1f} | {ratio:.3f} |")
+        rows.append((name, f"{mib[0]:.1f}", f"{mib[1]:.1f}", f"{ratio:.3f}"))
+    table = markdown_table(("step", "forecast MiB", "measured MiB", "measured / forecast"), rows)
     worst = max((abs(metrics[f"ratio/{name}"] - 1) for name in CASES), default=0.0)
     report = Report(
         experiment="benchmarks/forecast_memory", preset=preset, config=vars(config), seeds=[0],
         metrics=metrics | {"worst_error": worst},
         claims=[Claim("the forecast's peak is within 10 % of the step's real peak on the CPU",
                       "issue: compile lab", measured=worst, holds=worst <= 0.1)],
-        seconds=time.time() - started, sections={"Peak above the state and the batch": "\n".join(rows)},
+        seconds=time.time() - started, sections={"Peak above the state and the batch": table},
     )  # fmt: skip
     report.write(config.out)
-    print("\n".join(rows))
+    print(table)
     print(f"worst error {worst:.1%} ({report.seconds:.0f} s; see {config.out}/report.md)")
     return report
 

@@ -91,8 +91,7 @@ def main(config: GenerationConfig, preset: str = "small") -> Report:
         claims=claims, seconds=time.time() - started,
     )  # fmt: skip
     report.write(config.out)
-    for name, value in metrics.items():
-        print(f"{name:45} {value:,.2f}")
+    print(report.to_text())
     return report
 
 

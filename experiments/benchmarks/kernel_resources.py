@@ -27,6 +27,7 @@ from tqdm import tqdm
 from experiments.benchmarks.kernel_cases import CASES, Case
 from jaxllm import targets
 from jaxllm.cli.experiment import run_experiment
+from jaxllm.report import markdown_table
 
 TARGETS = ("v5e-1", "v5p-8", "v6e-1", "h100", "a100-80gb")
 ARCHITECTURES = {"h100": "sm_90a", "a100-80gb": "sm_80"}
@@ -130,11 +131,9 @@ def _ptxas_path() -> str:
 
 def table(rows: list[Row]) -> str:
     """Render rows as Markdown."""
-    heads = ("case", "compiled for", "kernels", "registers", "spilled bytes", "shared memory", "VMEM")
-    heads = (*heads, "bytes / floor")
-    lines = ["| " + " | ".join(heads) + " |", "|" + " --- |" * len(heads)]
-    lines += ["| " + " | ".join(vars(row).values()) + " |" for row in rows]
-    return "\n".join(lines)
+    head = ("case", "compiled for", "kernels", "registers", "spilled bytes", "shared memory", "VMEM",
+            "bytes / floor")  # fmt: skip
+    return markdown_table(head, (vars(row).values() for row in rows))
 
 
 def write(text: str, path: Path = README) -> None:

@@ -1,13 +1,13 @@
 """One step of each optimizer: time on this CPU, bytes moved where it is compiled for, OrthoAdam's FLOPs.
 
-    python -m experiments.benchmarks.optimizers                    # about 15 minutes on 2 quiet cores
-    python -m experiments.benchmarks.optimizers --preset debug     # seconds
+    python -m experiments.benchmarks.optimizers                    # minutes, most of them compiling
+    python -m experiments.benchmarks.optimizers --preset debug     # a minute
     python -m experiments.benchmarks.optimizers --rounds 0         # compiled and counted figures only
 
 The parameters are those of a GPT-2 of the size given, all gradients are noise, and nothing is trained.
 
-- On this CPU: optimizers in turn, the rivals optax.adamw and torch's fused AdamW (extra: torch), both
-  in float32. `ratio/OURS/RIVAL` is the rival's time over ours.
+- On this CPU: optimizers in turn, each in a process of its own, and the rivals optax.adamw and torch's
+  fused AdamW (extra: torch), both in float32. `ratio/OURS/RIVAL` is the rival's time over ours.
 - Compiled for TPU and GPU targets (extras: tpu-targets, cuda-targets): bytes that a whole step moves,
   and the compiler's estimate of its time where it gives one. The floor reads parameters, state and
   gradients once and writes parameters and state once: 14 bytes a parameter for adamw_bf16_sr. Nothing
@@ -28,6 +28,7 @@ import numpy as np
 import optax
 from tqdm import tqdm
 
+from experiments.benchmarks.turns import take_turns
 from jaxllm import host_memory, models, optim, targets
 from jaxllm.cli.experiment import run_experiment
 from jaxllm.models import ModelConfig
@@ -89,7 +90,6 @@ def make_optimizers(axes) -> dict[str, tuple[str, optax.GradientTransformation]]
 def main(config: OptimizersConfig, preset: str = "small") -> Report:
     """Time, compile and count; write the report into `config.out`."""
     started = time.time()
-    host_memory.keep_freed_memory()
     metrics, claims = {}, []
     model = ModelConfig(
         num_layers=config.num_layers, embed_dim=config.embed_dim, vocab_size=config.vocab_size,
@@ -108,87 +108,75 @@ def main(config: OptimizersConfig, preset: str = "small") -> Report:
         metrics=metrics, claims=claims, seconds=time.time() - started,
     )  # fmt: skip
     report.write(config.out)
-    for name, value in metrics.items():
-        print(f"{name:60} {value:16,.3f}")
-    for claim in claims:
-        print(f"{'holds' if claim.holds else 'FAILS'}: {claim.claim} ({claim.measured:.3g})")
+    print(report.to_text())
     return report
 
 
 def _on_cpu(config, model, metrics):
-    rng = np.random.default_rng(0)
-    draw = lambda shape, scale: (scale * rng.standard_normal(shape, np.float32)).astype(np.float32)
-    shapes = models.shapes(model)
-    weights = jax.tree.map(lambda x: draw(x.shape, 0.02), shapes)
-    gradients = jax.tree.map(lambda x: draw(x.shape, 1e-3), shapes)
-    runs = {}
-    for name, (dtype, optimizer) in make_optimizers(models.axes(model)).items():
-        state = jax.eval_shape(optimizer.init, shapes)
-        size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
-        metrics[f"state_bytes_per_parameter/{name}"] = size / model.num_params
-        if config.rounds:
-            runs[name] = _JaxRun(optimizer, weights, gradients, dtype)
-    if config.rounds and importlib.util.find_spec("torch"):
-        runs["torch_adamw"] = _TorchRun(weights, gradients, optim.decay_mask(models.axes(model)))
-    seconds = {name: [] for name in runs}
-    for name in tqdm(runs, desc="first steps", unit="optimizer"):
-        runs[name].step()  # compiled and warm before any is timed
-    for _ in tqdm(range(config.rounds), desc="on this CPU", unit="round"):
-        for name, run in runs.items():
-            begun = time.perf_counter()
-            run.step()
-            seconds[name].append(time.perf_counter() - begun)
-    if "torch_adamw" in runs:
-        ours, theirs = runs["optax_adamw"].weights(), runs["torch_adamw"].weights()
-        worst = max(np.abs(a - b).max() for a, b in zip(ours, theirs, strict=True))
-        assert worst < 1e-5, f"torch's AdamW and optax's compute different steps: {worst}"
+    optimizers = make_optimizers(models.axes(model))
+    for name, (dtype, optimizer) in optimizers.items():
+        state = jax.eval_shape(optimizer.init, _shapes(model, dtype))
+        metrics[f"state_bytes_per_parameter/{name}"] = _size(state) / model.num_params
+    if not config.rounds:
+        return
+    contenders = {name: functools.partial(jax_steps, model, name) for name in optimizers}
+    if importlib.util.find_spec("torch"):
+        contenders["torch_adamw"] = functools.partial(torch_steps, model)
+    seconds, starts = take_turns(contenders, config.rounds, title="on this CPU")
     for name, values in seconds.items():
         metrics[f"step_ms/{name}"] = 1e3 * statistics.median(values)
         metrics[f"step_ms/{name}/min"], metrics[f"step_ms/{name}/max"] = 1e3 * min(values), 1e3 * max(values)
-    for rival in (name for name in RIVALS if name in runs):
-        for name in (name for name in runs if name not in RIVALS):
+        metrics[f"first_step_s/{name}"] = starts[name]
+    for rival in (name for name in RIVALS if name in seconds):
+        for name in (name for name in seconds if name not in RIVALS):
             ratios = [t / o for t, o in zip(seconds[rival], seconds[name], strict=True)]
             metrics[f"ratio/{name}/{rival}"] = statistics.median(ratios)
 
 
-class _JaxRun:
-    """A jitted step with its parameters and state, which it donates."""
+def jax_steps(model: ModelConfig, name: str):
+    """Return a function that takes a step of one of `make_optimizers` and returns the parameters."""
+    host_memory.keep_freed_memory()
+    dtype, optimizer = make_optimizers(models.axes(model))[name]
+    params, gradients = (jax.tree.map(lambda x: jnp.asarray(x, dtype), tree) for tree in _arrays(model))
+    state = jax.jit(optimizer.init)(params)
+    update = jax.jit(_step(optimizer), donate_argnums=(0, 1))
 
-    def __init__(self, optimizer, weights, gradients, dtype):
-        cast = functools.partial(jax.tree.map, lambda x: jnp.asarray(x, dtype))
-        self.params, self.gradients = cast(weights), cast(gradients)
-        self.state = jax.jit(optimizer.init)(self.params)
-        self.update = jax.jit(_step(optimizer), donate_argnums=(0, 1))
+    def step():
+        nonlocal params, state
+        params, state = update(params, state, gradients)
+        return jax.block_until_ready(params)
 
-    def step(self):
-        self.params, self.state = self.update(self.params, self.state, self.gradients)
-        jax.block_until_ready(self.params)
-
-    def weights(self):
-        return [np.asarray(x) for x in jax.tree.leaves(self.params)]
+    return step
 
 
-class _TorchRun:
-    """Torch's fused AdamW on the same parameters and gradients."""
+def torch_steps(model: ModelConfig):
+    """Return a function that takes a step of torch's fused AdamW and returns the list of parameters."""
+    import torch
 
-    def __init__(self, weights, gradients, mask):
-        import torch
+    params, gradients = (jax.tree.leaves(tree) for tree in _arrays(model))
+    params = [torch.nn.Parameter(torch.from_numpy(x)) for x in params]
+    for param, gradient in zip(params, gradients, strict=True):
+        param.grad = torch.from_numpy(gradient)
+    decays = list(zip(params, jax.tree.leaves(optim.decay_mask(models.axes(model))), strict=True))
+    groups = [
+        {"params": [p for p, decayed in decays if decayed == kind], "weight_decay": DECAY * kind}
+        for kind in (True, False)
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=RATE, betas=BETAS, eps=1e-8, fused=True)
 
-        self.params = [torch.nn.Parameter(torch.from_numpy(w.copy())) for w in jax.tree.leaves(weights)]
-        for param, gradient in zip(self.params, jax.tree.leaves(gradients), strict=True):
-            param.grad = torch.from_numpy(gradient)
-        decays = list(zip(self.params, jax.tree.leaves(mask), strict=True))
-        groups = [
-            {"params": [p for p, decayed in decays if decayed == kind], "weight_decay": DECAY * kind}
-            for kind in (True, False)
-        ]
-        self.optimizer = torch.optim.AdamW(groups, lr=RATE, betas=BETAS, eps=1e-8, fused=True)
+    def step():
+        optimizer.step()
+        return params
 
-    def step(self):
-        self.optimizer.step()
+    return step
 
-    def weights(self):
-        return [p.detach().numpy() for p in self.params]
+
+def _arrays(model):
+    """Return (parameters, gradients), the same noise for every contender."""
+    rng = np.random.default_rng(0)
+    draw = lambda scale, x: np.float32(scale) * rng.standard_normal(x.shape, np.float32)
+    shapes = models.shapes(model)
+    return tuple(jax.tree.map(functools.partial(draw, scale), shapes) for scale in (0.02, 1e-3))
 
 
 def _step(optimizer):
@@ -201,11 +189,18 @@ def _step(optimizer):
 
 def _compile(model, dtype, optimizer, target):
     """Return (the forecast of one step with donation, the least bytes that it can move)."""
-    params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), models.shapes(model))
+    params = _shapes(model, dtype)
     state = jax.eval_shape(optimizer.init, params)
     forecast = targets.compile(_step(optimizer), [params, state, params], target, donate=(0, 1))
-    size = lambda tree: sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
-    return forecast, 3 * size(params) + 2 * size(state)
+    return forecast, 3 * _size(params) + 2 * _size(state)
+
+
+def _shapes(model, dtype):
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), models.shapes(model))
+
+
+def _size(tree) -> int:
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
 def _orthoadam_flops(config, model, metrics, claims):
@@ -237,7 +232,7 @@ def _compiled(config, target, metrics, claims):
     compiled = {
         name: pair
         for name, pair in make_optimizers(models.axes(model)).items()
-        # A TPU's compiler takes minutes over QR decompositions of the axes' lengths.
+        # A TPU's compiler takes many minutes over a QR decomposition of 3,072 columns.
         if name != "orthoadam_kronecker"
     }
     for name, (dtype, optimizer) in tqdm(compiled.items(), desc=f"compiling for {target}", unit="optimizer"):

@@ -19,7 +19,7 @@ from jaxllm.errors import UserError
 from jaxllm.interpret import activation_statistics, kurtosis_limits, uniform_first_token_mass
 from jaxllm.pretrained import fetch_smollm2, from_pretrained
 from jaxllm.quantize import quantization_penalties
-from jaxllm.report import Claim, Report
+from jaxllm.report import Claim, Report, markdown_table
 
 
 @dataclass(frozen=True)
@@ -55,10 +55,8 @@ def main(config: PretrainedOutliersConfig, preset: str = "small") -> Report:
         "largest_layer_max_first": float(statistics.max_first[peak]),
         "layer_of_it": peak,
     }
-    by_layer = zip(*vars(statistics).values(), strict=True)
-    lines = [f"| layer | {' | '.join(vars(statistics))} |", "|---" * (len(vars(statistics)) + 1) + "|"]
-    for layer, values in enumerate(by_layer):
-        lines.append(f"| {layer} | {' | '.join(f'{np.mean(value):.4g}' for value in values)} |")
+    by_layer = enumerate(zip(*vars(statistics).values(), strict=True))
+    rows = [(layer, *(f"{np.mean(value):.4g}" for value in values)) for layer, values in by_layer]
     report = Report(
         experiment="benchmarks/pretrained_outliers", preset=preset, config=vars(config), seeds=[],
         metrics={name: metrics[name] for name in COLUMNS} | details,
@@ -73,12 +71,10 @@ def main(config: PretrainedOutliersConfig, preset: str = "small") -> Report:
         ],
         seconds=time.time() - started,
         sections={"Summary": table({config.model or "SmolLM2-135M-Instruct": metrics}),
-                  "Layers": "\n".join(lines)},
+                  "Layers": markdown_table(("layer", *vars(statistics)), rows)},
     )  # fmt: skip
     report.write(config.out)
-    for name, value in report.metrics.items():
-        print(f"{name:50} {value:,.4g}")
-    print(f"see {config.out}/report.md")
+    print(report.to_text())
     return report
 
 

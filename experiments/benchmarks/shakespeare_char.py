@@ -77,8 +77,7 @@ def main(config: ShakespeareConfig, preset: str = "small") -> Report:
         seeds=list(config.seeds), metrics=metrics, claims=claims, seconds=time.time() - started,
     )  # fmt: skip
     report.write(config.out)
-    for name, value in metrics.items():
-        print(f"{name:45} {value:,.3f}")
+    print(report.to_text())
     return report
 
 

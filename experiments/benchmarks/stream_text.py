@@ -77,8 +77,7 @@ def main(config: StreamTextConfig, preset: str = "small") -> Report:
         seconds=time.time() - started,
     )  # fmt: skip
     report.write(config.out)
-    for name, value in metrics.items():
-        print(f"{name:26} {value:,.2f}")
+    print(report.to_text())
     return report
 
 

@@ -27,7 +27,7 @@ from jaxllm.cli.experiment import run_experiment
 from jaxllm.errors import UserError
 from jaxllm.models import get_preset
 from jaxllm.parallel import MeshConfig
-from jaxllm.report import Claim, Report
+from jaxllm.report import Claim, Report, markdown_table
 from jaxllm.targets.forecast_cache import cached_forecast
 from jaxllm.train import PRECISIONS, TrainConfig
 
@@ -160,15 +160,14 @@ def _figures(name: str, forecast) -> dict[str, float]:
 
 
 def _table(rows) -> str:
-    lines = ["| step | sequences | by | peak | fits | estimate | MFU | bound |", "|" + "---|" * 8]
+    cells = []
     for name, batch, f, who in rows:
         speed = ("", "")
         if math.isfinite(f.seconds):
             speed = (f"{1000 * f.seconds:.1f} ms", f"{100 * f.mfu:.0f} %")
         fits = "yes" if f.fits else "no"
-        cells = (name, str(batch), who, f"{f.peak_bytes / 2**30:.2f} GiB", fits, *speed, f.bound)
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        cells.append((name, batch, who, f"{f.peak_bytes / 2**30:.2f} GiB", fits, *speed, f.bound))
+    return markdown_table(("step", "sequences", "by", "peak", "fits", "estimate", "MFU", "bound"), cells)
 
 
 if __name__ == "__main__":

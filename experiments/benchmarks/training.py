@@ -8,14 +8,14 @@ busy moment of the machine hits all. The floor is the step's matmul FLOPs at the
 matmul: what no program of this arithmetic can beat.
 """
 
-import multiprocessing
+import functools
 import statistics
 import time
 from dataclasses import dataclass
 
 import numpy as np
-from tqdm import tqdm
 
+from experiments.benchmarks.turns import take_turns
 from jaxllm import host_memory
 from jaxllm.cli.experiment import run_experiment
 from jaxllm.errors import UserError, unknown
@@ -51,7 +51,8 @@ def main(config: TrainingConfig, preset: str = "small") -> Report:
     for case in config.cases:
         shape, steps, asked = CASES[case]
         layers, width, heads, length, batch, vocab = shape
-        seconds, starts = _take_turns(case, config.rounds)
+        contenders = {name: functools.partial(make, shape) for name, make in CONTENDERS.items()}
+        seconds, starts = take_turns(contenders, config.rounds, steps=steps, title=f"case {case}")
         tokens = batch * length
         model = _model(shape)
         # A causal program need compute half of the square of scores only.
@@ -80,57 +81,8 @@ def main(config: TrainingConfig, preset: str = "small") -> Report:
         claims=claims, seconds=time.time() - started,
     )  # fmt: skip
     report.write(config.out)
-    for name, value in metrics.items():
-        print(f"{name:45} {value:,.2f}")
-    for claim in claims:
-        low, high = claim.interval
-        print(f"{claim.claim}: {claim.measured:.2f} ({low:.2f} to {high:.2f})")
+    print(report.to_text())
     return report
-
-
-def _take_turns(case: str, rounds: int) -> tuple[dict[str, list[float]], dict[str, float]]:
-    """Return ({contender: seconds a step in each round}, {contender: seconds of the first step})."""
-    spawn = multiprocessing.get_context("spawn")
-    workers, starts = {}, {}
-    for name, contender in CONTENDERS.items():
-        ours, theirs = spawn.Pipe()
-        process = spawn.Process(target=_work, args=(contender, case, theirs), daemon=True)
-        process.start()
-        theirs.close()
-        starts[name] = ours.recv()  # compiled and warm before the next one starts
-        workers[name] = (process, ours)
-    seconds = {name: [] for name in workers}
-    try:
-        for _ in tqdm(range(rounds), desc=f"case {case}", unit="round"):
-            for name, (_, pipe) in workers.items():
-                pipe.send("go")
-                seconds[name].append(pipe.recv())
-    finally:
-        for process, pipe in workers.values():
-            pipe.close()
-            process.join(10)
-            process.kill()
-    return seconds, starts
-
-
-def _work(contender, case: str, pipe) -> None:
-    """Build a contender, then time some steps whenever asked; ends when the pipe closes."""
-    shape, steps, _ = CASES[case]
-    begun = time.perf_counter()
-    step = contender(shape)
-    step()
-    first = time.perf_counter() - begun
-    step()
-    pipe.send(first)
-    while True:
-        try:
-            pipe.recv()
-        except EOFError:
-            return
-        begun = time.perf_counter()
-        for _ in range(steps):
-            step()
-        pipe.send((time.perf_counter() - begun) / steps)
 
 
 def _model(shape) -> ModelConfig:

@@ -60,7 +60,7 @@ def block_sizes(length: int, strategy: str, block_size: int) -> tuple[int, ...]:
 def make_blocks(strategy: str, seed: jax.Array, sizes: Iterable[int]) -> dict[int, jax.Array]:
     """Return {size: orthogonal float32 [size, size]}, a function of the seed (uint32 [2]) and the size."""
     if strategy == "hadamard":
-        return {size: _hadamard(size) for size in sizes}
+        return {size: jnp.asarray(hadamard.hadamard_matrix(size)) * size**-0.5 for size in sizes}
     return {size: _haar(fold_in(seed, size), size) for size in sizes}
 
 
@@ -71,6 +71,7 @@ def rotate_axis(
     sizes: tuple[int, ...],
     blocks: dict[int, jax.Array],
     inverse: bool,
+    strategy: str,
 ) -> jax.Array:
     """Return Q x along an axis, or Q^T x.
 
@@ -81,7 +82,11 @@ def rotate_axis(
       sizes: as `block_sizes` returned them.
       blocks: as `make_blocks` returned them.
       inverse: undo the rotation.
+      strategy: a key of STRATEGIES.
     """
+    if strategy == "hadamard" and axis == x.ndim - 1 and x.shape[axis] % 128 == 0 and not _is_split():
+        # The kernel moves the array once; around a product XLA also transposes it.
+        return hadamard.hadamard_rotate(x, block_size=sizes[0], signs=signs, inverse=inverse)
     signs = jnp.expand_dims(signs, [i for i in range(x.ndim) if i != axis])
     x = x if inverse else signs * x
     parts, start = [], 0
@@ -94,6 +99,12 @@ def rotate_axis(
     return signs * y if inverse else y
 
 
+def _is_split() -> bool:
+    """Return whether a compiler will split the program over devices, which it cannot do to a kernel."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return not mesh.empty and mesh.size > 1 and jax.sharding.AxisType.Manual not in mesh.axis_types
+
+
 def _multiply(x, axis, matrix):
     """Multiply every block along the axis by one matrix."""
     blocks = x.reshape(*x.shape[:axis], -1, len(matrix), *x.shape[axis + 1 :])
@@ -102,12 +113,6 @@ def _multiply(x, axis, matrix):
     if axis == x.ndim - 1:
         return dot(blocks, matrix, (axis + 1, 1)).reshape(x.shape)
     return jnp.moveaxis(dot(matrix, blocks, (1, axis + 1)), 0, axis + 1).reshape(x.shape)
-
-
-def _hadamard(size):
-    i = jnp.arange(size, dtype=jnp.uint32)
-    odd = jax.lax.population_count(i[:, None] & i[None, :]) & 1
-    return (1 - 2 * odd.astype(jnp.float32)) * size**-0.5
 
 
 @functools.partial(jax.jit, static_argnames="size")

@@ -41,7 +41,8 @@ def rotate(
     w itself is never rotated. Q is a Kronecker product of one matrix for each axis, drawn anew in every
     step from (seed, the parameter's path, the axis); axes named layers, vocab and position do not
     rotate. The state is `inner`'s, and a seed. Wrap what keeps moments and leave clipping, schedules and
-    rounding outside. Emits float32 updates.
+    rounding outside. Emits float32 updates. On several devices the mesh must be in force
+    (`jax.set_mesh`), as for every kernel.
 
     Strategies differ in the blocks that Q is made of (`orthogonal`) and in cost (`rotation_cost`). The
     default draws no matrix, so that nothing but products of 128 x 128 is added to a step; "kronecker" is
@@ -79,7 +80,7 @@ def rotate(
         """Return (tree, inverse) -> the tree in the rotated basis, or out of it; float32."""
         plan = _plan(tree, axes, mask, strategy, block_size)
         blocks = orthogonal.make_blocks(strategy, words, _sizes(plan))
-        turn = partial(_turn, plan=tuple(plan.items()))
+        turn = partial(_turn, plan=tuple(plan.items()), strategy=strategy)
         return lambda tree, inverse=False: _keep_shardings(
             partial(turn, inverse=inverse), tree, words, blocks
         )
@@ -245,8 +246,8 @@ def _leaves(tree, is_leaf=None) -> dict[tuple, Any]:
     return dict(jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_leaf))
 
 
-@partial(jax.jit, static_argnames=("plan", "inverse"))
-def _turn(tree, words, blocks, *, plan, inverse):
+@partial(jax.jit, static_argnames=("plan", "strategy", "inverse"))
+def _turn(tree, words, blocks, *, plan, strategy, inverse):
     """Rotate every array of a tree, or undo it; `plan` holds the items of what `_plan` returns."""
     turning_at = dict(plan)
 
@@ -256,7 +257,7 @@ def _turn(tree, words, blocks, *, plan, inverse):
         # Undone in the reverse order, in which the two meet without transpositions.
         for axis, sizes in turning_at[path][:: -1 if inverse else 1]:
             signs = random_signs(fold_in(leaf_words, axis), x.shape[axis])
-            x = orthogonal.rotate_axis(x, axis, signs, sizes, blocks, inverse)
+            x = orthogonal.rotate_axis(x, axis, signs, sizes, blocks, inverse, strategy)
         return x
 
     return jax.tree_util.tree_map_with_path(leaf, tree)

@@ -9,7 +9,7 @@ from jaxllm.targets.hlo import Computation, Instruction, Module
 _GEMM = re.compile(r'custom_call_target="(__cublas|__cudnn\$conv|__onednn\$matmul)')
 
 _KERNEL = re.compile(r'custom_call_target="(tpu_custom_call|__gpu\$xla\.gpu\.triton|mosaic_gpu[^"]*)"')
-# A declaration of no products counts as one.
+# Either form of a declaration; one of 0 FLOPs is one too.
 _DECLARED = re.compile(r'"cost_estimate":\{[^}]*"flops":"?(\d+)|kernel_flops="(\d+)"')
 
 

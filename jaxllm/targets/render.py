@@ -1,8 +1,7 @@
 """A forecast as a table and as a picture."""
 
-import io
 
-from jaxllm.atomic import write_file
+from jaxllm.atomic import write_figure
 from jaxllm.targets.forecast import Forecast
 
 # Largest first in this order, so that a picture's colours mean the same from run to run.
@@ -93,9 +92,7 @@ def plot(forecast: Forecast, path) -> None:
     axes.set_title(f"{forecast.name} compiled for {forecast.target.name}", loc="left", fontsize=11)
     handles, names = axes.get_legend_handles_labels()
     figure.legend(handles[::-1], names[::-1], loc="outside right", fontsize=9, frameon=False)
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=120)
-    write_file(path, content.getvalue())
+    write_figure(path, figure, dpi=120)
 
 
 def _layers(forecast: Forecast, most: int = 12) -> list[tuple[str, list[int]]]:

@@ -9,4 +9,5 @@ from jaxllm.train.job import prepare as prepare
 from jaxllm.train.log import NonFiniteLoss as NonFiniteLoss
 from jaxllm.train.loop import Trained as Trained
 from jaxllm.train.loop import train as train
+from jaxllm.train.once import once as once
 from jaxllm.train.precision import PRECISIONS as PRECISIONS

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+from jaxllm.atomic import write_figure
 from jaxllm.train.writers import read_metrics
 
 
@@ -13,13 +14,11 @@ def plot_curves(folder, *, baselines: Mapping[str, float] | None = None) -> Path
       folder: a run's `out`, with its metrics.jsonl.
       baselines: name -> bits per byte, drawn as horizontal lines.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+    from matplotlib.figure import Figure
 
     rows = read_metrics(folder)
-    figure, axes = plt.subplots(1, 3, figsize=(13, 3.6), constrained_layout=True)
+    figure = Figure(figsize=(13, 3.6), layout="constrained")
+    axes = figure.subplots(1, 3)
 
     def draw(axis, name, title, **style):
         points = [(row["step"], row[name]) for row in rows if name in row]
@@ -37,8 +36,5 @@ def plot_curves(folder, *, baselines: Mapping[str, float] | None = None) -> Path
     axes[1].legend()
     draw(axes[2], "learning_rate", "learning rate")
     path = Path(folder) / "curves.png"
-    temporary = path.with_name(".curves.tmp.png")
-    figure.savefig(temporary, dpi=110)
-    plt.close(figure)
-    temporary.replace(path)
+    write_figure(path, figure)
     return path

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import math
+import sys
 from pathlib import Path
 
 import jax
@@ -131,9 +132,8 @@ def test_every_method_wants_adamw_s_update_and_all_but_nearest_make_it(method):
     for t in range(40):
         new, after, grads, wanted, figures = step(params, state, t)
         if t == 20:
-            exact = state.master if precision.master_weights else params
-            grads = {"w": grads["w"].astype(exact["w"].dtype)}
-            [expected] = adamw(run, exact, grads, state, axes)
+            dtype = jnp.float32 if precision.master_weights else precision.param_dtype
+            [expected] = adamw(run, params, {"w": grads["w"].astype(dtype)}, state, axes)
             np.testing.assert_allclose(wanted["w"], expected, atol=1e-3 * np.abs(expected).max())
         params, state = new, after
         progress.append(float(figures[1]))
@@ -244,7 +244,7 @@ def test_a_finished_run_is_not_repeated_and_another_one_is_not_taken_for_it(fini
     assert asked == [(5, 30)] and losses[2] == math.inf and max(losses[:2]) < math.inf
     run = experiment.run_config(config, "mixed_o1", LOW, seed=0)
     longer = dataclasses.replace(run, steps=31)
-    monkeypatch.setattr(experiment, "write_file", lambda path, content: None)
+    monkeypatch.setattr(sys.modules["jaxllm.train.once"], "write_file", lambda path, content: None)
     experiment.train_once(longer)
     assert asked[1:] == [(0, 31)]
 
@@ -256,7 +256,7 @@ LOSSES = {
     ("mixed_o1", MIDDLE): (3.0, 3.1, 3.3),
     ("bf16_nearest", MIDDLE): (3.2, 3.1, 3.3),
     ("bf16_sr", MIDDLE): (3.2, 3.3, 3.4),
-    ("mixed_o1", HIGH): (3.3, 3.2, math.inf),
+    ("mixed_o1", HIGH): (2.8, 3.2, math.inf),
     ("bf16_nearest", HIGH): (math.inf, math.inf, math.inf),
     ("bf16_sr", HIGH): (2.9, 3.05, 3.28),
 }
@@ -313,6 +313,12 @@ def test_bad_values_are_refused_before_anything_runs(changes, message):
 # Compiled steps
 
 
+def compiled_state(method, machine):
+    """Return the bytes of weights and optimizer state in the compiled step of the smallest model."""
+    breakdown = rounding_methods.compile_step(method, "gpt2-nano", machine, 8).breakdown
+    return breakdown["parameters"] + breakdown["optimizer"]
+
+
 @pytest.mark.parametrize("machine", [available("v5e-1"), available("h100")])
 def test_compiled_steps_are_compared_with_mixed_precision(machine, tmp_path):
     config = debug(seeds=(), compiled=(("gpt2-nano", machine, 8),), out=str(tmp_path))
@@ -322,7 +328,8 @@ def test_compiled_steps_are_compared_with_mixed_precision(machine, tmp_path):
         assert m[f"ratio/memory/{case}/{rival}"] == pytest.approx(
             m[f"peak_gib/{case}/{rival}"] / m[f"peak_gib/{case}/bf16_sr"]
         )
-        # A TPU gives arrays as small as these whole tiles, which hides what the types save.
+        assert compiled_state("bf16_sr", machine) < 0.55 * compiled_state(rival, machine)
+        # At this size a TPU's peak is its program, and room that the compiler took and did not use.
         if machine == "h100":
             assert m[f"peak_gib/{case}/{rival}"] > m[f"peak_gib/{case}/bf16_sr"]
     memory, speed = report.claims

@@ -4,12 +4,12 @@ import dataclasses
 import math
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxllm import models, parallel
 from jaxllm.interpret import activation_statistics
+from tests.models.random_params import random_params
 
 T = 24
 
@@ -17,13 +17,7 @@ T = 24
 def random_model(family, **changes):
     values = dict(num_layers=4, embed_dim=32, num_heads=4)
     config = models.get_preset(family, **(values | changes))
-    random = np.random.default_rng(0)
-
-    def draw(path, shape):
-        mean = 1.0 if path[-1].key == "scale" else 0.0
-        return jnp.asarray(mean + 0.3 * random.normal(size=shape.shape), shape.dtype)
-
-    return config, jax.tree_util.tree_map_with_path(draw, models.shapes(config))
+    return config, random_params(config, scale=0.3)
 
 
 def text(rows, seed=0):

@@ -12,6 +12,7 @@ from jaxllm.errors import UserError
 from jaxllm.models import SITES, Sites
 from jaxllm.models.norms import normalize
 from jaxllm.models.sites import Tap
+from tests.models.random_params import random_params
 
 TOKENS = np.random.default_rng(0).integers(0, 256, (2, 9))
 
@@ -19,13 +20,7 @@ TOKENS = np.random.default_rng(0).integers(0, 256, (2, 9))
 @pytest.fixture(scope="module", params=["gpt-neo-nano", "llama-nano"])
 def model(request):
     config = models.get_preset(request.param, num_layers=4, embed_dim=32, num_heads=4)
-    random = np.random.default_rng(0)
-
-    def draw(path, shape):
-        mean = 1.0 if path[-1].key == "scale" else 0.0
-        return jnp.asarray(mean + 0.1 * random.normal(size=shape.shape), shape.dtype)
-
-    return config, jax.tree_util.tree_map_with_path(draw, models.shapes(config))
+    return config, random_params(config)
 
 
 @pytest.fixture(scope="module")

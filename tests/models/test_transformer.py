@@ -12,6 +12,7 @@ from jaxllm import models
 from jaxllm.errors import UserError
 from jaxllm.models.norms import normalize
 from jaxllm.models.transformer import _layer, rotary_table
+from tests.models.random_params import random_params
 
 NAMES = ("gpt2-nano", "gpt-neo-nano", "llama-nano")
 VOCAB = 61
@@ -24,13 +25,7 @@ def model(name, **overrides):
     if name == "gpt-neo-nano":
         small["windows"] = (0, 5)
     config = models.get_preset(name, **(small | overrides))
-    random = np.random.default_rng(0)
-
-    def draw(path, shape):
-        mean = 1.0 if path[-1].key == "scale" else 0.0
-        return jnp.asarray(mean + 0.1 * random.normal(size=shape.shape), shape.dtype)
-
-    return config, jax.tree_util.tree_map_with_path(draw, models.shapes(config))
+    return config, random_params(config)
 
 
 def text(shape, seed=0):

@@ -19,6 +19,7 @@ from jaxllm.quantize import (
     quantized_activations,
     shared_ranges,
 )
+from tests.models.random_params import random_params
 
 FAMILIES = ["gpt2-nano", "gpt-neo-nano", "llama-nano"]
 TOKENS = np.random.default_rng(1).integers(0, 256, (4, 16))
@@ -29,13 +30,7 @@ LINEAR = {"query": 1, "key": 1, "value": 1, "attn/out": 2, "in": 1, "gate": 1, "
 @functools.cache
 def random_model(family):
     config = models.get_preset(family, tie_embeddings=family != "llama-nano", num_layers=4)
-    random = np.random.default_rng(0)
-
-    def draw(path, shape):
-        mean = 1.0 if path[-1].key == "scale" else 0.0
-        return jnp.asarray(mean + 0.1 * random.normal(size=shape.shape), shape.dtype)
-
-    return config, jax.tree_util.tree_map_with_path(draw, models.shapes(config))
+    return config, random_params(config)
 
 
 def linear_inputs(path):

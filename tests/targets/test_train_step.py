@@ -31,7 +31,7 @@ def run(family="gpt2-nano", **changes):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_s_training_step_compiles(family, name):
     mesh = MeshConfig(fsdp=2) if name == "v5e-4" else MeshConfig()
-    config = run(family, mesh=mesh)
+    config = run(family, mesh=mesh, seq_len=128)  # which fills attention's blocks
     forecast = targets.compile_train_step(config, name)
     assert forecast.fits and forecast.flops and 0 < forecast.seconds < 1
     assert sum(forecast.breakdown.values()) == forecast.peak_bytes
@@ -42,10 +42,8 @@ def test_every_family_s_training_step_compiles(family, name):
     assert forecast.breakdown["optimizer"] == pytest.approx(2 * forecast.breakdown["parameters"], rel=0.01)
     # Nothing a step does is less than the model's own products; recomputation adds to them.
     assert sum(forecast.flops.values()) >= 0.98 * forecast.model_flops
-    # At most: attention's blocks are 128 positions of which these texts fill 32.
-    attention = config.model.num_layers * 12 * config.model.embed_dim * config.seq_len
-    tokens = config.tokens_per_step / forecast.target.num_devices
-    assert sum(forecast.flops.values()) <= 2 * forecast.model_flops + 16 * attention * tokens
+    assert forecast.compute_seconds * forecast.target.peak_flops["bf16"] >= 0.9 * forecast.model_flops
+    assert sum(forecast.flops.values()) <= 2 * forecast.model_flops
     assert forecast.silent_kernels == 0
     if name == "v5e-4":
         assert forecast.compiler_seconds > 0
