@@ -34,7 +34,8 @@ def attention_block(
       segment_ids_BT: documents that must not see each other.
       cache: keys and values of earlier tokens; the new ones are written into it.
     """
-    query_BTHK, key_BTGK, value_BTGK = linears(x_BTD, params, "query", "key", "value")
+    axes = ("embed", "heads", "head_dim")  # kv_heads lie as heads do
+    query_BTHK, key_BTGK, value_BTGK = linears(x_BTD, params, "query", "key", "value", axes=axes)
     if rotary is not None:
         query_BTHK, key_BTGK = rotate(query_BTHK, rotary), rotate(key_BTGK, rotary)
     query_BTHK = tap("query", constrain(query_BTHK, "batch", None, "heads", None))
@@ -66,7 +67,7 @@ def attention_block(
             **options,
         )
     head_out_BTHK = tap("head_out", constrain(head_out_BTHK, "batch", None, "heads", None))
-    return tap("attn_out", linear(head_out_BTHK, params, "out", in_axes=2)), cache
+    return tap("attn_out", linear(head_out_BTHK, params, "out", ("heads", "head_dim", "embed"), 2)), cache
 
 
 def _explicit(query, key, value, tap: Tap, *, scale, sink, **visibility) -> jax.Array:

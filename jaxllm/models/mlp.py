@@ -27,11 +27,11 @@ def mlp_block(config: ModelConfig, params: dict, x_BTD: jax.Array, tap: Tap) -> 
     """
     activation = _ACTIVATIONS[config.activation]
     if config.gated_mlp:
-        hidden_BTF, gate_BTF = linears(x_BTD, params, "in", "gate")
+        hidden_BTF, gate_BTF = linears(x_BTD, params, "in", "gate", axes=("embed", "mlp"))
         hidden_BTF = activation(gate_BTF) * hidden_BTF
     else:
-        hidden_BTF = activation(linear(x_BTD, params, "in"))
+        hidden_BTF = activation(linear(x_BTD, params, "in", ("embed", "mlp")))
     hidden_BTF = constrain(hidden_BTF, "batch", None, "mlp")
     hidden_BTF = tap("mlp_hidden", hidden_BTF)
-    return tap("mlp_out", linear(hidden_BTF, params, "out"))
+    return tap("mlp_out", linear(hidden_BTF, params, "out", ("mlp", "embed")))
 
