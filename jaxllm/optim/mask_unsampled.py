@@ -52,12 +52,12 @@ def mask_unsampled(
 
     Examples:
       >>> params = {"w": jnp.ones((2, 3))}
-      >>> optimizer = mask_unsampled(optax.adam(0.1), {"w": ("layers", "embed")})
+      >>> optimizer = mask_unsampled(optax.sgd(0.5, momentum=0.9), {"w": ("layers", "embed")})
       >>> state = optimizer.init(params)
       >>> sampled = {"layers": jnp.array([True, False])}
       >>> updates, state = optimizer.update(params, state, params, sampled=sampled)
-      >>> print(jnp.round(updates["w"][:, 0], 2), state[0].mu["w"][:, 0])
-      [-0.1  0. ] [0.1 0. ]
+      >>> print(updates["w"][:, 0], state[0].trace["w"][:, 0])
+      [-0.5  0. ] [1. 0.]
 
     References:
       Li et al., Evolving Subnetwork Training (arXiv 2406.06962); what it does here is not published.
@@ -96,9 +96,11 @@ def _masks(tree, axes, sampled):
 
     def leaf(path, x):
         names, mask = names_at[path], True
+        if names[:1] != ("layers",):
+            return mask
         for axis, name in enumerate(names):
             if name in sampled:
-                spread = {names.index("layers"), axis}
+                spread = {0, axis}
                 mask = mask & sampled[name].reshape([n if i in spread else 1 for i, n in enumerate(x.shape)])
         return mask
 
@@ -108,14 +110,20 @@ def _masks(tree, axes, sampled):
 def _state_masks(inner, state, updates, axes, sampled):
     """Return the mask of each array of a state; those not shaped like their parameter get True."""
 
+    def mask_of(leaf, u, mask):
+        if isinstance(leaf, optax.MaskedNode):
+            return leaf
+        return mask if leaf.shape == u.shape else True
+
     def masks(sampled):
         return optax.tree_utils.tree_map_params(
             inner,
-            lambda leaf, u, mask: mask if getattr(leaf, "shape", None) == u.shape else True,
+            mask_of,
             state,
             updates,
             _masks(updates, axes, sampled),
             transform_non_params=lambda _: True,
+            is_leaf=lambda node: isinstance(node, optax.MaskedNode),
         )
 
     layers = {name: mask for name, mask in sampled.items() if name == "layers"}

@@ -45,6 +45,8 @@ def extract(
       Li et al., Evolving Subnetwork Training for Large Language Models (arXiv 2406.06962).
     """
 
+    indices = {name: jnp.asarray(index) for name, index in indices.items()}
+
     def cut(names, w):
         if names[:1] != ("layers",):
             return w

@@ -88,9 +88,9 @@ def get_schedule(name: str, num_layers: int, steps: int) -> Schedule:
       UserError: an unknown name.
 
     Examples:
-      >>> get_schedule("est-gpt2", num_layers=12, steps=100)
+      >>> get_schedule("est-gpt2", 12, 100)
       Traceback (most recent call last):
-      jaxllm.errors.UserError: unknown subnetwork schedule 'est-gpt2'; did you mean 'est-gpt2-like'? Known: ...
+      jaxllm.errors.UserError: unknown subnetwork schedule 'est-gpt2'; did you mean 'est-gpt2-like'? ...
     """
     if name not in SCHEDULES:
         raise unknown("subnetwork schedule", name, SCHEDULES)
