@@ -65,8 +65,8 @@ class EvolvingSubnetworksConfig(TrainConfig):
     def __post_init__(self):
         super().__post_init__()
         if not self.schedules or self.subnetwork:
-            raise UserError(f"schedules is {self.schedules} and subnetwork {self.subnetwork}; name the schedules "
-                            "to compare, at least one, in schedules alone")  # fmt: skip
+            raise UserError(f"schedules is {self.schedules} and subnetwork {self.subnetwork}; name what to "
+                            "compare, at least one schedule, in schedules alone")  # fmt: skip
         for name in self.schedules:
             get_schedule(name, self.model.num_layers, self.steps)
         if len(self.seeds) < 2:
@@ -155,7 +155,7 @@ def make_arms(config: EvolvingSubnetworksConfig) -> dict[str, TrainConfig]:
     left = 1 - savings_of(config, config.schedules[0]).step
 
     def with_layers(count: int):
-        return dataclasses.replace(config.model, num_layers=count, windows=config.model.windows)
+        return dataclasses.replace(config.model, num_layers=count)
 
     depths = range(len(config.model.windows), config.model.num_layers, len(config.model.windows))
     cost = {depth: with_layers(depth).flops_per_token(config.seq_len) / per_token for depth in depths}
