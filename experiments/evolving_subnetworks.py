@@ -289,15 +289,18 @@ def judge(config, arms, outcomes, seconds, saved) -> tuple[dict[str, float], lis
 def switches(run: TrainConfig, outcomes: list[dict]) -> dict[str, float]:
     """Return by how much the training loss and the whole model's held-out loss change at each switch.
 
-    Training: means of the steps after and before. Held-out: the evaluations next to it.
+    Training: means of steps of the stages after and before. Held-out: the evaluations next to it.
     """
     changes = {}
-    for number, (end, _) in enumerate(stages_of(run)[:-1], 1):
-        trained = np.mean([outcome["train"] for outcome in outcomes], axis=0)
-        around = min(_AROUND, end, len(trained) - end)
+    ends = [0, *(end for end, _ in stages_of(run))]
+    trained = np.mean([outcome["train"] for outcome in outcomes], axis=0)
+    curve = np.mean([outcome["curve"] for outcome in outcomes], axis=0)
+    for number, (start, end, stop) in enumerate(zip(ends, ends[1:], ends[2:], strict=False), 1):
+        around = min(_AROUND, end - start, stop - end)
+        if not around:  # of a run so short that a stage has no step
+            continue
         change = trained[end : end + around].mean() - trained[end - around : end].mean()
         changes[f"switch/{run.subnetwork}/{number}/train"] = float(change)
-        curve = np.mean([outcome["curve"] for outcome in outcomes], axis=0)
         before, after = curve[curve[:, 0] <= end], curve[curve[:, 0] > end]
         if len(before) and len(after):
             changes[f"switch/{run.subnetwork}/{number}/heldout"] = float(after[0, 1] - before[-1, 1])

@@ -111,6 +111,11 @@ def test_a_view_is_drawn_once_and_its_gradient_comes_back_to_where_it_was_taken(
     np.testing.assert_allclose(float(metrics["grad_norm"]), np.linalg.norm(gradient), rtol=2e-2)
     atol = 3e-2 * np.abs(gradient).max()
     np.testing.assert_allclose(np.float64(after.params["w"]), w - gradient, atol=atol)
+    later, drawn = after, set()
+    for _ in range(3):
+        later, _ = step(later, batch)
+        drawn.add(tuple(np.asarray(later.opt_state)))
+    assert len(drawn) > 1  # each step draws its own
     untouched = np.setdiff1d(np.arange(5), places)
     np.testing.assert_array_equal(after.params["w"][untouched], before.params["w"][untouched])
 

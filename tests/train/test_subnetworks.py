@@ -29,6 +29,11 @@ def test_a_run_stopped_within_a_stage_goes_on_bit_for_bit_and_compiles_each_stag
     straight = train(config, **options)
     assert [end for end, _ in straight.job.train_steps] == [3, 5]
     assert [step._cache_size() for _, step in straight.job.train_steps] == [1, 1]
+    job = straight.job
+    state, batches = job.init(jax.random.key(config.seed)), job.batches()
+    for step in range(5):  # three of the first stage, two of the second
+        state, _ = job.train_steps[step >= 3][1](state, job.put(next(batches)))
+    jax.tree.map(np.testing.assert_array_equal, straight.params, state.params)
     halves = dataclasses.replace(config, out=str(tmp_path / "halves"))
     train(dataclasses.replace(halves, stop_after=2), **options)
     resumed = train(halves, **options)
