@@ -40,6 +40,10 @@ CASES = {
     "tokenizer": (["--tokenizer", "bpe:many"], ["bpe:many"]),
     "long sequence": (["--seq-len", "4096"], ["seq_len 4096", "128"]),
     "norm": (["--model.norm", "layernrom"], ["layernrom", "did you mean 'layernorm'"]),
+    "subnetwork schedule": (
+        ["--subnetwork", "est-gpt2"], ["schedule 'est-gpt2'", "did you mean 'est-gpt2-like'"]),
+    "subnetwork sizes": (
+        ["--subnetwork", "est-gpt2-like", "--model.num-layers", "3"], ["rates.layers=0.5", "1/3 or 2/3"]),
     "stray word": (["train.txt"], ["train.txt"]),
 }  # fmt: skip
 

@@ -7,6 +7,7 @@ from jaxllm.optim.decay import decay_mask as decay_mask
 from jaxllm.optim.kahan import kahan_compensate as kahan_compensate
 from jaxllm.optim.low_precision_adam import adamw_bf16_sr as adamw_bf16_sr
 from jaxllm.optim.low_precision_adam import scale_by_adam_low_precision as scale_by_adam_low_precision
+from jaxllm.optim.mask_unsampled import mask_unsampled as mask_unsampled
 from jaxllm.optim.master_weights import with_master_weights as with_master_weights
 from jaxllm.optim.rotate import RotationCost as RotationCost
 from jaxllm.optim.rotate import orthoadam as orthoadam

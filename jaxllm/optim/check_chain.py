@@ -32,7 +32,7 @@ def check_chain(state) -> None:
     """
     links = [link for link in jax.tree.leaves(state, is_leaf=lambda x: x is not state) if link is not state]
     if type(state) in (tuple, OrderedDict):  # of optax.chain, of optax.named_chain
-        last = [_must_be_last(link) for link in links]
+        last = [must_be_last(link) for link in links]
         for place, (name, next_name) in enumerate(zip(last[:-1], last[1:], strict=True), start=1):
             if name and not next_name:
                 raise UserError(
@@ -44,7 +44,7 @@ def check_chain(state) -> None:
         check_chain(link)
 
 
-def _must_be_last(state):
-    """Return the name of such a link anywhere in a state, or None."""
+def must_be_last(state):
+    """Return the name of a link in a state that has to be the last of its chain, or None."""
     nodes = jax.tree.leaves(state, is_leaf=lambda x: hasattr(x, "must_be_last"))
     return next((node.must_be_last for node in nodes if hasattr(node, "must_be_last")), None)

@@ -2,12 +2,13 @@
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
-from jaxllm.errors import UserError
+from jaxllm.errors import UserError, unknown
 from jaxllm.models import ModelConfig, get_preset
 from jaxllm.optim import OptimConfig
 from jaxllm.parallel import MeshConfig
+from jaxllm.subnetwork import get_schedule
 from jaxllm.train.precision import get_precision
 
 
@@ -28,6 +29,8 @@ class TrainConfig:
     precision: str = "float32"  # float32, mixed_o1, mixed_o2 or bfloat16
     z_loss: float = 0.0  # weight of mean(logsumexp^2) (PaLM, arXiv 2204.02311, section 5)
     optim: OptimConfig = OptimConfig()
+    subnetwork: str | None = None  # a schedule of `subnetwork.SCHEDULES`: train random parts of the model
+    unsampled: Literal["zero_grad", "freeze"] = "zero_grad"  # what the optimizer does to the other parts
     mesh: MeshConfig = MeshConfig()
     distributed: bool = False  # join the other processes of a multi-host run
     seed: int = 0  # of the parameters, the order of the data and every draw
@@ -63,6 +66,10 @@ class TrainConfig:
                 "the model learns; lower seq_len or raise model.context_length"
             )
         get_precision(self.precision)
+        if self.subnetwork is not None:
+            get_schedule(self.subnetwork, self.model.num_layers, self.steps)
+        if self.unsampled not in ("zero_grad", "freeze"):
+            raise unknown("unsampled", self.unsampled, ("zero_grad", "freeze"))
 
     @property
     def tokens_per_step(self) -> int:

@@ -14,7 +14,8 @@ from jax.sharding import NamedSharding
 
 from jaxllm import data, models, parallel
 from jaxllm.errors import UserError
-from jaxllm.optim import check_chain, make_optimizer
+from jaxllm.optim import check_chain, make_optimizer, mask_unsampled
+from jaxllm.subnetwork import Rates, Schedule, Stage, check_schedule, get_schedule, make_view, shrink
 from jaxllm.train.config import TrainConfig
 from jaxllm.train.precision import get_precision
 from jaxllm.train.state import TrainState, init_state, state_shardings
@@ -30,7 +31,7 @@ class Job:
     mesh: jax.sharding.Mesh
     shapes: TrainState  # ShapeDtypeStructs with shardings
     init: Any  # key -> TrainState, jitted
-    train_step: Any  # (state, batch) -> (state, metrics), jitted, donates the state
+    train_steps: tuple[tuple[int, Any], ...]  # of each stage: (the step where it ends, its `train_step`)
     eval_step: Any  # (params, batch) -> (loss sum, count), jitted
     schedule: optax.Schedule | None  # of the learning rate; None with an optimizer from outside
 
@@ -38,6 +39,15 @@ class Job:
     def model(self) -> models.ModelConfig:
         """The model being trained."""
         return self.config.model
+
+    @property
+    def train_step(self) -> Any:
+        """(state, batch) -> (state, metrics), jitted, donates the state; the last stage's of several."""
+        return self.train_steps[-1][1]
+
+    def train_step_at(self, step: int) -> Any:
+        """Return the `train_step` that takes step number `step`, counted from 0."""
+        return next((train_step for end, train_step in self.train_steps if step < end), self.train_step)
 
     @property
     def batch_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
@@ -108,6 +118,7 @@ def prepare(
     *,
     loss: LossFunction | None = None,
     optimizer: optax.GradientTransformation | None = None,
+    subnetworks: Schedule | None = None,
     devices: Sequence[jax.Device] | None = None,
 ) -> Job:
     """Read the data, resolve the config and build the step functions.
@@ -116,17 +127,19 @@ def prepare(
       config: the run.
       loss: replaces next-token cross-entropy; (params, batch, key) -> (mean, aux).
       optimizer: replaces the chain that `config.optim` describes.
+      subnetworks: replaces the schedule that `config.subnetwork` names.
       devices: which to use; None is all.
 
     Raises:
       UserError: the data, the model and the devices do not fit together.
     """
     mesh = _make_mesh(config, devices)  # before the data: a mistake here shows at once
+    subnetworks = _make_subnetworks(config, subnetworks, loss, mesh)
     corpus = data.prepare(
         config.data, config.tokenizer, seq_len=config.seq_len, text_column=config.text_column
     )
     config = _with_vocabulary(config, corpus.tokenizer)
-    return _build(config, corpus, mesh, loss, optimizer)
+    return _build(config, corpus, mesh, loss, optimizer, subnetworks)
 
 
 def prepare_shapes(
@@ -134,6 +147,7 @@ def prepare_shapes(
     *,
     loss: LossFunction | None = None,
     optimizer: optax.GradientTransformation | None = None,
+    subnetworks: Schedule | None = None,
     devices: Sequence[jax.Device] | None = None,
 ) -> Job:
     """Build the step functions of a run without its data, to compile them.
@@ -142,12 +156,15 @@ def prepare_shapes(
       config: the run; its model's vocabulary must be known.
       loss: see `prepare`.
       optimizer: see `prepare`.
+      subnetworks: see `prepare`.
       devices: see `prepare`; they may be compile-only.
 
     Raises:
       UserError: the model and the devices do not fit together.
     """
-    return _build(config, None, _make_mesh(config, devices), loss, optimizer)
+    mesh = _make_mesh(config, devices)
+    subnetworks = _make_subnetworks(config, subnetworks, loss, mesh)
+    return _build(config, None, mesh, loss, optimizer, subnetworks)
 
 
 def _make_mesh(config, devices):
@@ -161,18 +178,32 @@ def _make_mesh(config, devices):
     return mesh
 
 
-def _build(config, corpus, mesh, loss, optimizer) -> Job:
+def _make_subnetworks(config, subnetworks, loss, mesh) -> Schedule:
+    """Return which part of the model is trained when, checked."""
+    if subnetworks is None:
+        if config.subnetwork is None:
+            return Schedule((Stage(1.0, Rates()),))
+        subnetworks = get_schedule(config.subnetwork, config.model.num_layers, config.steps)
+    if loss is not None:
+        raise UserError("loss= runs the whole model, and cannot train subnetworks; leave out one of the two")
+    check_schedule(config.model, subnetworks, shards=mesh.shape["tensor"])
+    return subnetworks
+
+
+def _build(config, corpus, mesh, loss, optimizer, subnetworks) -> Job:
     config = _with_types(config)
     axes = models.axes(config.model)
     schedule = None
     if optimizer is None:
         optimizer = make_optimizer(config.optim, config.steps, axes)
         schedule = config.optim.make_schedule(config.steps)
+    if config.unsampled == "freeze":
+        optimizer = mask_unsampled(optimizer, axes)
     optimizer = get_precision(config.precision).wrap(optimizer)
     # Not on several simulated devices: collectives of layers that are apart can run in different
     # orders there, and wait for each other.
     apart = mesh.size == 1 and mesh.devices.flat[0].platform == "cpu"
-    loss = loss or language_model_loss(config, apart=apart)
+    eval_loss = loss or language_model_loss(config, apart=apart)
 
     init = partial(init_state, partial(models.init, config.model), optimizer)
     shapes = jax.eval_shape(lambda: init(jax.random.key(0)))
@@ -181,15 +212,27 @@ def _build(config, corpus, mesh, loss, optimizer) -> Job:
     shapes = jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings
     )
-    step = make_train_step(loss, optimizer, accumulate=config.accumulate)
+
+    @functools.cache
+    def train_step(rates: Rates):
+        part = dataclasses.replace(config, model=shrink(config.model, rates))
+        step = make_train_step(
+            loss or language_model_loss(part, apart=apart),
+            optimizer,
+            accumulate=config.accumulate,
+            view=make_view(config.model, rates, subnetworks, axes, shards=mesh.shape["tensor"]),
+        )
+        return jax.jit(_on(mesh, step), donate_argnums=0, out_shardings=(shardings, None))
+
+    ends = subnetworks.ends(config.steps)
     return Job(
         config=config,
         corpus=corpus,
         mesh=mesh,
         shapes=shapes,
         init=jax.jit(init, out_shardings=shardings),
-        train_step=jax.jit(_on(mesh, step), donate_argnums=0, out_shardings=(shardings, None)),
-        eval_step=jax.jit(_on(mesh, make_eval_step(partial(loss, z_loss=0.0)))),
+        train_steps=tuple(zip(ends, [train_step(s.rates) for s in subnetworks.stages], strict=True)),
+        eval_step=jax.jit(_on(mesh, make_eval_step(partial(eval_loss, z_loss=0.0)))),
         schedule=schedule,
     )
 

@@ -33,13 +33,14 @@ class Trained:
     seconds_to_first_step: float  # from the start of the process to the end of its first step
 
 
-def train(config: TrainConfig, *, loss=None, optimizer=None, devices=None) -> Trained:
+def train(config: TrainConfig, *, loss=None, optimizer=None, subnetworks=None, devices=None) -> Trained:
     """Train a model, or go on where the checkpoints in `config.out` end.
 
     Args:
       config: the run.
       loss: replaces next-token cross-entropy; (params, batch, key) -> (mean, aux with token_count).
       optimizer: any optax transformation, instead of the one that `config.optim` describes.
+      subnetworks: a `subnetwork.Schedule`, instead of the one that `config.subnetwork` names.
       devices: which to train on; None is all.
 
     Raises:
@@ -49,7 +50,7 @@ def train(config: TrainConfig, *, loss=None, optimizer=None, devices=None) -> Tr
     """
     compilation_cache.enable()
     host_memory.keep_freed_memory()
-    job = prepare(config, loss=loss, optimizer=optimizer, devices=devices)
+    job = prepare(config, loss=loss, optimizer=optimizer, subnetworks=subnetworks, devices=devices)
     config, out = job.config, Path(config.out)
     check_room(out, job.shapes, copies=config.keep_last + config.keep_best + 1)
     watch = Stopwatch(config.tokens_per_step)
@@ -79,7 +80,7 @@ def train(config: TrainConfig, *, loss=None, optimizer=None, devices=None) -> Tr
                 for step in range(start + 1, last + 1):
                     position = batches.state()
                     with jax.profiler.StepTraceAnnotation("train", step_num=step):
-                        state, metrics = job.train_step(state, job.put(next(batches)))
+                        state, metrics = job.train_step_at(step - 1)(state, job.put(next(batches)))
                     if step == start + 1:
                         metrics["loss"].block_until_ready()
                         seconds_to_first_step = seconds_since_process_start()

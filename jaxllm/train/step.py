@@ -11,10 +11,16 @@ from jaxllm.train.state import TrainState
 
 # loss(params, batch, key) -> (mean loss over the batch's counted tokens, {"token_count": ..., ...})
 LossFunction = Callable[[Any, Any, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
+# view(key) -> (params -> the params that the loss takes, what the optimizer is told was sampled)
+View = Callable[[jax.Array], tuple[Callable[[Any], Any], dict[str, jax.Array]]]
 
 
 def make_train_step(
-    loss: LossFunction, optimizer: optax.GradientTransformation, *, accumulate: int = 1
+    loss: LossFunction,
+    optimizer: optax.GradientTransformation,
+    *,
+    accumulate: int = 1,
+    view: View | None = None,
 ):
     """Return step(state, batch) -> (state, metrics); jit it with the state donated.
 
@@ -26,14 +32,21 @@ def make_train_step(
     A step whose loss or gradient is not finite changes nothing but `state.failed`, and neither does
     any step after it: the state stays the one from before.
 
+    With a `view` the loss is a function of other parameters, made from the state's by a linear function
+    that is drawn once a step (a subnetwork's, `subnetwork.make_view`): gradients are computed and summed
+    for those, and transposed once.
+
     Args:
       loss: (params, batch, key) -> (mean, aux with "token_count").
       optimizer: the chain.
       accumulate: parts a batch is cut into; must divide its first axis.
+      view: (key) -> (linear function, sampled); the optimizer's update is called with `sampled=`.
 
     Returns:
       metrics: loss, grad_norm, failed (scalars, float32 and bool) and token_count.
     """
+
+    optimizer = optax.with_extra_args_support(optimizer)
 
     def gradients(params, batch, key):
         (mean, aux), grads = jax.value_and_grad(loss, has_aux=True)(params, batch, key)
@@ -58,10 +71,17 @@ def make_train_step(
     def step(state: TrainState, batch):
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
         compute = gradients if accumulate == 1 else accumulated
-        mean, count, grads = compute(state.params, batch, key)
+        if view is None:
+            mean, count, grads = compute(state.params, batch, key)
+            extra = {}
+        else:
+            seen, sampled = view(jax.random.fold_in(key, 1))
+            mean, count, grads = compute(seen(state.params), batch, key)
+            grads = _transpose(seen, state.params, grads)
+            extra = {"sampled": sampled}
         norm = optax.tree.norm(jax.tree.map(lambda g: g.astype(jnp.float32), grads))
         with jax.named_scope("optimizer"):
-            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+            updates, opt_state = optimizer.update(grads, state.opt_state, state.params, **extra)
             params = optax.apply_updates(state.params, updates)
 
         failed = state.failed | ~jnp.isfinite(mean) | ~jnp.isfinite(norm)
@@ -75,6 +95,12 @@ def make_train_step(
         return state, {"loss": mean, "grad_norm": norm, "failed": failed, "token_count": count}
 
     return step
+
+
+def _transpose(linear, params, cotangents):
+    """Return the transpose of a linear function of parameters, in the types of the cotangents."""
+    like = jax.tree.map(lambda p, g: p.astype(g.dtype), params, cotangents)  # sums are float32 for any type
+    return jax.vjp(linear, like)[1](cotangents)[0]
 
 
 def make_eval_step(loss: LossFunction):

@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec
 from jaxllm.optim import (
     adamw_bf16_sr,
     kahan_compensate,
+    mask_unsampled,
     orthoadam,
     rotate,
     scale_by_adam_low_precision,
@@ -54,6 +55,7 @@ OPTIMIZERS = {
     "kahan_compensate": Case(adam_then(kahan_compensate()), 0.02, "float16"),
     "with_master_weights": Case(lambda rate: with_master_weights(optax.adam(rate)), 0.02, "bfloat16"),
     "orthoadam": Case(lambda rate: orthoadam(rate, AXES, weight_decay=0.0), 0.02),
+    "mask_unsampled": Case(lambda rate: mask_unsampled(optax.adam(rate), AXES), 0.02),
     "rotate": Case(adam_then(stochastic_round(), adam=rotated_adam), 0.02, "bfloat16"),
     "optax.adamw": Case(optax.adamw, 0.02),
     "optax.lion": Case(optax.lion, 0.01),

@@ -80,6 +80,46 @@ def test_accumulated_gradients_are_summed_in_float32():
     np.testing.assert_allclose(float(metrics["grad_norm"]), expected, rtol=1e-6)
 
 
+@pytest.mark.parametrize("accumulate", [1, 4])
+def test_a_view_is_drawn_once_and_its_gradient_comes_back_to_where_it_was_taken(accumulate):
+    """Three of five weights, doubled, kept in bfloat16; gradients are summed in float32."""
+    told = []
+
+    def view(key):
+        places = jnp.sort(jax.random.permutation(key, 5)[:3])
+        return lambda params: {"w": 2 * params["w"][places]}, {"layers": places}
+
+    def loss(params, batch, key):
+        return linear_loss(params, batch | {"x": batch["x"][:, :3]}, key)
+
+    def update(grads, state, params, *, sampled):
+        told.append(sampled)
+        return jax.tree.map(lambda g: -g, grads), sampled["layers"]
+
+    optimizer = optax.GradientTransformationExtraArgs(lambda params: jnp.zeros(3, int), update)
+    before = start(optimizer, jnp.bfloat16)
+    batch = make_batch()
+    step = jax.jit(make_train_step(loss, optimizer, accumulate=accumulate, view=view))
+    after, metrics = step(before, batch)
+    places = np.asarray(after.opt_state)
+    x, y, mask = (np.float64(batch[k]) for k in ("x", "y", "mask"))
+    x, w = x[:, :3], np.float64(before.params["w"])
+    gradient = np.zeros(5)
+    gradient[places] = 2 * 2 * x.T @ (mask * (x @ (2 * w[places]) - y)) / mask.sum()
+    assert len(told) == 1 and list(told[0]) == ["layers"] and len(set(places)) == 3
+    # The gradient is computed and rounded in bfloat16, which holds 8 bits.
+    np.testing.assert_allclose(float(metrics["grad_norm"]), np.linalg.norm(gradient), rtol=2e-2)
+    atol = 3e-2 * np.abs(gradient).max()
+    np.testing.assert_allclose(np.float64(after.params["w"]), w - gradient, atol=atol)
+    later, drawn = after, set()
+    for _ in range(3):
+        later, _ = step(later, batch)
+        drawn.add(tuple(np.asarray(later.opt_state)))
+    assert len(drawn) > 1  # each step draws its own
+    untouched = np.setdiff1d(np.arange(5), places)
+    np.testing.assert_array_equal(after.params["w"][untouched], before.params["w"][untouched])
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_a_non_finite_step_and_all_after_it_change_nothing(bad):
     optimizer = optax.adamw(1e-2)

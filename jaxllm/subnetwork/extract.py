@@ -1,0 +1,101 @@
+"""Cut a smaller model out of a larger one's parameters."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+_UNITS = ("heads", "kv_heads", "mlp")  # drawn for each layer
+
+
+def extract(
+    params: Any, axes: Any, indices: dict[str, jax.Array], branch_scale: jax.Array | None = None
+) -> Any:
+    """Return the parameters of a subnetwork, which the model's own functions run.
+
+    Logical axis names alone say what is cut where. Each output projection (a parameter that leads from
+    "heads" or "mlp" to "embed") is multiplied by 1/p, p the part of its units that is kept, so that the
+    expectation of a sublayer over the draws is the whole sublayer:
+
+        MHA(X) = 1/p_H sum_{i kept} head_i W_O^i        MLP(X) = 1/p_M act(X W_1[:, kept]) W_2[kept, :]
+
+    Biases are not scaled. An axis without indices is left as it is; without any, so is every array.
+    Linear in the parameters; the gradient is 0 where nothing was kept.
+
+    Args:
+      params: pytree of arrays, layers stacked on the first axis.
+      axes: pytree of tuples of logical axis names, structured like `params`.
+      indices: what `sample` returned.
+      branch_scale: [L], multiplies the output projections of each layer once more, for instance by
+        the inverse of the layer's probability to be kept; None: nothing does.
+
+    Examples:
+      >>> from jaxllm import models
+      >>> from jaxllm.subnetwork import Rates, sample, shrink
+      >>> config, rates = models.get_preset("gpt2-nano"), Rates(layers=0.5, heads=0.5, mlp=0.25)
+      >>> params = models.init(config, jax.random.key(0))
+      >>> small = extract(params, models.axes(config), sample(config, rates, jax.random.key(1)))
+      >>> small["layers"]["mlp"]["in"].shape
+      (1, 64, 64)
+      >>> models.apply(shrink(config, rates), small, jnp.zeros((1, 3), int)).shape
+      (1, 3, 256)
+
+    References:
+      Li et al., Evolving Subnetwork Training for Large Language Models (arXiv 2406.06962).
+    """
+
+    indices = {name: jnp.asarray(index) for name, index in indices.items()}
+
+    def cut(names, w):
+        if names[:1] != ("layers",):
+            return w
+        is_output = names[-1] == "embed" and ("heads" in names or "mlp" in names)
+        scale = 1.0
+        if "layers" in indices:
+            w = _take(w, indices["layers"], 0)
+        for axis, name in enumerate(names):
+            if name in _UNITS and name in indices:
+                size = w.shape[axis]
+                w = _take_units(w, indices[name], axis)
+                scale *= size / w.shape[axis]
+        if not is_output:
+            return w
+        if branch_scale is not None:
+            of_layer = branch_scale[indices["layers"]] if "layers" in indices else branch_scale
+            scale = scale * of_layer.reshape(-1, *[1] * (w.ndim - 1))
+        elif scale == 1.0:
+            return w
+        return (w.astype(jnp.float32) * scale).astype(w.dtype)
+
+    return jax.tree.map(cut, axes, params, is_leaf=lambda node: isinstance(node, tuple))
+
+
+def _take_units(w, index_LPn, axis: int):
+    """Return the units kept of every layer's every part: [L, ..., units, ...] to [L, ..., P n, ...]."""
+    parts, kept = index_LPn.shape[1:]
+    before, after = w.shape[:axis], w.shape[axis + 1 :]
+    w = w.reshape(*before, parts, -1, *after)
+    # Batched over layers and parts, so that a part of a sharded axis is read where it lies.
+    of_layer = jax.vmap(partial(_take, axis=axis - 1), in_axes=(axis - 1, 0), out_axes=axis - 1)
+    return jax.vmap(of_layer)(w, index_LPn).reshape(*before, parts * kept, *after)
+
+
+def _take(w, index_n, axis: int):
+    """Return w[index] along an axis, for indices that differ from each other."""
+    size, kept = w.shape[axis], index_n.shape[0]
+
+    @jax.custom_vjp
+    def take(w, index_n):
+        return jnp.take(w, index_n, axis, mode="clip", unique_indices=True, indices_are_sorted=True)
+
+    def forward(w, index_n):
+        return take(w, index_n), index_n
+
+    def backward(index_n, gradient):
+        # Scattered by reading too, place by place: unlike a scatter that fuses with what follows.
+        place = jnp.full(size, kept, index_n.dtype).at[index_n].set(jnp.arange(kept, dtype=index_n.dtype))
+        return jnp.take(gradient, place, axis, mode="fill", fill_value=0), None
+
+    take.defvjp(forward, backward)
+    return take(w, index_n)

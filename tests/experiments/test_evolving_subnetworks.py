@@ -1,0 +1,184 @@
+"""EST and its controls: equal FLOPs, claims that follow the figures, a grid that goes on."""
+
+import dataclasses
+import functools
+import json
+import math
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from scipy import stats
+
+from experiments import evolving_subnetworks as experiment
+from experiments.benchmarks import subnetworks as benchmark
+from jaxllm import targets
+from jaxllm.errors import UserError
+from jaxllm.models import get_preset
+from jaxllm.subnetwork import Savings
+from jaxllm.targets.train_step import with_vocabulary
+from jaxllm.train import prepare, train
+
+EST = "est-gpt2-like"
+
+
+def debug(**changes):
+    return dataclasses.replace(experiment.PRESETS["debug"](), progress=False, **changes)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The debug preset, on one device: steps for eight take twice as long to compile."""
+    config = debug(out=str(tmp_path_factory.mktemp("subnetworks")))
+    one = dict(devices=jax.devices()[:1])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(experiment, "train", functools.partial(train, **one))
+        patch.setattr(experiment, "prepare", functools.partial(prepare, **one))
+        return config, experiment.main(config, "debug")
+
+
+def arms_of(config):
+    return experiment.make_arms(with_vocabulary(config))
+
+
+@pytest.mark.parametrize("preset", ["small", "paper"])
+def test_every_control_is_given_the_flops_of_est(preset):
+    """Counted step by step; to one step of the arm."""
+    arms = arms_of(experiment.PRESETS[preset]())
+    spent = {arm: experiment.so_far(run, experiment.flops(run)) for arm, run in arms.items()}
+    for arm, run in arms.items():
+        assert len(spent[arm]) == run.steps + 1 and spent[arm][0] == 0 and np.all(np.diff(spent[arm]) > 0)
+        if arm != "plain":
+            a_step = run.model.flops_per_token(run.seq_len) * run.tokens_per_step
+            assert abs(spent[arm][-1] - spent[EST][-1]) <= a_step
+    assert arms["plain"].steps == arms[EST].steps > arms["shorter"].steps
+    assert arms["smaller"].model.num_layers < arms["plain"].model.num_layers
+    # Their schedules of the learning rate end where they end.
+    rates = arms["shorter"].optim.make_schedule(arms["shorter"].steps)
+    final = arms["plain"].optim
+    assert float(rates(arms["shorter"].steps)) == pytest.approx(final.learning_rate * final.final_fraction)
+
+
+def test_costs_change_where_the_stages_do():
+    run = dataclasses.replace(arms_of(debug())[EST], steps=15)
+    total = experiment.so_far(run, [1.0, 10.0, 100.0])
+    np.testing.assert_allclose(total, np.cumsum([0, 1, 1, *[10] * 5, *[100] * 8]))
+
+
+@pytest.mark.smoke
+def test_the_report_on_disk_is_the_report_returned(finished):
+    config, report = finished
+    folder = Path(config.out)
+    written = json.loads((folder / "report.json").read_text())
+    assert written == json.loads(json.dumps(dataclasses.asdict(report)))
+    assert "![loss](loss.png)" in (folder / "report.md").read_text()
+    assert all(math.isfinite(value) for value in report.metrics.values())
+    m = report.metrics
+    assert m[f"petaflops/{EST}"] < m["petaflops/plain"]
+    assert m[f"saved/blocks/{EST}"] == pytest.approx(0.2667, abs=1e-4)
+    # The whole model is judged: an untrained one scores ln 257 nats.
+    assert all(m[f"heldout_loss/{arm}"] < math.log(257) - 0.1 for arm in ("plain", EST, "shorter", "smaller"))
+
+
+def test_a_finished_run_is_not_repeated(finished, monkeypatch):
+    config, report = finished
+    monkeypatch.setattr(experiment, "train", lambda run: pytest.fail(f"trained {run.out} again"))
+    monkeypatch.setattr(experiment, "time_steps", lambda arms, rounds: {
+        arm: [1.0] * len(experiment.stages_of(run)) for arm, run in arms.items()
+    })  # fmt: skip
+    again = experiment.main(config, "debug")
+    for name in report.metrics:
+        if "seconds" not in name and "step_ms" not in name:
+            assert again.metrics[name] == report.metrics[name], name
+
+
+LOSSES = {
+    "plain": (3.0, 3.1, 3.2),
+    EST: (2.95, 3.06, 3.15),
+    "shorter": (3.1, 3.2, 3.31),
+    "smaller": (2.9, 3.2, 3.4),
+}
+
+
+def judge(losses, zero_shot=None):
+    config = debug(seeds=(0, 1, 2))
+    arms = arms_of(config)
+    outcomes = {
+        arm: [
+            dict(loss=loss, bits_per_byte=loss / 2, zero_shot_bits_per_byte=(zero_shot or losses)[arm][i],
+                 curve=[[5, 5.0], [10, 4.0], [15, loss]], train=[6.0] * 2 + [5.0] * 5 + [4.5] * 8)
+            for i, loss in enumerate(losses[arm])
+        ]
+        for arm in arms
+    }  # fmt: skip
+    seconds = {arm: [1.0] * len(experiment.stages_of(run)) for arm, run in arms.items()}
+    saved = {EST: Savings(0.2667, 0.24)}
+    return experiment.judge(config, arms, outcomes, seconds, saved)
+
+
+def test_claims_follow_the_figures_seed_by_seed():
+    metrics, claims, _ = judge(LOSSES)
+    saved, no_increase, zero_shot, shorter, smaller = claims
+    assert [claim.holds for claim in claims] == [True, True, True, True, False]
+    for claim, rival in ((no_increase, "plain"), (shorter, "shorter"), (smaller, "smaller")):
+        between = stats.ttest_rel(LOSSES[EST], LOSSES[rival]).confidence_interval(0.95)
+        assert claim.measured == pytest.approx(np.mean(np.subtract(LOSSES[EST], LOSSES[rival])))
+        assert claim.interval == pytest.approx((between.low, between.high))
+    worse = {EST: (3.1, 3.2, 3.3)}
+    assert [claim.holds for claim in judge(LOSSES | worse)[1]] == [True, False, False, False, False]
+    assert not judge(LOSSES, zero_shot=LOSSES | worse)[1][2].holds
+    # Steps 3 to 7 against the two before, 8 to 12 against 3 to 7; evaluations at 5, 10, 15.
+    assert metrics[f"switch/{EST}/1/train"] == pytest.approx(-1.0)
+    assert metrics[f"switch/{EST}/2/train"] == pytest.approx(-0.5)
+    assert metrics[f"switch/{EST}/2/heldout"] == pytest.approx(-1.0)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (dict(schedules=()), "at least one schedule"),
+        (dict(subnetwork=EST), "in schedules alone"),
+        (dict(schedules=("est-gpt2",)), "did you mean 'est-gpt2-like'"),
+        (dict(seeds=(3,)), r"seeds is \(3,\); give two or more"),
+        (dict(timing_rounds=0), "timing_rounds is 0"),
+    ],
+)
+def test_bad_values_are_refused_before_anything_runs(changes, message):
+    with pytest.raises(UserError, match=message):
+        debug(**changes)
+
+
+def test_python_s_reference_is_english_text(tmp_path):
+    rows = experiment.write_reference(tmp_path / "reference.jsonl").read_text().splitlines()
+    words = " ".join(json.loads(row)["text"] for row in rows).split()
+    assert len(words) > 50_000 and words.count("the") > 0.03 * len(words)
+
+
+# Compiled steps
+
+
+def available(name):
+    reason = "needs the compiler of a target that is not here"
+    skip = pytest.mark.skipif(not targets.is_available(name), reason=reason)
+    return pytest.param(name, marks=[pytest.mark.targets, skip])
+
+
+@pytest.mark.parametrize("machine", [available("v5e-1"), available("h100")])
+def test_a_compiled_small_stage_takes_half_the_memory_and_most_of_the_time_off(machine):
+    config = dataclasses.replace(benchmark.SubnetworksConfig(), target_batch_size=16)
+    run = benchmark.run_there(config)
+    run = dataclasses.replace(run, model=dataclasses.replace(run.model, num_layers=4))
+    metrics, claims = {}, []
+    benchmark._compile(run, machine, benchmark._flops_saved(run, machine, metrics), metrics, claims)
+    assert all(claim.holds for claim in claims), claims
+
+
+@pytest.mark.parametrize("machine", [available("h100x8")])
+def test_the_paper_preset_s_stages_compile_for_its_machine(machine):
+    """Two of its 12 layers: they are scanned, so the programs are the same."""
+    run = arms_of(experiment.PRESETS["paper"]())[EST]
+    run = dataclasses.replace(run, model=get_preset("gpt2", num_layers=2))
+    job = benchmark.prepare_shapes(run, devices=targets.devices(targets.get_target(machine)))
+    for _, step in job.train_steps:
+        assert targets.compile(step, (job.shapes, job.batch_shapes), machine).fits

@@ -1,0 +1,87 @@
+"""Runs whose stages train subnetworks: resumed, on a mesh, and refused."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from jaxllm import models
+from jaxllm.errors import UserError
+from jaxllm.optim import make_optimizer
+from jaxllm.parallel import MeshConfig
+from jaxllm.subnetwork import Rates, Schedule, Stage, evolving, make_view, shrink
+from jaxllm.train import prepare, train
+from jaxllm.train.job import language_model_loss
+from jaxllm.train.step import make_train_step
+from jaxllm.train.writers import read_metrics
+
+HALF = Rates(0.5, 0.5, 0.5)
+HALF_THEN_ALL = Schedule((Stage(0.6, HALF), Stage(1.0, Rates())))
+
+
+def test_a_run_stopped_within_a_stage_goes_on_bit_for_bit_and_compiles_each_stage_once(tiny, tmp_path):
+    """With float32 sums of parts, master weights and frozen moments."""
+    config = tiny(
+        steps=5, precision="mixed_o2", accumulate=2, unsampled="freeze", out=str(tmp_path / "straight")
+    )  # fmt: skip
+    options = dict(subnetworks=HALF_THEN_ALL, devices=jax.devices()[:1])
+    straight = train(config, **options)
+    assert [end for end, _ in straight.job.train_steps] == [3, 5]
+    assert [step._cache_size() for _, step in straight.job.train_steps] == [1, 1]
+    job = straight.job
+    state, batches = job.init(jax.random.key(config.seed)), job.batches()
+    for step in range(5):  # three of the first stage, two of the second
+        state, _ = job.train_steps[step >= 3][1](state, job.put(next(batches)))
+    jax.tree.map(np.testing.assert_array_equal, straight.params, state.params)
+    halves = dataclasses.replace(config, out=str(tmp_path / "halves"))
+    train(dataclasses.replace(halves, stop_after=2), **options)
+    resumed = train(halves, **options)
+    jax.tree.map(np.testing.assert_array_equal, straight.params, resumed.params)
+    losses = [[row["loss"] for row in read_metrics(c.out) if "loss" in row] for c in (config, halves)]
+    assert len(losses[0]) == 5 and losses[0] == losses[1]
+
+
+def test_on_a_mesh_the_losses_are_those_of_one_device_with_the_same_draws(tiny):
+    """Heads, neurons and vocabulary over 4 devices, width over 2; draws balanced over the 4."""
+    config = tiny(mesh=MeshConfig(data=1, fsdp=2, tensor=4))
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=260, num_heads=8,
+                                                                   num_kv_heads=8, head_dim=4))  # fmt: skip
+    wide = Rates(0.5, 0.5, 0.25)
+    schedule = Schedule((Stage(1.0, wide),))
+    job = prepare(config, subnetworks=schedule)
+
+    model, axes = job.model, models.axes(job.model)
+    small = dataclasses.replace(job.config, model=shrink(model, wide))
+    alone = jax.jit(make_train_step(
+        language_model_loss(small), make_optimizer(config.optim, config.steps, axes),
+        view=make_view(model, wide, schedule, axes, shards=4),
+    ))  # fmt: skip
+    state, batches = job.init(jax.random.key(0)), job.batches()
+    one = jax.device_put(jax.device_get(state), jax.devices()[0])
+    for _ in range(3):
+        batch = next(batches)
+        state, metrics = job.train_step(state, job.put(batch))
+        one, expected = alone(one, batch)
+        assert float(metrics["loss"]) == pytest.approx(float(expected["loss"]), abs=1e-5)
+    assert state.params["layers"]["mlp"]["in"].addressable_shards[0].data.shape == (2, 16, 32)
+
+
+def test_what_does_not_go_together_is_refused(tiny):
+    config = tiny(subnetwork="est-gpt2-like")
+    with pytest.raises(UserError, match="cannot train subnetworks"):
+        prepare(config, loss=lambda params, batch, key: None)
+    with pytest.raises(UserError, match="unknown unsampled 'frozen'"):
+        tiny(unsampled="frozen")
+    with pytest.raises(UserError, match="rates.layers=0.25 of 2 layers is 0.5"):
+        prepare(tiny(), subnetworks=evolving(0.2, 0.4, rate=0.25))
+
+
+def test_a_run_whose_only_stage_is_everything_is_the_plain_run(tiny):
+    """The very same program."""
+    plain, staged = (
+        prepare(tiny(), subnetworks=subnetworks, devices=jax.devices()[:1])
+        for subnetworks in (None, Schedule((Stage(1.0, Rates()),)))
+    )
+    programs = [job.train_step.lower(job.shapes, job.batch_shapes).as_text() for job in (plain, staged)]
+    assert programs[0] == programs[1]
