@@ -136,7 +136,7 @@ def test_own_weights_take_a_group_in_several_blocks():
     h, w = rng.normal(size=(len(groups), 5)), rng.normal(size=(3, 3, 5))
 
     def loss(hidden, slots):
-        inputs = map(jnp.asarray, (groups, labels, sizes, token_weights.astype("float32")))
+        inputs = groups, labels, sizes, token_weights.astype("float32")
         return own_slots_loss(hidden, slots, *inputs)
 
     value, got = jax.jit(jax.value_and_grad(loss, (0, 1)))(jnp.float32(h), jnp.float32(w))

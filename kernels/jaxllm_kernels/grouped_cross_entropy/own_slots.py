@@ -41,7 +41,7 @@ def own_slots_loss(hidden_ND, slots_GKD, groups_N, slots_N, sizes_G, token_weigh
       sizes_G: int [G], how many of a group's rows exist.
       token_weights_N: float32 [N]. No gradient.
     """
-    labels = _Labels(groups_N, slots_N, sizes_G, token_weights_N)
+    labels = _Labels(*map(jnp.asarray, (groups_N, slots_N, sizes_G, token_weights_N)))
     # Alike on a mesh: what is replicated gets the sum of the devices' gradients.
     hidden_ND = varying_like(hidden_ND, slots_GKD, *labels)
     slots_GKD = varying_like(slots_GKD, hidden_ND, *labels)
