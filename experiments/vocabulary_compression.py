@@ -1,8 +1,8 @@
 """Predict a token's group, then the token in the group, beside heads over the whole vocabulary.
 
-    python -m experiments.vocabulary_compression                    # small: 36 runs, 40 minutes on 2 quiet cores
+    python -m experiments.vocabulary_compression                    # small: 36 runs, 40 minutes on 2 cores
     python -m experiments.vocabulary_compression --preset debug     # seconds
-    python -m experiments.vocabulary_compression --preset paper --data TinyStories.txt      # one accelerator
+    python -m experiments.vocabulary_compression --preset paper     # TinyStories-train.txt; an accelerator
 
 Every head (vocabulary_heads.py) is trained on the same trunk, batches and seeds. Held-out loss is split
 into the group's part and the token's part (a dense head's by the groups of the first map), and by how
@@ -63,7 +63,8 @@ class VocabularyCompressionConfig(TrainConfig):
         super().__post_init__()
         if len(self.seeds) < 2 or len(self.heads) < 2:
             raise UserError(
-                f"{len(self.seeds)} seeds and {len(self.heads)} heads compare nothing; give two or more of each"
+                f"{len(self.seeds)} seeds and {len(self.heads)} heads compare nothing; give two or more "
+                "of each"
             )
         for groups in (get_head(name).groups for name in self.heads):
             if groups is not None:
@@ -93,9 +94,9 @@ def _paper() -> VocabularyCompressionConfig:
     """A TinyStories-sized model at the shape of the paper's example, [32, 512, 50257]; the rest is ours."""
     return VocabularyCompressionConfig(
         model=get_preset("gpt2", num_layers=8, embed_dim=512, num_heads=8, context_length=512),
-        data="TinyStories-train.txt", tokenizer="gpt2", precision="mixed_o1", seq_len=512, batch_size=32, steps=30_000,
-        optim=OptimConfig(learning_rate=1e-3, warmup_steps=500), eval_every=2000, eval_batches=50,
-        final_eval_batches=400, save_every=2000, keep_best=0, detail_batches=50,
+        data="TinyStories-train.txt", tokenizer="gpt2", precision="mixed_o1", seq_len=512, batch_size=32,
+        steps=30_000, optim=OptimConfig(learning_rate=1e-3, warmup_steps=500), eval_every=2000,
+        eval_batches=50, final_eval_batches=400, save_every=2000, keep_best=0, detail_batches=50,
         out="runs/vocabulary-compression-paper",
     )  # fmt: skip
 
@@ -150,7 +151,8 @@ def train_once(name: str, run: TrainConfig, config: VocabularyCompressionConfig)
         one_cpu = jax.device_count() == 1 and jax.default_backend() == "cpu"
         with contextlib.redirect_stdout(io.StringIO()):
             trained = train(run, loss=get_head(name).loss(run, apart=one_cpu))
-        details = score_tokens(trained.job, trained.params, _split(trained.job, config), config.detail_batches)
+        groups = _split(trained.job, config)
+        details = score_tokens(trained.job, trained.params, groups, config.detail_batches)
         return dict(loss=trained.evaluation.loss, parameters=trained.job.model.num_params, **details)
 
     return once(Path(run.out, "outcome.json"), run, measure)
@@ -244,14 +246,16 @@ def judge(config: VocabularyCompressionConfig, grid) -> tuple[dict, list[Claim],
             gain = loss[control] - loss[name]
             interval = t_interval(gain)
             claims.append(Claim(f"merges matter: {name}'s loss is below {control}'s by", _OURS,
-                                measured=float(gain.mean()), interval=interval, holds=interval[0] > 0))  # fmt: skip
+                                measured=float(gain.mean()), interval=interval,
+                                holds=interval[0] > 0))  # fmt: skip
 
     rows = []
     for name, outcomes in grid.items():
         mean, (_, high) = loss[name].mean(), t_interval(loss[name])
         ratio = f"{(loss[name] / loss[_BASELINE]).mean():.3f}" if _BASELINE in grid else ""
         parts = (f"{metrics[f'{part}_loss/{name}']:.3f}" for part in ("group", "token"))
-        rows.append([name, f"{outcomes[0]['parameters'] / 1e6:.2f}M", f"{mean:.4f} ± {high - mean:.4f}", ratio, *parts])
+        size = f"{outcomes[0]['parameters'] / 1e6:.2f}M"
+        rows.append([name, size, f"{mean:.4f} ± {high - mean:.4f}", ratio, *parts])
     head = ["head", "parameters", "held-out loss", f"over {_BASELINE}'s", "group's part", "token's part"]
     by_tenth = [[name, *(f"{value:.2f}" for value in values)] for name, values in tenths.items()]
     return metrics, claims, {

@@ -1,7 +1,6 @@
 """The output heads that vocabulary compression is compared with, and what a training step of each costs."""
 
 import dataclasses
-import functools
 from typing import NamedTuple
 
 import jax
@@ -154,6 +153,3 @@ def make_step(name: str, run: TrainConfig):
     return step
 
 
-def step_maker(name: str, run: TrainConfig):
-    """Return `make_step` of these, which another process can be given."""
-    return functools.partial(make_step, name, run)

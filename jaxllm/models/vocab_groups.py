@@ -42,7 +42,7 @@ class VocabGroups(str):
         order = np.asarray(order)
         V = len(order)
         if not np.array_equal(np.sort(order), np.arange(V)):
-            raise UserError(f"an order of a vocabulary of {V} tokens must hold every id from 0 to {V - 1} once")
+            raise UserError(f"an order of {V} tokens must hold every id from 0 to {V - 1} once")
         slots = math.ceil(math.sqrt(V)) if slots is None else slots
         if not 1 <= slots <= V:
             raise UserError(

@@ -219,7 +219,9 @@ def _with_vocabulary(config: TrainConfig, corpus: data.Corpus) -> TrainConfig:
         )
     if config.vocab_groups is not None:
         name, slots = data.parse_groups(config.vocab_groups)
-        counts = np.bincount(corpus.train.ids, minlength=tokenizer.vocab_size) if name == "frequency" else None
+        # Counting reads all of the text, so only where the counts are used.
+        counted = name == "frequency"
+        counts = np.bincount(corpus.train.ids, minlength=tokenizer.vocab_size) if counted else None
         order = data.vocab_order(name, tokenizer, counts=counts, seed=config.seed)
         order = np.concatenate([order, np.arange(tokenizer.vocab_size, vocab_size)])  # unused ids last
         groups = models.VocabGroups.of(order, slots, tokenizer.fingerprint)
