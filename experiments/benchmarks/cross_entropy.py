@@ -200,7 +200,7 @@ def _ours(hidden, weights, labels, **options):
 
 
 def _grouped(hidden, weights, labels):
-    G, K = weights.groups_DG.shape[1], weights.slots_DK.shape[1]
+    G, K = weights.groups_DG.shape[1], weights.slots.shape[1]
     sums = grouped_cross_entropy(
         hidden[None], weights, labels[None] // K, labels[None] % K, jnp.full(G, K)
     )

@@ -78,24 +78,31 @@ def main(config: PretrainedOutliersConfig, preset: str = "small") -> Report:
     return report
 
 
-def _batches(config, tokenizer) -> tuple[list[dict], list[dict]]:
-    """Return batches of whole rows to score and to calibrate on, the openings of different addresses."""
-    count = config.texts + config.calibration_texts
+def openings(tokenizer, count: int, seq_len: int) -> np.ndarray:
+    """Return the openings of that many State of the Union addresses, of any year: int [count, seq_len + 1].
+
+    Raises:
+      UserError: fewer addresses are long enough.
+    """
     encoded = (tokenizer.encode(address["text"]) for address in sotu_addresses())
-    rows = np.array([ids[: config.seq_len + 1] for ids in encoded if len(ids) > config.seq_len])
+    rows = np.array([ids[: seq_len + 1] for ids in encoded if len(ids) > seq_len])
     if len(rows) < count:
         raise UserError(
-            f"{len(rows)} addresses have more than seq_len={config.seq_len} tokens, {count} are asked for; "
-            "lower seq_len, texts or calibration_texts"
+            f"{len(rows)} addresses have more than seq_len={seq_len} tokens, {count} texts are asked for; "
+            "lower seq_len or the texts"
         )
-    rows = np.random.default_rng(0).permutation(rows)  # of any year in either
-    scored, calibration = rows[: config.texts], rows[config.texts : count]
+    return np.random.default_rng(0).permutation(rows)[:count]
+
+
+def _batches(config, tokenizer) -> tuple[list[dict], list[dict]]:
+    """Return batches of whole rows to score and to calibrate on, the openings of different addresses."""
+    rows = openings(tokenizer, config.texts + config.calibration_texts, config.seq_len)
     return tuple(
         [
             {"tokens": part[:, :-1], "targets": part[:, 1:]}
             for part in np.split(some, range(config.batch_size, len(some), config.batch_size))
         ]
-        for some in (scored, calibration)
+        for some in np.split(rows, [config.texts])
     )
 
 

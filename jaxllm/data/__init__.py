@@ -18,8 +18,10 @@ from jaxllm.data.batches import Batches, batches, eval_batches
 from jaxllm.data.corpus import Corpus, prepare
 from jaxllm.data.tokenizer import Tokenizer, load_tokenizer
 from jaxllm.data.tokens import Tokens
+from jaxllm.data.vocab_order import VOCAB_ORDERS, parse_groups, vocab_order
 
 __all__ = [
+    "VOCAB_ORDERS",
     "Batches",
     "Corpus",
     "Tokenizer",
@@ -28,6 +30,8 @@ __all__ = [
     "bigram_bits_per_byte",
     "eval_batches",
     "load_tokenizer",
+    "parse_groups",
     "prepare",
     "unigram_bits_per_byte",
+    "vocab_order",
 ]

@@ -111,7 +111,7 @@ def _prefill(config, params, tokens_BT, mask_BT, *, slots):
     hidden_BTD, cache = models.decode(config, params, tokens_BT, cache, mask_BT=mask_BT)
     return {
         "cache": cache,
-        "logits": models.logits(config, params, hidden_BTD[:, -1]),
+        "hidden": hidden_BTD[:, -1],
         "tokens": jnp.pad(tokens_BT, ((0, 0), (0, slots - T))),
         "done": jnp.zeros(B, bool),
     }
@@ -125,27 +125,34 @@ def _prefill(config, params, tokens_BT, mask_BT, *, slots):
 def _draw(config, params, state, key, *, count, sampling, processors, eos_id):
     """Draw `count` tokens a row; return (state, tokens [B, count], log-probabilities [B, count])."""
 
+    change = (*processors, *sampling.processors())
+    by_group = config.vocab_groups is not None and not change and sampling.temperature == 1
+
     def one(state, key):
-        cache, logits_BV = state["cache"], state["logits"]
-        scores_BV = logits_BV
-        for process in (*processors, *sampling.processors()):
-            scores_BV = process(scores_BV, state["tokens"], cache["valid"])
-        if sampling.temperature == 0:
-            drawn_B = jnp.argmax(scores_BV, axis=-1)
+        cache = state["cache"]
+        if by_group:  # the same distribution, without a logit for every token
+            drawn_B, log_probs_B = models.draw_token(config, params, state["hidden"], key)
         else:
-            drawn_B = jax.random.categorical(key, scores_BV)
+            logits_BV = models.logits(config, params, state["hidden"])
+            scores_BV = logits_BV
+            for process in change:
+                scores_BV = process(scores_BV, state["tokens"], cache["valid"])
+            if sampling.temperature == 0:
+                drawn_B = jnp.argmax(scores_BV, axis=-1)
+            else:
+                drawn_B = jax.random.categorical(key, scores_BV)
+            log_probs_BV = jax.nn.log_softmax(logits_BV)
+            log_probs_B = jnp.take_along_axis(log_probs_BV, drawn_B[:, None], axis=1)[:, 0]
         drawn_B = drawn_B.astype(jnp.int32)
         done_B = state["done"]
         if eos_id is not None:
             drawn_B = jnp.where(done_B, eos_id, drawn_B)
             done_B = done_B | (drawn_B == eos_id)
-        log_probs_BV = jax.nn.log_softmax(logits_BV)
-        log_probs_B = jnp.take_along_axis(log_probs_BV, drawn_B[:, None], axis=1)[:, 0]
         tokens_BS = jax.lax.dynamic_update_slice(state["tokens"], drawn_B[:, None], (0, cache["length"]))
         hidden_B1D, cache = models.decode(config, params, drawn_B[:, None], cache)
         state = {
             "cache": cache,
-            "logits": models.logits(config, params, hidden_B1D[:, 0]),
+            "hidden": hidden_B1D[:, 0],
             "tokens": tokens_BS,
             "done": done_B,
         }

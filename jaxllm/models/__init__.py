@@ -11,7 +11,12 @@ Examples:
 
 from jaxllm.models.cache import init_cache as init_cache
 from jaxllm.models.config import ModelConfig as ModelConfig
+from jaxllm.models.convert_head import fit_head as fit_head
+from jaxllm.models.convert_head import similar_slots as similar_slots
+from jaxllm.models.convert_head import to_dense_head as to_dense_head
+from jaxllm.models.convert_head import to_grouped_head as to_grouped_head
 from jaxllm.models.decoding_layout import for_decoding as for_decoding
+from jaxllm.models.grouped_head import draw_token as draw_token
 from jaxllm.models.layers_apart import layers_apart as layers_apart
 from jaxllm.models.loss import hidden_loss as hidden_loss
 from jaxllm.models.loss import loss as loss
@@ -27,3 +32,4 @@ from jaxllm.models.transformer import capture as capture
 from jaxllm.models.transformer import decode as decode
 from jaxllm.models.transformer import logits as logits
 from jaxllm.models.transformer import trunk as trunk
+from jaxllm.models.vocab_groups import VocabGroups as VocabGroups

@@ -5,12 +5,16 @@ from dataclasses import dataclass
 from typing import Literal
 
 from jaxllm.errors import UserError, unknown
+from jaxllm.models.vocab_groups import VocabGroups
 
 ACTIVATIONS = ("gelu_tanh", "gelu", "silu", "relu")
 NORMS = ("layernorm", "rmsnorm", "rmsnorm_scalar")
 POSITIONS = ("learned", "rotary", "none")
 DTYPES = ("float32", "bfloat16", "float16")
 ATTENTION_IMPLEMENTATIONS = ("reference", "xla", "pallas_tpu", "pallas_gpu", "cudnn")
+# What a group has of its own: a scale and shift of hidden states, or of its slots' logits, or nothing,
+# all with one matrix shared by all groups; or one vector a token (the token table's, if that is tied).
+GROUP_HEADS = ("hidden", "logits", "shared", "own")
 # "full" keeps only each layer's input; "dots" also keeps the results of weight matmuls. The others
 # are jax.checkpoint_policies by their own names.
 REMAT = (
@@ -63,6 +67,8 @@ class ModelConfig:
     position: str = "learned"  # one of POSITIONS
     rope_theta: float = 10000.0
     tie_embeddings: bool = True  # the head is the token table
+    vocab_groups: VocabGroups | None = None  # predict a token's group, then the token in the group
+    group_head: str = "hidden"  # one of GROUP_HEADS; with vocab_groups alone
     attention_scale: float | None = None  # None: 1 / sqrt(head_dim)
     windows: tuple[int, ...] = (0,)  # keys a query sees, repeated over layers; 0: all before it
     sink_logit: float | Literal["learned"] = -math.inf  # -inf: softmax; 0: softmax-1
@@ -89,6 +95,15 @@ class ModelConfig:
             object.__setattr__(self, "mlp_dim", 4 * self.embed_dim)
         if self.norm_bias is None:
             object.__setattr__(self, "norm_bias", self.norm == "layernorm")
+        if self.vocab_groups is not None:  # in a JSON file a plain text
+            object.__setattr__(self, "vocab_groups", VocabGroups.read(self.vocab_groups))
+        if self.vocab_groups is not None and self.vocab_size is None:
+            object.__setattr__(self, "vocab_size", self.vocab_groups.vocab_size)
+        if self.vocab_groups is not None and self.vocab_groups.vocab_size != self.vocab_size:
+            raise UserError(
+                f"vocab_groups are of {self.vocab_groups.vocab_size} tokens, of another tokenizer than "
+                f"vocab_size={self.vocab_size}; make them anew, or extend them if the vocabulary grew"
+            )
         # A list or None (no window) from a JSON file becomes the hashable form.
         object.__setattr__(self, "windows", tuple(window or 0 for window in self.windows))
         _positive(self, "num_kv_heads", "head_dim", "mlp_dim", "norm_eps", "rope_theta", "init_std")
@@ -115,6 +130,7 @@ class ModelConfig:
         _known(self, "dtype", DTYPES)
         _known(self, "param_dtype", DTYPES)
         _known(self, "remat", REMAT)
+        _known(self, "group_head", GROUP_HEADS)
         if self.attention_implementation is not None:
             _known(self, "attention_implementation", ATTENTION_IMPLEMENTATIONS)
 
@@ -142,7 +158,7 @@ class ModelConfig:
         layer += self.qkv_bias * (heads + 2 * kv_heads) + self.out_bias * D
         layer += self.mlp_bias * (self.mlp_dim * (1 + self.gated_mlp) + D)
         layer += (self.sink_logit == "learned") * self.num_heads
-        outside = V * D + norm + (not self.tie_embeddings) * D * V
+        outside = V * D + norm + self._head_params
         outside += (self.position == "learned") * self.context_length * D
         return self.num_layers * layer + outside
 
@@ -162,8 +178,24 @@ class ModelConfig:
         keys = sum(min(window or seq_len, seq_len) for window in self.windows)
         keys *= self.num_layers // len(self.windows)
         matmul = self.num_layers * self._layer_matmul_params
-        matmul += self.embed_dim * self.known_vocab_size
+        matmul += self.embed_dim * self.logits_per_token
         return 6 * matmul + 12 * self.num_heads * self.head_dim * keys
+
+    @property
+    def _head_params(self) -> int:
+        D = self.embed_dim  # the token table is not counted
+        dense = (not self.tie_embeddings) * D * self.known_vocab_size
+        if self.vocab_groups is None:
+            return dense
+        G, K = self.vocab_groups.num_groups, self.vocab_groups.slots
+        shared = {"hidden": D * K + 2 * G * D, "logits": D * K + 2 * G * K, "shared": D * K}
+        return D * G + G + shared.get(self.group_head, dense)
+
+    @property
+    def logits_per_token(self) -> int:
+        """How many logits a training step computes for each token: V, or G + K with groups."""
+        groups = self.vocab_groups
+        return self.known_vocab_size if groups is None else groups.num_groups + groups.slots
 
     @property
     def _layer_matmul_params(self) -> int:

@@ -5,6 +5,8 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxllm_kernels.linear_cross_entropy import LossSums, linear_cross_entropy
 
+from jaxllm.errors import UserError
+from jaxllm.models import grouped_head
 from jaxllm.models.config import ModelConfig
 from jaxllm.models.transformer import head_weights, trunk
 from jaxllm.parallel import mesh_axes, on_shards, spread
@@ -31,7 +33,11 @@ def loss(
 
     Returns:
       The float32 mean of cross-entropy plus z-loss (0 if nothing counts), and {"loss_sum": summed
-      cross-entropy without z-loss, "z_loss": summed z-loss term, "token_count": sum of the mask}.
+      cross-entropy without z-loss, "z_loss": summed z-loss term, "token_count": sum of the mask}. Of a
+      head of groups also "group_loss_sum" and "slot_loss_sum", the two parts of loss_sum.
+
+    Raises:
+      UserError: a z_loss for a head of groups, which has no one logsumexp.
 
     Examples:
       >>> from jaxllm import models
@@ -57,15 +63,19 @@ def hidden_loss(
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Return what `loss` does, from the hidden states that `trunk` gave."""
     mask_BT = jnp.ones(targets_BT.shape, jnp.float32) if mask is None else mask.astype(jnp.float32)
+    if config.vocab_groups is not None and z_loss:
+        raise UserError(f"z_loss={z_loss} is of one softmax and vocab_groups makes two; set it to 0")
     with jax.named_scope("loss"):
-        sums = _loss_sums(config, params, hidden_BTD, targets_BT, mask_BT, z_loss)
+        if config.vocab_groups is None:
+            sums = _loss_sums(config, params, hidden_BTD, targets_BT, mask_BT, z_loss)
+            logged = {"loss_sum": sums.cross_entropy, "z_loss": sums.z_loss}
+        else:
+            sums = grouped_head.loss_sums(config, params, hidden_BTD, targets_BT, mask_BT)
+            parts = {"group_loss_sum": sums.group, "slot_loss_sum": sums.slot}
+            logged = {"loss_sum": sums.group + sums.slot, "z_loss": jnp.zeros(()), **parts}
     token_count = jnp.sum(mask_BT)
     mean = sums.total / jnp.where(token_count == 0, 1.0, token_count)
-    return mean, {
-        "loss_sum": sums.cross_entropy,
-        "z_loss": sums.z_loss,
-        "token_count": token_count,
-    }
+    return mean, logged | {"token_count": token_count}
 
 
 def _loss_sums(config, params, hidden_BTD, targets_BT, mask_BT, z_loss) -> LossSums:

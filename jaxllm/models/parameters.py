@@ -74,7 +74,9 @@ def declare(config: ModelConfig) -> dict:
     if config.position == "learned":
         positions = Declaration((config.context_length, D), ("position", "embed"), std)
         tree["embed"]["positions"] = positions
-    if not config.tie_embeddings:
+    if config.vocab_groups is not None:
+        tree["head"] = _group_head(config)
+    elif not config.tie_embeddings:
         tree["head"] = {"kernel": Declaration((D, V), ("embed", "vocab"), std)}
     return tree
 
@@ -121,6 +123,26 @@ def _mlp(config: ModelConfig) -> dict:
         tree["out_bias"] = Declaration((D,), ("embed",))
         if config.gated_mlp:
             tree["gate_bias"] = Declaration((F,), ("mlp",))
+    return tree
+
+
+def _group_head(config: ModelConfig) -> dict:
+    D, std = config.embed_dim, config.init_std
+    G, K = config.vocab_groups.num_groups, config.vocab_groups.slots
+    tree = {
+        "groups": Declaration((D, G), ("embed", "vocab"), std),
+        "groups_bias": Declaration((G,), ("vocab",)),
+    }
+    if config.group_head == "own":
+        if not config.tie_embeddings:
+            tree["tokens"] = Declaration((config.vocab_size, D), ("vocab", "embed"), std)
+        return tree
+    tree["slots"] = Declaration((D, K), ("embed", "vocab"), std)
+    if config.group_head != "shared":
+        width = {"hidden": (D, "embed"), "logits": (K, "vocab")}[config.group_head]
+        shape, names = zip((G, "vocab_groups"), width, strict=True)
+        tree["scale"] = Declaration(shape, names, mean=1.0)
+        tree["shift"] = Declaration(shape, names)
     return tree
 
 

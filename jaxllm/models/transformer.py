@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxllm_kernels.compat import dot_general_float32
 
 from jaxllm.errors import UserError
+from jaxllm.models import grouped_head
 from jaxllm.models.attention import attention_block
 from jaxllm.models.cache import LayerCache
 from jaxllm.models.config import ModelConfig
@@ -112,7 +113,12 @@ def decode(
 
 
 def logits(config: ModelConfig, params: dict, hidden_BTD: jax.Array) -> jax.Array:
-    """Return the head's float32 logits of hidden states: [..., V]."""
+    """Return the head's float32 logits of hidden states: [..., V].
+
+    Of a head of groups they are log-probabilities; see `grouped_head.log_probs` for what they cost.
+    """
+    if config.vocab_groups is not None:
+        return grouped_head.log_probs(config, params, hidden_BTD)
     weights, vocab_axis = head_weights(config, params)
     weights = weights.astype(hidden_BTD.dtype)
     dims = ((hidden_BTD.ndim - 1,), (1 - vocab_axis,))
@@ -136,7 +142,7 @@ def apply(config: ModelConfig, params: dict, tokens_BT: jax.Array, **options) ->
 
 
 def head_weights(config: ModelConfig, params: dict) -> tuple[jax.Array, int]:
-    """Return (the head's weights, which of their axes is the vocabulary)."""
+    """Return (a dense head's weights, which of their axes is the vocabulary)."""
     if config.tie_embeddings:
         return params["embed"]["tokens"], 0
     return params["head"]["kernel"], 1

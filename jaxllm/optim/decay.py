@@ -6,8 +6,9 @@ import jax
 def decay_mask(axes):
     """Return True for every weight matrix and embedding, False for gains, biases and sinks.
 
-    A matrix has an "embed" axis and at least one more besides "layers"; this equals the "two or
-    more dimensions" rule of GPT-2's recipe, without mistaking a [heads, head_dim] bias for a matrix.
+    A matrix has an "embed" axis and at least one more besides those that stack gains, "layers" and
+    "vocab_groups"; this equals the "two or more dimensions" rule of GPT-2's recipe, without mistaking
+    a [heads, head_dim] bias for a matrix.
 
     Args:
       axes: pytree of tuples of logical axis names, structured like the parameters.
@@ -18,6 +19,6 @@ def decay_mask(axes):
     """
 
     def is_matrix(names):
-        return "embed" in names and len([n for n in names if n != "layers"]) > 1
+        return "embed" in names and len([n for n in names if n not in ("layers", "vocab_groups")]) > 1
 
     return jax.tree.map(is_matrix, axes, is_leaf=lambda node: isinstance(node, tuple))

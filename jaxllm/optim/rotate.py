@@ -14,7 +14,7 @@ from jaxllm.optim.stochastic_round import chosen, leaf_seed, seed_words
 
 # Layers are stacked, not mixed, and share their rotation. Of a table only the rows that a batch
 # reads have gradients; rotated, every row would move.
-_NEVER = ("layers", "vocab", "position", None)
+_NEVER = ("layers", "vocab", "vocab_groups", "position", None)
 
 
 class RotateState(NamedTuple):
@@ -39,9 +39,9 @@ def rotate(
 
     An elementwise optimizer (Adam, Lion, RMSProp; decoupled decay too) then prefers no coordinate of w;
     w itself is never rotated. Q is a Kronecker product of one matrix for each axis, drawn anew in every
-    step from (seed, the parameter's path, the axis); axes named layers, vocab and position do not
-    rotate. The state is `inner`'s, and a seed. Wrap what keeps moments and leave clipping, schedules and
-    rounding outside. Emits float32 updates. On several devices the mesh must be in force
+    step from (seed, the parameter's path, the axis); axes named layers, vocab, vocab_groups and position
+    do not rotate. The state is `inner`'s, and a seed. Wrap what keeps moments and leave clipping,
+    schedules and rounding outside. Emits float32 updates. On several devices the mesh must be in force
     (`jax.set_mesh`), as for every kernel.
 
     Strategies differ in the blocks that Q is made of (`orthogonal`) and in cost (`rotation_cost`). The

@@ -191,7 +191,7 @@ def matmul_flops(model: ModelConfig, seq_len: int, tensor: int = 1) -> float:
     # The last product of a layer is not needed for its gradients.
     everything = forward - 2 * D * F
     layers = model.num_layers * (forward + backward + again.get(model.remat, everything))
-    vocabulary = model.known_vocab_size
+    vocabulary = model.logits_per_token
     head_ways = tensor if vocabulary % tensor == 0 else 1
     return layers / tensor + 6 * D * vocabulary / head_ways
 
@@ -287,7 +287,7 @@ def _temporary_bytes(config: TrainConfig, rows: _Rows, mesh: dict[str, int]) -> 
     scores = 3 * 4 * rows.part * model.num_heads / tensor * config.seq_len / _SCORE_BLOCKS
     if mesh["fsdp"] > 1:
         layer += 2 * _layer_weights(model) * a / tensor  # gathered: this layer's and the next one's
-    V = model.known_vocab_size
+    V = model.logits_per_token
     head_ways = tensor if V % tensor == 0 else 1
     logits = min(rows.part * V / head_ways, _LOGITS_AT_A_TIME * tensor / head_ways)
     head = (4 + 4 + a) * logits + 4 * V * D / head_ways / mesh["fsdp"] + 2 * a * rows.part * D
@@ -304,8 +304,8 @@ def _bytes_moved(config: TrainConfig, rows: _Rows, mesh: dict[str, int], state: 
     layers = model.num_layers * rows.step
     activations = layers * (passes * streams + 2 * kept_bytes(model, model.remat, tensor))
     weights = rows.parts * passes * model.num_layers * _layer_weights(model) * a / tensor
-    head_ways = tensor if model.known_vocab_size % tensor == 0 else 1
-    logits = rows.step * model.known_vocab_size / head_ways * (2 * 4 + 3 * a)
+    head_ways = tensor if model.logits_per_token % tensor == 0 else 1
+    logits = rows.step * model.logits_per_token / head_ways * (2 * 4 + 3 * a)
     return activations + weights + logits + 2 * state
 
 

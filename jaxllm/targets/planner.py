@@ -115,7 +115,8 @@ def plan(
     rows = _rows(ranked, forecasts, best, target)
     # A vocabulary that only a trained tokenizer will know stays open for it.
     chosen = rows[0].config
-    model = dataclasses.replace(chosen.model, vocab_size=asked.model.vocab_size)
+    tokens = dict(vocab_size=asked.model.vocab_size, vocab_groups=asked.model.vocab_groups)
+    model = dataclasses.replace(chosen.model, **tokens)
     return Plan(dataclasses.replace(chosen, model=model), target, rows)
 
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from jaxllm import models, parallel
 from jaxllm.data.tokenizer import is_trained, load_tokenizer
+from jaxllm.data.vocab_order import parse_groups
 from jaxllm.errors import UserError
 from jaxllm.models.cache import LayerCache
 from jaxllm.targets.catalog import Target, get_target
@@ -79,22 +80,29 @@ def compile_decode_step(
 def with_vocabulary(config: TrainConfig) -> TrainConfig:
     """Return the run with its vocabulary's size filled in from the tokenizer's name.
 
+    Groups are of ids in their order: which token is in which group changes no shape.
+
     Raises:
       UserError: the tokenizer is one whose size only its data tells.
     """
-    if config.model.vocab_size is not None:
-        return config
-    name = config.tokenizer
+    size, groups = config.model.vocab_size, config.model.vocab_groups
+    if size is None:
+        size = _vocab_size(config.tokenizer)
+    if config.vocab_groups is not None:
+        groups = models.VocabGroups.of(range(size), parse_groups(config.vocab_groups)[1])
+    model = dataclasses.replace(config.model, vocab_size=size, vocab_groups=groups)
+    return dataclasses.replace(config, model=model)
+
+
+def _vocab_size(name: str) -> int:
     if name.startswith("bpe:") and name[4:].isdecimal():
-        size = int(name[4:])
-    elif is_trained(name):
+        return int(name[4:])
+    if is_trained(name):
         raise UserError(
             f"the size of the tokenizer '{name}' depends on its text, which a forecast does not read; "
             "set model.vocab_size"
         )
-    else:
-        size = load_tokenizer(name).vocab_size
-    return dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=size))
+    return load_tokenizer(name).vocab_size
 
 
 def _sharded(shapes, shardings):

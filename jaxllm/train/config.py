@@ -4,6 +4,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from jaxllm.data import parse_groups
 from jaxllm.errors import UserError, unknown
 from jaxllm.models import ModelConfig, get_preset
 from jaxllm.optim import OptimConfig
@@ -19,6 +20,7 @@ class TrainConfig:
     model: ModelConfig = field(default_factory=lambda: get_preset("gpt2-micro", vocab_size=None))
     data: str = "sotu"  # "sotu" (embedded), a file or folder, .jsonl/.csv/.tsv, or tfds:NAME
     tokenizer: str = "bpe:1024"  # gpt2, bytes, char, bpe:SIZE (trained on the data), tokenizer.json
+    vocab_groups: str | None = None  # ORDER or ORDER:K of jaxllm.data.VOCAB_ORDERS: model.vocab_groups
     text_column: str = "text"  # where the text is, in jsonl, csv, tsv and tfds
     isolate_documents: bool = True  # attention and loss stay inside a document
     seq_len: int = 256  # tokens
@@ -65,6 +67,8 @@ class TrainConfig:
                 f"seq_len {self.seq_len} is longer than the {self.model.context_length} positions "
                 "the model learns; lower seq_len or raise model.context_length"
             )
+        if self.vocab_groups is not None:
+            parse_groups(self.vocab_groups)
         get_precision(self.precision)
         if self.subnetwork is not None:
             get_schedule(self.subnetwork, self.model.num_layers, self.steps)
@@ -124,7 +128,8 @@ def check_same_run(saved: dict[str, Any], asked: dict[str, Any], folder: str) ->
     was, now = dict(flat(saved)), dict(flat(asked))
     for name in now:
         if name.split(".")[0] in decisive and was.get(name) != now[name]:
+            old, new = (f"{value}"[:60] for value in (was.get(name), now[name]))  # a map is long
             raise UserError(
-                f"the checkpoint in {folder} was written with {name}={was.get(name)}, this run asks "
-                f"for {now[name]}; use the same value or another --out"
+                f"the checkpoint in {folder} was written with {name}={old}, this run asks for {new}; use "
+                "the same value or another --out"
             )

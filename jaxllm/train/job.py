@@ -138,7 +138,7 @@ def prepare(
     corpus = data.prepare(
         config.data, config.tokenizer, seq_len=config.seq_len, text_column=config.text_column
     )
-    config = _with_vocabulary(config, corpus.tokenizer)
+    config = _with_vocabulary(config, corpus)
     return _build(config, corpus, mesh, loss, optimizer, subnetworks)
 
 
@@ -251,15 +251,30 @@ def _on(mesh, function):
     return on_mesh
 
 
-def _with_vocabulary(config: TrainConfig, tokenizer) -> TrainConfig:
+def _with_vocabulary(config: TrainConfig, corpus: data.Corpus) -> TrainConfig:
     """Fill in what the tokenizer decides."""
+    tokenizer, groups = corpus.tokenizer, config.model.vocab_groups
     vocab_size = config.model.vocab_size or tokenizer.vocab_size
     if tokenizer.vocab_size > vocab_size:
         raise UserError(
             f"tokenizer '{config.tokenizer}' has ids up to {tokenizer.vocab_size - 1}, beyond "
             f"model.vocab_size={vocab_size}; set it to at least {tokenizer.vocab_size}"
         )
-    return dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=vocab_size))
+    if config.vocab_groups is not None:
+        name, slots = data.parse_groups(config.vocab_groups)
+        # Counting reads all of the text, so only where the counts are used.
+        counted = name == "frequency"
+        counts = np.bincount(corpus.train.ids, minlength=tokenizer.vocab_size) if counted else None
+        order = data.vocab_order(name, tokenizer, counts=counts, seed=config.seed)
+        order = np.concatenate([order, np.arange(tokenizer.vocab_size, vocab_size)])  # unused ids last
+        groups = models.VocabGroups.of(order, slots, tokenizer.fingerprint)
+    elif groups is not None and groups.tokenizer not in ("", tokenizer.fingerprint):
+        raise UserError(
+            f"model.vocab_groups were made for another tokenizer than '{config.tokenizer}'; train with that "
+            "one, or set vocab_groups, which makes new ones"
+        )
+    model = dataclasses.replace(config.model, vocab_size=vocab_size, vocab_groups=groups)
+    return dataclasses.replace(config, model=model)
 
 
 def _with_types(config: TrainConfig) -> TrainConfig:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jaxllm_kernels.grouped_cross_entropy import GroupedWeights, grouped_cross_entropy, joint_log_probs
+from jaxllm_kernels.grouped_cross_entropy.own_slots import own_slots_loss
 from jaxllm_kernels.linear_cross_entropy import linear_cross_entropy
 
 B, T, D = 2, 9, 12
@@ -16,42 +17,51 @@ GROUP = np.repeat(np.arange(G), SIZES)
 SLOT = np.concatenate([np.arange(n) for n in SIZES])
 
 
-def inputs(scale, seed=0):
+FORMS = ("hidden", "logits", "shared", "own")
+SCALE = {"hidden": "hidden", "logits": "logits", "shared": "none", "own": "none"}
+
+
+def inputs(form, seed=0):
     rng = np.random.default_rng(seed)
-    X = D if scale == "hidden" else K
-    shapes = ((D, G), (G,), (D, K), (G, X), (G, X))
+    X = {"hidden": D, "logits": K}.get(form)
+    shapes = [(D, G), (G,), (G, K, D) if form == "own" else (D, K)] + ([(G, X)] * 2 if X else [])
     weights = GroupedWeights(*(jnp.asarray(rng.normal(size=s), jnp.float32) for s in shapes))
-    weights = weights._replace(scale_GX=1 + 0.3 * weights.scale_GX)
+    if X:
+        weights = weights._replace(scale_GX=1 + 0.3 * weights.scale_GX)
     hidden = jnp.asarray(rng.normal(size=(B, T, D)), jnp.float32)
     return hidden, weights, rng.integers(0, len(GROUP), (B, T)), jnp.asarray(rng.uniform(size=(B, T)))
 
 
-def dense_log_probs(hidden, weights, scale):
+def dense_log_probs(hidden, weights, form):
     """Return log p(token) [B, T, V] in float64."""
     h = np.asarray(hidden, np.float64)
-    w = GroupedWeights(*(np.asarray(x, np.float64) for x in weights))
+    w = GroupedWeights(*(None if x is None else np.asarray(x, np.float64) for x in weights))
     group = h @ w.groups_DG + w.group_bias_G
     group -= np.log(np.exp(group).sum(-1, keepdims=True))
     out = np.zeros((B, T, len(GROUP)))
     for g, n in enumerate(SIZES):
-        if scale == "hidden":
-            slot = (h * w.scale_GX[g] + w.shift_GX[g]) @ w.slots_DK
+        if form == "own":
+            slot = h @ w.slots[g].T
+        elif form == "hidden":
+            slot = (h * w.scale_GX[g] + w.shift_GX[g]) @ w.slots
         else:
-            slot = (h @ w.slots_DK) * w.scale_GX[g] + w.shift_GX[g]
+            slot = h @ w.slots
+            if form == "logits":
+                slot = slot * w.scale_GX[g] + w.shift_GX[g]
         slot = slot[..., :n]
         slot -= np.log(np.exp(slot).sum(-1, keepdims=True))
         out[..., GROUP == g] = group[..., g : g + 1] + slot
     return out
 
 
-@pytest.mark.parametrize("scale", ["hidden", "logits"])
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("logits_bytes", [None, 4 * 2 * 5 * 2])
-def test_loss_is_that_of_the_dense_distribution(scale, logits_bytes):
-    hidden, weights, tokens, token_weights = inputs(scale)
-    log_probs = dense_log_probs(hidden, weights, scale)
+def test_loss_is_that_of_the_dense_distribution(form, logits_bytes):
+    hidden, weights, tokens, token_weights = inputs(form)
+    log_probs = dense_log_probs(hidden, weights, form)
     assert np.abs(np.exp(log_probs).sum(-1) - 1).max() <= 1e-12
     picked = np.take_along_axis(log_probs, tokens[..., None], -1)[..., 0]
-    run = functools.partial(grouped_cross_entropy, scale=scale, logits_bytes=logits_bytes)
+    run = functools.partial(grouped_cross_entropy, scale=SCALE[form], logits_bytes=logits_bytes)
     sums = jax.jit(run)(
         hidden, weights, GROUP[tokens], SLOT[tokens], SIZES, token_weights_BT=token_weights
     )
@@ -59,28 +69,28 @@ def test_loss_is_that_of_the_dense_distribution(scale, logits_bytes):
     assert sums.group + sums.slot == pytest.approx(float(sums.total), rel=1e-6)
 
 
-@pytest.mark.parametrize("scale", ["hidden", "logits"])
-def test_joint_log_probs_are_the_dense_ones_and_sum_to_one(scale):
-    hidden, weights, _, _ = inputs(scale)
-    joint = joint_log_probs(hidden, weights, SIZES, scale=scale)
+@pytest.mark.parametrize("form", FORMS)
+def test_joint_log_probs_are_the_dense_ones_and_sum_to_one(form):
+    hidden, weights, _, _ = inputs(form)
+    joint = joint_log_probs(hidden, weights, SIZES, scale=SCALE[form])
     assert np.abs(jax.nn.logsumexp(joint, axis=(-2, -1))).max() <= 1e-5
     np.testing.assert_allclose(
-        joint[..., GROUP, SLOT], dense_log_probs(hidden, weights, scale), atol=2e-5, rtol=1e-5
+        joint[..., GROUP, SLOT], dense_log_probs(hidden, weights, form), atol=2e-5, rtol=1e-5
     )
 
 
-@pytest.mark.parametrize("scale", ["hidden", "logits"])
-def test_gradients_are_those_of_the_joint_log_probs(scale):
-    hidden, weights, tokens, token_weights = inputs(scale)
+@pytest.mark.parametrize("form", FORMS)
+def test_gradients_are_those_of_the_joint_log_probs(form):
+    hidden, weights, tokens, token_weights = inputs(form)
 
     def fused(hidden, weights):
         return grouped_cross_entropy(
             hidden, weights, GROUP[tokens], SLOT[tokens], SIZES, token_weights_BT=token_weights,
-            scale=scale, logits_bytes=100,
+            scale=SCALE[form], logits_bytes=100,
         ).total  # fmt: skip
 
     def dense(hidden, weights):
-        joint = joint_log_probs(hidden, weights, SIZES, scale=scale)[..., GROUP, SLOT]
+        joint = joint_log_probs(hidden, weights, SIZES, scale=SCALE[form])[..., GROUP, SLOT]
         return -jnp.sum(token_weights * jnp.take_along_axis(joint, tokens[..., None], -1)[..., 0])
 
     got, expected = (jax.jit(jax.grad(f, argnums=(0, 1)))(hidden, weights) for f in (fused, dense))
@@ -88,22 +98,22 @@ def test_gradients_are_those_of_the_joint_log_probs(scale):
         assert np.abs(a - b).max() <= 2e-5 * np.abs(b).max()
 
 
-@pytest.mark.parametrize("scale", ["hidden", "logits"])
-def test_tokens_of_weight_0_may_be_anything(scale):
-    hidden, weights, tokens, token_weights = inputs(scale)
+@pytest.mark.parametrize("form", FORMS)
+def test_tokens_of_weight_0_may_be_anything(form):
+    hidden, weights, tokens, token_weights = inputs(form)
     mask = np.asarray(token_weights) < 0.5
     groups, slots = GROUP[tokens], SLOT[tokens]
 
     def total(weights, groups, slots):
         return grouped_cross_entropy(
-            hidden, weights, groups, slots, SIZES, token_weights_BT=jnp.asarray(mask), scale=scale
+            hidden, weights, groups, slots, SIZES, token_weights_BT=jnp.asarray(mask), scale=SCALE[form]
         ).total
 
     odd = np.where(mask, groups, -100), np.where(mask, slots, 10**6)
     got = jax.value_and_grad(total)(weights, *odd)
     expected = jax.value_and_grad(total)(weights, groups, slots)
     jax.tree.map(np.testing.assert_array_equal, got, expected)
-    assert all(np.isfinite(x).all() for x in got[1])
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(got[1]))
 
 
 def test_one_group_is_the_ordinary_head():
@@ -121,17 +131,41 @@ def test_one_group_is_the_ordinary_head():
     assert sums.total == pytest.approx(float(linear_cross_entropy(hidden, head, tokens).total), rel=1e-6)
 
 
-@pytest.mark.parametrize(("scale", "most_mib"), [("hidden", 48), ("logits", 48)])
-def test_memory_at_a_real_vocabulary(scale, most_mib):
+def test_own_weights_take_a_group_in_several_blocks():
+    """Groups of 131, 0 and 2 tokens, in random order; float32 against float64, 2e-5 of the largest."""
+    rng = np.random.default_rng(0)
+    sizes, groups = np.array([3, 3, 2]), rng.permutation([0] * 131 + [2] * 2)
+    labels, token_weights = rng.integers(0, 2, len(groups)), rng.uniform(size=len(groups))
+    h, w = rng.normal(size=(len(groups), 5)), rng.normal(size=(3, 3, 5))
+
+    def loss(hidden, slots):
+        inputs = groups, labels, sizes, token_weights.astype("float32")
+        return own_slots_loss(hidden, slots, *inputs)
+
+    value, got = jax.jit(jax.value_and_grad(loss, (0, 1)))(jnp.float32(h), jnp.float32(w))
+    logits = np.einsum("nd,nkd->nk", h, w[groups])
+    logits[np.arange(3) >= sizes[groups][:, None]] = -np.inf
+    probs = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    assert value == pytest.approx(-token_weights @ np.log(probs[np.arange(len(h)), labels]), rel=1e-6)
+    error = token_weights[:, None] * (probs - np.eye(3)[labels])
+    expected = np.einsum("nk,nkd->nd", error, w[groups]), np.zeros_like(w)
+    np.add.at(expected[1], groups, error[:, :, None] * h[:, None])
+    for a, b in zip(got, expected, strict=True):
+        assert np.abs(a - b).max() <= 2e-5 * np.abs(b).max()
+
+
+@pytest.mark.parametrize(("form", "most_mib"), [("hidden", 48), ("logits", 48), ("own", 64)])
+def test_memory_at_a_real_vocabulary(form, most_mib):
     """At N = 4096, D = 256, V = 50257 full logits alone are 785 MiB."""
     G, K, D = 225, 224, 256
-    X = D if scale == "hidden" else K
-    shapes = [(1, 4096, D), (D, G), (G,), (D, K), (G, X), (G, X)]
+    X = {"hidden": D, "logits": K}.get(form)
+    shapes = [(1, 4096, D), (D, G), (G,), (G, K, D) if form == "own" else (D, K)]
+    shapes += [(G, X)] * 2 if X else []
     floats = [jax.ShapeDtypeStruct(s, jnp.float32) for s in shapes]
     ints = [jax.ShapeDtypeStruct(s, jnp.int32) for s in ((1, 4096), (1, 4096), (G,))]
 
     def total(hidden, weights, groups, slots, sizes):
-        return grouped_cross_entropy(hidden, weights, groups, slots, sizes, scale=scale).total
+        return grouped_cross_entropy(hidden, weights, groups, slots, sizes, scale=SCALE[form]).total
 
     step = jax.jit(jax.value_and_grad(total, argnums=(0, 1)))
     program = step.lower(floats[0], GroupedWeights(*floats[1:]), *ints).compile()
@@ -142,7 +176,7 @@ def test_shapes_that_do_not_fit_are_refused():
     hidden, weights, tokens, _ = inputs("hidden")
     with pytest.raises(ValueError, match="scale_GX"):
         grouped_cross_entropy(hidden, weights, tokens, tokens, SIZES, scale="logits")
-    with pytest.raises(ValueError, match="neither"):
+    with pytest.raises(ValueError, match="none of"):
         grouped_cross_entropy(hidden, weights, tokens, tokens, SIZES, scale="slots")
     with pytest.raises(ValueError, match="group_sizes"):
         grouped_cross_entropy(hidden, weights, tokens, tokens, SIZES[:2])

