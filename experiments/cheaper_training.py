@@ -1,0 +1,245 @@
+"""Train with four savings at once, beside plain AdamW in float32: loss against FLOPs, memory and time.
+
+    python -m experiments.cheaper_training                   # small: about half an hour on 2 cores
+    python -m experiments.cheaper_training --preset debug    # a minute
+    python -m experiments.cheaper_training --variants plain est groups orthoadam sr est+groups+orthoadam+sr
+
+A variant is the plain run with parts of it replaced, in any combination:
+
+- est: random subnetworks that grow to the whole model (arXiv 2406.06962)
+- groups: a head that predicts a token's group, then the token (arXiv 2411.06371), with the token table's
+  own vectors inside a group
+- orthoadam: Adam in a rotated basis (arXiv 2410.17174)
+- sr: bfloat16 without master weights, rounded stochastically: 8 bytes a parameter
+
+FLOPs and seconds are counted as in `experiments.evolving_subnetworks`; memory is the compiled step's.
+"""
+
+import dataclasses
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import optax
+from tqdm import tqdm
+
+from experiments.evolving_subnetworks import flops, so_far, time_steps
+from jaxllm import optim, parallel, targets
+from jaxllm.atomic import write_figure
+from jaxllm.cli.experiment import run_experiment
+from jaxllm.cli.train import open_presets
+from jaxllm.errors import UserError, unknown
+from jaxllm.models import get_preset
+from jaxllm.optim import OptimConfig
+from jaxllm.parallel import MeshConfig
+from jaxllm.report import Claim, Report, markdown_table, t_interval
+from jaxllm.train import TrainConfig, once, to_dict, train
+from jaxllm.train.writers import read_metrics
+
+PLAIN, ALL = "plain", "est+groups+orthoadam+sr"
+PARTS = ("est", "groups", "orthoadam", "sr")
+_OPTIMIZERS = {  # (orthoadam, sr)
+    (False, False): "adamw",
+    (True, False): "orthoadam",
+    (False, True): "adamw_bf16_sr",
+    (True, True): "experiments.cheaper_training:orthoadam_bf16_sr",
+}
+_OURS = "this experiment"
+_MOST = 0.02  # how much of plain training's loss the savings may cost
+
+
+@dataclass(frozen=True)
+class CheaperTrainingConfig(TrainConfig):
+    """The plain run, and which savings to compare with it."""
+
+    variants: tuple[str, ...] = (PLAIN, ALL)  # parts joined by +; the first is what others are held against
+    schedule: str = "est-gpt2-like"  # of est: one of `subnetwork.SCHEDULES`
+    groups: str = "merge_tree"  # of groups: ORDER or ORDER:K
+    group_head: str = "own"  # of groups: one of `models.config.GROUP_HEADS`
+    seeds: tuple[int, ...] = (0, 1, 2)
+    timing_rounds: int = 5  # turns of each kind of step
+    machines: tuple[str, ...] = ("cpu",)  # whose compilers' account of memory is reported
+
+    def __post_init__(self):
+        super().__post_init__()
+        for variant in self.variants:
+            parts_of(variant)
+        if len(self.variants) < 2:
+            raise UserError(f"variants is {self.variants}; give two or more to compare")
+        if len(self.seeds) < 2:
+            raise UserError(f"seeds is {self.seeds}; give two or more, which an interval needs")
+
+
+def parts_of(variant: str) -> tuple[str, ...]:
+    """Return the parts of a variant, checked.
+
+    Examples:
+      >>> parts_of("est+sr")
+      ('est', 'sr')
+    """
+    if variant == PLAIN:
+        return ()
+    parts = tuple(variant.split("+"))
+    for part in parts:
+        if part not in PARTS:
+            raise unknown("part of a variant:", part, PARTS)
+    return parts
+
+
+def orthoadam_bf16_sr(learning_rate, axes, b1, b2, eps, weight_decay, mask) -> optax.GradientTransformation:
+    """Return OrthoAdam on bfloat16 weights without masters: moments in bfloat16, stochastic rounding last."""
+    return optax.chain(
+        optim.rotate(optim.scale_by_adam_low_precision(b1, b2, eps), axes),
+        optax.add_decayed_weights(weight_decay, mask),
+        optax.scale_by_learning_rate(learning_rate),
+        optim.stochastic_round(),
+    )
+
+
+def _debug() -> CheaperTrainingConfig:
+    return CheaperTrainingConfig(
+        model=get_preset("gpt2-nano", vocab_size=None), tokenizer="bytes", seq_len=32, batch_size=8, steps=15,
+        optim=OptimConfig(learning_rate=3e-3, warmup_steps=3), eval_every=5, eval_batches=2,
+        final_eval_batches=4, groups="merge_order", seeds=(0, 1), timing_rounds=2,
+        out="runs/cheaper-training-debug",
+    )  # fmt: skip
+
+
+def _small() -> CheaperTrainingConfig:
+    """GPT-2's vocabulary, which at this width is most of a plain step."""
+    model = get_preset(
+        "gpt2-micro", vocab_size=None, num_layers=6, embed_dim=256, num_heads=8, position="rotary"
+    )
+    return CheaperTrainingConfig(
+        model=model, tokenizer="gpt2", seq_len=128, batch_size=8, steps=600,
+        optim=OptimConfig(learning_rate=3e-3, warmup_steps=60), eval_every=60, eval_batches=10,
+        final_eval_batches=60, out="runs/cheaper-training",
+    )  # fmt: skip
+
+
+def _paper() -> CheaperTrainingConfig:
+    return CheaperTrainingConfig(
+        model=get_preset("gpt2", remat="full"), data="tfds:openwebtext", tokenizer="gpt2",
+        isolate_documents=False, seq_len=1024, batch_size=480, accumulate=5, steps=150_000,
+        mesh=MeshConfig(8, 1, 1), optim=OptimConfig(warmup_steps=2000), eval_every=2000, eval_batches=200,
+        final_eval_batches=2000, machines=("h100x8",), out="runs/cheaper-training-paper",
+    )  # fmt: skip
+
+
+PRESETS = {"debug": _debug, "small": _small, "paper": _paper}
+
+
+def run_config(config: CheaperTrainingConfig, variant: str, seed: int = 0) -> TrainConfig:
+    """Return the training run of a variant."""
+    shared = {field.name: getattr(config, field.name) for field in dataclasses.fields(TrainConfig)}
+    own = dict(seed=seed, out=str(Path(config.out, variant, f"seed-{seed}")), progress=False, keep_last=1,
+               keep_best=0)  # fmt: skip
+    run, parts = TrainConfig(**(shared | own)), parts_of(variant)
+    name = _OPTIMIZERS["orthoadam" in parts, "sr" in parts]
+    changes = dict(optim=dataclasses.replace(run.optim, name=name))
+    if "est" in parts:
+        changes["subnetwork"] = config.schedule
+    if "groups" in parts:
+        changes["vocab_groups"] = config.groups
+        changes["model"] = dataclasses.replace(run.model, group_head=config.group_head)
+    if "sr" in parts:
+        changes["precision"] = "bfloat16"
+    return dataclasses.replace(run, **changes)
+
+
+def train_once(run: TrainConfig) -> dict:
+    """Train a run, unless it was; return its held-out loss, curve and FLOPs of a step of each stage."""
+
+    def measure():
+        trained = train(run)
+        curve = [[row["step"], row["heldout_loss"]] for row in read_metrics(run.out) if "heldout_loss" in row]
+        return dict(loss=trained.evaluation.loss, curve=curve, flops=flops(trained.job.config))
+
+    return once(Path(run.out, "outcome.json"), run, measure)
+
+
+def main(config: CheaperTrainingConfig, preset: str = "custom") -> Report:
+    """Train all variants, time and compile their steps; write the report into `config.out`."""
+    if config.distributed:
+        parallel.initialize()
+    started, out = time.time(), Path(config.out)
+    runs = {variant: run_config(config, variant) for variant in config.variants}
+    outcomes = {variant: [] for variant in runs}
+    with tqdm(total=len(runs) * len(config.seeds), desc="runs", unit="run") as bar:
+        for seed in config.seeds:
+            for variant in runs:
+                bar.set_postfix_str(f"{variant}, seed {seed}")
+                outcomes[variant].append(train_once(run_config(config, variant, seed)))
+                bar.update()
+    seconds = time_steps(runs, config.timing_rounds)
+    peaks = {
+        (variant, machine): targets.compile_train_step(run, machine).peak_bytes
+        for variant, run in runs.items()
+        for machine in config.machines
+    }
+    metrics, claims, table = judge(config, runs, outcomes, seconds, peaks)
+    _plot(runs, outcomes, seconds, peaks, config.machines[0], out / "cheaper.png")
+    report = Report(
+        experiment="cheaper_training", preset=preset, config=to_dict(config), seeds=list(config.seeds),
+        metrics=metrics, claims=claims, seconds=time.time() - started, sections={"Variants": table},
+    )  # fmt: skip
+    report.write(out)
+    print(report.to_markdown(out).partition("\n## Config")[0])
+    return report
+
+
+def judge(config, runs, outcomes, seconds, peaks) -> tuple[dict[str, float], list[Claim], str]:
+    """Hold every variant against the first; return (metrics, claims, table)."""
+    losses = {variant: np.array([one["loss"] for one in each]) for variant, each in outcomes.items()}
+    cost = {
+        variant: {
+            "petaflops": so_far(run, outcomes[variant][0]["flops"])[-1] / 1e15,
+            "seconds": so_far(run, seconds[variant])[-1],
+            **{f"peak_mib_{machine}": peaks[variant, machine] / 2**20 for machine in config.machines},
+        }
+        for variant, run in runs.items()
+    }
+    first, *others = config.variants
+    metrics, claims = {}, []
+    for variant, kinds in cost.items():
+        metrics[f"heldout_loss/{variant}"] = float(losses[variant].mean())
+        metrics |= {f"{kind}/{variant}": float(value) for kind, value in kinds.items()}
+    for variant in others:
+        more = losses[variant] / losses[first] - 1
+        claims.append(Claim(f"{variant}: held-out loss at most {_MOST:.0%} above {first}'s", _OURS,
+                            measured=float(more.mean()), interval=t_interval(more),
+                            holds=bool(t_interval(more)[1] <= _MOST)))  # fmt: skip
+        for kind, value in cost[variant].items():
+            share = value / cost[first][kind]
+            claims.append(Claim(f"{variant}: {kind} below {first}'s", _OURS, measured=float(share), holds=bool(share < 1)))
+    rows = [
+        (variant, f"{losses[variant].mean():.4f}", *(f"{value:.4g}" for value in cost[variant].values()))
+        for variant in config.variants
+    ]
+    return metrics, claims, markdown_table(("variant", "held-out loss", *cost[first]), rows)
+
+
+def _plot(runs, outcomes, seconds, peaks, machine, path):
+    """Draw the held-out loss against FLOPs and seconds, and beside the peak memory."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(15, 4.5), layout="constrained")
+    axes = figure.subplots(1, 3)
+    for variant, run in runs.items():
+        curve = np.mean([one["curve"] for one in outcomes[variant]], axis=0)
+        at = curve[:, 0].astype(int)
+        spent = so_far(run, outcomes[variant][0]["flops"])[at] / 1e15
+        axes[0].plot(spent, curve[:, 1], marker=".", label=variant)
+        axes[1].plot(so_far(run, seconds[variant])[at], curve[:, 1], marker=".", label=variant)
+        axes[2].scatter(peaks[variant, machine] / 2**20, curve[-1, 1], label=variant)
+    for axis, label in zip(axes, ("PFLOPs", "seconds (median steps)", f"peak MiB ({machine})"), strict=True):
+        axis.set(xlabel=label, ylabel="held-out loss")
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=7)
+    axes[2].set_xlim(left=0)
+    write_figure(path, figure)
+
+
+if __name__ == "__main__":
+    run_experiment(main, CheaperTrainingConfig, open_presets(PRESETS))
