@@ -101,8 +101,8 @@ def _debug() -> CheaperTrainingConfig:
     return CheaperTrainingConfig(
         model=get_preset("gpt2-nano", vocab_size=None), tokenizer="bytes", seq_len=32, batch_size=8, steps=15,
         optim=OptimConfig(learning_rate=3e-3, warmup_steps=3), eval_every=5, eval_batches=2,
-        final_eval_batches=4, groups="merge_order", seeds=(0, 1), timing_rounds=2,
-        out="runs/cheaper-training-debug",
+        final_eval_batches=4, variants=(PLAIN, "est+groups+sr"), schedule="layer-dropout",
+        groups="merge_order", seeds=(0, 1), timing_rounds=2, out="runs/cheaper-training-debug",
     )  # fmt: skip
 
 
@@ -212,7 +212,8 @@ def judge(config, runs, outcomes, seconds, peaks) -> tuple[dict[str, float], lis
                             holds=bool(t_interval(more)[1] <= _MOST)))  # fmt: skip
         for kind, value in cost[variant].items():
             share = value / cost[first][kind]
-            claims.append(Claim(f"{variant}: {kind} below {first}'s", _OURS, measured=float(share), holds=bool(share < 1)))
+            claims.append(Claim(f"{variant}: {kind} below {first}'s", _OURS,
+                                measured=float(share), holds=bool(share < 1)))  # fmt: skip
     rows = [
         (variant, f"{losses[variant].mean():.4f}", *(f"{value:.4g}" for value in cost[variant].values()))
         for variant in config.variants

@@ -40,6 +40,20 @@ def test_stochastic_rounding_trains_where_rounding_to_nearest_stands_still(monke
     assert loss["bfloat16, stochastic"] < 4 * loss["float32"]
 
 
+def test_cheaper_training_shows_what_was_measured(tmp_path, monkeypatch):
+    monkeypatch.setenv("JAXLLM_PRESET", "debug")
+    monkeypatch.setenv("JAXLLM_OUT", str(tmp_path))
+    text = run("cheaper_training.ipynb", monkeypatch)
+    report = json.loads((tmp_path / "report.json").read_text())
+    shares = {claim["claim"]: claim["measured"] for claim in report["claims"]}
+    for claim, measured in shares.items():
+        assert f"hold | {claim} | {round(measured, 3)}" in text.replace("holds", "hold")
+    # By hand: 2 layers, width 64, 32 tokens of 257 in 16 groups of 17; 8 of 15 steps train one layer.
+    layer, head, grouped = 12 * 64**2 + 2 * 64 * 32, 64 * 257, 64 * (16 + 17)
+    flops = (8 / 15 * 0.5 + 7 / 15) * 2 * layer + grouped
+    assert shares["est+groups+sr: petaflops below plain's"] == pytest.approx(flops / (2 * layer + head))
+
+
 @pytest.mark.smoke
 def test_notebooks_are_stored_without_outputs():
     for path in (ROOT / "colab").glob("*.ipynb"):
