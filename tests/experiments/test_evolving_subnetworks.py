@@ -1,7 +1,6 @@
 """EST and its controls: equal FLOPs, claims that follow the figures, a grid that goes on."""
 
 import dataclasses
-import functools
 import json
 import math
 from pathlib import Path
@@ -18,7 +17,7 @@ from jaxllm.errors import UserError
 from jaxllm.models import get_preset
 from jaxllm.subnetwork import Savings
 from jaxllm.targets.train_step import with_vocabulary
-from jaxllm.train import prepare, train
+from jaxllm.train import prepare
 
 EST = "est-gpt2-like"
 
@@ -29,12 +28,26 @@ def debug(**changes):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """The debug preset, on one device: steps for eight take twice as long to compile."""
+    """The debug preset on one device; the seeds of an arm share what they compile."""
     config = debug(out=str(tmp_path_factory.mktemp("subnetworks")))
-    one = dict(devices=jax.devices()[:1])
+    config = dataclasses.replace(
+        config, model=dataclasses.replace(config.model, attention_implementation="reference")
+    )
+    jobs = {}
+
+    def prepare_once(run, **_):
+        key = dataclasses.replace(run, seed=0, out="")
+        if key not in jobs:
+            job = prepare(run, devices=jax.devices()[:1])
+            like = next((j for j in jobs.values() if j.model == job.model), job)
+            jobs[key] = dataclasses.replace(job, init=like.init, eval_step=like.eval_step)
+        return dataclasses.replace(
+            jobs[key], config=dataclasses.replace(jobs[key].config, seed=run.seed, out=run.out)
+        )
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(experiment, "train", functools.partial(train, **one))
-        patch.setattr(experiment, "prepare", functools.partial(prepare, **one))
+        patch.setattr(experiment, "prepare", prepare_once)
+        patch.setattr("jaxllm.train.loop.prepare", prepare_once)
         return config, experiment.main(config, "debug")
 
 

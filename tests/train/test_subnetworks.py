@@ -20,9 +20,15 @@ HALF = Rates(0.5, 0.5, 0.5)
 HALF_THEN_ALL = Schedule((Stage(0.6, HALF), Stage(1.0, Rates())))
 
 
+def simple(config, **model):
+    """Return the run with a model that compiles quickly."""
+    model = dict(attention_implementation="reference") | model
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, **model))
+
+
 def test_a_run_stopped_within_a_stage_goes_on_bit_for_bit_and_compiles_each_stage_once(tiny, monkeypatch):
     """With float32 sums of parts, master weights and frozen moments."""
-    config = tiny(steps=5, precision="mixed_o2", accumulate=2, unsampled="freeze")
+    config = simple(tiny(steps=5, precision="mixed_o2", accumulate=2, unsampled="freeze"))
     job = prepare(config, subnetworks=HALF_THEN_ALL, devices=jax.devices()[:1])
     # The runs below share what they compile.
     monkeypatch.setattr("jaxllm.train.loop.prepare", lambda config, **_: dataclasses.replace(
@@ -44,9 +50,13 @@ def test_a_run_stopped_within_a_stage_goes_on_bit_for_bit_and_compiles_each_stag
 
 def test_on_a_mesh_the_losses_are_those_of_one_device_with_the_same_draws(tiny):
     """Heads, neurons and vocabulary over 4 devices, width over 2; draws balanced over the 4."""
-    config = tiny(mesh=MeshConfig(data=1, fsdp=2, tensor=4))
-    config = dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=260, num_heads=8,
-                                                                   num_kv_heads=8, head_dim=4))  # fmt: skip
+    config = simple(
+        tiny(mesh=MeshConfig(data=1, fsdp=2, tensor=4)),
+        vocab_size=260,
+        num_heads=8,
+        num_kv_heads=8,
+        head_dim=4,
+    )
     wide = Rates(0.5, 0.5, 0.25)
     schedule = Schedule((Stage(1.0, wide),))
     job = prepare(config, subnetworks=schedule)
