@@ -215,7 +215,7 @@ def stages_of(run: TrainConfig) -> list[tuple[int, TrainConfig]]:
 def so_far(run: TrainConfig, per_step: Sequence[float]) -> np.ndarray:
     """Return the sum of something after each step, from 0 steps on, given what a step of each stage costs."""
     ends = [end for end, _ in stages_of(run)]
-    each = [cost for cost, count in zip(per_step, np.diff([0, *ends]), strict=True) for _ in range(count)]
+    each = np.repeat(np.asarray(per_step, float), np.diff([0, *ends]))
     return np.concatenate([[0.0], np.cumsum(each)])
 
 

@@ -31,7 +31,7 @@ def sample(
         as likely as before, but no longer on its own: not the paper's method.
       shards: ways that heads and neurons are split (tensor parallelism). Of each part equally many are
         kept, so that no device needs units of another. An axis that cannot be split equally is not
-        split by `parallel.RULES` either.
+        split by `parallel.RULES` either. The draw depends on this number.
 
     Returns:
       {logical axis name: int32 indices, ascending}. "layers": [L'], of all layers; "heads",

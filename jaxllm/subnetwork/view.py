@@ -48,7 +48,7 @@ def check_schedule(config: ModelConfig, schedule: Schedule, shards: int = 1) -> 
     """
     for stage in schedule.stages:
         shrink(config, stage.rates)
-        jax.eval_shape(partial(_draw, config, stage.rates, schedule, shards), jax.random.key(0))
+        jax.eval_shape(lambda rates=stage.rates: _draw(config, rates, schedule, shards, jax.random.key(0)))
 
 
 def _draw(config, rates, schedule, shards, key):

@@ -18,7 +18,7 @@ from jaxllm.errors import UserError
 from jaxllm.models import get_preset
 from jaxllm.subnetwork import Savings
 from jaxllm.targets.train_step import with_vocabulary
-from jaxllm.train import prepare, train
+from jaxllm.train import prepare
 
 EST = "est-gpt2-like"
 
@@ -29,13 +29,30 @@ def debug(**changes):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """The debug preset, on one device: steps for eight take twice as long to compile."""
+    """The debug preset, of which one run of EST is trained and timed and the others are made up."""
     config = debug(out=str(tmp_path_factory.mktemp("subnetworks")))
-    one = dict(devices=jax.devices()[:1])
+    model = dataclasses.replace(config.model, attention_implementation="reference")  # compiles quickly
+    config = dataclasses.replace(config, model=model)
+    job = functools.cache(functools.partial(prepare, devices=jax.devices()[:1]))
+    train_once, time_steps = experiment.train_once, experiment.time_steps
+
+    def trained(run, zero_shot):
+        if run.subnetwork == EST and run.seed == 0:
+            return train_once(run, zero_shot)
+        made_up = dict.fromkeys(("loss", "bits_per_byte", "zero_shot_bits_per_byte"), 3.0 + run.seed)
+        return made_up | dict(curve=[[5, 4.0], [10, 3.5], [run.steps, 3.0]], train=[3.0] * run.steps)
+
+    def timed(arms, rounds):
+        others = {arm: [0.1] * len(experiment.stages_of(run)) for arm, run in arms.items()}
+        run = dataclasses.replace(arms[EST], out=str(Path(config.out, EST, "seed-0")))
+        return others | time_steps({EST: run}, rounds)
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(experiment, "train", functools.partial(train, **one))
-        patch.setattr(experiment, "prepare", functools.partial(prepare, **one))
-        return config, experiment.main(config, "debug")
+        patch.setattr(experiment, "prepare", lambda run: job(run))
+        patch.setattr("jaxllm.train.loop.prepare", lambda run, **_: job(run))
+        patch.setattr(experiment, "train_once", trained)
+        patch.setattr(experiment, "time_steps", timed)
+        yield config, experiment.main(config, "debug")
 
 
 def arms_of(config):
@@ -77,16 +94,21 @@ def test_the_report_on_disk_is_the_report_returned(finished):
     m = report.metrics
     assert m[f"petaflops/{EST}"] < m["petaflops/plain"]
     assert m[f"saved/blocks/{EST}"] == pytest.approx(0.2667, abs=1e-4)
-    # The whole model is judged: an untrained one scores ln 257 nats.
-    assert all(m[f"heldout_loss/{arm}"] < math.log(257) - 0.1 for arm in ("plain", EST, "shorter", "smaller"))
+    steps = [m[f"step_ms/{EST}/stage-{i}"] / 1e3 for i in (1, 2, 3)]
+    assert m[f"seconds/{EST}"] == pytest.approx(np.dot(steps, [2, 5, 8]))
+    assert m[f"saved/seconds/{EST}"] == pytest.approx(1 - m[f"seconds/{EST}"] / 1.5)
 
 
-def test_a_finished_run_is_not_repeated(finished, monkeypatch):
+def test_one_outcome_is_of_the_whole_model_and_is_not_measured_again(finished, monkeypatch):
     config, report = finished
+    outcome = json.loads(Path(config.out, EST, "seed-0", "outcome.json").read_text())["result"]
+    assert outcome["loss"] < math.log(257) - 0.1  # what an untrained model scores
+    assert [step for step, _ in outcome["curve"]] == [5, 10, 15] and len(outcome["train"]) == 15
+    assert outcome["bits_per_byte"] == pytest.approx(
+        outcome["loss"] / math.log(2), rel=0.02
+    )  # bytes, and ends
+    assert outcome["zero_shot_bits_per_byte"] > outcome["bits_per_byte"]
     monkeypatch.setattr(experiment, "train", lambda run: pytest.fail(f"trained {run.out} again"))
-    monkeypatch.setattr(experiment, "time_steps", lambda arms, rounds: {
-        arm: [1.0] * len(experiment.stages_of(run)) for arm, run in arms.items()
-    })  # fmt: skip
     again = experiment.main(config, "debug")
     for name in report.metrics:
         if "seconds" not in name and "step_ms" not in name:
