@@ -4,8 +4,8 @@
 
 Its dense head becomes each kind of head of groups: fitted to the dense head on hidden states of State of the
 Union addresses (`models.to_grouped_head`), then fine-tuned on their next tokens (`models.fit_head`: the
-trunk stays as it is); scored on other addresses. Tokens are grouped by the tokenizer's merges, or drawn at random;
-"similar" assigns slots by `models.similar_slots`. Downloads 93 MB the first time.
+trunk stays as it is); scored on other addresses. "similar" assigns slots by `models.similar_slots`.
+Downloads 93 MB the first time.
 """
 
 import math
