@@ -72,9 +72,7 @@ def main(config: PretrainedVocabularyConfig, preset: str = "small") -> Report:
             groups = models.similar_slots(groups, params["embed"]["tokens"])
         fitted = models.to_grouped_head(model, params, fit, groups, head, steps=config.fit_steps)
         metrics[f"perplexity/fitted/{case}"] = perplexity(*fitted)
-        tuned = models.fit_head(
-            *fitted, fit, fit_targets[None], steps=config.tune_steps, learning_rate=3e-4
-        )
+        tuned = models.fit_head(*fitted, fit, fit_targets[None], steps=config.tune_steps, learning_rate=3e-4)
         metrics[f"perplexity/tuned/{case}"] = perplexity(fitted[0], tuned)
         size = sum(x.size for x in jax.tree.leaves(tuned["head"])) / 1e6
         figures = (metrics[f"perplexity/{stage}/{case}"] for stage in ("fitted", "tuned"))

@@ -96,12 +96,13 @@ def fit_head(
     fixed = {"tokens": params["head"]["tokens"]} if "tokens" in params["head"] else {}
     optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, steps))
 
-    def loss(head, targets_N):
-        whole = params | {"head": head | fixed}
-        return hidden_loss(config, whole, hidden_ND[None], targets_N[None])[0]
-
+    # Arguments and not constants: the compiler would compute with those.
     @jax.jit
-    def run(head):
+    def run(head, rest, hidden_ND, targets_SN):
+        def loss(head, targets_N):
+            whole = rest | {"head": head | rest["head"]}
+            return hidden_loss(config, whole, hidden_ND[None], targets_N[None])[0]
+
         def step(carry, t):
             head, state = carry
             gradients = jax.grad(loss)(head, targets_SN[t % len(targets_SN)])
@@ -111,7 +112,8 @@ def fit_head(
         return jax.lax.scan(step, (head, optimizer.init(head)), jnp.arange(steps))[0][0]
 
     head = {name: value for name, value in params["head"].items() if name not in fixed}
-    return params | {"head": run(head) | fixed}
+    rest = {"embed": params["embed"], "head": fixed}
+    return params | {"head": run(head, rest, hidden_ND, targets_SN) | fixed}
 
 
 def to_dense_head(config: ModelConfig, params: dict, hidden_ND: jax.Array) -> tuple[ModelConfig, dict, float]:
