@@ -106,10 +106,7 @@ def compile_step(name: str, run: TrainConfig, machine: str) -> targets.Forecast:
 
 
 def largest_batch(name: str, run: TrainConfig, budget: int) -> int:
-    """Return the most sequences whose step on this CPU needs at most `budget` bytes.
-
-    Memory grows linearly with the batch, once chunks of logits are of full size; the batch at the end of
-    the line is compiled, and shortened until it does fit.
+    """Return the most sequences, to an eighth, whose step on this CPU needs at most `budget` bytes.
 
     Raises:
       UserError: not even two sequences fit.
@@ -118,15 +115,21 @@ def largest_batch(name: str, run: TrainConfig, budget: int) -> int:
     def peak(batch_size):
         return compile_step(name, dataclasses.replace(run, batch_size=batch_size), "cpu").peak_bytes
 
-    few, more = 2, 8
-    slope = (peak(more) - peak(few)) / (more - few)
-    batch_size = int(more + (budget - peak(more)) / slope)
-    while batch_size >= 2:
-        needed = peak(batch_size)
-        if needed <= budget:
-            return batch_size
-        batch_size -= max(1, int((needed - budget) / slope))
-    raise UserError(f"a step of '{name}' with 2 sequences needs more than {budget} bytes; raise the budget")
+    fits, needed = 2, peak(2)
+    if needed > budget:
+        raise UserError(f"a step of '{name}' with 2 sequences needs {needed} bytes; raise the budget")
+    slope, too_many, guess = 1.0, None, 8
+    while too_many is None or too_many - fits > max(1, fits // 8):
+        found = peak(guess)
+        slope = max((found - needed) / (guess - fits), 1.0)  # memory grows in proportion, about
+        if found <= budget:
+            fits, needed = guess, found
+        else:
+            too_many = guess
+        guess = fits + max(1, int((budget - needed) / slope))
+        if too_many is not None:
+            guess = min(guess, too_many - 1)
+    return fits
 
 
 def make_step(name: str, run: TrainConfig):
@@ -151,5 +154,3 @@ def make_step(name: str, run: TrainConfig):
         metrics["loss"].block_until_ready()
 
     return step
-
-

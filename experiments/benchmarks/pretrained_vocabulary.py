@@ -4,8 +4,8 @@
 
 Its dense head becomes each kind of head of groups: fitted to the dense head on hidden states of State of the
 Union addresses (`models.to_grouped_head`), then fine-tuned on their next tokens (`models.fit_head`: the
-trunk stays as it is); scored on other addresses. Tokens are grouped by the tokenizer's merges, or drawn at random;
-"similar" assigns slots by `models.similar_slots`. Downloads 93 MB the first time.
+trunk stays as it is); scored on other addresses. "similar" assigns slots by `models.similar_slots`.
+Downloads 93 MB the first time.
 """
 
 import math
@@ -72,9 +72,7 @@ def main(config: PretrainedVocabularyConfig, preset: str = "small") -> Report:
             groups = models.similar_slots(groups, params["embed"]["tokens"])
         fitted = models.to_grouped_head(model, params, fit, groups, head, steps=config.fit_steps)
         metrics[f"perplexity/fitted/{case}"] = perplexity(*fitted)
-        tuned = models.fit_head(
-            *fitted, fit, fit_targets[None], steps=config.tune_steps, learning_rate=3e-4
-        )
+        tuned = models.fit_head(*fitted, fit, fit_targets[None], steps=config.tune_steps, learning_rate=3e-4)
         metrics[f"perplexity/tuned/{case}"] = perplexity(fitted[0], tuned)
         size = sum(x.size for x in jax.tree.leaves(tuned["head"])) / 1e6
         figures = (metrics[f"perplexity/{stage}/{case}"] for stage in ("fitted", "tuned"))

@@ -96,21 +96,24 @@ def fit_head(
     fixed = {"tokens": params["head"]["tokens"]} if "tokens" in params["head"] else {}
     optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, steps))
 
-    def loss(head, targets_N):
-        whole = params | {"head": head | fixed}
-        return hidden_loss(config, whole, hidden_ND[None], targets_N[None])[0]
-
+    # Arguments and not constants: the compiler would compute with those.
     @jax.jit
-    def run(head):
+    def run(head, rest, hidden_ND, targets_SN):
+        def loss(head, targets_N):
+            whole = rest | {"head": head | rest["head"]}
+            return hidden_loss(config, whole, hidden_ND[None], targets_N[None])[0]
+
         def step(carry, t):
             head, state = carry
-            updates, state = optimizer.update(jax.grad(loss)(head, targets_SN[t % len(targets_SN)]), state, head)
+            gradients = jax.grad(loss)(head, targets_SN[t % len(targets_SN)])
+            updates, state = optimizer.update(gradients, state, head)
             return (optax.apply_updates(head, updates), state), None
 
         return jax.lax.scan(step, (head, optimizer.init(head)), jnp.arange(steps))[0][0]
 
     head = {name: value for name, value in params["head"].items() if name not in fixed}
-    return params | {"head": run(head) | fixed}
+    rest = {"embed": params["embed"], "head": fixed}
+    return params | {"head": run(head, rest, hidden_ND, targets_SN) | fixed}
 
 
 def to_dense_head(config: ModelConfig, params: dict, hidden_ND: jax.Array) -> tuple[ModelConfig, dict, float]:
@@ -185,7 +188,11 @@ def _read_dense(config, params, hidden_ND, groups, key, draws=8):
         inside_NGK = logits_NV[:, groups.members]
         exists_GK = jnp.arange(groups.slots) < jnp.asarray(groups.sizes)[:, None]
         marginals_NG = jax.nn.logsumexp(inside_NGK, axis=-1, where=exists_GK)
-        return marginals_NG, jax.random.categorical(key, logits_NV, shape=(draws, len(rows)))
+        # By the inverse of the distribution function: a random number a draw, not one a token of V.
+        below_NV = jnp.cumsum(jnp.exp(logits_NV), axis=1)
+        points_NS = below_NV[:, -1:] * jax.random.uniform(key, (len(rows), draws))
+        drawn_NS = jax.vmap(jnp.searchsorted)(below_NV, points_NS)
+        return marginals_NG, jnp.minimum(drawn_NS, logits_NV.shape[1] - 1).T
 
     parts = [read(rows, jax.random.fold_in(key, i)) for i, rows in enumerate(_pieces(hidden_ND))]
     return jnp.concatenate([m for m, _ in parts]), jnp.concatenate([d for _, d in parts], axis=1)
