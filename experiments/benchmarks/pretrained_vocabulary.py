@@ -59,8 +59,8 @@ def main(config: PretrainedVocabularyConfig, preset: str = "small") -> Report:
     )
 
     def perplexity(model, params):
-        loss = jax.jit(lambda params: models.hidden_loss(model, params, held[None], held_targets[None])[0])
-        return math.exp(float(loss(params)))
+        loss = jax.jit(lambda params, *text: models.hidden_loss(model, params, *text)[0])
+        return math.exp(float(loss(params, held[None], held_targets[None])))
 
     metrics, table = {"perplexity/dense": perplexity(model, params)}, []
     for case in tqdm(config.cases, desc="heads", unit="head"):

@@ -122,10 +122,7 @@ def to_dense_head(config: ModelConfig, params: dict, hidden_ND: jax.Array) -> tu
     The divergence, in nats, of the dense head's distribution from that of the groups, says what the change
     costs on these hidden states. The dense head is untied, and Hugging Face families can hold it.
     """
-    # Without groups the field says nothing, and Hugging Face families know its default alone.
-    dense = dataclasses.replace(
-        config, vocab_groups=None, group_head=ModelConfig.group_head, tie_embeddings=False
-    )
+    dense = dataclasses.replace(config, vocab_groups=None, tie_embeddings=False)
     wanted = functools.partial(jax.jit(logits, static_argnums=0), config, params)
     H = np.asarray(hidden_ND, np.float32)
     product_DV = sum(

@@ -69,6 +69,7 @@ def _same_model(ours: ModelConfig, again: ModelConfig) -> bool:
         "init_std",
         "windows",
         "attention_scale",
+        "group_head",
     )
     if ours.position != "rotary":
         ignored += ("rope_theta",)

@@ -10,7 +10,7 @@ from jaxllm.data.bpe import from_json
 from jaxllm.errors import UserError
 from jaxllm.models import VocabGroups
 
-TOKENS = ["<|endoftext|>", "a", "b", "c", "ab", "bc", "abc", "aa", "aab", "ca"]
+TOKENS = ["<|endoftext|>", "a", "b", "c", "ab", "bc", "aa", "abc", "aab", "ca"]
 MERGES = [("a", "b"), ("b", "c"), ("ab", "c"), ("a", "bc"), ("a", "a"), ("a", "ab"), ("c", "a")]
 
 

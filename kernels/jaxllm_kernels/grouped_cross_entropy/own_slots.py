@@ -125,7 +125,8 @@ def _blocks(labels: _Labels, G: int) -> _Blocks:
     last_block_G = jnp.cumsum(blocks_G)
 
     blocks_P = jnp.arange(P)
-    groups_P = jnp.minimum(jnp.searchsorted(last_block_G, blocks_P, side="right"), G - 1)
+    # Not searchsorted: inside shard_map jax 0.7 wants both of its arguments to vary alike.
+    groups_P = jnp.minimum(jnp.sum(last_block_G <= blocks_P[:, None], axis=1), G - 1)
     first_P = (last_G - counts_G)[groups_P] + M * (blocks_P - (last_block_G - blocks_G)[groups_P])
     places_PM = first_P[:, None] + jnp.arange(M)
     exists_PM = places_PM < last_G[groups_P][:, None]
