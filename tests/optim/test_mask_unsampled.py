@@ -107,7 +107,7 @@ def test_in_every_chain_what_was_not_sampled_keeps_its_bits(chain):
     for name, on in WHERE.items():
         before, now = (np.asarray(x[name]).astype(np.float32) for x in (params, after))
         np.testing.assert_array_equal(now[~on], before[~on], err_msg=name)
-        assert np.mean(now[on] != before[on]) > 0.7, name
+        assert np.mean(now[on] != before[on]) > 0.4, name
         assert np.all(np.asarray(updates[name])[~on] == 0)
     # Moments follow the units; in OrthoAdam's basis, which mixes them, whole layers.
     paths = jax.tree.leaves_with_path(state), jax.tree.leaves(new_state)
