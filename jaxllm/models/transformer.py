@@ -241,13 +241,12 @@ def _scan_layers(config, layer, params, x_BTD, cache):
         captured = []
         for place, window in enumerate(config.windows):
             index = group_index * group + place
-            layer_params = jax.tree.map(lambda w: w[place], group_params)  # noqa: B023
             layer_cache = None
             if cache is not None:
                 layer_cache = LayerCache(*keys_and_values, cache["valid"], cache["length"], index)
             # Inside a scan the compiler cannot undo the recomputation, so nothing need prevent it.
-            run = _rematerialised(config, layer, window, prevent_cse=False)
-            x_BTD, seen, layer_cache = run(layer_params, x_BTD, index, layer_cache)
+            run = _rematerialised(config, layer, window, prevent_cse=False, place=place)
+            x_BTD, seen, layer_cache = run(group_params, x_BTD, index, layer_cache)
             captured.append(seen)
             if cache is not None:
                 keys_and_values = (layer_cache.key, layer_cache.value)
@@ -264,10 +263,16 @@ def _scan_layers(config, layer, params, x_BTD, cache):
     return x_BTD, captured, cache
 
 
-def _rematerialised(config, layer, window, *, prevent_cse):
-    """Fix the layer's window, and wrap it in jax.checkpoint if the config asks for it."""
+def _rematerialised(config, layer, window, *, prevent_cse, place=None):
+    """Fix the layer's window, and wrap it in jax.checkpoint if the config asks for it.
+
+    With a `place` the parameters are a group's, and cut inside: what a checkpoint is given is kept, and
+    a scan keeps its own inputs for nothing, but of anything cut from them a copy, of all layers.
+    """
 
     def run(params, x_BTD, index, cache):
+        if place is not None:
+            params = jax.tree.map(lambda w: w[place], params)
         return layer(params, x_BTD, index, window, cache)
 
     if config.remat == "none":

@@ -117,6 +117,28 @@ def check_same_run(saved: dict[str, Any], asked: dict[str, Any], folder: str) ->
       UserError: a value that decides the numbers differs; names it and both values.
     """
 
+    decisive = {f.name for f in dataclasses.fields(TrainConfig)} - set(_FREE)
+    for name, (was, now) in differences(saved, asked).items():
+        if name.split(".")[0] in decisive:
+            old, new = (f"{value}"[:60] for value in (was, now))  # a map is long
+            raise UserError(
+                f"the checkpoint in {folder} was written with {name}={old}, this run asks for {new}; use "
+                "the same value or another --out"
+            )
+
+
+def differences(saved: dict[str, Any], asked: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return {field: (saved, asked)} where two configs, as `to_dict` gives them, differ.
+
+    A field that did not exist yet when `saved` was written had its default.
+
+    Examples:
+      >>> saved = to_dict(TrainConfig(steps=5))
+      >>> del saved["subnetwork"]
+      >>> differences(saved, to_dict(TrainConfig(steps=6)))
+      {'steps': (5, 6)}
+    """
+
     def flat(tree, prefix=""):
         for key, value in tree.items():
             if isinstance(value, dict):
@@ -124,12 +146,5 @@ def check_same_run(saved: dict[str, Any], asked: dict[str, Any], folder: str) ->
             else:
                 yield f"{prefix}{key}", value
 
-    decisive = {f.name for f in dataclasses.fields(TrainConfig)} - set(_FREE)
-    was, now = dict(flat(saved)), dict(flat(asked))
-    for name in now:
-        if name.split(".")[0] in decisive and was.get(name) != now[name]:
-            old, new = (f"{value}"[:60] for value in (was.get(name), now[name]))  # a map is long
-            raise UserError(
-                f"the checkpoint in {folder} was written with {name}={old}, this run asks for {new}; use "
-                "the same value or another --out"
-            )
+    was = dict(flat(to_dict(TrainConfig()))) | dict(flat(saved))
+    return {name: (was.get(name), value) for name, value in flat(asked) if was.get(name) != value}

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from jaxllm.atomic import write_file
-from jaxllm.train.config import TrainConfig, to_dict
+from jaxllm.train.config import TrainConfig, differences, to_dict
 
 
 def once(path: str | Path, run: TrainConfig, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -33,7 +33,7 @@ def once(path: str | Path, run: TrainConfig, measure: Callable[[], dict[str, Any
     config = to_dict(run)
     if path.exists():
         kept = json.loads(path.read_text(encoding="utf-8"))
-        if kept["config"] == config:
+        if not differences(kept["config"], config):
             return kept["result"]
     result = json.loads(json.dumps(measure()))
     if jax.process_index() == 0:
