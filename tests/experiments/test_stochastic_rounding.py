@@ -354,3 +354,9 @@ def test_the_paper_preset_s_step_compiles_for_its_machine(machine):
     paper = dataclasses.replace(paper, model=dataclasses.replace(paper.model, num_layers=2))
     run = experiment.run_config(paper, "bf16_sr", 7e-4, seed=0)
     assert targets.compile_train_step(run, machine).fits
+
+
+def test_every_preset_is_valid():
+    """`compiled` names machines, which its config checks."""
+    compiled = {name: len(make().compiled) for name, make in experiment.PRESETS.items()}
+    assert compiled == {"debug": 0, "small": 0, "compiled": 6, "paper": 0}
