@@ -1,7 +1,7 @@
 """Train with and without what is said to cause outlier activations; see what a model then loses when rounded.
 
-    python -m experiments.activation_outliers                       # small: 8 runs, about 2 hours on 2 CPU cores
-    python -m experiments.activation_outliers --preset debug        # seconds
+    python -m experiments.activation_outliers                    # small: 8 runs, 2 hours on 2 CPU cores
+    python -m experiments.activation_outliers --preset debug     # seconds
     python -m experiments.activation_outliers --preset paper --mesh.fsdp 8
 
 "From Attention to Activation" (Kaul et al., ICLR 2025, arXiv 2410.17174) names two causes and a fix for each:
