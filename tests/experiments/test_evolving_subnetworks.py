@@ -83,7 +83,6 @@ def test_costs_change_where_the_stages_do():
     np.testing.assert_allclose(total, np.cumsum([0, 1, 1, *[10] * 5, *[100] * 8]))
 
 
-@pytest.mark.smoke
 def test_the_report_on_disk_is_the_report_returned(finished):
     config, report = finished
     folder = Path(config.out)

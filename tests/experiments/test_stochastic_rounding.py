@@ -214,7 +214,6 @@ def test_bfloat16_methods_differ_in_the_write_alone():
 # The grid
 
 
-@pytest.mark.smoke
 def test_the_report_on_disk_is_the_report_returned_and_shows_stagnation(finished):
     config, report = finished
     folder = Path(config.out)
