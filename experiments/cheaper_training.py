@@ -34,8 +34,8 @@ from jaxllm.models import get_preset
 from jaxllm.optim import OptimConfig
 from jaxllm.parallel import MeshConfig
 from jaxllm.report import Claim, Report, markdown_table, t_interval
-from jaxllm.train import TrainConfig, once, to_dict, train
-from jaxllm.train.writers import read_metrics
+from jaxllm.train import TrainConfig, once, plain_run, to_dict, train
+from jaxllm.train.writers import heldout_curve
 
 PLAIN, ALL = "plain", "est+groups+orthoadam+sr"
 PARTS = ("est", "groups", "orthoadam", "sr")
@@ -132,10 +132,9 @@ PRESETS = {"debug": _debug, "small": _small, "paper": _paper}
 
 def run_config(config: CheaperTrainingConfig, variant: str, seed: int = 0) -> TrainConfig:
     """Return the training run of a variant."""
-    shared = {field.name: getattr(config, field.name) for field in dataclasses.fields(TrainConfig)}
     own = dict(seed=seed, out=str(Path(config.out, variant, f"seed-{seed}")), progress=False, keep_last=1,
                keep_best=0)  # fmt: skip
-    run, parts = TrainConfig(**(shared | own)), parts_of(variant)
+    run, parts = plain_run(config, **own), parts_of(variant)
     name = _OPTIMIZERS["orthoadam" in parts, "sr" in parts]
     changes = dict(optim=dataclasses.replace(run.optim, name=name))
     if "est" in parts:
@@ -153,8 +152,9 @@ def train_once(run: TrainConfig) -> dict:
 
     def measure():
         trained = train(run)
-        curve = [[row["step"], row["heldout_loss"]] for row in read_metrics(run.out) if "heldout_loss" in row]
-        return dict(loss=trained.evaluation.loss, curve=curve, flops=flops(trained.job.config))
+        return dict(
+            loss=trained.evaluation.loss, curve=heldout_curve(run.out), flops=flops(trained.job.config)
+        )  # fmt: skip
 
     return once(Path(run.out, "outcome.json"), run, measure)
 

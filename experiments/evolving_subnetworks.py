@@ -43,8 +43,8 @@ from jaxllm.optim import OptimConfig
 from jaxllm.parallel import MeshConfig
 from jaxllm.report import Claim, Report, markdown_table, t_interval
 from jaxllm.subnetwork import Savings, get_schedule, savings, shrink
-from jaxllm.train import TrainConfig, evaluate, once, prepare, to_dict, train
-from jaxllm.train.writers import read_metrics
+from jaxllm.train import TrainConfig, evaluate, once, plain_run, prepare, to_dict, train
+from jaxllm.train.writers import heldout_curve, read_metrics
 
 _AROUND = 20  # steps on either side of a switch that are averaged
 _WITHIN = 0.01  # nats that "no increase" allows
@@ -149,8 +149,7 @@ def savings_of(config: TrainConfig, schedule: str) -> Savings:
 
 def make_arms(config: EvolvingSubnetworksConfig) -> dict[str, TrainConfig]:
     """Return the run of each arm; all but the first use the FLOPs of the first schedule, or of their own."""
-    shared = {field.name: getattr(config, field.name) for field in dataclasses.fields(TrainConfig)}
-    plain = TrainConfig(**(shared | dict(progress=False, keep_last=1, keep_best=0)))
+    plain = plain_run(config, progress=False, keep_last=1, keep_best=0)
     per_token = config.model.flops_per_token(config.seq_len)
     left = 1 - savings_of(config, config.schedules[0]).step
 
@@ -192,12 +191,11 @@ def train_once(run: TrainConfig, zero_shot: str) -> dict:
         other = data.prepare(zero_shot, trained.job.corpus.tokenizer, seq_len=run.seq_len)
         job = dataclasses.replace(trained.job, corpus=dataclasses.replace(other, valid=other.train))
         scores = evaluate(job, trained.params, max_batches=run.final_eval_batches)
-        rows = read_metrics(run.out)
         return dict(
             loss=trained.evaluation.loss, bits_per_byte=trained.evaluation.bits_per_byte,
             zero_shot_bits_per_byte=scores.bits_per_byte,
-            curve=[[row["step"], row["heldout_loss"]] for row in rows if "heldout_loss" in row],
-            train=[row["loss"] for row in rows if "loss" in row],
+            curve=heldout_curve(run.out),
+            train=[row["loss"] for row in read_metrics(run.out) if "loss" in row],
         )  # fmt: skip
 
     return once(Path(run.out, "outcome.json"), run, measure)

@@ -41,8 +41,8 @@ from jaxllm.models import get_preset
 from jaxllm.optim import OptimConfig, stochastic_round
 from jaxllm.parallel import MeshConfig
 from jaxllm.report import Claim, Report, markdown_table, t_interval
-from jaxllm.train import NonFiniteLoss, TrainConfig, once, to_dict, train
-from jaxllm.train.writers import read_metrics
+from jaxllm.train import NonFiniteLoss, TrainConfig, once, plain_run, to_dict, train
+from jaxllm.train.writers import heldout_curve
 
 _UNTRAINED_RATES = (6e-4, 3e-4, 1e-4, 3e-5, 1e-5)
 _COMPILED_METHODS = ("mixed_o1", "mixed_o2", "bf16_sr")
@@ -158,13 +158,12 @@ def train_grid(config: StochasticRoundingConfig) -> dict[tuple[str, float], list
 
 def run_config(config: StochasticRoundingConfig, method: str, rate: float, seed: int) -> TrainConfig:
     """Return one run of the grid, with a checkpoint half-way and one at its end."""
-    shared = {field.name: getattr(config, field.name) for field in dataclasses.fields(TrainConfig)}
     own = dict(
         optim=dataclasses.replace(config.optim, learning_rate=rate), seed=seed, progress=False,
         save_every=-(-config.steps // 2), keep_last=2, keep_best=0,
         out=str(Path(config.out, method, f"rate-{rate:g}", f"seed-{seed}")),
     )  # fmt: skip
-    return METHODS[method].of(TrainConfig(**(shared | own)))
+    return METHODS[method].of(plain_run(config, **own))
 
 
 def train_once(run: TrainConfig) -> dict:
@@ -181,9 +180,7 @@ def train_once(run: TrainConfig) -> dict:
         with contextlib.suppress(NonFiniteLoss), contextlib.redirect_stdout(io.StringIO()):
             trained = train(run)
             loss, writes = trained.evaluation.loss, observe_writes(trained.job)
-        rows = read_metrics(run.out)
-        curve = [[row["step"], row["heldout_loss"]] for row in rows if "heldout_loss" in row]
-        return dict(loss=loss, writes=writes, curve=curve)
+        return dict(loss=loss, writes=writes, curve=heldout_curve(run.out))
 
     return once(Path(run.out, "outcome.json"), run, measure)
 

@@ -17,7 +17,6 @@ tables, sizes, schedule and rule of grouping could not be read; only the abstrac
 """
 
 import contextlib
-import dataclasses
 import io
 import itertools
 import time
@@ -38,7 +37,7 @@ from jaxllm.errors import UserError
 from jaxllm.models import get_preset
 from jaxllm.optim import OptimConfig
 from jaxllm.report import Claim, Report, markdown_table, t_interval
-from jaxllm.train import TrainConfig, once, to_dict, train
+from jaxllm.train import TrainConfig, once, plain_run, to_dict, train
 from jaxllm.train.job import Job
 
 TENTHS = 10
@@ -134,9 +133,8 @@ def train_grid(config: VocabularyCompressionConfig) -> dict[str, list[dict]]:
 
 def run_config(config: VocabularyCompressionConfig, name: str, seed: int) -> TrainConfig:
     """Return one run of the grid."""
-    shared = {field.name: getattr(config, field.name) for field in dataclasses.fields(TrainConfig)}
     place = Path(config.out, name.replace("/", "-"), f"seed-{seed}")
-    return get_head(name).of(TrainConfig(**(shared | dict(seed=seed, progress=False, out=str(place)))))
+    return get_head(name).of(plain_run(config, seed=seed, progress=False, out=str(place)))
 
 
 def train_once(name: str, run: TrainConfig, config: VocabularyCompressionConfig) -> dict:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments.benchmarks.turns import waiting_step
 from jaxllm import host_memory, models, targets
 from jaxllm.errors import UserError, unknown
 from jaxllm.models.config import GROUP_HEADS
@@ -138,19 +139,6 @@ def make_step(name: str, run: TrainConfig):
     head = get_head(name)
     run = with_vocabulary(head.of(run))
     job = prepare_shapes(run, loss=head.loss(run, apart=True), devices=jax.devices()[:1])
-    state = job.init(jax.random.key(0))
     # Tokens as unequally frequent as words: the sorted loss depends on it.
     ranks = np.random.default_rng(0).zipf(1.2, (run.batch_size, run.seq_len + 1))
-    tokens = ((ranks - 1) % run.model.vocab_size).astype(np.int32)
-    shape = (run.batch_size, run.seq_len)
-    batch = job.put({
-        "tokens": tokens[:, :-1], "targets": tokens[:, 1:],
-        "segment_ids": np.zeros(shape, np.int32), "mask": np.ones(shape, np.float32),
-    })  # fmt: skip
-
-    def step():
-        nonlocal state
-        state, metrics = job.train_step(state, batch)
-        metrics["loss"].block_until_ready()
-
-    return step
+    return waiting_step(job, ((ranks - 1) % run.model.vocab_size).astype(np.int32))

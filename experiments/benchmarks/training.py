@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from experiments.benchmarks.turns import take_turns
+from experiments.benchmarks.turns import take_turns, waiting_step
 from jaxllm import host_memory
 from jaxllm.cli.experiment import run_experiment
 from jaxllm.errors import UserError, unknown
@@ -95,27 +95,14 @@ def _model(shape) -> ModelConfig:
 def _jaxllm(shape):
     """Return the step of `jaxllm train`, waiting for its loss."""
     host_memory.keep_freed_memory()
-    import jax
-
     from jaxllm.train import TrainConfig
     from jaxllm.train.job import prepare_shapes
 
     *_, length, batch, vocab = shape
     config = TrainConfig(model=_model(shape), seq_len=length, batch_size=batch, isolate_documents=False)
     job = prepare_shapes(config)
-    state = job.init(jax.random.key(0))
     tokens = np.random.default_rng(0).integers(0, vocab, (batch, length + 1)).astype(np.int32)
-    batch = job.put({
-        "tokens": tokens[:, :-1], "targets": tokens[:, 1:],
-        "segment_ids": np.zeros((batch, length), np.int32), "mask": np.ones((batch, length), np.float32),
-    })  # fmt: skip
-
-    def step():
-        nonlocal state
-        state, metrics = job.train_step(state, batch)
-        metrics["loss"].block_until_ready()
-
-    return step
+    return waiting_step(job, tokens)
 
 
 def _torch(shape, compiled: bool = False):

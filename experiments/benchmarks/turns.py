@@ -61,3 +61,28 @@ def _work(make, steps: int, pipe) -> None:
         for _ in range(steps):
             step()
         pipe.send((time.perf_counter() - begun) / steps)
+
+
+def waiting_step(job, tokens):
+    """Return a function that takes a training step of a `jaxllm.train.job.Job` and waits for its loss.
+
+    Args:
+      job: as `prepare_shapes` returns it.
+      tokens: int32 [B, T + 1], every step's batch: one document a row, all of it counted.
+    """
+    import jax
+    import numpy as np
+
+    shape = (len(tokens), tokens.shape[1] - 1)
+    state = job.init(jax.random.key(0))
+    batch = job.put({
+        "tokens": tokens[:, :-1], "targets": tokens[:, 1:],
+        "segment_ids": np.zeros(shape, np.int32), "mask": np.ones(shape, np.float32),
+    })  # fmt: skip
+
+    def step():
+        nonlocal state
+        state, metrics = job.train_step(state, batch)
+        metrics["loss"].block_until_ready()
+
+    return step

@@ -1,6 +1,7 @@
 """Training: a config, a state, a step, a loop, checkpoints."""
 
 from jaxllm.train.config import TrainConfig as TrainConfig
+from jaxllm.train.config import plain_run as plain_run
 from jaxllm.train.config import to_dict as to_dict
 from jaxllm.train.evaluate import Evaluation as Evaluation
 from jaxllm.train.evaluate import evaluate as evaluate

@@ -102,6 +102,17 @@ def to_dict(config) -> dict[str, Any]:
     return plain(dataclasses.asdict(config))
 
 
+def plain_run(config: TrainConfig, **changes: Any) -> TrainConfig:
+    """Return the training run within an experiment's config, without the experiment's own fields.
+
+    Args:
+      config: of a class that extends TrainConfig.
+      changes: fields of the run to replace.
+    """
+    shared = {field.name: getattr(config, field.name) for field in dataclasses.fields(TrainConfig)}
+    return TrainConfig(**(shared | changes))
+
+
 def model_from_dict(values: dict[str, Any]) -> ModelConfig:
     """Return the model config that `to_dict` turned into plain values."""
     infinity = {"inf": float("inf"), "-inf": float("-inf")}

@@ -80,6 +80,11 @@ def read_metrics(folder) -> list[dict[str, float]]:
     return [json.loads(line) for line in lines if line.endswith("\n")]  # a killed run may cut a line
 
 
+def heldout_curve(folder) -> list[list[float]]:
+    """Return [step, held-out loss] of each evaluation of a run."""
+    return [[row["step"], row["heldout_loss"]] for row in read_metrics(folder) if "heldout_loss" in row]
+
+
 def _drop_lines_after(path: Path, step: int) -> None:
     if not path.exists():
         return
