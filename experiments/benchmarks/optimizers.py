@@ -139,7 +139,7 @@ def jax_steps(model: ModelConfig, name: str):
     dtype, optimizer = make_optimizers(models.axes(model))[name]
     params, gradients = (jax.tree.map(lambda x: jnp.asarray(x, dtype), tree) for tree in _arrays(model))
     state = jax.jit(optimizer.init)(params)
-    update = jax.jit(_step(optimizer), donate_argnums=(0, 1))
+    update = jax.jit(optimizer_step(optimizer), donate_argnums=(0, 1))
 
     def step():
         nonlocal params, state
@@ -179,7 +179,9 @@ def _arrays(model):
     return tuple(jax.tree.map(functools.partial(draw, scale), shapes) for scale in (0.02, 1e-3))
 
 
-def _step(optimizer):
+def optimizer_step(optimizer):
+    """Return (params, state, gradients) -> (new params, new state)."""
+
     def step(params, state, gradients):
         updates, state = optimizer.update(gradients, state, params)
         return optax.apply_updates(params, updates), state
@@ -191,7 +193,7 @@ def _compile(model, dtype, optimizer, target):
     """Return (the forecast of one step with donation, the least bytes that it can move)."""
     params = _shapes(model, dtype)
     state = jax.eval_shape(optimizer.init, params)
-    forecast = targets.compile(_step(optimizer), [params, state, params], target, donate=(0, 1))
+    forecast = targets.compile(optimizer_step(optimizer), [params, state, params], target, donate=(0, 1))
     return forecast, 3 * _size(params) + 2 * _size(state)
 
 

@@ -15,6 +15,7 @@ from jaxllm_kernels.attention.blocks import key_blocks, visit
 from jaxllm_kernels.attention.cost import attention_cost
 from jaxllm_kernels.attention.pallas_gpu_backward import backward as backward
 from jaxllm_kernels.attention.pallas_gpu_tiles import (
+    channels_loaded,
     load_block,
     load_rows,
     load_vector,
@@ -37,7 +38,7 @@ def forward(q, k, v, sink_H, segment_ids_BT, mask_BTS, *, scale, causal, window,
     segmented = segment_ids_BT is not None
     plain = not window and not segmented
     tiles = tiles_for(T, S, K, q.dtype.itemsize, backward=False, plain=plain)
-    width = pl.next_power_of_2(K)
+    width = channels_loaded(K)
     if sink_H is None:
         sink_H = jnp.full(H, NOTHING, jnp.float32)
     operands = [q, k, v, sink_H.astype(jnp.float32)]

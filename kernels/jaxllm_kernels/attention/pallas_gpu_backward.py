@@ -14,6 +14,7 @@ from jax.experimental.pallas import triton as plgpu
 from jaxllm_kernels.attention.blocks import key_blocks, query_blocks, visit
 from jaxllm_kernels.attention.cost import attention_cost
 from jaxllm_kernels.attention.pallas_gpu_tiles import (
+    channels_loaded,
     load_rows,
     load_vector,
     masked_scores,
@@ -39,7 +40,7 @@ def backward(
     segmented = segment_ids_BT is not None
     plain = not window and not segmented
     tiles = tiles_for(T, S, K, q.dtype.itemsize, backward=True, plain=plain)
-    width = pl.next_power_of_2(K)
+    width = channels_loaded(K)
     length_T, length_S = padded(T, tiles.queries), padded(S, tiles.keys)
     # Heads as [G, R], since a program of keys goes over all the query heads that read them.
     query_BTGRK, d_out_BTGRK = (x.reshape(B, T, G, R, K) for x in (q, d_out))

@@ -16,6 +16,7 @@ from jaxllm_kernels.hadamard_rotate.pallas_body import cannot as body_cannot
 
 _LARGEST_BLOCK = {2: 1024, 4: 512}  # bytes of an element: its tiles live in registers
 _ROWS = 16  # of a tile, the fewest that Triton multiplies; more of them spill
+_WARPS = 8
 _STEPS = 8  # tiles that a program takes, one after the other, with one load of the matrix
 
 
@@ -44,7 +45,7 @@ def hadamard_rotate(x, signs, *, block_size, inverse, interpret=False):
         in_specs=whole,
         out_specs=whole[0],
         out_shape=shape_like(rows.shape, rows.dtype, *operands),
-        compiler_params=plgpu.CompilerParams(num_warps=8, num_stages=1),
+        compiler_params=plgpu.CompilerParams(num_warps=_WARPS, num_stages=1),
         interpret=interpret,
         name="hadamard_rotate",
     )

@@ -19,7 +19,7 @@ from jaxllm_kernels.declared_cost import declared_cost
 from jaxllm_kernels.linear_cross_entropy.options import MASKED, Options
 
 SLICE_BYTES = 64 * 2**20  # of the logits' gradient at a time
-PROGRAMS = 512  # enough to keep 132 multiprocessors busy to the end
+PROGRAMS = 1024  # enough to keep 132 multiprocessors busy to the end
 
 
 class Tiles(NamedTuple):
