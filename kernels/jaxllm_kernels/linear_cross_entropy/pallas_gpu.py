@@ -18,7 +18,7 @@ from jaxllm_kernels.compat import dot_general_float32, shape_like, varying_like
 from jaxllm_kernels.declared_cost import declared_cost
 from jaxllm_kernels.linear_cross_entropy.options import MASKED, Options
 
-SLICE_BYTES = 64 * 2**20  # of the logits' gradient at a time
+SLICE_BYTES = 128 * 2**20  # of the logits' gradient at a time
 PROGRAMS = 1024  # enough to keep 132 multiprocessors busy to the end
 
 
@@ -32,8 +32,9 @@ class Tiles(NamedTuple):
     stages: int
 
 
-# Item size to tiles that do not spill on compute capability 8.0 and 9.0.
-_TILES = {2: Tiles(128, 128, 64, 8, 3), 4: Tiles(64, 128, 32, 8, 2)}
+# By item size. The first spills some 100 bytes a thread, and is a sixth faster on an H100 than with 8 warps,
+# which spill nothing.
+_TILES = {2: Tiles(128, 128, 64, 4, 3), 4: Tiles(64, 128, 32, 8, 2)}
 
 
 def cannot(hidden, weights, options: Options) -> str | None:
