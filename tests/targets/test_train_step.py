@@ -50,6 +50,17 @@ def test_every_family_s_training_step_compiles(family, name):
         assert any("fsdp" in axis for axis in forecast.collective_bytes)
 
 
+@pytest.mark.parametrize("name", [available("h100")])
+def test_on_a_gpu_layers_are_scanned_only_where_all_is_computed_again(name):
+    """An H100 took 58.7 ms for a step of GPT-2 scanned, 40.5 ms with layers apart."""
+    for remat, loops in (("none", False), ("full", True)):
+        config = run(seq_len=128, model=models.get_preset("gpt2-nano", num_layers=5, remat=remat))
+        job = prepare_shapes(config, devices=targets.devices(name))
+        text = job.train_step.lower(job.shapes, job.batch_shapes).as_text()
+        stacks = text.count("tensor<5x8x128x64x")  # what a scan keeps of all layers, [L, B, T, D]
+        assert bool(stacks) == loops
+
+
 def test_the_step_is_the_one_that_training_runs():
     model = models.get_preset("gpt2-nano", vocab_size=None)
     config = run(model=model, tokenizer="bytes", mesh=MeshConfig(data=2, fsdp=2, tensor=2), accumulate=2)
