@@ -15,6 +15,7 @@ from orbax.checkpoint import args as ocp_args
 from orbax.checkpoint import checkpoint_managers as policies
 
 from jaxllm.errors import UserError
+from jaxllm.parallel import is_loss
 from jaxllm.train.state import TrainState
 
 
@@ -125,6 +126,8 @@ class Checkpoints:
         return self
 
     def __exit__(self, kind, error, _):
+        if error is not None and is_loss(error):
+            return  # closing would wait for the part of a save that a lost process owes
         try:
             with _clear_errors(self.folder):
                 self._manager.close()
@@ -174,6 +177,8 @@ def _clear_errors(folder):
     try:
         yield
     except (OSError, ValueError) as error:  # tensorstore reports a full disk as ValueError
+        if is_loss(error):
+            raise
         _remove_partial(folder)
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0][:200]
         raise UserError(

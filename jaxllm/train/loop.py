@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from jaxllm import compilation_cache, host_memory
+from jaxllm.parallel import losses_told
 from jaxllm.train.checkpoint import Checkpoints, check_room
 from jaxllm.train.config import TrainConfig, check_same_run, to_dict
 from jaxllm.train.evaluate import Evaluation, evaluate
@@ -47,6 +48,7 @@ def train(config: TrainConfig, *, loss=None, optimizer=None, subnetworks=None, d
       UserError: bad input, before anything is compiled.
       Interrupted: SIGTERM or Ctrl-C came; a checkpoint was saved.
       NonFiniteLoss: names the step; the state from before it was saved.
+      ProcessLost: of a run of several processes another one is gone.
     """
     compilation_cache.enable()
     host_memory.keep_freed_memory()
@@ -56,9 +58,10 @@ def train(config: TrainConfig, *, loss=None, optimizer=None, subnetworks=None, d
     watch = Stopwatch(config.tokens_per_step)
     seconds_to_first_step = 0.0
 
-    with Checkpoints(
-        out / "checkpoints", keep_last=config.keep_last, keep_best=config.keep_best
-    ) as kept:
+    with (
+        losses_told(),
+        Checkpoints(out / "checkpoints", keep_last=config.keep_last, keep_best=config.keep_best) as kept,
+    ):
         batches = job.batches()
         state, start = start_or_resume(job, kept, batches)
         if jax.process_index() == 0:
