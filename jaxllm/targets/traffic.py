@@ -136,10 +136,12 @@ def collectives(module: Module, computation: Computation, seen: set[tuple[str, s
                 continue
             seen.add((computation.name, chain.group(1)))
         groups = device_groups(instruction.attributes)
+        # A TPU's reduce-scatter is a kernel whose text is an all-reduce and the cut.
+        kind = "reduce-scatter" if "all-reduce-scatter" in inside.name else found.group(1)
         read = sum(
             leaf.bytes for name in instruction.operands for leaf in inside.by_name[name].shape.leaves()
         )
-        yield instruction, found.group(1), _sent(found.group(1), read, groups), groups
+        yield instruction, kind, _sent(kind, read, groups), groups
 
 
 def _with_fused(module, computation):

@@ -4,13 +4,16 @@ import contextlib
 import dataclasses
 import logging
 import math
+import secrets
 import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 from orbax.checkpoint import args as ocp_args
 from orbax.checkpoint import checkpoint_managers as policies
 
@@ -163,6 +166,32 @@ def check_room(folder, shapes: TrainState, copies: int) -> None:
             f"{copies} more checkpoints need {copies * size / 1e9:.2f} GB but {folder} has "
             f"{free / 1e9:.2f} GB free; free some, keep fewer, or choose another --out"
         )
+
+
+def check_shared(folder) -> None:
+    """Check that all processes of a run see the same folder: each writes its part of a checkpoint there.
+
+    Raises:
+      UserError: in every process, if one of them does not find a file that process 0 made.
+    """
+    if jax.process_count() == 1:
+        return
+    number = np.int32(secrets.randbits(31))
+    if jax.process_index() == 0:
+        _mark(folder, number).touch()
+    number = multihost_utils.broadcast_one_to_all(number)
+    found = multihost_utils.process_allgather(np.int32(_mark(folder, number).exists()))
+    if jax.process_index() == 0:
+        _mark(folder, number).unlink()
+    if not found.all():
+        raise UserError(
+            f"process {int(np.argmin(found))} does not see what process 0 writes to {folder}; choose an --out "
+            "that all hosts share (NFS, Filestore, a mounted bucket)"
+        )
+
+
+def _mark(folder, number) -> Path:
+    return Path(folder) / f".shared-{int(number)}"
 
 
 def _as_dict(state: TrainState) -> dict[str, Any]:

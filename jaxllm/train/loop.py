@@ -9,7 +9,7 @@ import jax
 
 from jaxllm import compilation_cache, host_memory
 from jaxllm.parallel import losses_told
-from jaxllm.train.checkpoint import Checkpoints, check_room
+from jaxllm.train.checkpoint import Checkpoints, check_room, check_shared
 from jaxllm.train.config import TrainConfig, check_same_run, to_dict
 from jaxllm.train.evaluate import Evaluation, evaluate
 from jaxllm.train.interrupt import Interrupted, StopRequest
@@ -55,6 +55,8 @@ def train(config: TrainConfig, *, loss=None, optimizer=None, subnetworks=None, d
     job = prepare(config, loss=loss, optimizer=optimizer, subnetworks=subnetworks, devices=devices)
     config, out = job.config, Path(config.out)
     check_room(out, job.shapes, copies=config.keep_last + config.keep_best + 1)
+    with losses_told():
+        check_shared(out)
     watch = Stopwatch(config.tokens_per_step)
     seconds_to_first_step = 0.0
 

@@ -145,3 +145,19 @@ def test_mesh_axes_of_groups():
     assert traffic.mesh_axes([[0, 2], [1, 3]], sizes) == "fsdp"
     assert traffic.mesh_axes([[0, 1, 2, 3]], sizes) == "fsdp+tensor"
     assert traffic.mesh_axes([], sizes) == "data+fsdp+tensor"
+
+
+def test_a_tpu_s_reduce_scatter_sends_half_of_the_all_reduce_that_its_text_shows():
+    module = hlo.parse("""HloModule m, is_scheduled=true
+%all-reduce-scatter.1 (input: bf16[64,32]) -> bf16[16,32] {
+  %input = bf16[64,32]{1,0} parameter(0)
+  %all-reduce.1 = bf16[64,32]{1,0} all-reduce(%input), replica_groups={{0,1,2,3}}, to_apply=%add
+  %partition-id.1 = u32[] partition-id()
+  ROOT %dynamic-slice.1 = bf16[16,32]{1,0} dynamic-slice(%all-reduce.1, %partition-id.1, %partition-id.1)
+}
+ENTRY %main (p: bf16[64,32]) -> bf16[16,32] {
+  %p = bf16[64,32]{1,0} parameter(0)
+  ROOT %fusion.1 = bf16[16,32]{1,0} fusion(%p), kind=kCustom, calls=%all-reduce-scatter.1
+}""")
+    [(_, kind, sent, groups)] = traffic.collectives(module, module.entry, set())
+    assert (kind, sent, groups) == ("reduce-scatter", 64 * 32 * 2 * 3 / 4, [[0, 1, 2, 3]])

@@ -1,0 +1,42 @@
+"""Several processes of one training command on this machine, joined by jax.distributed."""
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+
+
+def start(
+    arguments: Callable[[int], Sequence[str]], processes: int, devices: int
+) -> list[subprocess.Popen]:
+    """Start `jaxllm train` in several processes; their output is piped, as text.
+
+    Args:
+      arguments: index of a process -> what its command is given.
+      processes: how many.
+      devices: simulated CPU devices of each.
+    """
+    return [
+        subprocess.Popen(
+            [sys.executable, "-m", "jaxllm.cli", "train", "--distributed", *arguments(index)],
+            env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for index, env in enumerate(environment(processes, devices))
+    ]  # fmt: skip
+
+
+def environment(processes: int, devices: int) -> list[dict[str, str]]:
+    """Return the environment of each of several processes that `parallel.initialize` joins."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    shared = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "JAX_COORDINATOR_ADDRESS": address,
+        "JAX_NUM_PROCESSES": str(processes),
+        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}",
+        "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
+    }
+    return [shared | {"JAX_PROCESS_ID": str(index)} for index in range(processes)]
