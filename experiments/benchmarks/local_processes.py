@@ -4,25 +4,22 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 
-def start(
-    arguments: Callable[[int], Sequence[str]], processes: int, devices: int
-) -> list[subprocess.Popen]:
+def start(commands: Sequence[Sequence[str]], devices: int) -> list[subprocess.Popen]:
     """Start `jaxllm train` in several processes; their output is piped, as text.
 
     Args:
-      arguments: index of a process -> what its command is given.
-      processes: how many.
+      commands: for each process what its command is given.
       devices: simulated CPU devices of each.
     """
     return [
         subprocess.Popen(
-            [sys.executable, "-m", "jaxllm.cli", "train", "--distributed", *arguments(index)],
+            [sys.executable, "-m", "jaxllm.cli", "train", "--distributed", *command],
             env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )
-        for index, env in enumerate(environment(processes, devices))
+        for command, env in zip(commands, environment(len(commands), devices), strict=True)
     ]  # fmt: skip
 
 

@@ -81,7 +81,8 @@ def main(config: PodsConfig, preset: str = "small") -> Report:
     started = time.time()
     for plan in config.plans:
         if not targets.is_available(plan.machine):
-            raise UserError(f"the compiler for {plan.machine} is not installed; pip install 'jaxllm[tpu-targets]'")
+            need = "pip install 'jaxllm[tpu-targets]'"
+            raise UserError(f"the compiler for {plan.machine} is not installed; {need}")
     forecasts = {
         plan: cached_forecast(run_of(config, plan), targets.get_target(plan.machine))
         for plan in tqdm(config.plans, desc="compiling", unit="step")
@@ -155,7 +156,7 @@ def _claims(config, name: str, forecasts) -> list[Claim]:
     idle = pipeline_idle_share(config, plan)
     where = f"{name}, {plan.fsdp} x {plan.tensor}"
     return claims + [
-        Claim(f"{where}: the network's exposed time is at most 10 % of a step", _ISSUE, exposed, exposed <= 0.1),
+        Claim(f"{where}: at most 10 % of a step is the network's alone", _ISSUE, exposed, exposed <= 0.1),
         Claim(f"{where}: it sends at most 1.5 x the least along fsdp", _ISSUE, over, over <= 1.5),
         Claim(f"{where}: a pipeline of {_STAGES} stages would idle longer than all of that takes", _ISSUE,
               idle / (best.network_seconds / best.seconds), idle > best.network_seconds / best.seconds),

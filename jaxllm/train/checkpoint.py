@@ -169,7 +169,7 @@ def check_room(folder, shapes: TrainState, copies: int) -> None:
 
 
 def check_shared(folder) -> None:
-    """Check that all processes of a run see the same folder: each writes its part of a checkpoint there.
+    """Check that all processes of a run see the same folder, where each writes its part of a checkpoint.
 
     Raises:
       UserError: in every process, if one of them does not find a file that process 0 made.
@@ -185,8 +185,8 @@ def check_shared(folder) -> None:
         _mark(folder, number).unlink()
     if not found.all():
         raise UserError(
-            f"process {int(np.argmin(found))} does not see what process 0 writes to {folder}; choose an --out "
-            "that all hosts share (NFS, Filestore, a mounted bucket)"
+            f"process {int(np.argmin(found))} does not see what process 0 writes to {folder}; choose an "
+            "--out that all hosts share (NFS, Filestore, a mounted bucket)"
         )
 
 

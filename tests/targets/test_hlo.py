@@ -183,7 +183,7 @@ def test_a_transfer_is_exposed_as_far_as_nothing_runs_beside_it():
 }
 ENTRY %main (p: f32[1000]) -> f32[1000] {
   %p = f32[1000]{0} parameter(0)
-  ROOT %while.1 = f32[1000]{0} while(%p), condition=%condition, body=%body, backend_config={"known_trip_count":{"n":"3"}}
+  ROOT %while.1 = f32[1000]{0} while(%p), condition=%condition, body=%body, b={"known_trip_count":{"n":"3"}}
 }""")
     memory, network = 8e6, 2e6  # bytes/s: a copy moves 8000 bytes in 1 ms, a gather sends 4000 in 2 ms
     target = dataclasses.replace(CPU, hbm_bandwidth=memory, network_bandwidth=network, fast_devices=2)

@@ -26,9 +26,10 @@ def command(text_folder, monkeypatch):
     jax.devices()  # this process has read the flags: those are for the others, to compile sooner
     monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")
     return lambda out, *more: [
-        "--preset", "gpt2-nano", "--model.embed-dim", "32", "--model.num-heads", "4", "--data", str(text_folder),
-        "--tokenizer", "bytes", "--seq-len", "16", "--batch-size", "8", "--save-every", "2", "--eval-every", "4",
-        "--eval-batches", "2", "--final-eval-batches", "2", "--log-every", "1", "--no-progress",
+        "--preset", "gpt2-nano", "--model.embed-dim", "32", "--model.num-heads", "4",
+        "--data", str(text_folder), "--tokenizer", "bytes", "--seq-len", "16", "--batch-size", "8",
+        "--save-every", "2", "--eval-every", "4", "--eval-batches", "2", "--final-eval-batches", "2",
+        "--log-every", "1", "--no-progress",
         "--optim.schedule", "constant", "--optim.warmup-steps", "2", "--mesh.data", "2", "--mesh.fsdp", "2",
         "--out", str(out), *more,
     ]  # fmt: skip
@@ -52,7 +53,7 @@ def test_two_processes_train_like_one_which_goes_on_when_the_other_is_killed(com
     """Each has its part of the data, the parameters and the checkpoints."""
     one, two = tmp_path / "one", tmp_path / "two"
     run_here(command(one, "--steps", str(STEPS)), devices=4)
-    running = local_processes.start(lambda _: command(two, "--steps", "4000"), processes=2, devices=2)
+    running = local_processes.start([command(two, "--steps", "4000")] * 2, devices=2)
     deadline = time.time() + 120
     while len(read_metrics(two)) < 8 and running[1].poll() is None and time.time() < deadline:
         time.sleep(0.005)
@@ -77,7 +78,7 @@ def test_two_processes_train_like_one_which_goes_on_when_the_other_is_killed(com
 
 
 def test_a_folder_that_is_not_shared_is_refused_by_all(command, tmp_path):
-    started = local_processes.start(lambda index: command(tmp_path / str(index)), processes=2, devices=2)
+    started = local_processes.start([command(tmp_path / name) for name in "01"], devices=2)
     for process in started:
         _, said = process.communicate(timeout=240)
         assert process.returncode == 2, said
