@@ -41,8 +41,8 @@ _TOLERANCE = 1e-4  # of losses and parameters: sums of float32 in another order,
 class ManyHostsConfig:
     """How long a run is lost when."""
 
-    steps: int = 60
-    lost_at: int = 30  # steps
+    steps: int = 40
+    lost_at: int = 20  # steps
     save_every: int = 7  # steps
     out: str = "runs/many_hosts"
 
@@ -105,18 +105,21 @@ def _command(config: ManyHostsConfig, out, *more: str) -> list[str]:
 
 
 def _finish(processes) -> None:
-    """Wait until all processes have ended well."""
-    for process in processes:
-        _, said = process.communicate()
-        if process.returncode != 0:
-            raise RuntimeError(f"a process of the run failed ({process.returncode}): {said[-2000:]}")
+    """Wait until all processes have ended; raise if not all have ended well."""
+    said = [process.communicate()[1] for process in processes]
+    if any(process.returncode for process in processes):
+        codes = [process.returncode for process in processes]
+        raise RuntimeError(f"processes ended with exit codes {codes}; they said: {[s[-1000:] for s in said]}")
 
 
 def _lose(config, out, name, victim, signum, rows) -> dict[str, float]:
     """Start four processes and lose one; return how the others ended."""
     processes = local_processes.start([_command(config, out)] * 4, 1)
-    while _logged(out) < config.lost_at and all(process.poll() is None for process in processes):
+    while _logged(out) < config.lost_at:
         time.sleep(0.005)
+        if any(process.poll() is not None for process in processes):
+            _finish(processes)
+            raise RuntimeError(f"the run ended before step {config.lost_at}; raise --steps")
     os.kill(processes[victim].pid, signum)
     lost, logged = time.time(), _logged(out)
     others = [process for process in processes if process is not processes[victim]]

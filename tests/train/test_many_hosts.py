@@ -23,8 +23,6 @@ STEPS = 20
 def command(text_folder, monkeypatch):
     """A function that makes the arguments of a small run, whose numbers do not depend on its length."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(text_folder.parent / "cache"))
-    jax.devices()  # this process has read the flags: those are for the others, to compile sooner
-    monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")
     return lambda out, *more: [
         "--preset", "gpt2-nano", "--model.embed-dim", "32", "--model.num-heads", "4",
         "--data", str(text_folder), "--tokenizer", "bytes", "--seq-len", "16", "--batch-size", "8",
