@@ -54,6 +54,14 @@ def test_cheaper_training_shows_what_was_measured(tmp_path, monkeypatch):
     assert shares["est+groups+sr: petaflops below plain's"] == pytest.approx(flops / (2 * layer + head))
 
 
+def test_tpu_trains_on_all_devices_and_goes_on_with_another_split(tmp_path, monkeypatch):
+    monkeypatch.setenv("JAXLLM_PRESET", "debug")
+    monkeypatch.setenv("JAXLLM_OUT", str(tmp_path / "run"))
+    text = run("tpu.ipynb", monkeypatch)  # 8 devices, as in all tests
+    assert re.search(r"\['mlp'\]\['in'\] +\(2, 64, 256\) +on each device \(2, 8, 256\)", text)
+    assert "10 steps more" in text
+
+
 @pytest.mark.smoke
 def test_notebooks_are_stored_without_outputs():
     for path in (ROOT / "colab").glob("*.ipynb"):

@@ -9,6 +9,8 @@ import numpy as np
 import optax
 import pytest
 
+from jaxllm.cli.train import parse_config
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -36,3 +38,15 @@ def test_compose_trains_where_rounding_to_nearest_stands_still():
     still, state = shown["params"], optax.adam(3e-4).init(shown["params"])
     updates, state = optax.adam(3e-4).update(jax.grad(shown["loss"])(still, x, y), state, still)
     jax.tree.map(np.testing.assert_array_equal, optax.apply_updates(still, updates), still)
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("page", ["README.md", "colab/tpu.ipynb"])
+def test_commands_for_many_devices_ask_for_a_batch_and_a_width_that_they_divide(page):
+    text = (ROOT / page).read_text(encoding="utf-8").replace(r"\\\n\",\n", " ").replace("\\\n", " ")
+    commands = re.findall(r"jaxllm train ([^\n#`]*--mesh\.fsdp[^\n#`]*)", text.replace(r"\n", "\n"))
+    assert len(commands) >= 3
+    for command in commands:
+        words = re.sub(r'["\\,]', " ", command).split()
+        config = parse_config(words, prog="", description="")
+        assert config.batch_size % config.mesh.fsdp == 0 == config.model.embed_dim % config.mesh.fsdp, command

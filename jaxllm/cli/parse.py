@@ -6,6 +6,7 @@ import difflib
 import io
 import re
 import sys
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar, get_type_hints
 
@@ -67,18 +68,32 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
     same way and exit with that.
     """
     try:
-        main(sys.argv[1:] if argv is None else argv)
+        return main(sys.argv[1:] if argv is None else argv)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        code = 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        sys.exit(130)
+        code = 130
     except Exception as error:
-        if not hasattr(error, "exit_code"):
+        if hasattr(error, "exit_code"):
+            print(f"{error}", file=sys.stderr)
+            code = error.exit_code
+        elif _among_others():
+            traceback.print_exc()
+            code = 1
+        else:
             raise
-        print(f"{error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+    if _among_others():
+        from jaxllm.parallel import leave
+
+        leave(code)
+    sys.exit(code)
+
+
+def _among_others() -> bool:
+    """Return whether this process has joined others; a command that never imported jax has not."""
+    return "jax" in sys.modules and sys.modules["jax"].distributed.is_initialized()
 
 
 def take(argv: Sequence[str], flag: str) -> tuple[list[str], str | None]:

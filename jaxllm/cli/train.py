@@ -4,6 +4,8 @@ import copy
 import dataclasses
 from collections.abc import Sequence
 
+import jax
+
 from jaxllm import parallel
 from jaxllm.cli.parse import parse, take
 from jaxllm.errors import UserError
@@ -59,6 +61,8 @@ def main(argv: Sequence[str]) -> None:
     if config.distributed:
         parallel.initialize()
     trained = train(config)
+    if jax.process_index() != 0:
+        return
     scores = trained.evaluation
     print(
         f"held-out loss {scores.loss:.4f} nats a token, {scores.bits_per_byte:.4f} bits per byte, "

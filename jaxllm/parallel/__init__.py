@@ -1,6 +1,10 @@
 """Where arrays live: device meshes, and the table from logical axes to mesh axes."""
 
+from jaxllm.parallel.distributed import ProcessLost as ProcessLost
 from jaxllm.parallel.distributed import initialize as initialize
+from jaxllm.parallel.distributed import is_loss as is_loss
+from jaxllm.parallel.distributed import leave as leave
+from jaxllm.parallel.distributed import losses_told as losses_told
 from jaxllm.parallel.mesh import MeshConfig as MeshConfig
 from jaxllm.parallel.mesh import make_mesh as make_mesh
 from jaxllm.parallel.rules import RULES as RULES

@@ -163,6 +163,7 @@ def _forecast(compiled, target, name, axis_sizes, labels, model_flops, wall_seco
         memory_seconds=work.bytes_moved / target.hbm_bandwidth,
         network_seconds=work.network_seconds,
         roofline_seconds=work.seconds + silent,
+        exposed_network_seconds=work.exposed_seconds,
         silent_kernels=work.silent_kernels,
         seconds=roofline / target.efficiency,
         compile_wall_seconds=wall_seconds,

@@ -20,6 +20,7 @@ class Work:
     cycles: float = 0.0  # the compiler's own estimate; 0 where it makes none
     seconds: float = 0.0  # operations one after another, each at its roofline, without the network
     network_seconds: float = 0.0
+    exposed_seconds: float = 0.0  # of them, those with nothing scheduled beside them to do
 
     def silent_seconds(self, target: Target, model_flops: float) -> float:
         """Return the time of kernels that declare no FLOPs: they do what else the model has."""
@@ -42,8 +43,8 @@ def count_work(module: Module, target: Target, axis_sizes: dict[str, int]) -> Wo
       axis_sizes: the mesh's axes in order, to say along which of them data is sent.
     """
     work = Work()
-    chains: set[tuple[str, str]] = set()
     for computation, times in module.scheduled():
+        seconds = []  # of each operation, at its roofline
         for instruction in computation.instructions:
             moved = times * traffic.hbm_bytes(module, computation, instruction)
             flops = matmul_flops(module, computation, instruction)
@@ -52,14 +53,26 @@ def count_work(module: Module, target: Target, axis_sizes: dict[str, int]) -> Wo
                 work.flops[dtype] = work.flops.get(dtype, 0.0) + times * count
                 compute += times * target.seconds_of_flops(count, dtype)
             work.bytes_moved += moved
-            work.seconds += max(compute, moved / target.hbm_bandwidth)
+            seconds.append(max(compute, moved / target.hbm_bandwidth))
             work.silent_kernels += times * is_silent_kernel(instruction)
             work.cycles += times * _cycles(instruction)
-        for _, _, sent, groups in traffic.collectives(module, computation, chains):
+        work.seconds += sum(seconds)
+        for _, sent, groups, window in traffic.collectives(module, computation):
             axis = traffic.mesh_axes(groups, axis_sizes)
             work.sent[axis] = work.sent.get(axis, 0.0) + times * sent
-            work.network_seconds += times * sent / _bandwidth(target, groups)
+            network = sent / _bandwidth(target, groups)
+            work.network_seconds += times * network
+            work.exposed_seconds += _beyond(times * network, seconds, window)
     return work
+
+
+def _beyond(network: float, seconds: list[float], window: range) -> float:
+    """Return what is left of a transfer beside the operations of a window; take their time for it."""
+    for at in window:
+        hidden = min(network, seconds[at])
+        seconds[at] -= hidden
+        network -= hidden
+    return network
 
 
 def _cycles(instruction) -> float:

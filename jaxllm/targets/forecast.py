@@ -33,6 +33,7 @@ class Forecast:
     roofline_seconds: float  # operation by operation, each at the slower of compute and memory
     seconds: float  # the estimate: roofline_seconds, or the network if slower, over the target's efficiency
     compile_wall_seconds: float
+    exposed_network_seconds: float = 0.0  # of network_seconds, with no operation scheduled meanwhile
     silent_kernels: int = 0  # kernel calls that declare no FLOPs; they are timed as the rest of model_flops
     failure: str = ""  # what the compiler said where it gave up because the program does not fit
 

@@ -38,7 +38,8 @@ def table(forecast: Forecast) -> str:
         f"at {target.peak_flops[dtype] / 1e12:.0f} TFLOP/s",
         f"    memory   {_time(forecast.memory_seconds):>10}  {_size(forecast.bytes_moved)} moved "
         f"at {target.hbm_bandwidth / 1e9:.0f} GB/s",
-        f"    network  {_time(forecast.network_seconds):>10}  {sent or 'nothing'} sent",
+        f"    network  {_time(forecast.network_seconds):>10}  {sent or 'nothing'} sent, "
+        f"{_time(forecast.exposed_network_seconds)} with nothing beside it",
         f"    roofline {_time(forecast.roofline_seconds):>10}  operation by operation",
     ]
     if forecast.compiler_seconds:

@@ -1,6 +1,8 @@
 """Count what a compiled program moves: bytes to and from memory, bytes over the network."""
 
 import re
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 
@@ -115,8 +117,17 @@ _COLLECTIVES = re.compile(
 )
 
 
-def collectives(module: Module, computation: Computation, seen: set[tuple[str, str]]):
-    """Yield (instruction, kind, bytes that a device sends, groups of devices) of one computation.
+class Collective(NamedTuple):
+    """A sum, gather or exchange of one computation."""
+
+    kind: str
+    sent: float  # bytes, by each device
+    groups: list[list[int]]  # of devices
+    window: range  # positions of the operations that may run meanwhile; empty: the device waits
+
+
+def collectives(module: Module, computation: Computation) -> Iterator[Collective]:
+    """Yield the collectives of one computation, in order.
 
     Bytes are those of a ring, which no algorithm beats for large arrays: with n devices an all-gather,
     a reduce-scatter or an all-to-all of s bytes sends s (n-1)/n, an all-reduce twice that, a permutation s.
@@ -124,30 +135,48 @@ def collectives(module: Module, computation: Computation, seen: set[tuple[str, s
     Args:
       module: the program.
       computation: one of its scheduled computations.
-      seen: chains already counted; a TPU spreads one collective over several fusions.
     """
-    for instruction, inside in _with_fused(module, computation):
-        found = _COLLECTIVES.match(instruction.opcode)
-        if not found:
-            continue
-        chain = re.search(r'chain_id="(\d+)"', instruction.attributes)
-        if chain:
-            if (computation.name, chain.group(1)) in seen:
+    found = []  # (position, instruction, the computation it is in, its chain)
+    chains: dict[str, list[int]] = {}  # a TPU spreads one collective over several fusions
+    for position, outer in enumerate(computation.instructions):
+        for instruction, inside in _with_fused(module, computation, outer):
+            if not _COLLECTIVES.match(instruction.opcode):
                 continue
-            seen.add((computation.name, chain.group(1)))
+            chain = re.search(r'chain_id="(\d+)"', instruction.attributes)
+            chain = chain.group(1) if chain else ""
+            if chain and chain in chains:
+                chains[chain].append(position)
+                continue
+            chains[chain] = [position]
+            found.append((position, instruction, inside, chain))
+    for position, instruction, inside, chain in found:
         groups = device_groups(instruction.attributes)
+        # A TPU's reduce-scatter is a kernel whose text is an all-reduce and the cut.
+        kind = _COLLECTIVES.match(instruction.opcode).group(1)
+        kind = "reduce-scatter" if "all-reduce-scatter" in inside.name else kind
         read = sum(
             leaf.bytes for name in instruction.operands for leaf in inside.by_name[name].shape.leaves()
         )
-        yield instruction, found.group(1), _sent(found.group(1), read, groups), groups
+        window = range(position + 1, chains[chain][-1]) if chain else _until_done(computation, position)
+        yield Collective(kind, _sent(kind, read, groups), groups, window)
 
 
-def _with_fused(module, computation):
-    for instruction in computation.instructions:
-        yield instruction, computation
-        inner = module.fused(instruction)
-        if inner is not None:
-            yield from _with_fused(module, inner)
+def _until_done(computation, position: int) -> range:
+    """Return the positions between the start of an asynchronous operation and its end."""
+    start = computation.instructions[position]
+    if not start.opcode.endswith("-start"):
+        return range(0)
+    ends = {user.name for user in computation.users[start.name]}
+    later = range(position + 1, len(computation.instructions))
+    return range(position + 1, next((n for n in later if computation.instructions[n].name in ends), position))
+
+
+def _with_fused(module, computation, instruction):
+    yield instruction, computation
+    inner = module.fused(instruction)
+    if inner is not None:
+        for each in inner.instructions:
+            yield from _with_fused(module, inner, each)
 
 
 def _sent(kind: str, read: int, groups: list[list[int]]) -> float:

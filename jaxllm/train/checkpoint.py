@@ -4,17 +4,21 @@ import contextlib
 import dataclasses
 import logging
 import math
+import secrets
 import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 from orbax.checkpoint import args as ocp_args
 from orbax.checkpoint import checkpoint_managers as policies
 
 from jaxllm.errors import UserError
+from jaxllm.parallel import is_loss
 from jaxllm.train.state import TrainState
 
 
@@ -125,6 +129,8 @@ class Checkpoints:
         return self
 
     def __exit__(self, kind, error, _):
+        if error is not None and is_loss(error):
+            return  # closing would wait for the part of a save that a lost process owes
         try:
             with _clear_errors(self.folder):
                 self._manager.close()
@@ -162,6 +168,32 @@ def check_room(folder, shapes: TrainState, copies: int) -> None:
         )
 
 
+def check_shared(folder) -> None:
+    """Check that all processes of a run see the same folder, where each writes its part of a checkpoint.
+
+    Raises:
+      UserError: in every process, if one of them does not find a file that process 0 made.
+    """
+    if jax.process_count() == 1:
+        return
+    number = np.int32(secrets.randbits(31))
+    if jax.process_index() == 0:
+        _mark(folder, number).touch()
+    number = multihost_utils.broadcast_one_to_all(number)
+    found = multihost_utils.process_allgather(np.int32(_mark(folder, number).exists()))
+    if jax.process_index() == 0:
+        _mark(folder, number).unlink()
+    if not found.all():
+        raise UserError(
+            f"process {int(np.argmin(found))} does not see what process 0 writes to {folder}; choose an "
+            "--out that all hosts share (NFS, Filestore, a mounted bucket)"
+        )
+
+
+def _mark(folder, number) -> Path:
+    return Path(folder) / f".shared-{int(number)}"
+
+
 def _as_dict(state: TrainState) -> dict[str, Any]:
     fields = {f.name: getattr(state, f.name) for f in dataclasses.fields(state)}
     del fields["failed"]
@@ -174,6 +206,8 @@ def _clear_errors(folder):
     try:
         yield
     except (OSError, ValueError) as error:  # tensorstore reports a full disk as ValueError
+        if is_loss(error):
+            raise
         _remove_partial(folder)
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0][:200]
         raise UserError(

@@ -8,7 +8,8 @@ from typing import Any
 import jax
 
 from jaxllm import compilation_cache, host_memory
-from jaxllm.train.checkpoint import Checkpoints, check_room
+from jaxllm.parallel import losses_told
+from jaxllm.train.checkpoint import Checkpoints, check_room, check_shared
 from jaxllm.train.config import TrainConfig, check_same_run, to_dict
 from jaxllm.train.evaluate import Evaluation, evaluate
 from jaxllm.train.interrupt import Interrupted, StopRequest
@@ -47,18 +48,22 @@ def train(config: TrainConfig, *, loss=None, optimizer=None, subnetworks=None, d
       UserError: bad input, before anything is compiled.
       Interrupted: SIGTERM or Ctrl-C came; a checkpoint was saved.
       NonFiniteLoss: names the step; the state from before it was saved.
+      ProcessLost: of a run of several processes another one is gone.
     """
     compilation_cache.enable()
     host_memory.keep_freed_memory()
     job = prepare(config, loss=loss, optimizer=optimizer, subnetworks=subnetworks, devices=devices)
     config, out = job.config, Path(config.out)
     check_room(out, job.shapes, copies=config.keep_last + config.keep_best + 1)
+    with losses_told():
+        check_shared(out)
     watch = Stopwatch(config.tokens_per_step)
     seconds_to_first_step = 0.0
 
-    with Checkpoints(
-        out / "checkpoints", keep_last=config.keep_last, keep_best=config.keep_best
-    ) as kept:
+    with (
+        losses_told(),
+        Checkpoints(out / "checkpoints", keep_last=config.keep_last, keep_best=config.keep_best) as kept,
+    ):
         batches = job.batches()
         state, start = start_or_resume(job, kept, batches)
         if jax.process_index() == 0:

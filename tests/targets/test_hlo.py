@@ -1,5 +1,7 @@
 """The reader of compiled programs, on small programs whose content is known."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -145,3 +147,47 @@ def test_mesh_axes_of_groups():
     assert traffic.mesh_axes([[0, 2], [1, 3]], sizes) == "fsdp"
     assert traffic.mesh_axes([[0, 1, 2, 3]], sizes) == "fsdp+tensor"
     assert traffic.mesh_axes([], sizes) == "data+fsdp+tensor"
+
+
+def test_a_tpu_s_reduce_scatter_sends_half_of_the_all_reduce_that_its_text_shows():
+    module = hlo.parse("""HloModule m, is_scheduled=true
+%all-reduce-scatter.1 (input: bf16[64,32]) -> bf16[16,32] {
+  %input = bf16[64,32]{1,0} parameter(0)
+  %all-reduce.1 = bf16[64,32]{1,0} all-reduce(%input), replica_groups={{0,1,2,3}}, to_apply=%add
+  %partition-id.1 = u32[] partition-id()
+  ROOT %dynamic-slice.1 = bf16[16,32]{1,0} dynamic-slice(%all-reduce.1, %partition-id.1, %partition-id.1)
+}
+ENTRY %main (p: bf16[64,32]) -> bf16[16,32] {
+  %p = bf16[64,32]{1,0} parameter(0)
+  ROOT %fusion.1 = bf16[16,32]{1,0} fusion(%p), kind=kCustom, calls=%all-reduce-scatter.1
+}""")
+    [(kind, sent, groups, window)] = traffic.collectives(module, module.entry)
+    assert (kind, sent, groups) == ("reduce-scatter", 64 * 32 * 2 * 3 / 4, [[0, 1, 2, 3]])
+    assert not window
+
+
+def test_a_transfer_is_exposed_as_far_as_nothing_runs_beside_it():
+    """One gather beside a copy, in a loop of three; another that the device waits for."""
+    module = hlo.parse("""HloModule m, is_scheduled=true
+%body (q: f32[1000]) -> f32[1000] {
+  %q = f32[1000]{0} parameter(0)
+  %all-gather-start.1 = (f32[1000]{0}, f32[2000]{0}) all-gather-start(%q), replica_groups={{0,1}}
+  %copy.1 = f32[1000]{0} copy(%q)
+  %all-gather-done.1 = f32[2000]{0} all-gather-done(%all-gather-start.1)
+  %all-gather.2 = f32[2000]{0} all-gather(%q), replica_groups={{0,1}}
+  ROOT %copy.2 = f32[1000]{0} copy(%copy.1)
+}
+%condition (r: f32[1000]) -> pred[] {
+  %r = f32[1000]{0} parameter(0)
+  ROOT %true = pred[] constant(true)
+}
+ENTRY %main (p: f32[1000]) -> f32[1000] {
+  %p = f32[1000]{0} parameter(0)
+  ROOT %while.1 = f32[1000]{0} while(%p), condition=%condition, body=%body, b={"known_trip_count":{"n":"3"}}
+}""")
+    memory, network = 8e6, 2e6  # bytes/s: a copy moves 8000 bytes in 1 ms, a gather sends 4000 in 2 ms
+    target = dataclasses.replace(CPU, hbm_bandwidth=memory, network_bandwidth=network, fast_devices=2)
+    work = count_work(module, target, {"fsdp": 2})
+    assert work.sent == {"fsdp": 3 * 2 * 4000}
+    assert work.network_seconds == pytest.approx(3 * 2 * 2e-3)
+    assert work.exposed_seconds == pytest.approx(3 * (2e-3 - 1e-3 + 2e-3))
