@@ -35,6 +35,7 @@ class Executor:
         # Host memory is the CPU backend's, whatever the devices are.
         self._devices = [jax.devices("cpu")[0], *devices]
         self._steps = list(self._prepare())
+        self._flying: deque = deque()  # (task, results) handed to the runtime
 
     def _prepare(self):
         """Yield (function, keys it takes, keys it gives, node, task) for a task, and for what moves likewise.
@@ -54,7 +55,7 @@ class Executor:
                 if kind == "merge":
                     own.difference_update(rest[1])
                     keys = [*task.reads, *rest[1]]
-                    yield _merging(jax.jit(kernel.op.function)), keys, task.handles, node, what
+                    yield _merging(compiled(kernel)), keys, task.handles, node, what
                     continue
                 takes, gives, modes = [], [], []
                 for mode, handle in zip(kernel.modes, task.handles, strict=True):
@@ -85,7 +86,7 @@ class Executor:
             if value.sharding.device_set != {devices[node]}:
                 value = jax.device_put(value, devices[node])
             store[node][handle] = value
-        flying: deque = deque()
+        self._flying.clear()
         task = -1
         try:
             for function, takes, gives, node, task in self._steps:
@@ -94,33 +95,33 @@ class Executor:
                     results = function(*[here[key] for key in takes])
                     for key, result in zip(gives, results, strict=True):
                         here[key] = result
-                    flying.append((task, results[0]))
-                    if len(flying) > _IN_FLIGHT:
-                        _wait(flying)
+                    self._flying.append((task, results))
+                    if len(self._flying) > _IN_FLIGHT:
+                        jax.block_until_ready(_kept(self._flying[0][1]))
+                        self._flying.popleft()
                 elif takes is not None:
                     here[gives] = jax.device_put(store[takes][gives], devices[node])
                 else:
                     here.pop(gives, None)
         except Exception as error:
-            for number, result in flying:  # an earlier one may have failed since
-                if not result.is_deleted():
-                    try:
-                        result.block_until_ready()
-                    except Exception as earlier:
-                        raise self._failed(number, earlier) from earlier
+            self.wait()  # one before it may have failed, and be the cause
             raise self._failed(task, error) from error
         return {handle: store[node][handle] for handle, node in self.schedule.placed.items()}
 
-    def wait(self, values: Mapping[int, jax.Array]) -> None:
-        """Wait until tiles are computed.
+    def wait(self) -> None:
+        """Wait until everything is computed.
 
         Raises:
-          TaskFailed: one of the tasks failed.
+          TaskFailed: names the first task that failed. If what it wrote was changed in place since, it names
+            the task that changed it.
         """
-        try:
-            jax.block_until_ready(values)
-        except Exception as error:
-            raise TaskFailed(f"a task failed: {_first_line(error)}") from error
+        while self._flying:
+            number, results = self._flying.popleft()
+            try:
+                jax.block_until_ready(_kept(results))
+            except Exception as error:
+                self._flying.clear()
+                raise self._failed(number, error) from error
 
     def _failed(self, number: int, error: Exception) -> TaskFailed:
         if number < 0:
@@ -131,18 +132,15 @@ class Executor:
 def _merging(merge):
     def run(total, *parts):
         for part in parts:
-            total = merge(total, part)
+            (total,) = merge(part, total)
         return (total,)
 
     return run
 
 
-def _wait(flying: deque) -> None:
-    """Wait for the oldest task; one whose result was changed in place is done when its successor is."""
-    _, result = flying[0]
-    if not result.is_deleted():
-        result.block_until_ready()
-    flying.popleft()
+def _kept(results) -> list[jax.Array]:
+    """Return the results that no later task changed in place: those are done when that task is."""
+    return [result for result in results if not result.is_deleted()]
 
 
 def _first_line(error: Exception) -> str:

@@ -90,7 +90,7 @@ def check_model(config: ModelConfig) -> None:
     Raises:
       UserError: names the first field that differs.
     """
-    known = _ONLY | dict(num_kv_heads=config.num_heads, remat="none", dtype=config.param_dtype)
+    known = _ONLY | dict(num_kv_heads=config.num_heads, remat="none", param_dtype="float32", dtype="float32")
     for name, value in known.items():
         if getattr(config, name) != value:
             raise UserError(
@@ -100,8 +100,9 @@ def check_model(config: ModelConfig) -> None:
 
 
 def gpt2_step(
-    config: ModelConfig, sizes: TileSizes, batch: int, seq: int, options: StepOptions = StepOptions()
-) -> TiledStep:
+    config: ModelConfig, sizes: TileSizes, batch: int, seq: int, options: StepOptions = StepOptions(),
+    dtype: str = "float32",
+) -> TiledStep:  # fmt: skip
     """Return the program of a training step: forward, backward and AdamW.
 
     Args:
@@ -110,6 +111,7 @@ def gpt2_step(
       batch: sequences a step.
       seq: tokens a sequence.
       options: see StepOptions.
+      dtype: of every number.
 
     Raises:
       UserError: a model that is not GPT-2, or parts that the batch cannot be cut into.
@@ -120,14 +122,14 @@ def gpt2_step(
             f"a batch of {batch} cannot be computed in accumulate={options.accumulate} equal parts; "
             "choose a multiple"
         )
-    return _Builder(config, sizes, batch // options.accumulate, seq, options).build()
+    return _Builder(config, sizes, batch // options.accumulate, seq, options, dtype).build()
 
 
 class _Builder:
     """Declares tensors and submits the tasks of a step; one use."""
 
-    def __init__(self, config, sizes, batch, seq, options):
-        self.config, self.options, self.batch, self.seq = config, options, batch, seq
+    def __init__(self, config, sizes, batch, seq, options, dtype):
+        self.config, self.options, self.batch, self.seq, self.dtype = config, options, batch, seq, dtype
         self.program = Program(options.ordered, options.drops, options.rests)
         V, D, F, H = config.known_vocab_size, config.embed_dim, config.mlp_dim, config.num_heads
         whole = dict(batch=batch, seq=seq, embed=D, mlp=F, heads=H, vocab=V)
@@ -141,12 +143,12 @@ class _Builder:
         p, options = self.program, self.options
         self._declare_params()
         self.inputs = [self._declare_inputs(part) for part in range(options.accumulate)]
-        self.count = p.tensor("count", (), (), self.config.param_dtype, given=True)
-        self.rates = p.tensor("rates", (3,), (3,), self.config.param_dtype, given=True)
-        self.loss = p.tensor("loss", (), (), self.config.param_dtype)
+        self.count = p.tensor("count", (), (), self.dtype, given=True)
+        self.rates = p.tensor("rates", (3,), (3,), self.dtype, given=True)
+        self.loss = p.tensor("loss", (), (), self.dtype)
         self.squares = self.failed = None
         if options.clip_norm is not None:
-            self.squares = p.tensor("squares", (), (), self.config.param_dtype)
+            self.squares = p.tensor("squares", (), (), self.dtype)
             self.failed = p.tensor("failed", (), (), "bool", given=True)
         constants = self._declare_origins()
         self._declare_activations()
@@ -173,12 +175,12 @@ class _Builder:
                 (self.first, "m ", kept), (self.second, "r ", kept),
             ):  # fmt: skip
                 if prefix in ("", "d ") or self.options.update:
-                    tensor = self.program.tensor(prefix + label, shape, tile, self.config.param_dtype, given=given)
+                    tensor = self.program.tensor(prefix + label, shape, tile, self.dtype, given=given)
                     tree[path] = tensor
 
     def _declare_inputs(self, part):
         types = dict(tokens="int32", positions="int32", segments="int32", targets="int32",
-                     weights=self.config.param_dtype)  # fmt: skip
+                     weights=self.dtype)  # fmt: skip
         shape, tile = (self.batch, self.seq), (self.tile["batch"], self.tile["seq"])
         return {n: self.program.tensor(f"{n}{part}", shape, tile, t, given=True) for n, t in types.items()}
 
@@ -195,7 +197,7 @@ class _Builder:
         """Declare an activation; `axes` are names of sizes, `rest` sizes that are not cut."""
         sizes = [self.dim.get(axis, self.tile[axis]) for axis in axes]
         shape, tile = [*sizes, *rest], [*(self.tile[axis] for axis in axes), *rest]
-        return self.program.tensor(name, shape, tile, self.config.param_dtype)
+        return self.program.tensor(name, shape, tile, self.dtype)
 
     def _declare_activations(self):
         BT, heads = ("batch", "seq"), ("batch", "seq", "heads", "head_dim")

@@ -18,6 +18,10 @@ def add(total, part):
     return total + part
 
 
+def _same(part):
+    return (part,)
+
+
 @dataclass(frozen=True)
 class Op:
     """One kind of task.
@@ -269,9 +273,10 @@ class Program:
         adding = [h for m, h in zip(kernel.modes, added.handles, strict=True) if m not in (Mode.R, Mode.SCRATCH)]
         place = adding.index(handle)
         merge = kernel.op.merges[place] if kernel.op.merges else add
-        op = Op(f"merge_{merge.__name__}", merge, (merge,))
-        modes = (Mode.RW if tile.base_valid else Mode.W,)
-        merging = Kernel(op, (), modes, ((tile.shape, tile.dtype),))
+        merging = Kernel(
+            Op(f"merge_{merge.__name__}", _same, (merge,)), (), (Mode.R, Mode.COMMUTE),
+            ((tile.shape, tile.dtype),) * 2,
+        )  # fmt: skip
         if merging not in self._kernels:
             self._kernels[merging] = len(self._work)
             self._work.append((0.0, 3.0 * tile.nbytes, 0))

@@ -60,7 +60,7 @@ def _embedding(ids_BT, table_VD, origin):
     """Return the rows of a table's tile, zeros where an id is in another tile."""
     ids_BT = ids_BT - origin
     mine = (ids_BT >= 0) & (ids_BT < len(table_VD))
-    return (jnp.where(mine[..., None], table_VD[ids_BT], 0),)
+    return (jnp.where(mine[..., None], jnp.take(table_VD, ids_BT, axis=0, mode="clip"), 0),)
 
 
 def _embedding_backward(ids_BT, dx_BTD, origin, *, rows: int):
