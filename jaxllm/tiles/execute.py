@@ -21,6 +21,8 @@ _IN_FLIGHT = 256  # tasks handed to the runtime and not known to be done, at mos
 class TaskFailed(RuntimeError):
     """A task raised: the message names it, and what it raised is the cause."""
 
+    exit_code = 1
+
 
 class Executor:
     """A schedule made ready for replay.

@@ -16,6 +16,7 @@ from jaxllm.models import ModelConfig
 from jaxllm.optim.decay import decay_mask
 from jaxllm.tiles import kernels, layers
 from jaxllm.tiles.access import Mode
+from jaxllm.tiles.config import TileSizes
 from jaxllm.tiles.graph import Graph, Program
 from jaxllm.tiles.tensor import Tensor
 
@@ -24,29 +25,6 @@ _ONLY = dict(
     activation="gelu_tanh", gated_mlp=False, norm="layernorm", norm_bias=True, qkv_bias=True, out_bias=True,
     mlp_bias=True, position="learned", vocab_groups=None, sink_logit=float("-inf"), windows=(0,),
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class TileSizes:
-    """The sizes of tiles along each kind of axis; 0: not cut.
-
-    Raises:
-      UserError: a negative size.
-    """
-
-    batch: int = 0  # sequences
-    seq: int = 0  # tokens
-    embed: int = 0
-    mlp: int = 0
-    heads: int = 0
-    vocab: int = 0
-
-    def __post_init__(self):
-        for name, size in dataclasses.asdict(self).items():
-            if size < 0:
-                raise UserError(
-                    f"tile size {name}={size} cannot cover anything; give a positive size, or 0 for a whole axis"
-                )
 
 
 @dataclass(frozen=True)
@@ -81,7 +59,8 @@ class TiledStep:
     grads: Mapping[Path, Tensor]
     loss: Tensor  # [], summed
     squares: Tensor | None  # [], of the gradient
-    failed: Tensor | None  # []
+    failed: Tensor | None  # [], whether this or an earlier step's loss or gradient was not finite
+    updates: Tensor | None  # [], how many steps were not
 
 
 def check_model(config: ModelConfig) -> None:
@@ -146,10 +125,11 @@ class _Builder:
         self.count = p.tensor("count", (), (), self.dtype, given=True)
         self.rates = p.tensor("rates", (3,), (3,), self.dtype, given=True)
         self.loss = p.tensor("loss", (), (), self.dtype)
-        self.squares = self.failed = None
+        self.squares = self.failed = self.updates = None
         if options.clip_norm is not None:
             self.squares = p.tensor("squares", (), (), self.dtype)
             self.failed = p.tensor("failed", (), (), "bool", given=True)
+            self.updates = p.tensor("updates", (), (), "int32", given=True)
         constants = self._declare_origins()
         self._declare_activations()
         for inputs in self.inputs:
@@ -159,7 +139,7 @@ class _Builder:
             self._update()
         return TiledStep(
             p.graph(), tuple(self.inputs), self.count, self.rates, constants, self.params,
-            (self.first, self.second), self.grads, self.loss, self.squares, self.failed,
+            (self.first, self.second), self.grads, self.loss, self.squares, self.failed, self.updates,
         )  # fmt: skip
 
     def _declare_params(self):
@@ -329,7 +309,7 @@ class _Builder:
                 for handle in tensor.handles():
                     p.submit(kernels.SQUARE_SUM, (Mode.R, handle), p.adding(self.squares[()], Mode.REDUX))
             p.submit(kernels.JUDGE, (Mode.R, self.loss[()]), (Mode.R, self.squares[()]),
-                     (Mode.RW, self.failed[()]))  # fmt: skip
+                     (Mode.RW, self.failed[()]), (Mode.RW, self.updates[()]))  # fmt: skip
             extra = [(Mode.R, self.squares[()]), (Mode.R, self.failed[()])]
         moment = Mode.W if o.first else Mode.RW
         for path, tensor in self.params.items():

@@ -214,9 +214,10 @@ def _square_sum(x):
     return (jnp.sum(jnp.square(x)),)
 
 
-def _judge(loss, squares, failed):
-    """Return whether this or an earlier step's loss or gradient was not finite."""
-    return (failed | ~jnp.isfinite(loss) | ~jnp.isfinite(squares),)
+def _judge(loss, squares, failed, updates):
+    """Return whether this or an earlier step's loss or gradient was not finite, and the steps before."""
+    failed = failed | ~jnp.isfinite(loss) | ~jnp.isfinite(squares)
+    return failed, updates + ~failed
 
 
 def _adamw(gradient, rates, *rest, b1, b2, eps, decay, clip, first: bool):

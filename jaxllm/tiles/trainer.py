@@ -2,44 +2,23 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxllm.errors import UserError
 from jaxllm.models import ModelConfig
+from jaxllm.tiles.config import TilesConfig
 from jaxllm.tiles.cost_model import DataSheet, calibrate, measure_bandwidth
 from jaxllm.tiles.execute import Executor
 from jaxllm.tiles.feed import put, put_batch, put_rates, put_tree, take_tree
-from jaxllm.tiles.gpt2 import StepOptions, TiledStep, TileSizes, check_model, gpt2_step
-from jaxllm.tiles.machines import local_machine
-from jaxllm.tiles.policies import get_policy
-from jaxllm.tiles.simulate import Schedule, set_priorities, simulate
+from jaxllm.tiles.gpt2 import StepOptions, TiledStep, check_model, gpt2_step
+from jaxllm.tiles.machines import local_machine, with_link
+from jaxllm.tiles.simulate import Schedule, check_fits, set_priorities, simulate
 
+_BANDWIDTH = 1e10  # bytes/s of memory and links, until they are measured
 _SAMPLES = 3  # timings of each kernel before a run: a schedule needs no more than its order of size
-
-
-@dataclass(frozen=True)
-class TilesConfig:
-    """How a run is cut into tile tasks and scheduled.
-
-    Raises:
-      UserError: an unknown policy, or memory that is not positive.
-    """
-
-    sizes: TileSizes = TileSizes()  # 0: an axis is not cut
-    policy: str = "dmdas"  # one of tiles.POLICIES
-    device_bytes: int = 0  # that tiles may use on a device; 0: as much as they need
-    flash: bool = False  # compute attention's scores twice rather than keep them
-    ordered: bool = False  # sums in one order: the same bits in every schedule
-
-    def __post_init__(self):
-        get_policy(self.policy)
-        if self.device_bytes < 0:
-            raise UserError(f"tiles.device_bytes is {self.device_bytes}; give the bytes of a device, or 0")
 
 
 class TiledTrainer:
@@ -68,7 +47,10 @@ class TiledTrainer:
         self._placed: Mapping[int, int] = {}
         self.values: dict[int, jax.Array] = {}
         self.step_number = 0
-        self._program(first=False)  # what does not fit shows at once
+        self._machine = local_machine(
+            devices, device_bytes=config.device_bytes or 1 << 62, host_bytes=1 << 62, bandwidth=_BANDWIDTH
+        )
+        check_fits(self._program(first=False).graph, self._machine)  # what does not fit shows at once
 
     def load(self, params, moments: tuple[Any, Any] | None = None, step_number: int = 0) -> None:
         """Cut parameters into tiles.
@@ -79,8 +61,9 @@ class TiledTrainer:
           step_number: updates so far.
         """
         step = self._program(first=False)
-        self.values = put_tree(self.model, step.params, params) | put(step.failed, np.zeros((), bool))
         self.step_number = step_number if moments is not None else 0
+        self.values = put_tree(self.model, step.params, params) | put(step.failed, False)
+        self.values |= put(step.updates, self.step_number)
         if self.step_number:  # step 1 writes the moments and does not read them
             first, second = moments
             root = jax.tree.map(lambda v: np.sqrt(np.asarray(v)), second)
@@ -105,10 +88,10 @@ class TiledTrainer:
         self.values, self._placed = executor.run(values), executor.schedule.placed
         self.step_number = number
         loss, squares = (self.values.pop(t.first) for t in (step.loss, step.squares))
-        failed = self.values[step.failed.first]
+        failed = jnp.array(self.values[step.failed.first])  # a copy: the next step changes the tile
         return {
             "loss": loss / jax.device_put(count, loss.sharding), "grad_norm": jnp.sqrt(squares),
-            "failed": jnp.array(failed), "token_count": count,
+            "failed": failed, "token_count": count,
         }  # fmt: skip
 
     @property
@@ -130,6 +113,11 @@ class TiledTrainer:
         )
         return first, jax.tree.map(np.square, root)
 
+    def verdict(self) -> tuple[bool, int]:
+        """Return whether a step failed, and how many steps were taken before; waits for them."""
+        step = self._program(first=False)
+        return bool(self.values[step.failed.first]), int(self.values[step.updates.first])
+
     def _program(self, first: bool, rests: bool = False) -> TiledStep:
         options = dataclasses.replace(
             self.options, first=first, rests=rests, flash=self.config.flash, ordered=self.config.ordered,
@@ -142,18 +130,14 @@ class TiledTrainer:
         capacity = self.config.device_bytes
         if capacity and capacity < sum(step.graph.nbytes):  # not all may fit: say what will not be used
             step = self._program(first, rests=True)
-        alone = len(self.devices) == 1
-        bandwidth, latency = (1e10, 1e-5) if alone else measure_bandwidth(self.devices)
-        machine = local_machine(
-            self.devices, device_bytes=capacity or 1 << 62, host_bytes=1 << 62, bandwidth=bandwidth,
-            latency=latency,
-        )  # fmt: skip
-        if alone:  # there is nothing to choose, so nothing to measure
-            kind = self.devices[0].device_kind
-            costs = DataSheet({kind: 1e11}, {kind: 1e10})
+        machine, kind = self._machine, self.devices[0].device_kind
+        if len(self.devices) == 1:  # there is nothing to choose, so nothing to measure
+            costs = DataSheet({kind: 1e11}, {kind: _BANDWIDTH})
         else:
+            bandwidth, latency = measure_bandwidth(self.devices)
+            machine = with_link(machine, bandwidth, latency)
             costs = calibrate(step.graph, self.devices, samples=_SAMPLES)
-        set_priorities(step.graph, costs.seconds(step.graph, self.devices[0].device_kind))
+        set_priorities(step.graph, costs.seconds(step.graph, kind))
         placed = {handle: node for handle, node in self._placed.items() if handle in step.graph.given}
         schedule = simulate(step.graph, machine, costs, self.config.policy, placed=placed)
         return step, Executor(schedule, self.devices)

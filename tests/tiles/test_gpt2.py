@@ -9,9 +9,10 @@ import pytest
 
 from jaxllm import models
 from jaxllm.errors import UserError
+from jaxllm.tiles.config import TilesConfig, TileSizes
 from jaxllm.tiles.feed import put, put_batch, put_rates, put_tree, take, take_tree
-from jaxllm.tiles.gpt2 import StepOptions, TileSizes, flat, gpt2_step, stacked
-from jaxllm.tiles.trainer import TiledTrainer, TilesConfig
+from jaxllm.tiles.gpt2 import StepOptions, flat, gpt2_step, stacked
+from jaxllm.tiles.trainer import TiledTrainer
 
 MODEL = models.get_preset("gpt2-nano", num_layers=1, embed_dim=12, num_heads=3, vocab_size=20, context_length=8)
 SHAPE = (3, 7)

@@ -166,7 +166,8 @@ def test_adamw_is_optax_s_with_the_second_moment_as_its_root(draw, tolerance, cl
 def test_a_failed_step_changes_nothing(draw):
     p, m, r = draw(4), draw(4), draw(4)
     rates, options = np.ones(3), dict(b1=0.9, b2=0.99, eps=1e-8, decay=0.1, clip=1.0, first=False)
-    (failed,) = kernels._judge(1.0, jnp.inf, False)
+    failed, updates = kernels._judge(1.0, jnp.inf, False, 7)
+    assert failed and updates == 7 and kernels._judge(1.0, 2.0, False, 7)[1] == 8
     got = kernels._adamw(draw(4) * np.nan, rates, jnp.inf, failed, p, m, r, **options)
     for new, old in zip(got, (p, m, r), strict=True):
         np.testing.assert_array_equal(new, old)

@@ -11,8 +11,9 @@ import pytest
 from jaxllm import models
 from jaxllm.errors import UserError
 from jaxllm.tiles.access import Mode
+from jaxllm.tiles.config import TileSizes
 from jaxllm.tiles.cost_model import A100_TF32, DataSheet
-from jaxllm.tiles.gpt2 import StepOptions, TileSizes, gpt2_step
+from jaxllm.tiles.gpt2 import StepOptions, gpt2_step
 from jaxllm.tiles.graph import Op, Program
 from jaxllm.tiles.machines import Link, Machine, Worker, get_machine, gpu_machine, local_machine
 from jaxllm.tiles.policies import POLICIES
