@@ -1,0 +1,136 @@
+"""NNTile's published speeds, and the same models simulated as tile tasks on the machines they were run on.
+
+Nobody ran these machines here: seconds of tasks are from data sheets (`cost_model.A100_TF32`). What is not
+published is assumed, and stands in `SETTING`: 64 sequences a step in parts of 16, tiles of 2 sequences and of
+about 8192 columns, policy dmdasd. Nothing was fitted to the published speeds.
+
+Mikhalev et al., NNTile (arXiv 2504.13236); its figures were read off the vector drawings (1 % or so).
+"""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+
+from jaxllm.errors import UserError
+from jaxllm.models import ModelConfig
+from jaxllm.tiles.config import TileSizes
+from jaxllm.tiles.cost_model import A100_TF32
+from jaxllm.tiles.gpt2 import StepOptions, gpt2_step
+from jaxllm.tiles.machines import Machine, get_machine
+from jaxllm.tiles.simulate import simulate
+
+_VOCAB, _SEQ, _HEAD_DIM = 50257, 1024, 128
+_GPU_BYTES = 80e9
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the paper does not say of its runs."""
+
+    sequences: int = 64  # a step
+    part: int = 16  # sequences computed before the next ones
+    batch_tile: int = 2  # sequences
+    width_tile: int = 8192  # columns of a tile of a weight, at most
+    policy: str = "dmdasd"
+
+
+SETTING = Setting()
+
+# (machine, layers): {width: (billions of parameters, TFLOP/s of FSDP bf16, FSDP tf32, NNTile tf32)}; 0 did not run,
+# None is not drawn. Widths are 4608 + 1024 i with 4 layers and 4864 + 1024 i with 8.
+PUBLISHED = {
+    ("a100x8", 4): {
+        4608: (1.5, 1492, 716, 559), 5632: (2.1, 1505, 715, 578), 6656: (2.8, 1506, 708, 629),
+        7680: (3.6, 1512, 703, 653), 8704: (4.5, 1515, 696, 651), 9728: (5.6, 1515, 520, 610),
+        10752: (6.7, 1518, 346, 650), 11776: (7.9, 1522, 244, 665), 12800: (9.2, 1492, 0, 698),
+        13824: (10.6, 1421, None, 719), 14848: (12.1, 1031, None, 701), 15872: (13.7, 724, None, 613),
+        16896: (15.4, 703, None, 605), 17920: (17.3, 0, None, 642), 18944: (19.2, None, None, 646),
+        19968: (21.2, None, None, 620), 22016: (25.5, None, None, 561), 24064: (30.2, None, None, 502),
+        26112: (35.4, None, None, 514), 28160: (40.9, None, None, 470), 30208: (46.9, None, None, 397),
+        31232: (50.0, None, None, 349), 32256: (53.2, None, None, 0),
+    },
+    ("a100x4", 4): {
+        4608: (1.5, 752, 359, 327), 6656: (2.8, 764, 358, 349), 8704: (4.5, 773, 345, 340),
+        10752: (6.7, 773, 147, 357), 11776: (7.9, 767, 0, 359), 16896: (15.4, 264, None, 344),
+        18944: (19.2, None, None, 288), 22016: (25.5, None, None, 267), 23040: (27.8, None, None, 0),
+    },
+    ("a100x8", 8): {
+        4864: (2.8, 1470, 700, 529), 6912: (5.3, 1494, 701, 553), 9984: (10.6, 1508, 306, 499),
+        11008: (12.8, 1511, 0, 518), 13056: (17.7, 1170, None, 550), 15104: (23.4, 0, None, 387),
+        17152: (30.0, None, None, 416), 21248: (45.5, None, None, 314), 22272: (49.9, None, None, 317),
+        23296: (54.5, None, None, 0),
+    },
+}  # fmt: skip
+
+
+def published_model(width: int, layers: int) -> ModelConfig:
+    """Return the GPT-2 of the paper's figures: head and table apart, 1024 tokens."""
+    return ModelConfig(
+        vocab_size=_VOCAB, context_length=_SEQ, num_layers=layers, embed_dim=width,
+        num_heads=width // _HEAD_DIM, tie_embeddings=False,
+    )  # fmt: skip
+
+
+def flops(model: ModelConfig, sequences: int) -> float:
+    """Return the FLOPs of a step as the paper counts them: attention over the full square, nothing twice."""
+    S, E, L, V = model.context_length, model.embed_dim, model.num_layers, model.known_vocab_size
+    forward = L * (4 * S * E * 4 * E + 8 * S * E**2 + 4 * S**2 * E) + 2 * S * E * V
+    return 3.0 * forward * sequences
+
+
+def tiled_speed(width: int, layers: int, machine: Machine, setting: Setting = SETTING) -> dict[str, float]:
+    """Return what the simulated step reaches: tflops (0 if the host's memory does not hold it), and the rest.
+
+    Returns:
+      tflops, seconds, tasks, moved and host (bytes), idle.
+    """
+    model = published_model(width, layers)
+    cuts = math.ceil(width / setting.width_tile)
+    tile = math.ceil(width / cuts / _HEAD_DIM) * _HEAD_DIM
+    sizes = TileSizes(
+        batch=setting.batch_tile, embed=tile, mlp=math.ceil(4 * width / (2 * cuts)), heads=tile // _HEAD_DIM
+    )
+    options = StepOptions(accumulate=setting.sequences // setting.part, flash=True)
+    graph = gpt2_step(model, sizes, setting.sequences, _SEQ, options).graph
+    try:
+        made = simulate(graph, machine, A100_TF32, setting.policy)
+    except UserError as full:
+        if "host" not in str(full):
+            raise
+        return dict(tflops=0.0, seconds=math.inf, tasks=len(graph.tasks), moved=0, host=math.inf, idle=1.0)
+    return dict(
+        tflops=flops(model, setting.sequences) / made.seconds / 1e12, seconds=made.seconds,
+        tasks=len(graph.tasks), moved=made.moved, host=made.peak[0], idle=made.idle,
+    )  # fmt: skip
+
+
+def fsdp_bytes(width: int, layers: int, gpus: int, bytes_per_value: int, setting: Setting = SETTING) -> float:
+    """Return the bytes that FSDP needs on each GPU, without offload or rematerialisation.
+
+    16 bytes a parameter spread over the GPUs; the block in use and the one fetched ahead, whole, and the
+    gradients of one; what the backward pass needs of the GPU's sequences; logits and their gradient.
+    """
+    model = published_model(width, layers)
+    tokens = setting.sequences // gpus * _SEQ
+    block = 12 * width**2
+    # Of a token and layer: 8 vectors of the width, 2 of the MLP's, and the probabilities of every head.
+    kept = 16 * width + model.num_heads * _SEQ
+    return (
+        16 * model.num_params / gpus
+        + 3 * bytes_per_value * max(block, _VOCAB * width)
+        + bytes_per_value * tokens * layers * kept
+        + 2 * 4 * tokens * _VOCAB
+    )
+
+
+def fsdp_largest(machine: str, layers: int, bytes_per_value: int) -> float:
+    """Return the billions of parameters of the largest published width that FSDP's bytes fit."""
+    gpus = len(get_machine(machine).workers)
+    sizes = PUBLISHED[machine, layers]
+    fitting = [w for w in sizes if fsdp_bytes(w, layers, gpus, bytes_per_value) <= _GPU_BYTES]
+    return max((sizes[w][0] for w in fitting), default=0.0)
+
+
+def scaled(machine: Machine, host_bytes: int) -> Machine:
+    """Return a machine with another amount of host memory."""
+    return dataclasses.replace(machine, capacities=(host_bytes, *machine.capacities[1:]))
