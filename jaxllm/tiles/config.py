@@ -26,7 +26,8 @@ class TileSizes:
         for name, size in dataclasses.asdict(self).items():
             if size < 0:
                 raise UserError(
-                    f"tile size {name}={size} cannot cover anything; give a positive size, or 0 for a whole axis"
+                    f"tile size {name}={size} cannot cover anything; give a positive size, or 0 for "
+                    "a whole axis"
                 )
 
 

@@ -70,8 +70,8 @@ class History:
             key = kernel_key(kernel)
             if key not in known:
                 raise UserError(
-                    f"the cost model holds {len(known)} kernels of '{kind}' and not {key}; it was made for other "
-                    "ops or tile sizes: calibrate it for this graph"
+                    f"the cost model holds {len(known)} kernels of '{kind}' and not {key}; it was made for "
+                    "other ops or tile sizes: calibrate it for this graph"
                 )
             result.append(self.mean(key, kind))
         return result

@@ -59,7 +59,9 @@ def put_batch(step: TiledStep, batch: Mapping[str, Any], vocab_size: int) -> dic
     return values
 
 
-def put_rates(step: TiledStep, learning_rate: float, number: int, b1: float, b2: float) -> dict[int, jax.Array]:
+def put_rates(
+    step: TiledStep, learning_rate: float, number: int, b1: float, b2: float
+) -> dict[int, jax.Array]:
     """Return the tile of what changes from step to step.
 
     Args:

@@ -3,7 +3,6 @@
 Legend: B batch, T time, D model width, F feed-forward, H heads, K head dim, V vocabulary, L layers.
 """
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -195,7 +194,10 @@ class _Builder:
         scratch = self._tensor("scratch", "batch", "heads", "seq", "seq") if flash else None
         self.layers = [layer(i) for i in range(self.config.num_layers)]
         self.embedded = self._tensor("embedded", *BT, "embed")
-        self.final, self.final_state = self._tensor("final", *BT, "embed"), self._tensor("state", *BT, rest=(3,))
+        self.final, self.final_state = (
+            self._tensor("final", *BT, "embed"),
+            self._tensor("state", *BT, rest=(3,)),
+        )
         self.logits = self._tensor("logits", *BT, "vocab")
         self.maxsumexp = self._tensor("maxsumexp", *BT, rest=(2,))
         # Gradients of activations: one of each kind, used again by every layer.
@@ -226,7 +228,9 @@ class _Builder:
             layers.linear(p, a["y"], params[*at, "attn", "out"], a["mid"],
                           bias=params[*at, "attn", "out_bias"], residual=x)  # fmt: skip
             layers.layernorm(p, a["mid"], *self._norm(*at, "mlp_norm"), a["state2"], a["norm2"], eps)
-            layers.linear(p, a["norm2"], params[*at, "mlp", "in"], a["pre"], bias=params[*at, "mlp", "in_bias"])
+            layers.linear(
+                p, a["norm2"], params[*at, "mlp", "in"], a["pre"], bias=params[*at, "mlp", "in_bias"]
+            )
             layers.elementwise(p, kernels.GELU, a["pre"], a["act"])
             layers.linear(p, a["act"], params[*at, "mlp", "out"], a["x"],
                           bias=params[*at, "mlp", "out_bias"], residual=a["mid"])  # fmt: skip

@@ -216,8 +216,8 @@ class Program:
             if not self._tiles[handle].valid:
                 reason = "was invalidated" if self._tiles[handle].written else "has not been written"
                 raise UserError(
-                    f"task {_task_label(self, op, handles)} reads {_tile_label(self, handle)}, which {reason}; "
-                    "write it first, or move the invalidation after its last reader"
+                    f"task {_task_label(self, op, handles)} reads {_tile_label(self, handle)}, which "
+                    f"{reason}; write it first, or move the invalidation after its last reader"
                 )
         self._append(task, accesses)
 
@@ -270,7 +270,9 @@ class Program:
         tile = self._tiles[handle]
         added = self._tasks[tile.group[0]]
         kernel = self._kernels_by_number(added.kernel)
-        adding = [h for m, h in zip(kernel.modes, added.handles, strict=True) if m not in (Mode.R, Mode.SCRATCH)]
+        adding = [
+            h for m, h in zip(kernel.modes, added.handles, strict=True) if m not in (Mode.R, Mode.SCRATCH)
+        ]
         place = adding.index(handle)
         merge = kernel.op.merges[place] if kernel.op.merges else add
         merging = Kernel(

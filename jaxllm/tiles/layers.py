@@ -86,7 +86,11 @@ def embed(program: Program, ids: Tensor, table: Tensor, origins: Tensor, x: Tens
     for b, t, d in x.indices():
         for v in range(table.grid[0]):
             program.submit(
-                kernels.EMBEDDING, (R, ids[b, t]), (R, table[v, d]), (R, origins[v]), program.adding(x[b, t, d])
+                kernels.EMBEDDING,
+                (R, ids[b, t]),
+                (R, table[v, d]),
+                (R, origins[v]),
+                program.adding(x[b, t, d]),
             )
 
 

@@ -58,7 +58,9 @@ def gpu_machine(
     for gpu in range(1, gpus + 1):
         links[HOST, gpu] = Link(f"to gpu {gpu}", pcie)
         links[gpu, HOST] = Link(f"from gpu {gpu}", pcie)
-        links |= {(gpu, other): Link(f"gpu {gpu} sends", nvlink) for other in range(1, gpus + 1) if other != gpu}
+        links |= {
+            (gpu, other): Link(f"gpu {gpu} sends", nvlink) for other in range(1, gpus + 1) if other != gpu
+        }
     workers = tuple(Worker(f"gpu {gpu}", kind, gpu) for gpu in range(1, gpus + 1))
     return Machine(name, workers, (host_bytes, *[gpu_bytes] * gpus), links)
 
@@ -88,7 +90,12 @@ def get_machine(name: str) -> Machine:
 
 
 def local_machine(
-    devices: Sequence[jax.Device], *, device_bytes: int, host_bytes: int, bandwidth: float, latency: float = 20e-6
+    devices: Sequence[jax.Device],
+    *,
+    device_bytes: int,
+    host_bytes: int,
+    bandwidth: float,
+    latency: float = 20e-6,
 ) -> Machine:
     """Return the machine that some of jax's devices are, of any platforms.
 

@@ -177,8 +177,8 @@ class Memory:
         while self.used[node] + nbytes > self.capacity[node]:
             if node == HOST:
                 raise UserError(
-                    f"the host's {self.capacity[HOST] / 1e9:.4g} GB of {self._name} are full; use a machine with "
-                    "more memory, a smaller model or a smaller batch"
+                    f"the host's {self.capacity[HOST] / 1e9:.4g} GB of {self._name} are full; use a machine "
+                    "with more memory, a smaller model or a smaller batch"
                 )
             victim = self._victim(node)
             if victim is None:

@@ -55,7 +55,7 @@ class Eager:
 
 
 class LocalWorkStealing:
-    """A queue for each worker, of what it made ready; one that has nothing to do steals a neighbour's oldest."""
+    """A queue for each worker, of what it made ready; one that has none steals a neighbour's oldest."""
 
     ahead = False
 

@@ -91,8 +91,8 @@ def check_fits(graph: Graph, machine: Machine) -> None:
     largest = max(graph.tasks, key=lambda task: _bytes(graph, task), default=None)
     if largest is not None and _bytes(graph, largest) > room:
         raise UserError(
-            f"task {graph.label(largest)} needs {_bytes(graph, largest)} bytes of tiles at once and a device of "
-            f"{machine.name} has {room}; use smaller tiles"
+            f"task {graph.label(largest)} needs {_bytes(graph, largest)} bytes of tiles at once and a device "
+            f"of {machine.name} has {room}; use smaller tiles"
         )
 
 
@@ -326,9 +326,13 @@ def bounds(graph: Graph, machine: Machine, costs: CostModel) -> dict[str, float]
     longest = graph.longest_path_after(fastest)
     work = sum(fastest[task.kernel] for task in graph.tasks if task.kernel >= 0)
     nodes = {worker.node for worker in machine.workers} - {HOST}
-    channels = {link.channel: link.bandwidth for (a, b), link in machine.links.items() if a == HOST and b in nodes}
+    channels = {
+        link.channel: link.bandwidth for (a, b), link in machine.links.items() if a == HOST and b in nodes
+    }
     read = {handle for task in graph.tasks for handle in task.reads} & graph.given
-    needed = sum(graph.nbytes[handle] for handle in read) if HOST not in {w.node for w in machine.workers} else 0
+    needed = (
+        sum(graph.nbytes[handle] for handle in read) if HOST not in {w.node for w in machine.workers} else 0
+    )
     return {
         "work": work / len(machine.workers),
         "path": max(longest, default=0.0),

@@ -103,7 +103,9 @@ def _pieces(array: jax.Array, shape: tuple[int, ...], tile_shape: tuple[int, ...
 def cut(tensor: Tensor, array: jax.Array) -> list[jax.Array]:
     """Return the tiles of an array of the tensor's size, in the order of their handles."""
     if tensor.num_tiles == 1:
-        return [jnp.array(array, tensor.dtype).reshape(tensor.shape)]  # a copy: tasks consume what they change
+        return [
+            jnp.array(array, tensor.dtype).reshape(tensor.shape)
+        ]  # a copy: tasks consume what they change
     return _pieces(jnp.asarray(array, tensor.dtype), tensor.shape, tensor.tile_shape)
 
 

@@ -11,7 +11,7 @@ _DRAWN = 4000  # bars beyond which a picture shows nothing more
 
 
 def write_gantt(path: str | Path, schedules: Sequence[Schedule]) -> None:
-    """Draw schedules of one graph one above the other, a row for each worker, a colour for each kind of task."""
+    """Draw schedules of one graph one above the other: a row a worker, a colour a kind of task."""
     from matplotlib import colormaps
     from matplotlib.figure import Figure
 
@@ -53,9 +53,11 @@ def write_trace(path: str | Path, schedule: Schedule) -> None:
         for i, worker in enumerate(schedule.machine.workers)
     ]
     for span in schedule.spans:
+        task = schedule.graph.tasks[span.task]
         events.append({
-            "ph": "X", "pid": 0, "tid": span.worker, "ts": 1e6 * span.start, "dur": 1e6 * (span.end - span.start),
-            "name": _name(schedule, span), "args": {"task": schedule.graph.label(schedule.graph.tasks[span.task])},
+            "ph": "X", "pid": 0, "tid": span.worker, "name": _name(schedule, span),
+            "ts": 1e6 * span.start, "dur": 1e6 * (span.end - span.start),
+            "args": {"task": schedule.graph.label(task)},
         })  # fmt: skip
     write_file(path, json.dumps({"traceEvents": events, "displayTimeUnit": "ms"}).encode())
 

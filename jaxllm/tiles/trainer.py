@@ -108,9 +108,7 @@ class TiledTrainer:
         if not self.step_number:
             zeros = jax.tree.map(np.zeros_like, self.params())
             return zeros, zeros
-        first, root = (
-            take_tree(self.model, t, self.values) for t in self._program(first=False).moments
-        )
+        first, root = (take_tree(self.model, t, self.values) for t in self._program(first=False).moments)
         return first, jax.tree.map(np.square, root)
 
     def verdict(self) -> tuple[bool, int]:

@@ -39,7 +39,11 @@ def schedule(nominal):
 
     def make(graph, devices=1, policy="dmdas", device_bytes=1 << 40, **options):
         machine = local_machine(
-            jax.devices()[:devices], device_bytes=device_bytes, host_bytes=1 << 40, bandwidth=1e9, latency=1e-6
+            jax.devices()[:devices],
+            device_bytes=device_bytes,
+            host_bytes=1 << 40,
+            bandwidth=1e9,
+            latency=1e-6,
         )
         return simulate(graph, machine, nominal, policy, **options)
 

@@ -119,5 +119,7 @@ def test_a_history_is_calibrated_by_timings_and_outliers_are_dropped(tmp_path):
 
 def test_a_cost_model_of_other_ops_is_refused():
     graph, _, _ = many_tasks(tasks=10)
-    with pytest.raises(UserError, match=r"holds 0 kernels of 'cpu' and not \w+\(4:float32.* calibrate it for this"):
+    with pytest.raises(
+        UserError, match=r"holds 0 kernels of 'cpu' and not \w+\(4:float32.* calibrate it for this"
+    ):
         History().seconds(graph, "cpu")

@@ -14,7 +14,9 @@ from jaxllm.tiles.feed import put, put_batch, put_rates, put_tree, take, take_tr
 from jaxllm.tiles.gpt2 import StepOptions, flat, gpt2_step, stacked
 from jaxllm.tiles.trainer import TiledTrainer
 
-MODEL = models.get_preset("gpt2-nano", num_layers=1, embed_dim=12, num_heads=3, vocab_size=20, context_length=8)
+MODEL = models.get_preset(
+    "gpt2-nano", num_layers=1, embed_dim=12, num_heads=3, vocab_size=20, context_length=8
+)
 SHAPE = (3, 7)
 
 
@@ -87,9 +89,11 @@ def float64_gradients(model, params, batch):
     def loss(p):
         x = p["embed"]["tokens"][batch["tokens"]] + p["embed"]["positions"][positions]
         for i in range(model.num_layers):
-            w = jax.tree.map(lambda w: w[i], p["layers"])
+            w = jax.tree.map(lambda w, i=i: w[i], p["layers"])
             a, h = w["attn"], norm(x, w["attn_norm"])
-            q, k, v = (jax.numpy.einsum("btd,dhk->bthk", h, a[n]) + a[f"{n}_bias"] for n in ("query", "key", "value"))
+            q, k, v = (
+                jax.numpy.einsum("btd,dhk->bthk", h, a[n]) + a[f"{n}_bias"] for n in ("query", "key", "value")
+            )
             scores = jax.numpy.einsum("bthk,bshk->bhts", q, k) / np.sqrt(model.head_dim)
             probs = jax.nn.softmax(jax.numpy.where(seen[:, None], scores, -np.inf), -1)
             y = jax.numpy.einsum("bhts,bshk->bthk", probs, v)
@@ -111,7 +115,9 @@ def test_float64_gradients_are_exact_to_rounding(batch, run):
         params = jax.tree.map(lambda w: w.astype("float64"), parameters(model))
         data = batch(SHAPE, model.vocab_size)
         loss, grads = float64_gradients(model, params, data)
-        step = gpt2_step(model, TileSizes(seq=4, vocab=12), *SHAPE, StepOptions(update=False), dtype="float64")
+        step = gpt2_step(
+            model, TileSizes(seq=4, vocab=12), *SHAPE, StepOptions(update=False), dtype="float64"
+        )
         left = run(step.graph, feed(step, model, params, data))
         assert take(step.loss, left) / data["mask"].sum() == pytest.approx(float(loss), rel=1e-12)
         assert gradient_error(model, take_tree(model, step.grads, left), grads) <= 1e-12
@@ -119,11 +125,9 @@ def test_float64_gradients_are_exact_to_rounding(batch, run):
 
 @pytest.fixture(scope="module")
 def cut_step():
-    """A step whose sums have several parts, and of whose axes every cut is even, so that it has few kernels."""
+    """Steps whose sums have several parts, cut evenly and so of few kernels: in order, and in any."""
     return {
-        ordered: gpt2_step(
-            MODEL, TileSizes(batch=1, seq=4), 3, 8, StepOptions(update=False, ordered=ordered)
-        )
+        ordered: gpt2_step(MODEL, TileSizes(batch=1, seq=4), 3, 8, StepOptions(update=False, ordered=ordered))
         for ordered in (True, False)
     }
 

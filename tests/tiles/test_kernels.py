@@ -87,8 +87,8 @@ def test_gelu_is_the_published_formula(draw, tolerance):
     want = z / (1 + np.exp(-2 * np.sqrt(2 / np.pi) * z.astype(np.float64) * (1 + 0.044715 * z**2)))
     close(kernels._gelu(z)[0], want, tolerance)
     (got,) = kernels._gelu_backward(jnp.asarray(z), jnp.ones_like(z))
-    close(got, jax.vmap(jax.grad(lambda z: z / (1 + jnp.exp(-2 * np.sqrt(2 / np.pi) * z * (1 + 0.044715 * z**2)))))(
-        jnp.asarray(z)), tolerance)  # fmt: skip
+    near = (kernels._gelu(z + 1e-3)[0] - kernels._gelu(z - 1e-3)[0]) / 2e-3
+    np.testing.assert_allclose(got, near, atol=1e-3)
 
 
 @pytest.mark.parametrize("turned_a, turned_b", [(False, False), (True, False), (False, True), (True, True)])
@@ -97,9 +97,7 @@ def test_products_of_tiles_as_matrices(draw, tolerance, turned_a, turned_b):
     a = a.reshape(12, 3, 4) if not turned_a else a.reshape(12, 12)
     b = b if not turned_b else b.T
     bias, rest = draw(5), draw(12, 5)
-    (got,) = kernels._gemm(
-        a, b, bias, rest, a_rows=1, b_rows=1, transpose_a=turned_a, transpose_b=turned_b
-    )
+    (got,) = kernels._gemm(a, b, bias, rest, a_rows=1, b_rows=1, transpose_a=turned_a, transpose_b=turned_b)
     left = a.reshape(12, 12).T if turned_a else a.reshape(12, 12)
     close(got, left.astype(np.float64) @ (b.T if turned_b else b) + bias + rest, tolerance)
 

@@ -108,7 +108,9 @@ SHEET = DataSheet({"gpu": 1e12}, {"gpu": 1e11}, launch=1e-6)
 
 
 def gpus(count, gpu_bytes=1 << 40):
-    return gpu_machine("test", count, kind="gpu", gpu_bytes=gpu_bytes, host_bytes=1 << 40, pcie=1e9, nvlink=1e10)
+    return gpu_machine(
+        "test", count, kind="gpu", gpu_bytes=gpu_bytes, host_bytes=1 << 40, pcie=1e9, nvlink=1e10
+    )
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -198,14 +200,19 @@ def test_ten_thousand_tasks_take_under_three_seconds():
 
 
 def test_what_cannot_run_is_one_sentence(step):
-    with pytest.raises(UserError, match=r"task attention_backward\(.*\) needs \d+ bytes of tiles at once and a device of test"):
+    with pytest.raises(
+        UserError,
+        match=r"task attention_backward\(.*\) needs \d+ bytes of tiles at once and a device of test",
+    ):
         simulate(step.graph, gpus(2, gpu_bytes=20_000), SHEET)
     with pytest.raises(UserError, match="unknown policy 'dmdsa'; did you mean 'dmda"):
         simulate(step.graph, gpus(2), SHEET, "dmdsa")
     with pytest.raises(UserError, match="the data sheet has no worker of kind 'gpu'; it has a100"):
         simulate(step.graph, gpus(2), A100_TF32)
     small = dataclasses.replace(gpus(2), capacities=(100_000, 1 << 40, 1 << 40))
-    with pytest.raises(UserError, match="the host's 0.0001 GB of test are full; use a machine with more memory"):
+    with pytest.raises(
+        UserError, match="the host's 0.0001 GB of test are full; use a machine with more memory"
+    ):
         simulate(step.graph, small, SHEET)
     with pytest.raises(UserError, match="unknown machine 'a100x9'; did you mean 'a100x"):
         get_machine("a100x9")

@@ -51,7 +51,9 @@ def test_a_failing_task_is_named_and_the_last_checkpoint_is_usable(small, monkey
     kernels.compiled.cache_clear()
     with monkeypatch.context() as patch:
         patch.setattr(kernels, "GELU", dataclasses.replace(kernels.GELU, function=burn))
-        with pytest.raises(TaskFailed, match=r"task gelu\(pre0\[0,0,0\], act0\[0,0,0\]\) failed: out of memory"):
+        with pytest.raises(
+            TaskFailed, match=r"task gelu\(pre0\[0,0,0\], act0\[0,0,0\]\) failed: out of memory"
+        ):
             train(config, devices=ONE)
     with Checkpoints(f"{config.out}/checkpoints") as kept:
         assert kept.latest() == 2
