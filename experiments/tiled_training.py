@@ -62,22 +62,30 @@ class TiledTrainingConfig:
     scheduled: ModelConfig = get_preset("gpt2-mini", context_length=64)  # for policies, on 4 made-up GPUs
     devices: tuple[int, ...] = (1, 2)  # numbers of devices that makespans are predicted and measured on
     simulate: tuple[str, ...] = ("a100x8", "a100x4")  # machines whose published figures are redrawn
-    every: int = 3  # of the published sizes, take each so many, the largest and the last that ran always
+    every: int = 3  # of the published sizes, take each so many, the last three always
+    sequences: int = 64  # a step of the published models: theirs is not known
+    device_megabytes: tuple[int, ...] = (8, 16, 32)  # of which the largest model is sought
+    host_megabytes: tuple[int, ...] = (32, 64, 128)
     out: str = "runs/tiled-training"
 
     def __post_init__(self):
         for name in self.simulate:
             if name not in {machine for machine, _ in published.PUBLISHED}:
                 raise unknown("machine", name, sorted({machine for machine, _ in published.PUBLISHED}))
-        if min(self.rounds, self.every, *self.cuts, *self.devices) < 1:
-            raise UserError("rounds, every, cuts and devices must be at least 1")
+        for name in ("cuts", "devices", "device_megabytes", "host_megabytes", "rounds", "every", "sequences"):
+            value = getattr(self, name)
+            if min(value if isinstance(value, tuple) else [value], default=0) < 1:
+                raise UserError(f"{name} is {value}; give at least one number, none below 1")
+        if self.sequences % published.PART:
+            raise UserError(f"sequences is {self.sequences}; choose a multiple of {published.PART}")
 
 
 def _debug() -> TiledTrainingConfig:
     nano = get_preset("gpt2-nano", num_layers=1, context_length=16)
     return TiledTrainingConfig(
-        model=nano, seq_len=16, batch_size=2, cuts=(1, 2), rounds=3, devices=(1,), scheduled=nano, every=100,
-        simulate=("a100x4",), out="runs/tiled-training-debug",
+        model=nano, seq_len=16, batch_size=2, cuts=(1,), rounds=3, devices=(1,), scheduled=nano, every=100,
+        simulate=("a100x4",), sequences=published.PART, device_megabytes=(8,), host_megabytes=(16, 32),
+        out="runs/tiled-training-debug",
     )  # fmt: skip
 
 
@@ -91,8 +99,10 @@ def main(config: TiledTrainingConfig, preset: str = "custom") -> Report:
     parts = {
         part.__name__: partial(part, config, out) for part in (exactness, policies, hints, speed, predictions)
     }
-    parts["largest model"] = published.largest
-    parts["published figures"] = partial(published.redraw, config.simulate, config.every, out)
+    parts["largest model"] = partial(published.largest, config.device_megabytes, config.host_megabytes)
+    parts["published figures"] = partial(
+        published.redraw, config.simulate, config.every, config.sequences, out
+    )
     with tqdm(parts.items(), unit="part") as bar:
         for name, part in bar:
             bar.set_description(name)
@@ -141,23 +151,21 @@ def exactness(config: TiledTrainingConfig, out: Path):
         return models.loss(model, params, batch["tokens"], batch["targets"])[0]
 
     want_loss, want = jax.value_and_grad(loss)(params)
-    metrics = {}
-    for name, sizes in {"whole": TileSizes(), "ragged": TileSizes(seq=8, vocab=100)}.items():
-        step = gpt2_step(model, sizes, 3, 13, StepOptions(update=False))
-        device = jax.devices()[:1]
-        machine = local_machine(device, device_bytes=1 << 40, host_bytes=1 << 40, bandwidth=1e10)
-        nominal = DataSheet({device[0].device_kind: 1e11}, {device[0].device_kind: 1e10})
-        values = put_tree(model, step.params, params) | put_batch(step, batch, model.known_vocab_size)
-        values |= put_rates(step, 0.0, 1, 0.9, 0.999)
-        left = Executor(simulate(step.graph, machine, nominal), device).run(values)
-        got = flat(model, take_tree(model, step.grads, left))
-        errors = [
-            float(np.abs(got[path] - value).max() / np.abs(value).max())
-            for path, value in flat(model, want).items()
-            if path[-1] != "key_bias"  # softmax does not see it: rounding alone
-        ]
-        metrics[f"error/gradient/{name}"] = max(errors)
-        metrics[f"error/loss/{name}"] = float(abs(take(step.loss, left) / 39 - want_loss) / want_loss)
+    step = gpt2_step(model, TileSizes(seq=8, vocab=100), 3, 13, StepOptions(update=False))
+    device = jax.devices()[:1]
+    machine = local_machine(device, device_bytes=1 << 40, host_bytes=1 << 40, bandwidth=1e10)
+    nominal = DataSheet({device[0].device_kind: 1e11}, {device[0].device_kind: 1e10})
+    values = put_tree(model, step.params, params) | put_batch(step, batch, model.known_vocab_size)
+    values |= put_rates(step, 0.0, 1, 0.9, 0.999)
+    left = Executor(simulate(step.graph, machine, nominal), device).run(values)
+    got = flat(model, take_tree(model, step.grads, left))
+    errors = [
+        float(np.abs(got[path] - value).max() / np.abs(value).max())
+        for path, value in flat(model, want).items()
+        if path[-1] != "key_bias"  # softmax does not see it: rounding alone
+    ]
+    loss_error = float(abs(take(step.loss, left) / 39 - want_loss) / want_loss)
+    metrics = {"error/gradient": max(errors), "error/loss": loss_error}
     worst = max(metrics.values())
     claim = Claim("relative error of the tiled loss and gradients, at most 1e-5", _GOAL, worst, worst <= 1e-5)
     return metrics, [claim], {}
@@ -314,8 +322,7 @@ def dispatch_seconds(tasks: int = 2000) -> float:
 def predictions(config: TiledTrainingConfig, out: Path):
     """Predict the makespan of a step from timings of its kernels, then measure it."""
     model, shape = config.model, (config.batch_size, config.seq_len)
-    sizes = TileSizes(batch=max(1, shape[0] // 2))
-    step = gpt2_step(model, sizes, *shape, StepOptions(update=False))
+    step = gpt2_step(model, cut_sizes(model, config.cuts[-1]), *shape, StepOptions(update=False))
     batch, params = make_batch(model, shape), models.init(model, jax.random.key(0))
     given = put_tree(model, step.params, params) | put_batch(step, batch, model.known_vocab_size)
     given |= put_rates(step, 0.0, 1, 0.9, 0.999)
