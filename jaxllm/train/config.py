@@ -10,6 +10,7 @@ from jaxllm.models import ModelConfig, get_preset
 from jaxllm.optim import OptimConfig
 from jaxllm.parallel import MeshConfig
 from jaxllm.subnetwork import get_schedule
+from jaxllm.tiles.config import TilesConfig
 from jaxllm.train.precision import get_precision
 
 
@@ -34,6 +35,8 @@ class TrainConfig:
     subnetwork: str | None = None  # a schedule of `subnetwork.SCHEDULES`: train random parts of the model
     unsampled: Literal["zero_grad", "freeze"] = "zero_grad"  # what the optimizer does to the other parts
     mesh: MeshConfig = MeshConfig()
+    engine: Literal["jit", "tiles"] = "jit"  # one compiled step, or tile tasks that a scheduler places
+    tiles: TilesConfig = TilesConfig()  # with the engine "tiles" alone
     distributed: bool = False  # join the other processes of a multi-host run
     seed: int = 0  # of the parameters, the order of the data and every draw
     out: str = "runs/train"  # folder of checkpoints, metrics, plots; a run in it is resumed
@@ -72,6 +75,8 @@ class TrainConfig:
         get_precision(self.precision)
         if self.subnetwork is not None:
             get_schedule(self.subnetwork, self.model.num_layers, self.steps)
+        if self.engine not in ("jit", "tiles"):
+            raise unknown("engine", self.engine, ("jit", "tiles"))
         if self.unsampled not in ("zero_grad", "freeze"):
             raise unknown("unsampled", self.unsampled, ("zero_grad", "freeze"))
 
@@ -82,7 +87,7 @@ class TrainConfig:
 
 
 # What may differ between a checkpoint and the run that resumes it: nothing here changes the numbers.
-_FREE = ("steps", "stop_after", "out", "mesh", "distributed", "eval_every", "eval_batches",
+_FREE = ("steps", "stop_after", "out", "mesh", "engine", "tiles", "distributed", "eval_every", "eval_batches",
          "final_eval_batches", "save_every",
          "keep_last", "keep_best", "log_every", "progress", "tensorboard", "profile")  # fmt: skip
 

@@ -194,6 +194,7 @@ def _build(config, corpus, mesh, loss, optimizer, subnetworks) -> Job:
     config = _with_types(config)
     axes = models.axes(config.model)
     schedule = None
+    plain = loss is None and optimizer is None and subnetworks == Schedule((Stage(1.0, Rates()),))
     if optimizer is None:
         optimizer = make_optimizer(config.optim, config.steps, axes)
         schedule = config.optim.make_schedule(config.steps)
@@ -223,13 +224,19 @@ def _build(config, corpus, mesh, loss, optimizer, subnetworks) -> Job:
         return jax.jit(_on(mesh, step), donate_argnums=0, out_shardings=(shardings, None))
 
     ends = subnetworks.ends(config.steps)
+    if config.engine == "tiles":
+        from jaxllm.train.tiled import tiled_step  # an import that only this engine needs
+
+        train_steps = ((config.steps, tiled_step(config, shapes, list(mesh.devices.flat), plain)),)
+    else:
+        train_steps = tuple(zip(ends, [train_step(s.rates) for s in subnetworks.stages], strict=True))
     return Job(
         config=config,
         corpus=corpus,
         mesh=mesh,
         shapes=shapes,
         init=jax.jit(init, out_shardings=shardings),
-        train_steps=tuple(zip(ends, [train_step(s.rates) for s in subnetworks.stages], strict=True)),
+        train_steps=train_steps,
         eval_step=jax.jit(_on(mesh, make_eval_step(partial(eval_loss, z_loss=0.0)))),
         schedule=schedule,
     )

@@ -1,0 +1,101 @@
+"""The engine "tiles": a training step as tile tasks, behind the loop's own interface."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxllm.errors import UserError
+from jaxllm.tiles.gpt2 import StepOptions
+from jaxllm.tiles.trainer import TiledTrainer
+from jaxllm.train.config import TrainConfig
+from jaxllm.train.state import TrainState
+
+
+def tiled_step(config: TrainConfig, shapes: TrainState, devices: Sequence[jax.Device], plain: bool):
+    """Return step(state, batch) -> (state, metrics), as `make_train_step` does, run as tile tasks.
+
+    The state that it returns stays in tiles; what reads one of its fields gathers that field into the
+    ordinary arrays. So checkpoints are the same as the other engine's, and either resumes them.
+
+    Args:
+      config: the run.
+      shapes: of the ordinary state, with its shardings.
+      devices: each a worker.
+      plain: the loss is the next token's, of the whole model, and the optimizer the config's.
+
+    Raises:
+      UserError: something that tiles do not compute.
+    """
+    asked = {
+        "optim.name": (config.optim.name, "adamw"),
+        "precision": (config.precision, "float32"),
+        "z_loss": (config.z_loss, 0.0),
+        "a loss, optimizer or subnetworks of your own": (not plain, False),
+        "processes": (jax.process_count(), 1),
+    }
+    for name, (value, only) in asked.items():
+        if value != only:
+            raise UserError(f"engine 'tiles' takes {name}={only} and not {value}; use that, or engine 'jit'")
+    optim = config.optim
+    options = StepOptions(
+        accumulate=config.accumulate, b1=optim.beta1, b2=optim.beta2, eps=optim.eps,
+        weight_decay=optim.weight_decay, clip_norm=optim.clip_norm,
+    )  # fmt: skip
+    trainer = TiledTrainer(config.model, config.tiles, config.batch_size, config.seq_len, options, devices)
+    rates = np.asarray(jax.vmap(optim.make_schedule(config.steps))(np.arange(config.steps)))
+
+    def step(state: TrainState, batch: dict[str, Any]):
+        if not isinstance(state, TiledState):
+            moments = [optax.tree_utils.tree_get(state.opt_state, name) for name in ("mu", "nu")]
+            trainer.load(state.params, moments, int(state.step))
+            state = TiledState(trainer, state, shapes)
+        batch = {name: np.asarray(value) for name, value in batch.items()}
+        if not config.isolate_documents:
+            del batch["segment_ids"]
+        metrics = trainer.step(batch, rates[trainer.step_number])
+        return TiledState(trainer, state, shapes), metrics
+
+    return step
+
+
+class TiledState(TrainState):
+    """A TrainState whose arrays are gathered from the trainer's tiles when they are read.
+
+    It is the trainer's newest state whenever that is, as a donated state is only valid until the next step.
+    """
+
+    def __init__(self, trainer: TiledTrainer, start: TrainState, shapes: TrainState):
+        for name, value in dict(_trainer=trainer, _start=start, _shapes=shapes).items():
+            object.__setattr__(self, name, value)
+
+    @property
+    def step(self):
+        return self._place(jnp.asarray(self._trainer.verdict()[1], jnp.int32), self._shapes.step)
+
+    @property
+    def params(self):
+        return self._place(self._trainer.params(), self._shapes.params)
+
+    @property
+    def opt_state(self):
+        mu, nu = self._trainer.moments()
+        changed = optax.tree_utils.tree_set(
+            jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), self._shapes.opt_state),
+            mu=mu, nu=nu, count=np.asarray(self._trainer.verdict()[1], np.int32),
+        )  # fmt: skip
+        return self._place(changed, self._shapes.opt_state)
+
+    @property
+    def key(self):
+        return self._start.key
+
+    @property
+    def failed(self):
+        return self._place(jnp.asarray(self._trainer.verdict()[0]), self._shapes.failed)
+
+    def _place(self, values, shapes):
+        return jax.device_put(values, jax.tree.map(lambda x: x.sharding, shapes))
