@@ -70,24 +70,21 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
     try:
         return main(sys.argv[1:] if argv is None else argv)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        code = 2
+        said, code = f"error: {error}", 2
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        code = 130
+        said, code = "interrupted", 130
     except Exception as error:
         if hasattr(error, "exit_code"):
-            print(f"{error}", file=sys.stderr)
-            code = error.exit_code
+            said, code = f"{error}", error.exit_code
         elif _among_others():
-            traceback.print_exc()
-            code = 1
+            said, code = traceback.format_exc(), 1
         else:
             raise
     if _among_others():
         from jaxllm.parallel import leave
 
-        leave(code)
+        leave(said, code)
+    print(said, file=sys.stderr)
     sys.exit(code)
 
 

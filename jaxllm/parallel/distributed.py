@@ -96,19 +96,23 @@ def losses_told() -> Iterator[None]:
         ) from error
 
 
-def leave(exit_code: int) -> None:
-    """End this process, which has failed, without waiting for others that wait for it.
+def leave(said: str, exit_code: int) -> None:
+    """End this process, which has failed, with a last word and without waiting for others that wait for it.
 
     Python's own exit would: jax's part in it is a barrier of all processes. Where all have failed, as
     they do on the same bad input, they meet there; else the others notice that this one has gone.
     """
     _on_abort("", exit_code)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # What jax writes from here on, stack traces among it, says less.
+    stderr = os.dup(2)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    os.write(stderr, f"{said}\n".encode())
     # In a thread: it may wait for minutes.
     ending = threading.Thread(target=jax.distributed.shutdown, daemon=True)
     ending.start()
     ending.join(_PATIENCE_SECONDS)
-    sys.stdout.flush()
-    sys.stderr.flush()
     os._exit(exit_code)
 
 
