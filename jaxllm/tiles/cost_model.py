@@ -55,7 +55,7 @@ class History:
     def mean(self, key: str, kind: str) -> float:
         """Return the mean of the samples but those far off the median."""
         samples = self.samples[kind][key]
-        middle = statistics.median(samples)
+        middle = statistics.median_low(samples)  # one of them, so that never all are dropped
         return statistics.fmean(s for s in samples if abs(s - middle) <= _OUTLIER * middle)
 
     def seconds(self, graph: Graph, kind: str) -> list[float]:
