@@ -18,6 +18,7 @@ from jaxllm.tiles.graph import Graph, Kernel
 from jaxllm.tiles.kernels import compiled
 
 CALIBRATED = 10  # samples after which StarPU trusts a history
+_ENOUGH = 2e-3  # seconds of one sample; shorter tasks are called several times
 _OUTLIER = 0.5  # samples off the median by more are dropped
 
 
@@ -102,13 +103,20 @@ def calibrate(
         for kernel in graph.kernels:
             key = kernel_key(kernel)
             missing = samples - len(history.samples.get(kind, {}).get(key, ()))
-            for turn in range(missing + 1 if missing > 0 else 0):
-                values = jax.block_until_ready(jax.device_put(_values(kernel), device))
-                begun = time.perf_counter()
-                jax.block_until_ready(compiled(kernel)(*values))
-                if turn:
-                    history.add(key, kind, time.perf_counter() - begun)
+            if missing > 0:
+                _seconds_a_call(kernel, device, 1)  # compiles
+                calls = max(1, min(8, int(_ENOUGH / _seconds_a_call(kernel, device, 1))))
+                for _ in range(missing):
+                    history.add(key, kind, _seconds_a_call(kernel, device, calls))
     return history
+
+
+def _seconds_a_call(kernel: Kernel, device: jax.Device, calls: int) -> float:
+    """Return the seconds of one of some calls in a row, waited for once: waiting costs more than small tasks."""
+    values = jax.block_until_ready([jax.device_put(_values(kernel), device) for _ in range(calls)])
+    begun = time.perf_counter()
+    jax.block_until_ready([compiled(kernel)(*each) for each in values])
+    return (time.perf_counter() - begun) / calls
 
 
 def _values(kernel: Kernel) -> list[jax.Array]:
