@@ -112,7 +112,7 @@ def calibrate(
 
 
 def _seconds_a_call(kernel: Kernel, device: jax.Device, calls: int) -> float:
-    """Return the seconds of one of some calls in a row, waited for once: waiting costs more than small tasks."""
+    """Return the seconds of one of some calls in a row, waited for once, as waiting takes time too."""
     values = jax.block_until_ready([jax.device_put(_values(kernel), device) for _ in range(calls)])
     begun = time.perf_counter()
     jax.block_until_ready([compiled(kernel)(*each) for each in values])
