@@ -18,7 +18,7 @@ from jaxllm.tiles.graph import Graph, Kernel
 from jaxllm.tiles.kernels import compiled
 
 CALIBRATED = 10  # samples after which StarPU trusts a history
-_ENOUGH = 2e-3  # seconds of one sample; shorter tasks are called several times
+_ENOUGH, _CALLS = 1e-2, 64  # seconds of one sample; shorter tasks are called several times, at most so many
 _OUTLIER = 0.5  # samples off the median by more are dropped
 
 
@@ -105,7 +105,7 @@ def calibrate(
             missing = samples - len(history.samples.get(kind, {}).get(key, ()))
             if missing > 0:
                 _seconds_a_call(kernel, device, 1)  # compiles
-                calls = max(1, min(8, int(_ENOUGH / _seconds_a_call(kernel, device, 1))))
+                calls = max(1, min(_CALLS, int(_ENOUGH / _seconds_a_call(kernel, device, 4))))
                 for _ in range(missing):
                     history.add(key, kind, _seconds_a_call(kernel, device, calls))
     return history
