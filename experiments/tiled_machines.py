@@ -242,7 +242,7 @@ def redraw(machines: Sequence[str], every: int, sequences: int, out: Path) -> Fo
         ]  # fmt: skip
         ratios = [speed / paper for _, speed, paper in curves[name, layers] if speed and paper]
         metrics[f"paper/{name}/{layers}/median_speed_over_published"] = statistics.median(ratios)
-    _plot(curves, out / "png")
+    _plot(curves, out / "published.png")
     head = ["machine", "layers", "B parameters", "simulated", "NNTile", "FSDP tf32", "FSDP bf16", "TB moved",
             "host GB"]  # fmt: skip
     return metrics, claims, {"Tflop/s, simulated and published": markdown_table(head, rows)}

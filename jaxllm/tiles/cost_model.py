@@ -18,6 +18,7 @@ from jaxllm.tiles.graph import Graph, Kernel
 from jaxllm.tiles.kernels import compiled
 
 CALIBRATED = 10  # samples after which StarPU trusts a history
+_ENOUGH, _CALLS = 1e-2, 64  # seconds of one sample; shorter tasks are called several times, at most so many
 _OUTLIER = 0.5  # samples off the median by more are dropped
 
 
@@ -55,7 +56,7 @@ class History:
     def mean(self, key: str, kind: str) -> float:
         """Return the mean of the samples but those far off the median."""
         samples = self.samples[kind][key]
-        middle = statistics.median(samples)
+        middle = statistics.median_low(samples)  # one of them, so that never all are dropped
         return statistics.fmean(s for s in samples if abs(s - middle) <= _OUTLIER * middle)
 
     def seconds(self, graph: Graph, kind: str) -> list[float]:
@@ -102,13 +103,20 @@ def calibrate(
         for kernel in graph.kernels:
             key = kernel_key(kernel)
             missing = samples - len(history.samples.get(kind, {}).get(key, ()))
-            for turn in range(missing + 1 if missing > 0 else 0):
-                values = jax.block_until_ready(jax.device_put(_values(kernel), device))
-                begun = time.perf_counter()
-                jax.block_until_ready(compiled(kernel)(*values))
-                if turn:
-                    history.add(key, kind, time.perf_counter() - begun)
+            if missing > 0:
+                _seconds_a_call(kernel, device, 1)  # compiles
+                calls = max(1, min(_CALLS, int(_ENOUGH / _seconds_a_call(kernel, device, 4))))
+                for _ in range(missing):
+                    history.add(key, kind, _seconds_a_call(kernel, device, calls))
     return history
+
+
+def _seconds_a_call(kernel: Kernel, device: jax.Device, calls: int) -> float:
+    """Return the seconds of one of some calls in a row, waited for once, as waiting takes time too."""
+    values = jax.block_until_ready([jax.device_put(_values(kernel), device) for _ in range(calls)])
+    begun = time.perf_counter()
+    jax.block_until_ready([compiled(kernel)(*each) for each in values])
+    return (time.perf_counter() - begun) / calls
 
 
 def _values(kernel: Kernel) -> list[jax.Array]:

@@ -51,12 +51,13 @@ def put_batch(step: TiledStep, batch: Mapping[str, Any], vocab_size: int) -> dic
     whole = dict(tokens=tokens, positions=_positions(segments), segments=segments, targets=targets,
                  weights=weights)  # fmt: skip
     values = put(step.count, weights.sum() or 1.0)
+    tiles = {}
     for name, array in whole.items():
         for inputs, part in zip(step.inputs, np.split(array, len(step.inputs)), strict=True):
-            values |= put(inputs[name], part)
+            tiles |= _pieces(inputs[name], part)
     for tensor, array in step.constants.items():
-        values |= put(tensor, array)
-    return values
+        tiles |= _pieces(tensor, array)
+    return values | jax.device_put(tiles)  # at once: each call costs as much as a small task
 
 
 def put_rates(
@@ -72,6 +73,16 @@ def put_rates(
       b2: decay of the second.
     """
     return put(step.rates, np.array([learning_rate, 1 - b1**number, 1 - b2**number]))
+
+
+def _pieces(tensor: Tensor, array: np.ndarray) -> dict[int, np.ndarray]:
+    """Return copies of an array's tiles by handle, on the host."""
+    result = {}
+    for handle, index in zip(tensor.handles(), tensor.indices(), strict=True):
+        start, shape = tensor.start(*index), tensor.shape_of(*index)
+        place = tuple(slice(a, a + n) for a, n in zip(start, shape, strict=True))
+        result[handle] = np.array(array[place], tensor.dtype)
+    return result
 
 
 def _positions(segments: np.ndarray) -> np.ndarray:

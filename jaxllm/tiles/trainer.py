@@ -50,7 +50,9 @@ class TiledTrainer:
         self._machine = local_machine(
             devices, device_bytes=config.device_bytes or 1 << 62, host_bytes=1 << 62, bandwidth=_BANDWIDTH
         )
-        check_fits(self._program(first=False).graph, self._machine)  # what does not fit shows at once
+        self._later = self._program(first=False)
+        check_fits(self._later.graph, self._machine)  # what does not fit shows at once
+        self._running: Executor | None = None  # of the last step, whose tasks may not be done
 
     def load(self, params, moments: tuple[Any, Any] | None = None, step_number: int = 0) -> None:
         """Cut parameters into tiles.
@@ -60,7 +62,7 @@ class TiledTrainer:
           moments: Adam's first and second; None before the first step.
           step_number: updates so far.
         """
-        step = self._program(first=False)
+        step = self._later
         self.step_number = step_number if moments is not None else 0
         self.values = put_tree(self.model, step.params, params) | put(step.failed, False)
         self.values |= put(step.updates, self.step_number)
@@ -76,12 +78,18 @@ class TiledTrainer:
         Args:
           batch: tokens and targets [B, T]; optional mask and segment_ids.
           learning_rate: of this step.
+
+        Raises:
+          TaskFailed: names a task of this step, or of the last one, that failed.
         """
+        if self._running is not None:
+            self._running.wait()  # one step in flight, and its failures by name
         number, o = self.step_number + 1, self.options
         first = number == 1
         if first not in self._executors:
             self._executors[first] = self._prepare(first)
         step, executor = self._executors[first]
+        self._running = executor
         values = self.values | put_batch(step, batch, self.model.known_vocab_size)
         count = values[step.count.first]
         values |= put_rates(step, learning_rate, number, o.b1, o.b2)
@@ -101,19 +109,19 @@ class TiledTrainer:
 
     def params(self) -> dict:
         """Return the parameters as the ordinary tree, of NumPy arrays."""
-        return take_tree(self.model, self._program(first=False).params, self.values)
+        return take_tree(self.model, self._later.params, self.values)
 
     def moments(self) -> tuple[dict, dict]:
         """Return Adam's moments as trees like the parameters; zeros before the first step."""
         if not self.step_number:
             zeros = jax.tree.map(np.zeros_like, self.params())
             return zeros, zeros
-        first, root = (take_tree(self.model, t, self.values) for t in self._program(first=False).moments)
+        first, root = (take_tree(self.model, t, self.values) for t in self._later.moments)
         return first, jax.tree.map(np.square, root)
 
     def verdict(self) -> tuple[bool, int]:
         """Return whether a step failed, and how many steps were taken before; waits for them."""
-        step = self._program(first=False)
+        step = self._later
         return bool(self.values[step.failed.first]), int(self.values[step.updates.first])
 
     def _program(self, first: bool, rests: bool = False) -> TiledStep:
@@ -124,7 +132,7 @@ class TiledTrainer:
         return gpt2_step(self.model, self.config.sizes, *self._shape, options)
 
     def _prepare(self, first: bool) -> tuple[TiledStep, Executor]:
-        step = self._program(first)
+        step = self._program(first) if first else self._later
         capacity = self.config.device_bytes
         if capacity and capacity < sum(step.graph.nbytes):  # not all may fit: say what will not be used
             step = self._program(first, rests=True)

@@ -123,3 +123,10 @@ def test_a_cost_model_of_other_ops_is_refused():
         UserError, match=r"holds 0 kernels of 'cpu' and not \w+\(4:float32.* calibrate it for this"
     ):
         History().seconds(graph, "cpu")
+
+
+def test_samples_of_which_none_is_near_the_middle_still_have_a_mean():
+    history = History()
+    for sample in (1.0, 1.0, 9.0, 9.0):
+        history.add("gemm", "cpu", sample)
+    assert history.mean("gemm", "cpu") == 1.0
