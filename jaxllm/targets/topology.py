@@ -61,11 +61,16 @@ def compiler_options(target: Target | str) -> dict[str, bool | int | str]:
     """Return what `Lowered.compile(compiler_options=...)` needs where the device is not here.
 
     XLA's GPU compiler times candidate kernels on the device to choose one; this tells it not to, and to
-    leave plain matrix products to cuBLAS, which is what a tuned run mostly chooses.
+    leave plain matrix products to cuBLAS, which is what a tuned run mostly chooses. Code is optimised as
+    there, whatever this process's XLA_FLAGS say.
     """
     if get_target(target).platform != "cuda":
         return {}
-    return {"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False}
+    return {
+        "xla_gpu_autotune_level": 0,
+        "xla_gpu_enable_triton_gemm": False,
+        "xla_backend_optimization_level": 3,
+    }
 
 
 def is_available(target: Target | str) -> bool:

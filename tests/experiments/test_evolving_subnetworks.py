@@ -197,7 +197,7 @@ def test_a_compiled_small_stage_takes_half_the_memory_and_most_of_the_time_off(m
 
 @pytest.mark.parametrize("machine", [available("h100x8")])
 def test_the_paper_preset_s_stages_compile_for_its_machine(machine):
-    """Two of its 12 layers: they are scanned, so the programs are the same."""
+    """Two of its 12 layers, so that they compile soon."""
     run = arms_of(experiment.PRESETS["paper"]())[EST]
     run = dataclasses.replace(run, model=get_preset("gpt2", num_layers=2))
     job = benchmark.prepare_shapes(run, devices=targets.devices(targets.get_target(machine)))
