@@ -25,6 +25,7 @@ from jaxllm_kernels.linear_cross_entropy import linear_cross_entropy
 from tqdm import tqdm
 
 from experiments.benchmarks.optimizers import BETAS, DECAY, RATE, make_optimizers, optimizer_step
+from experiments.benchmarks.turns import dispatched
 from jaxllm import models
 from jaxllm.cli.experiment import run_experiment
 from jaxllm.errors import UserError
@@ -92,17 +93,8 @@ def _seconds(call: Callable[[], object], rounds: int) -> float:
     wait = _wait_for_torch if getattr(call, "torch", False) else jax.block_until_ready
     wait(call())
     wait(call())
-    begun = time.perf_counter()
-    wait(call())
-    calls = max(1, min(1000, int(0.05 / (time.perf_counter() - begun))))
-    times = []
-    for _ in range(rounds):
-        begun = time.perf_counter()
-        for _ in range(calls):
-            result = call()
-        wait(result)
-        times.append((time.perf_counter() - begun) / calls)
-    return statistics.median(times)
+    [once] = dispatched(call, wait, 1, 1)
+    return statistics.median(dispatched(call, wait, rounds, max(1, min(1000, int(0.05 / once)))))
 
 
 def _wait_for_torch(_):

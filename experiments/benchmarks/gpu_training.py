@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from experiments.benchmarks.turns import dispatched
 from jaxllm.atomic import write_file
 from jaxllm.cli.experiment import run_experiment
 from jaxllm.errors import UserError
@@ -196,13 +197,7 @@ def _measure(make, rounds: int, steps: int, pipe) -> None:
         wait(run())
         first = time.perf_counter() - begun
         wait(run())
-        seconds = []
-        for _ in range(rounds):
-            begun = time.perf_counter()
-            for _ in range(steps):
-                last = run()
-            wait(last)
-            seconds.append((time.perf_counter() - begun) / steps)
+        seconds = dispatched(run, wait, rounds, steps)
         pipe.send({"seconds": statistics.median(seconds), "peak_bytes": peak_bytes(),
                    "first_step_seconds": first})  # fmt: skip
     except Exception as error:

@@ -63,6 +63,25 @@ def _work(make, steps: int, pipe) -> None:
         pipe.send((time.perf_counter() - begun) / steps)
 
 
+def dispatched(call: Callable, wait: Callable, rounds: int, calls: int) -> list[float]:
+    """Return the seconds of a call in each round; of a round's calls only the last is waited for.
+
+    Args:
+      call: returns before the device has done the work.
+      wait: takes what the call returned, and returns when it is there.
+      rounds: how many.
+      calls: of each round.
+    """
+    seconds = []
+    for _ in range(rounds):
+        begun = time.perf_counter()
+        for _ in range(calls):
+            last = call()
+        wait(last)
+        seconds.append((time.perf_counter() - begun) / calls)
+    return seconds
+
+
 def waiting_step(job, tokens):
     """Return a function that takes a training step of a `jaxllm.train.job.Job` and waits for its loss.
 

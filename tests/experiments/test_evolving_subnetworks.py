@@ -185,17 +185,25 @@ def available(name):
     return pytest.param(name, marks=[pytest.mark.targets, skip])
 
 
-@pytest.mark.parametrize("machine", [available("h100")])  # for v5e: benchmarks/subnetworks.py
-def test_a_compiled_small_stage_takes_near_half_the_memory_and_most_of_the_time_off(machine):
-    config = dataclasses.replace(benchmark.SubnetworksConfig(), target_batch_size=16)
-    run = benchmark.run_there(config)
+@pytest.fixture(scope="module")
+def compiled_claims():
+    """Stages of 4 layers of GPT-2 on an H100; on v5e, and of all 12: benchmarks/subnetworks.py."""
+    run = benchmark.run_there(dataclasses.replace(benchmark.SubnetworksConfig(), target_batch_size=32))
     run = dataclasses.replace(run, model=dataclasses.replace(run.model, num_layers=4))
     metrics, claims = {}, []
-    benchmark._compile(run, machine, benchmark._flops_saved(run, machine, metrics), metrics, claims)
-    # Of 4 layers, beside which the table and its moments weigh more: of all 12 it takes 0.47.
-    assert metrics[f"ratio/memory/{machine}/small/whole"] >= 1 / 0.56, metrics
-    [small] = [claim for claim in claims if "small, estimated" in claim.claim]
-    assert small.holds, small
+    benchmark._compile(run, "h100", benchmark._flops_saved(run, "h100", metrics), metrics, claims)
+    return claims
+
+
+WIDE = pytest.mark.xfail(strict=True, reason="0.79 since the whole step's layers run apart: it got faster")
+
+
+@pytest.mark.parametrize("machine", [available("h100")])
+@pytest.mark.parametrize("stage", ["small", pytest.param("wide", marks=WIDE)])
+def test_a_compiled_stage_takes_its_part_of_memory_and_time_off(stage, machine, compiled_claims):
+    claims = [claim for claim in compiled_claims if f"compiled for {machine}, {stage}" in claim.claim]
+    assert len(claims) == {"small": 2, "wide": 1}[stage]
+    assert all(claim.holds for claim in claims), claims
 
 
 @pytest.mark.parametrize("machine", [available("h100x8")])

@@ -60,7 +60,7 @@ def test_tpu_kernels_compile_within_vmem(target, case):
     "case", [{}, {"vocab_axis": 1, "softcap": 30.0, "label_smoothing": 0.1}, {"D": 100, "dtype": "float32"}],
     ids=str,
 )  # fmt: skip
-def test_gpu_kernels_hardly_spill_and_fit_in_shared_memory(target, case, tmp_path):
+def test_gpu_kernels_do_not_spill_and_fit_in_shared_memory(target, case, tmp_path):
     compiled(target, implementation="pallas_gpu", dump=tmp_path, **case)
     [folder] = importlib.util.find_spec("nvidia").submodule_search_locations
     [ptxas] = glob.glob(f"{folder}/*nvcc*/bin/ptxas")
@@ -73,7 +73,7 @@ def test_gpu_kernels_hardly_spill_and_fit_in_shared_memory(target, case, tmp_pat
     kernels = said.count("linear_cross_entropy_stats"), said.count("linear_cross_entropy_d_logits")
     assert min(kernels) > 0, said
     assert re.findall(r"(\d+) bytes spill stores", said)
-    assert max(int(n) for n in re.findall(r"(\d+) bytes spill (?:stores|loads)", said)) <= 256  # a thread
+    assert not any(int(n) for n in re.findall(r"(\d+) bytes spill (?:stores|loads)", said))
     shared = [
         int(n)
         for path in glob.glob(f"{tmp_path}/*thunk_sequence.txt")
