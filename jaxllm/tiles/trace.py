@@ -14,6 +14,7 @@ def write_gantt(path: str | Path, schedules: Sequence[Schedule]) -> None:
     """Draw schedules of one graph one above the other: a row a worker, a colour a kind of task."""
     from matplotlib import colormaps
     from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
 
     graph = schedules[0].graph
     spent: dict[str, float] = {}
@@ -34,15 +35,15 @@ def write_gantt(path: str | Path, schedules: Sequence[Schedule]) -> None:
             axis.broken_barh(bars, (worker + 0.05, 0.9), color=[colours[_name(schedule, s)] for s in mine])
         axis.set_yticks([i + 0.5 for i in range(len(schedule.machine.workers))],
                         [worker.name for worker in schedule.machine.workers], fontsize=7)  # fmt: skip
-        axis.invert_yaxis()
+        axis.set_ylim(len(schedule.machine.workers), 0)
         axis.set_title(
             f"{schedule.policy}: {1e3 * schedule.seconds:.4g} ms, {schedule.moved / 1e6:.4g} MB moved, "
             f"{schedule.idle:.0%} idle", fontsize=9, loc="left",
         )  # fmt: skip
     axes[-1].set_xlabel(f"milliseconds; {len(graph.tasks)} tasks")
-    for name in names[:12]:
-        axes[0].barh(0, 0, color=colours[name], label=name)
-    axes[0].legend(fontsize=6, ncols=6, loc="upper right")
+    axes[-1].set_xlim(left=0)
+    handles = [Patch(color=colours[name], label=name) for name in names[:12]]
+    figure.legend(handles=handles, fontsize=6, ncols=12, loc="outside upper center")
     write_figure(path, figure)
 
 
