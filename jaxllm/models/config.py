@@ -15,11 +15,12 @@ ATTENTION_IMPLEMENTATIONS = ("reference", "xla", "pallas_tpu", "pallas_gpu", "cu
 # What a group has of its own: a scale and shift of hidden states, or of its slots' logits, or nothing,
 # all with one matrix shared by all groups; or one vector a token (the token table's, if that is tied).
 GROUP_HEADS = ("hidden", "logits", "shared", "own")
-# "full" keeps only each layer's input; "dots" also keeps the results of weight matmuls. The others
-# are jax.checkpoint_policies by their own names.
+# "full" keeps only each layer's input, "offload" the same in the host's memory; "dots" also keeps the
+# results of weight matmuls. The others are jax.checkpoint_policies by their own names.
 REMAT = (
     "none",
     "full",
+    "offload",
     "dots",
     "everything_saveable",
     "nothing_saveable",

@@ -4,6 +4,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxllm_kernels.compat import dot_general_float32
 
 from jaxllm.errors import UserError
@@ -15,9 +16,19 @@ from jaxllm.models.mlp import mlp_block
 from jaxllm.models.norms import normalize
 from jaxllm.models.rotary import rotary_table
 from jaxllm.models.sites import Sites, Tap
-from jaxllm.parallel import constrain
+from jaxllm.parallel import HOST_MEMORY, constrain, to_device
 
-_POLICIES = {"full": "nothing_saveable", "dots": "dots_with_no_batch_dims_saveable"}
+_LAYER_INPUT = "layer_input"
+_POLICIES = {
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=[_LAYER_INPUT],
+        offload_src="device",
+        offload_dst=HOST_MEMORY,
+    ),
+}
 
 
 def trunk(
@@ -233,7 +244,8 @@ def _each_layer(config, layer, params, x_BTD, cache):
 def _scan_layers(config, layer, params, x_BTD, cache):
     """Scan groups of len(windows) layers, so that within the body each window is a constant."""
     group = len(config.windows)
-    params = jax.tree.map(lambda w: w.reshape(-1, group, *w.shape[1:]), params)
+    if group > 1:
+        params = jax.tree.map(lambda w: w.reshape(-1, group, *w.shape[1:]), params)
 
     def body(carry, inputs):
         x_BTD, keys_and_values = carry
@@ -245,7 +257,8 @@ def _scan_layers(config, layer, params, x_BTD, cache):
             if cache is not None:
                 layer_cache = LayerCache(*keys_and_values, cache["valid"], cache["length"], index)
             # Inside a scan the compiler cannot undo the recomputation, so nothing need prevent it.
-            run = _rematerialised(config, layer, window, prevent_cse=False, place=place)
+            cut = place if group > 1 else None
+            run = _rematerialised(config, layer, window, prevent_cse=False, place=cut)
             x_BTD, seen, layer_cache = run(group_params, x_BTD, index, layer_cache)
             captured.append(seen)
             if cache is not None:
@@ -271,11 +284,14 @@ def _rematerialised(config, layer, window, *, prevent_cse, place=None):
     """
 
     def run(params, x_BTD, index, cache):
+        params = jax.tree.map(to_device, params)
         if place is not None:
             params = jax.tree.map(lambda w: w[place], params)
+        if config.remat == "offload":
+            x_BTD = checkpoint_name(x_BTD, _LAYER_INPUT)
         return layer(params, x_BTD, index, window, cache)
 
     if config.remat == "none":
         return run
-    policy = getattr(jax.checkpoint_policies, _POLICIES.get(config.remat, config.remat))
+    policy = _POLICIES.get(config.remat) or getattr(jax.checkpoint_policies, config.remat)
     return jax.checkpoint(run, policy=policy, prevent_cse=prevent_cse)

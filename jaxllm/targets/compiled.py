@@ -145,7 +145,10 @@ def _forecast(compiled, target, name, axis_sizes, labels, model_flops, wall_seco
     if target.platform == "tpu":
         breakdown["code"] = stats.generated_code_size_in_bytes  # in HBM there
     silent = work.silent_seconds(target, model_flops)
-    roofline = max(work.seconds + silent, work.network_seconds)
+    alone = work.seconds + silent
+    roofline = max(alone, work.network_seconds)
+    on_host = stats.host_argument_size_in_bytes + stats.host_output_size_in_bytes
+    on_host += stats.host_temp_size_in_bytes - stats.host_alias_size_in_bytes
     return Forecast(
         target=target,
         name=name,
@@ -162,10 +165,14 @@ def _forecast(compiled, target, name, axis_sizes, labels, model_flops, wall_seco
         compute_seconds=work.compute_seconds(target) + silent,
         memory_seconds=work.bytes_moved / target.hbm_bandwidth,
         network_seconds=work.network_seconds,
-        roofline_seconds=work.seconds + silent,
+        roofline_seconds=alone + work.exposed_host_seconds,
         exposed_network_seconds=work.exposed_seconds,
+        host_bytes=on_host,
+        host_bytes_moved=work.host_bytes,
+        host_seconds=work.host_bytes / target.host_link_bandwidth,
+        exposed_host_seconds=work.exposed_host_seconds,
         silent_kernels=work.silent_kernels,
-        seconds=roofline / target.efficiency,
+        seconds=roofline / target.efficiency + work.exposed_host_seconds,
         compile_wall_seconds=wall_seconds,
     )
 
@@ -197,6 +204,8 @@ def _argument_bytes(fn, args, labels) -> dict[str, int]:
     total: dict[str, int] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(args):
         label = labels(names[path[0].idx] + jax.tree_util.keystr(path[1:]))
+        if leaf.sharding.memory_kind == parallel.HOST_MEMORY:
+            continue
         shard = math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         total[label] = total.get(label, 0) + shard
     return total

@@ -21,6 +21,8 @@ class Work:
     seconds: float = 0.0  # operations one after another, each at its roofline, without the network
     network_seconds: float = 0.0
     exposed_seconds: float = 0.0  # of them, those with nothing scheduled beside them to do
+    host_bytes: float = 0.0  # between the device and its host's memory, both ways
+    exposed_host_seconds: float = 0.0  # of the link, with nothing scheduled beside it to do
 
     def silent_seconds(self, target: Target, model_flops: float) -> float:
         """Return the time of kernels that declare no FLOPs: they do what else the model has."""
@@ -57,6 +59,10 @@ def count_work(module: Module, target: Target, axis_sizes: dict[str, int]) -> Wo
             work.silent_kernels += times * is_silent_kernel(instruction)
             work.cycles += times * _cycles(instruction)
         work.seconds += sum(seconds)
+        for size, window in traffic.host_transfers(module, computation):
+            work.host_bytes += times * size
+            link = times * size / target.host_link_bandwidth
+            work.exposed_host_seconds += _beyond(link, seconds, window)
         for _, sent, groups, window in traffic.collectives(module, computation):
             axis = traffic.mesh_axes(groups, axis_sizes)
             work.sent[axis] = work.sent.get(axis, 0.0) + times * sent

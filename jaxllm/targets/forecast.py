@@ -30,25 +30,33 @@ class Forecast:
     compute_seconds: float  # matrix products at peak
     memory_seconds: float  # bytes moved at full bandwidth
     network_seconds: float  # bytes sent at full bandwidth
-    roofline_seconds: float  # operation by operation, each at the slower of compute and memory
-    seconds: float  # the estimate: roofline_seconds, or the network if slower, over the target's efficiency
+    roofline_seconds: float  # operation by operation, each at the slower of compute and memory; and what
+    # copies from and to the host wait with nothing beside them
+    seconds: float  # the estimate: the operations or the network if slower, over the target's efficiency, and
+    # the wait for the host's memory
     compile_wall_seconds: float
     exposed_network_seconds: float = 0.0  # of network_seconds, with no operation scheduled meanwhile
+    host_bytes: int = 0  # what lies in the host's memory; peak_bytes does not count it
+    host_bytes_moved: float = 0.0  # between the device and the host's memory, both ways
+    host_seconds: float = 0.0  # these at the link's full bandwidth, one after the other
+    exposed_host_seconds: float = 0.0  # of host_seconds, with no operation scheduled meanwhile
     silent_kernels: int = 0  # kernel calls that declare no FLOPs; they are timed as the rest of model_flops
     failure: str = ""  # what the compiler said where it gave up because the program does not fit
 
     @property
     def fits(self) -> bool:
-        """Whether the program's memory is within the device's."""
-        return not self.failure and self.peak_bytes <= self.target.hbm_bytes
+        """Whether the program's memory is within the device's, and its part of the host's."""
+        within = self.peak_bytes <= self.target.hbm_bytes and self.host_bytes <= self.target.host_bytes
+        return not self.failure and within
 
     @property
     def bound(self) -> str:
-        """What the time goes to first: "compute", "memory" or "network"."""
+        """What the time goes to first: "compute", "memory", "network" or "host" (the link to its memory)."""
         times = {
             "compute": self.compute_seconds,
             "memory": self.memory_seconds,
             "network": self.network_seconds,
+            "host": self.host_seconds,
         }
         return max(times, key=times.get)
 

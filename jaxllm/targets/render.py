@@ -15,7 +15,8 @@ def table(forecast: Forecast) -> str:
     target = forecast.target
     limit = target.hbm_bytes
     device = "device" if target.num_devices == 1 else f"device of {target.num_devices}"
-    verdict = "fits" if forecast.fits else f"DOES NOT FIT: {_size(forecast.peak_bytes - limit)} too much"
+    over = max(forecast.peak_bytes - limit, forecast.host_bytes - target.host_bytes)
+    verdict = "fits" if forecast.fits else f"DOES NOT FIT: {_size(over)} too much"
     lines = [
         f"{forecast.name} compiled for {target.name}, per {device}",
         f"  memory   {_size(forecast.peak_bytes)} of {_size(limit)} "
@@ -26,6 +27,9 @@ def table(forecast: Forecast) -> str:
     for label, size in sorted(forecast.breakdown.items(), key=lambda item: -item[1]):
         if size >= 0.001 * forecast.peak_bytes:
             lines.append(f"    {label:<32} {_size(size):>10}  {size / forecast.peak_bytes:6.1%}")
+    if forecast.host_bytes:
+        held = f"{_size(forecast.host_bytes)} of {_size(target.host_bytes)}"
+        lines.append(f"  host     {held} in the host's memory")
     if forecast.failure:
         return "\n".join(lines)
     dtype = max(forecast.flops, key=forecast.flops.get, default="bf16")
@@ -42,6 +46,13 @@ def table(forecast: Forecast) -> str:
         f"{_time(forecast.exposed_network_seconds)} with nothing beside it",
         f"    roofline {_time(forecast.roofline_seconds):>10}  operation by operation",
     ]
+    if forecast.host_bytes_moved:
+        speed = f"{target.host_link_bandwidth / 1e9:.0f} GB/s"
+        lines.insert(
+            -1,
+            f"    host     {_time(forecast.host_seconds):>10}  {_size(forecast.host_bytes_moved)} moved at "
+            f"{speed}, {_time(forecast.exposed_host_seconds)} with nothing beside it",
+        )
     if forecast.compiler_seconds:
         lines.append(f"    compiler {_time(forecast.compiler_seconds):>10}  its own cycle estimates")
     if forecast.model_flops:

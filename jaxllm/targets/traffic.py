@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxllm.targets.hlo import HBM, Computation, Instruction, Module, Shape
+from jaxllm.targets.hlo import HBM, HOST, Computation, Instruction, Module, Shape
 
 # Operations that name, group or await values and move nothing themselves.
 _FREE = {
@@ -109,6 +109,48 @@ def _written(inner, shape: Shape) -> int:
         elif leaf.space == HBM:
             total += leaf.bytes
     return total
+
+
+class HostTransfer(NamedTuple):
+    """A copy between a device and its host's memory."""
+
+    bytes: int
+    window: range  # positions of the operations that may run meanwhile; empty: the device waits
+
+
+def host_transfers(module: Module, computation: Computation) -> Iterator[HostTransfer]:
+    """Yield the copies between a device's memory and its host's of one computation, in order.
+
+    Args:
+      module: the program.
+      computation: one of its scheduled computations.
+    """
+    for position, instruction in enumerate(computation.instructions):
+        opcode = instruction.opcode
+        if opcode in _FREE or opcode.endswith(("-done", "-update")):
+            continue
+        operands = [computation.by_name[name].shape for name in instruction.operands]
+        size = _crossing(instruction.shape, operands, opcode)
+        if size:
+            yield HostTransfer(size, _until_done(computation, position))
+
+
+def _crossing(result: Shape, operands: list[Shape], opcode: str) -> int:
+    """Return the bytes that cross between memories: those of the device's side."""
+    results = [result] if result.parts is None else list(result.parts)
+    if opcode == "copy-start":
+        results = results[:1]
+    elif opcode.endswith("-start"):  # (what is read, what is written, flags)
+        results = results[1:2]
+    written = [leaf for shape in results for leaf in shape.leaves()]
+    read = [leaf for shape in operands for leaf in shape.leaves()]
+    filled = [shape.bytes for shape in written if shape.space == HBM]
+    given = [shape.bytes for shape in read if shape.space == HBM]
+    if filled and any(shape.space == HOST for shape in read):  # a copy, or a slice of an array of the host
+        return sum(filled)
+    if given and any(shape.space == HOST for shape in written):  # a copy, or an update; indices are scalars
+        return max(given)
+    return 0
 
 
 _COLLECTIVES = re.compile(

@@ -35,6 +35,8 @@ class TrainConfig:
     subnetwork: str | None = None  # a schedule of `subnetwork.SCHEDULES`: train random parts of the model
     unsampled: Literal["zero_grad", "freeze"] = "zero_grad"  # what the optimizer does to the other parts
     mesh: MeshConfig = MeshConfig()
+    offload: Literal["none", "optimizer", "state"] = "none"  # what lies in the host's memory: moments and
+    # master weights, or these and the layers' parameters and gradients, fetched layer by layer
     engine: Literal["jit", "tiles"] = "jit"  # one compiled step, or tile tasks that a scheduler places
     tiles: TilesConfig = TilesConfig()  # with the engine "tiles" alone
     distributed: bool = False  # join the other processes of a multi-host run
@@ -77,6 +79,7 @@ class TrainConfig:
             get_schedule(self.subnetwork, self.model.num_layers, self.steps)
         if self.engine not in ("jit", "tiles"):
             raise unknown("engine", self.engine, ("jit", "tiles"))
+        _check_offload(self)
         if self.unsampled not in ("zero_grad", "freeze"):
             raise unknown("unsampled", self.unsampled, ("zero_grad", "freeze"))
 
@@ -86,9 +89,37 @@ class TrainConfig:
         return self.batch_size * self.seq_len
 
 
+def _check_offload(config: TrainConfig) -> None:
+    kind = config.offload
+    if kind not in ("none", "optimizer", "state"):
+        raise unknown("offload", kind, ("none", "optimizer", "state"))
+    if kind != "none" and config.engine == "tiles":
+        raise UserError(
+            f"offload={kind} is of one compiled step, and the engine tiles moves what it needs itself; "
+            "set tiles.device_bytes in its place"
+        )
+    if kind != "state":
+        return
+    if config.model.remat in ("none", "everything_saveable"):
+        raise UserError(
+            "offload=state fetches a layer's weights again in the backward pass, and model.remat="
+            f"{config.model.remat} would keep those of all layers; set model.remat to full, dots or offload"
+        )
+    if config.accumulate > 1:
+        raise UserError(
+            f"offload=state cannot sum the gradients of accumulate={config.accumulate} parts in the host's "
+            "memory; set accumulate to 1, and model.remat to offload, which saves memory too"
+        )
+    if config.subnetwork is not None:
+        raise UserError(
+            f"offload=state cannot cut the subnetworks of {config.subnetwork} out of weights in the host's "
+            "memory; set offload to optimizer, or leave out subnetwork"
+        )
+
+
 # What may differ between a checkpoint and the run that resumes it: nothing here changes the numbers.
-_FREE = ("steps", "stop_after", "out", "mesh", "engine", "tiles", "distributed", "eval_every", "eval_batches",
-         "final_eval_batches", "save_every",
+_FREE = ("steps", "stop_after", "out", "mesh", "offload", "engine", "tiles", "distributed", "eval_every",
+         "eval_batches", "final_eval_batches", "save_every",
          "keep_last", "keep_best", "log_every", "progress", "tensorboard", "profile")  # fmt: skip
 
 

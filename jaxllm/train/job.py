@@ -207,7 +207,7 @@ def _build(config, corpus, mesh, loss, optimizer, subnetworks) -> Job:
     init = partial(init_state, partial(models.init, config.model), optimizer)
     shapes = jax.eval_shape(lambda: init(jax.random.key(0)))
     check_chain(shapes.opt_state)
-    shardings = state_shardings(shapes, optimizer, axes, mesh)
+    shardings = state_shardings(shapes, optimizer, axes, mesh, offload=config.offload)
     shapes = jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings
     )
@@ -246,13 +246,16 @@ def _faster_apart(config: TrainConfig, mesh) -> bool:
     """Return whether to take the stack of layers apart, although it takes longer to compile.
 
     A scan copies what the backward pass needs into stacks that it first fills with zeros: a quarter of
-    the time of GPT-2's step on an H100, unless all of it is computed again.
+    the time of GPT-2's step on an H100, unless all of it is computed again. Layers that come from the host's
+    memory come one after another, and stay a stack.
     """
+    if config.offload == "state":
+        return False
     if mesh.devices.flat[0].platform == "cpu":
         # Not on several simulated devices: collectives of layers that are apart can run in different
         # orders there, and wait for each other.
         return mesh.size == 1
-    return mesh.devices.flat[0].platform == "gpu" and config.model.remat != "full"
+    return mesh.devices.flat[0].platform == "gpu" and config.model.remat not in ("full", "offload")
 
 
 def _on(mesh, function):

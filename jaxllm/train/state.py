@@ -10,6 +10,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxllm import parallel
 
+_WORTH_MOVING = 2**20  # bytes
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ def init_state(init_params, optimizer: optax.GradientTransformation, key) -> Tra
     )
 
 
-def state_shardings(state_shapes: TrainState, optimizer, axes, mesh) -> TrainState:
+def state_shardings(state_shapes: TrainState, optimizer, axes, mesh, *, offload: str = "none") -> TrainState:
     """Return a NamedSharding for each array of a state.
 
     Whatever the optimizer keeps in the shape of a parameter is sharded like that parameter;
@@ -53,17 +55,33 @@ def state_shardings(state_shapes: TrainState, optimizer, axes, mesh) -> TrainSta
       optimizer: the chain the state was made with.
       axes: pytree of logical axis names, structured like the parameters.
       mesh: the mesh of the run.
+      offload: as of `TrainConfig`. Of the parameters' shapes those move that are stacks of layers' matrices,
+        of a mebibyte or more.
     """
     replicated = NamedSharding(mesh, PartitionSpec())
     params = parallel.shardings(axes, state_shapes.params, mesh)
+    moves = jax.tree.map(_is_moved, axes, state_shapes.params, is_leaf=lambda node: isinstance(node, tuple))
+
+    def place(leaf, param, sharding, moves):
+        if leaf.shape != param.shape:
+            return replicated
+        return parallel.in_host_memory(sharding) if moves and offload != "none" else sharding
+
     opt_state = optax.tree_utils.tree_map_params(
         optimizer,
-        lambda leaf, param, sharding: sharding if leaf.shape == param.shape else replicated,
+        place,
         state_shapes.opt_state,
         state_shapes.params,
         params,
+        moves,
         transform_non_params=lambda _: replicated,
     )
-    return TrainState(
-        step=replicated, params=params, opt_state=opt_state, key=replicated, failed=replicated
-    )
+    if offload == "state":
+        params = jax.tree.map(lambda s, moves: parallel.in_host_memory(s) if moves else s, params, moves)
+    return TrainState(step=replicated, params=params, opt_state=opt_state, key=replicated, failed=replicated)
+
+
+def _is_moved(names: tuple[str | None, ...], param) -> bool:
+    # Fetched layer by layer; rows of [layers, width] are too short for that, and a TPU cannot cut them out.
+    large = param.size * param.dtype.itemsize >= _WORTH_MOVING
+    return large and len(names) > 2 and names[0] == "layers"

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxllm import parallel
 from jaxllm.train.state import TrainState
 
 # loss(params, batch, key) -> (mean loss over the batch's counted tokens, {"token_count": ..., ...})
@@ -79,20 +80,23 @@ def make_train_step(
             mean, count, grads = compute(seen(state.params), batch, key)
             grads = _transpose(seen, state.params, grads)
             extra = {"sampled": sampled}
+        failed = state.failed | ~jnp.isfinite(mean)
+        kept = (state.step, state.params, state.opt_state)
+        # As one function, so that what lies in the host's memory is fetched and written once.
+        kept, (norm, failed) = parallel.streamed(update)(kept, grads, failed, extra)
+        state = TrainState(*kept, state.key, failed)
+        return state, {"loss": mean, "grad_norm": norm, "failed": failed, "token_count": count}
+
+    def update(kept, grads, failed, extra):
+        step, params, opt_state = kept
         norm = optax.tree.norm(jax.tree.map(lambda g: g.astype(jnp.float32), grads))
         with jax.named_scope("optimizer"):
-            updates, opt_state = optimizer.update(grads, state.opt_state, state.params, **extra)
-            params = optax.apply_updates(state.params, updates)
-
-        failed = state.failed | ~jnp.isfinite(mean) | ~jnp.isfinite(norm)
+            updates, new_opt_state = optimizer.update(grads, opt_state, params, **extra)
+            new_params = optax.apply_updates(params, updates)
+        failed |= ~jnp.isfinite(norm)
         # The select is fused into the update, which reads the old values anyway.
-        params, opt_state, count_up = jax.tree.map(
-            lambda new, old: jnp.where(failed, old, new),
-            (params, opt_state, state.step + 1),
-            (state.params, state.opt_state, state.step),
-        )
-        state = TrainState(count_up, params, opt_state, state.key, failed)
-        return state, {"loss": mean, "grad_norm": norm, "failed": failed, "token_count": count}
+        new = (step + 1, new_params, new_opt_state)
+        return jax.tree.map(lambda new, old: jnp.where(failed, old, new), new, kept), (norm, failed)
 
     return step
 

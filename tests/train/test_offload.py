@@ -1,0 +1,116 @@
+"""Training with state in the host's memory, against training without."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from jaxllm import train as training
+from jaxllm.errors import UserError
+from jaxllm.optim import OptimConfig
+from jaxllm.parallel import HOST_MEMORY, MeshConfig
+from jaxllm.train import TrainConfig, state
+from jaxllm.train.job import prepare
+
+
+@pytest.fixture(autouse=True)
+def small_arrays_move(monkeypatch):
+    monkeypatch.setattr(state, "_WORTH_MOVING", 2**10)
+
+
+def with_remat(config: TrainConfig, remat: str) -> TrainConfig:
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, remat=remat))
+
+
+def steps(config: TrainConfig, number=3):
+    """Take some steps; return (losses, the state)."""
+    job = prepare(config)
+    state = job.init(jax.random.key(0))
+    batches = iter(job.batches())
+    losses = []
+    for step in range(number):
+        state, metrics = job.train_step_at(step)(state, job.put(next(batches)))
+        losses.append(float(metrics["loss"]))
+    return losses, state
+
+
+def numbers(tree):
+    return [np.asarray(jax.device_get(x), np.float64) for x in jax.tree.leaves(tree)]
+
+
+def on_host(tree):
+    return {
+        jax.tree_util.keystr(path)
+        for path, x in jax.tree_util.tree_leaves_with_path(tree)
+        if x.sharding.memory_kind == HOST_MEMORY
+    }
+
+
+ONE = MeshConfig(data=8)
+SPLIT = MeshConfig(data=1, fsdp=4, tensor=2)
+
+
+@pytest.mark.parametrize("mesh", [ONE, SPLIT], ids=["replicas", "fsdp x tensor"])
+def test_moments_in_the_host_s_memory_change_no_bit(tiny, mesh):
+    config = tiny(mesh=mesh)
+    losses, plain = steps(config)
+    losses_away, away = steps(dataclasses.replace(config, offload="optimizer"))
+    assert losses_away == losses
+    for a, b in zip(numbers(plain), numbers(away), strict=True):
+        np.testing.assert_array_equal(a, b)
+    moved = on_host(away)
+    assert moved and all("opt_state" in name and "layers" in name for name in moved)
+    assert len(moved) == 2 * len({name.split("layers")[1] for name in moved})  # both moments of each
+
+
+@pytest.mark.parametrize("remat", ["full", "dots", "offload"])
+def test_layers_come_from_the_host_s_memory_for_the_same_losses(tiny, remat):
+    config = with_remat(tiny(mesh=SPLIT), remat)
+    losses, plain = steps(with_remat(config, "full"))
+    losses_away, away = steps(dataclasses.replace(config, offload="state"))
+    np.testing.assert_allclose(losses_away, losses, rtol=1e-6)
+    for a, b in zip(numbers(plain.params), numbers(away.params), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+    assert {name.split("layers")[1] for name in on_host(away.params)} == {
+        name.split("layers")[1] for name in on_host(away.opt_state)
+    }
+
+
+def test_a_run_moves_to_the_host_and_back_between_sessions(tiny):
+    """A checkpoint knows nothing of memories: a run may be resumed with another offload."""
+    config = tiny(steps=4)
+    whole = training.train(dataclasses.replace(config, out=config.out + "-whole"))
+    training.train(dataclasses.replace(config, offload="optimizer", stop_after=2))
+    resumed = training.train(config)
+    for a, b in zip(numbers(whole.params), numbers(resumed.params), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_stochastic_rounding_and_subnetworks_compose_with_moments_in_the_host_s_memory(tiny):
+    config = tiny(
+        precision="bfloat16", optim=OptimConfig(name="adamw_bf16_sr", learning_rate=1e-2, warmup_steps=2),
+        subnetwork="est-gpt2-like", mesh=ONE,
+    )  # fmt: skip
+    losses, plain = steps(config, number=1)
+    losses_away, away = steps(dataclasses.replace(config, offload="optimizer"), number=1)
+    assert losses_away == losses
+    for a, b in zip(numbers(plain), numbers(away), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert on_host(away)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (dict(offload="moon"), "unknown offload 'moon'"),
+        (dict(offload="optimizer", engine="tiles"), "set tiles.device_bytes"),
+        (dict(offload="state"), "model.remat=none would keep"),
+        (dict(offload="state", remat="full", accumulate=2), "set accumulate to 1"),
+        (dict(offload="state", remat="full", subnetwork="est-gpt2-like"), "set offload to optimizer"),
+    ],
+)
+def test_what_cannot_be_offloaded_is_refused_before_any_data_is_read(tiny, changes, message):
+    config = with_remat(tiny(), changes.pop("remat", "none"))
+    with pytest.raises(UserError, match=message):
+        dataclasses.replace(config, **changes)
