@@ -17,8 +17,9 @@ _DESCRIPTION = """Find the fastest way to train a model, among those that fit a 
   jaxllm plan --preset gpt2 --target h100 --batch 64 --precision any --out gpt2.json
   jaxllm train --config gpt2.json --data tfds:lm1b
 
-Searched: rematerialisation, the parts a batch is computed in, and the mesh; each stays as given where
-its flag is given (--model.remat, --accumulate, --mesh.*). The best by estimate are compiled.
+Searched: rematerialisation, what lies in the host's memory, the parts a batch is computed in, and the
+mesh; each stays as given where its flag is given (--model.remat, --offload, --accumulate, --mesh.*).
+The best by estimate are compiled.
 
   --target NAME       the machine: v5e-8, v5p-128, h100x8, ... (required)
   --batch N           sequences a step; the same as --batch-size
@@ -69,6 +70,8 @@ def _fixed(config: TrainConfig, given: set[str]) -> dict:
     fixed = {}
     if "--model.remat" in given:
         fixed["remats"] = (config.model.remat,)
+    if "--offload" in given:
+        fixed["offloads"] = (config.offload,)
     if "--accumulate" in given:
         fixed["accumulates"] = (config.accumulate,)
     if any(flag.startswith("--mesh.") for flag in given):

@@ -21,7 +21,8 @@ from jaxllm import models
 from jaxllm.errors import UserError
 from jaxllm.models import ModelConfig
 from jaxllm.optim import OptimConfig, make_optimizer
-from jaxllm.parallel import MeshConfig
+from jaxllm.parallel import HOST_MEMORY, MeshConfig
+from jaxllm.parallel.streaming import BLOCK_BYTES
 from jaxllm.targets.catalog import Target, get_target
 from jaxllm.train import TrainConfig
 from jaxllm.train.precision import get_precision
@@ -31,12 +32,16 @@ _ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
 # Arrays of [rows, F] that a plain feed-forward block keeps for its backward pass; a gated one keeps
 # two more. Counted from jax's autodiff of each activation.
 _KEPT_BY_ACTIVATION = {"gelu_tanh": 6, "gelu": 4, "silu": 4, "relu": 2.5}
+_KEEP_INPUTS = ("full", "nothing_saveable", "offload")  # remats that keep layers' inputs alone
 _LOGITS_AT_A_TIME = 64 * 2**20  # elements: linear_cross_entropy's LOGITS_BYTES in float32
 _CAUSAL_PART = 5 / 8  # of the square of scores: attention cuts it into four blocks
 _SCORE_BLOCKS = 4
 # Part of the memory traffic that no matrix product hides. Steps of GPT-2 small compiled for v5e have
 # 0.73 (remat full) and 0.78 (none) of it, by their operations' rooflines added up.
 _EXPOSED = 0.75
+# Part of the copies from and to the host that nothing is computed beside: 0.84 in a step of gpt2-xl whose
+# layers are streamed, compiled for h100, and 0.91 for v5e.
+_EXPOSED_LINK = 0.87
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,9 @@ class Estimate:
     compute_seconds: float  # at the peak of the data sheet
     memory_seconds: float
     network_seconds: float
+    host_seconds: float  # at the full speed of the link to the host's memory
+    host_bytes: int  # a device's part of what lies in the host's memory
+    host_limit: int  # and of that memory
     efficiency: float  # the part of the roofline's speed that measured runs of this chip reach
     peak_flops: float
     hbm_bytes: int
@@ -67,13 +75,14 @@ class Estimate:
 
     @property
     def fits(self) -> bool:
-        """Whether the peak is within the device's memory."""
-        return self.peak_bytes <= self.hbm_bytes
+        """Whether the peak is within the device's memory, and the rest within the host's."""
+        return self.peak_bytes <= self.hbm_bytes and self.host_bytes <= self.host_limit
 
     @property
     def bound(self) -> str:
-        """Which of compute, memory and network takes longest by itself."""
-        times = dict(compute=self.compute_seconds, memory=self.memory_seconds, network=self.network_seconds)
+        """Which of compute, memory, network and the link to the host takes longest by itself."""
+        times = dict(compute=self.compute_seconds, memory=self.memory_seconds, network=self.network_seconds,
+                     host=self.host_seconds)  # fmt: skip
         return max(times, key=times.__getitem__)
 
     @property
@@ -83,8 +92,9 @@ class Estimate:
 
     @property
     def seconds(self) -> float:
-        """Seconds a step: the roofline, or the network if slower, at the chip's efficiency."""
-        return max(self.roofline_seconds, self.network_seconds) / self.efficiency
+        """Seconds a step: the roofline, or the network if slower, at the chip's efficiency; and the link."""
+        on_device = max(self.roofline_seconds, self.network_seconds) / self.efficiency
+        return on_device + _EXPOSED_LINK * self.host_seconds
 
     @property
     def mfu(self) -> float:
@@ -115,6 +125,7 @@ def estimate(config: TrainConfig, target: Target | str) -> Estimate:
     mesh = mesh_sizes(config.mesh, target.num_devices)
     model, rows = config.model, _Rows(config, mesh)
     parameters, optimizer = state_bytes(config, mesh)
+    host = _Host(config, rows, mesh)
     kind = "f32" if model.dtype == "float32" else "bf16"
     flops = matmul_flops(model, config.seq_len, mesh["tensor"]) * rows.step
     moved = _bytes_moved(config, rows, mesh, parameters + optimizer)
@@ -123,8 +134,8 @@ def estimate(config: TrainConfig, target: Target | str) -> Estimate:
         parameters=parameters,
         optimizer=optimizer,
         gradients=_gradient_bytes(config, parameters),
-        activations=int(_activation_bytes(model, rows, mesh)),
-        temporaries=int(_temporary_bytes(config, rows, mesh)),
+        activations=int(_activation_bytes(config, rows, mesh)),
+        temporaries=int(_temporary_bytes(config, rows, mesh) + host.block_bytes),
         matmul_flops=flops,
         model_flops=model.flops_per_token(config.seq_len) * config.tokens_per_step / target.num_devices,
         bytes_moved=moved,
@@ -132,6 +143,9 @@ def estimate(config: TrainConfig, target: Target | str) -> Estimate:
         compute_seconds=flops / target.peak_flops[kind],
         memory_seconds=moved / target.hbm_bandwidth,
         network_seconds=sum(b / _bandwidth(axis, mesh, target) for axis, b in sent.items()),
+        host_seconds=host.bytes_moved / target.host_link_bandwidth,
+        host_bytes=int(host.bytes),
+        host_limit=target.host_bytes,
         efficiency=target.efficiency,
         peak_flops=target.peak_flops[kind],
         hbm_bytes=target.hbm_bytes,
@@ -145,25 +159,37 @@ def with_precision(config: TrainConfig) -> TrainConfig:
 
 
 def state_bytes(config: TrainConfig, mesh: dict[str, int]) -> tuple[int, int]:
-    """Return one device's (bytes of parameters, bytes of the rest of the training state), exactly."""
+    """Return one device's (bytes of parameters, bytes of the rest of the training state), exactly.
+
+    What lies in the host's memory is not among them.
+    """
+    return _state_bytes(config, mesh)[:2]
+
+
+def _state_bytes(config: TrainConfig, mesh: dict[str, int]) -> tuple[int, int, int, int]:
+    """Return one device's bytes of parameters, of the rest of the state, and both in the host's memory."""
     # What is not part of the key would only make the cache miss.
     model = replace(config.model, remat="none")
-    return _state_bytes(model, config.optim, config.precision, tuple(mesh.items()))
+    return _count_state(model, config.optim, config.precision, tuple(mesh.items()), config.offload)
 
 
 @functools.lru_cache(maxsize=4096)
-def _state_bytes(model, optim: OptimConfig, precision: str, mesh_items) -> tuple[int, int]:
+def _count_state(model, optim: OptimConfig, precision: str, mesh_items, offload: str):
     names, sizes = zip(*mesh_items, strict=True)
     mesh = AbstractMesh(sizes, names, axis_types=(AxisType.Auto,) * len(names))
     axes, optimizer, shapes = _state_shapes(model, optim, precision)
-    shardings = state_shardings(shapes, optimizer, axes, mesh)
+    shardings = state_shardings(shapes, optimizer, axes, mesh, offload=offload)
 
-    def count(tree, placed):
+    def count(tree, placed, on_host):
         leaves = zip(jax.tree.leaves(tree), jax.tree.leaves(placed), strict=True)
-        return sum(math.prod(s.shard_shape(x.shape)) * x.dtype.itemsize for x, s in leaves)
+        here = ((x, s) for x, s in leaves if (s.memory_kind == HOST_MEMORY) is on_host)
+        return sum(math.prod(s.shard_shape(x.shape)) * x.dtype.itemsize for x, s in here)
 
-    parameters = count(shapes.params, shardings.params)
-    return parameters, count(shapes, shardings) - parameters
+    found = []
+    for on_host in (False, True):
+        parameters = count(shapes.params, shardings.params, on_host)
+        found += [parameters, count(shapes, shardings, on_host) - parameters]
+    return tuple(found)
 
 
 @functools.lru_cache(maxsize=64)
@@ -201,7 +227,7 @@ def kept_bytes(model: ModelConfig, remat: str, tensor: int = 1) -> float:
     a = _ITEMSIZE[model.dtype]
     D, F = model.embed_dim, model.mlp_dim
     HK, GK = model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
-    if remat in ("full", "nothing_saveable"):
+    if remat in _KEEP_INPUTS:
         return a * D
     if remat in ("dots", "dots_with_no_batch_dims_saveable"):
         products = (HK + 2 * GK + F * (1 + model.gated_mlp)) / tensor
@@ -226,6 +252,24 @@ class _Rows:
         self.step = config.tokens_per_step / ways  # in a step
         self.part = self.step / config.accumulate  # at a time
         self.parts = config.accumulate
+
+
+class _Host:
+    """What lies in the host's memory, and crosses the link to it in a step."""
+
+    def __init__(self, config: TrainConfig, rows: _Rows, mesh: dict[str, int]):
+        model = config.model
+        _, _, parameters, optimizer = _state_bytes(config, mesh)
+        kept = kept_bytes(model, "full") * model.num_layers if model.remat == "offload" else 0.0
+        gradients = parameters
+        self.bytes = parameters + gradients + optimizer
+        self.bytes += kept * (rows.step if config.offload == "state" else rows.part)
+        # Weights go out for each pass, to be updated, and back; gradients back, and out for their norm and
+        # for the update; what the optimizer keeps, and activations, out and back.
+        weights, slopes = 4, 3
+        self.bytes_moved = weights * parameters + slopes * gradients + 2 * optimizer + 2 * kept * rows.step
+        # While they are updated: a block of rows of each array, and of two layers what is computed with.
+        self.block_bytes = 2 * BLOCK_BYTES * (optimizer > 0) + 4 * parameters / model.num_layers
 
 
 def mesh_sizes(mesh: MeshConfig, devices: int) -> dict[str, int]:
@@ -263,13 +307,17 @@ def _keys_computed(model: ModelConfig, seq_len: int) -> float:
 
 
 def _gradient_bytes(config: TrainConfig, parameters: int) -> int:
-    if config.accumulate == 1:
+    if config.accumulate == 1 or config.offload == "state":
         return parameters
     return parameters + parameters * 4 // _ITEMSIZE[config.model.param_dtype]
 
 
-def _activation_bytes(model: ModelConfig, rows: _Rows, mesh: dict[str, int]) -> float:
-    kept = model.num_layers * rows.part * kept_bytes(model, model.remat, mesh["tensor"])
+def _activation_bytes(config: TrainConfig, rows: _Rows, mesh: dict[str, int]) -> float:
+    model = config.model
+    layers = min(2, model.num_layers) if model.remat == "offload" else model.num_layers
+    # Layers that are streamed take the batch's parts one after another, each layer all of them.
+    held = rows.step if config.offload == "state" else rows.part
+    kept = layers * held * kept_bytes(model, model.remat, mesh["tensor"])
     if model.remat == "none" and model.param_dtype != model.dtype:
         # The weights as they were multiplied with are kept as well.
         shards = mesh["fsdp"] * mesh["tensor"]
@@ -323,7 +371,7 @@ def _collective_bytes(config: TrainConfig, rows: _Rows, mesh: dict[str, int], pa
         "data": rows.parts * 2 * (data - 1) / data * parameters,
     }
     # Two sums a layer forward, two backward, and one again where the layer is recomputed.
-    sums = 4 + (model.remat in ("full", "nothing_saveable"))
+    sums = 4 + (model.remat in _KEEP_INPUTS)
     row = a * model.embed_dim
     sent["tensor"] = model.num_layers * sums * 2 * (tensor - 1) / tensor * rows.step * row
     return {axis: float(b) for axis, b in sent.items() if b}

@@ -13,7 +13,8 @@ from jaxllm.targets.catalog import Target
 from jaxllm.train import PRECISIONS, TrainConfig
 
 # Policies worth trying: they differ in what they keep. The others that a model knows are variants.
-REMATS = ("none", "dots", "full")
+REMATS = ("none", "dots", "full", "offload")
+OFFLOADS = ("none", "optimizer", "state")
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class Search:
     """What a plan may change. Precision and optimizer change numbers, so they stay unless allowed.
 
     None means: the config's own precision and optimizer; every remat policy of REMATS, every number of
-    parts and every mesh that is possible.
+    parts, every mesh and every offload that is possible. On a CPU, whose memory is the host's, that is none.
 
     Raises:
       UserError: an unknown precision or optimizer, or a number out of range.
@@ -32,6 +33,7 @@ class Search:
     remats: tuple[str, ...] | None = None
     accumulates: tuple[int, ...] | None = None
     meshes: tuple[MeshConfig, ...] | None = None
+    offloads: tuple[str, ...] | None = None
     compiles: int = 2  # plans that the compiler is asked about: each takes it a minute or so
 
     def __post_init__(self):
@@ -63,10 +65,11 @@ def candidates(config: TrainConfig, target: Target, search: Search = Search()) -
             model=dataclasses.replace(config.model, remat=remat),
             accumulate=parts,
             mesh=mesh,
+            offload=offload,
         )
         for precision in search.precisions or (config.precision,)
         for optimizer in search.optimizers or (config.optim.name,)
-        for remat in search.remats or REMATS
+        for remat, offload in _memories(config, target, search)
         for mesh in meshes
         for parts in _parts(config, mesh, search)
     ]
@@ -76,6 +79,16 @@ def candidates(config: TrainConfig, target: Target, search: Search = Search()) -
             f"{target.name}; choose a batch that is a multiple of {target.num_devices}, or a smaller target"
         )
     return found
+
+
+def _memories(config: TrainConfig, target: Target, search: Search) -> Iterator[tuple[str, str]]:
+    """Yield (what layers keep for the backward pass, what lies in the host's memory)."""
+    host = target.platform != "cpu"
+    offloads = OFFLOADS if host and config.engine == "jit" else ("none",)
+    for remat in search.remats or (REMATS if host else REMATS[:-1]):
+        for offload in search.offloads or offloads:
+            if offload != "state" or (remat != "none" and config.subnetwork is None):
+                yield remat, offload
 
 
 def _meshes(config: TrainConfig, target: Target) -> Iterator[MeshConfig]:

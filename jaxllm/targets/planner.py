@@ -24,8 +24,8 @@ from jaxllm.targets.train_step import with_vocabulary
 from jaxllm.train import TrainConfig, to_dict
 
 _GIB = 2**30
-_TITLES = ("", "precision", "optimizer", "remat", "parts", "data x fsdp x tensor", "peak", "step", "MFU",
-           "by", "why")  # fmt: skip
+_TITLES = ("", "precision", "optimizer", "remat", "offload", "parts", "data x fsdp x tensor", "peak", "step",
+           "MFU", "by", "why")  # fmt: skip
 _HOPE = 1.15  # how far an estimate may be over the memory before the compiler has corrected any
 
 
@@ -68,7 +68,7 @@ class Plan:
         for number, row in enumerate(self.rows[:limit], 1):
             c, source = row.config, row.forecast or row.estimate
             lines.append(
-                (str(number), c.precision, c.optim.name, c.model.remat, str(c.accumulate),
+                (str(number), c.precision, c.optim.name, c.model.remat, c.offload, str(c.accumulate),
                  f"{c.mesh.data} x {c.mesh.fsdp} x {c.mesh.tensor}", f"{row.peak_bytes / _GIB:.2f} GiB",
                  _duration(row.seconds), "" if math.isinf(row.seconds) else f"{100 * source.mfu:.0f} %",
                  "compiler" if row.forecast else "estimate", row.reason)
@@ -129,7 +129,8 @@ def rank(configs: Sequence[TrainConfig], target: Target | str) -> list[tuple[Tra
     def key(pair):
         e = pair[1]
         rest = e.compute_seconds + e.memory_seconds + e.network_seconds
-        return (e.peak_bytes > _HOPE * e.hbm_bytes, e.seconds, rest, e.peak_bytes)
+        too_big = e.peak_bytes > _HOPE * e.hbm_bytes or e.host_bytes > e.host_limit
+        return (too_big, e.seconds, rest, e.peak_bytes)
 
     return sorted(((c, estimate(c, target)) for c in configs), key=key)
 
@@ -156,6 +157,8 @@ def _next(ranked, forecasts) -> int | None:
     for index, (config, guess) in enumerate(ranked):
         if index in forecasts or correct(config) * guess.peak_bytes > guess.hbm_bytes:
             continue
+        if guess.host_bytes > guess.host_limit:
+            continue
         if not any(_more_parts(config, ranked[i][0]) for i in fitting):
             return index
     if not forecasts:  # by the estimates nothing fits: let the compiler speak of the smallest
@@ -173,16 +176,20 @@ def _correction(ranked, forecasts, hope: float) -> Callable[[TrainConfig], float
     for index, forecast in forecasts.items():
         config, guess = ranked[index]
         ratio = forecast.peak_bytes / guess.peak_bytes
-        for key in ((config.precision, config.model.remat), ()):
+        for key in (_kind(config), ()):
             ratios.setdefault(key, []).append(ratio)
 
     def correct(config: TrainConfig) -> float:
-        seen = ratios.get((config.precision, config.model.remat))
+        seen = ratios.get(_kind(config))
         if seen:
             return statistics.median(seen)
         return max(statistics.median(ratios[()]), 1.0) / hope if ratios else 1 / hope
 
     return correct
+
+
+def _kind(config: TrainConfig) -> tuple[str, ...]:
+    return (config.precision, config.model.remat, config.offload)
 
 
 def _rows(ranked, forecasts, best: int, target: Target) -> list[Row]:
@@ -200,6 +207,8 @@ def _rows(ranked, forecasts, best: int, target: Target) -> list[Row]:
         forecast = forecasts.get(index)
         if index == best:
             reason = "chosen: the fastest that fits"
+        elif guess.host_bytes > guess.host_limit:
+            reason = f"too big for the host by about {_gib(guess.host_bytes - guess.host_limit)}"
         elif forecast is not None and not forecast.fits:
             reason = f"too big by {_gib(forecast.peak_bytes - target.hbm_bytes)}"
         elif forecast is not None:
@@ -218,14 +227,14 @@ def _rows(ranked, forecasts, best: int, target: Target) -> list[Row]:
 
 def _more_parts(config: TrainConfig, other: TrainConfig) -> bool:
     """Whether config is the other plan in more parts: never faster, and needless where the other fits."""
-    same = dataclasses.replace(config, accumulate=other.accumulate) == other
-    return same and config.accumulate > other.accumulate
+    one, another = (dataclasses.replace(c, accumulate=1) for c in (config, other))
+    return one == another and config.accumulate > other.accumulate
 
 
 def _label(config: TrainConfig) -> str:
     mesh = config.mesh
-    return (f"{config.precision}, remat {config.model.remat}, {config.accumulate} parts, "
-            f"mesh {mesh.data}x{mesh.fsdp}x{mesh.tensor}")  # fmt: skip
+    return (f"{config.precision}, remat {config.model.remat}, offload {config.offload}, "
+            f"{config.accumulate} parts, mesh {mesh.data}x{mesh.fsdp}x{mesh.tensor}")  # fmt: skip
 
 
 def _slower(ratio: float) -> str:

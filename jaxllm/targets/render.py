@@ -1,6 +1,5 @@
 """A forecast as a table and as a picture."""
 
-
 from jaxllm.atomic import write_figure
 from jaxllm.targets.forecast import Forecast
 

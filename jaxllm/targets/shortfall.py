@@ -67,7 +67,10 @@ def _fits(config, target, search, correct) -> bool:
         found = candidates(config, target, search)
     except UserError:  # a batch that these devices cannot share
         return False
-    return any(correct(c) * (e := estimate(c, target)).peak_bytes <= e.hbm_bytes for c in found)
+    estimates = ((c, estimate(c, target)) for c in found)
+    return any(
+        correct(c) * e.peak_bytes <= e.hbm_bytes and e.host_bytes <= e.host_limit for c, e in estimates
+    )
 
 
 def _larger(target: Target) -> Iterator[Target]:

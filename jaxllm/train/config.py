@@ -26,7 +26,7 @@ class TrainConfig:
     isolate_documents: bool = True  # attention and loss stay inside a document
     seq_len: int = 256  # tokens
     batch_size: int = 16  # sequences a step, over all devices
-    accumulate: int = 1  # parts a batch is computed in, one after another
+    accumulate: int = 1  # parts a batch is computed in, one after another; with offload=state, in each layer
     steps: int = 1000  # optimizer steps of the whole run; the schedule spans them
     stop_after: int = 0  # leave, saved, after this many steps of this session; 0: do them all
     precision: str = "float32"  # float32, mixed_o1, mixed_o2 or bfloat16
@@ -104,11 +104,6 @@ def _check_offload(config: TrainConfig) -> None:
         raise UserError(
             "offload=state fetches a layer's weights again in the backward pass, and model.remat="
             f"{config.model.remat} would keep those of all layers; set model.remat to full, dots or offload"
-        )
-    if config.accumulate > 1:
-        raise UserError(
-            f"offload=state cannot sum the gradients of accumulate={config.accumulate} parts in the host's "
-            "memory; set accumulate to 1, and model.remat to offload, which saves memory too"
         )
     if config.subnetwork is not None:
         raise UserError(

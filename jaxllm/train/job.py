@@ -108,6 +108,7 @@ def language_model_loss(config: TrainConfig, *, apart: bool = False) -> LossFunc
             mask=batch["mask"],
             segment_ids=segments,
             z_loss=z_loss,
+            parts=config.accumulate if config.offload == "state" else 1,
         )
 
     return loss
@@ -218,7 +219,7 @@ def _build(config, corpus, mesh, loss, optimizer, subnetworks) -> Job:
         step = make_train_step(
             loss or language_model_loss(part, apart=apart),
             optimizer,
-            accumulate=config.accumulate,
+            accumulate=1 if config.offload == "state" else config.accumulate,
             view=make_view(config.model, rates, subnetworks, axes, shards=mesh.shape["tensor"]),
         )
         return jax.jit(_on(mesh, step), donate_argnums=0, out_shardings=(shardings, None))

@@ -59,9 +59,10 @@ def test_the_command_prints_the_ranking_and_writes_a_config_that_train_reads(sea
 
 def test_flags_of_a_run_fix_what_they_name(searches, tmp_path):
     command.main(["--preset=gpt2", "--target=v5e-8", "--batch-size=64", "--model.remat=full",
-                  "--accumulate=2", "--mesh.fsdp=4", "--precision=any", "--optimizer=adamw,lion",
-                  "--compiles=2", f"--out={tmp_path}/plan.json"])  # fmt: skip
+                  "--accumulate=2", "--mesh.fsdp=4", "--offload=none", "--precision=any",
+                  "--optimizer=adamw,lion", "--compiles=2", f"--out={tmp_path}/plan.json"])  # fmt: skip
     [(_, _, search)] = searches
+    assert search.offloads == ("none",)
     assert search.remats == ("full",) and search.accumulates == (2,) and search.compiles == 2
     assert search.meshes == (MeshConfig(data=-1, fsdp=4),)
     assert len(search.precisions) == 4 and search.optimizers == ("adamw", "lion")
@@ -87,7 +88,7 @@ def test_without_such_flags_numerics_stay_and_the_rest_is_searched(searches, tmp
         (["--target", "v5e-1", "--precision", "fp8"], ["unknown precision 'fp8'"]),
         (["--target", "v5e-1", "--acumulate", "2"], ["--acumulate", "did you mean '--accumulate'"]),
         (["--target", "v5e-16", "--batch", "3"], ["batch 3 cannot be spread over the 16 devices"]),
-        (["--target", "v5e-1", "--preset", "gpt-neo-2.7b", "--batch", "1"], ["none of", "fits v5e-1"]),
+        (["--target", "v5e-1", "--preset", "llama-2-7b", "--batch", "1"], ["none of", "fits v5e-1"]),
         (["--target", "v5e-1", "--config", "nowhere.json"], ["nowhere.json"]),
         (["--config", "a.json", "--preset", "gpt2"], ["--preset and --config"]),
     ],

@@ -19,6 +19,7 @@ from jaxllm.targets.planner import plan, rank
 from jaxllm.train import TrainConfig, to_dict
 from jaxllm.train.config_file import config_from_dict, read_config
 
+ON_DEVICE = Search(offloads=("none",))
 GPT2 = TrainConfig(model=models.get_preset("gpt2"), seq_len=1024, batch_size=64, precision="mixed_o1")
 
 
@@ -51,7 +52,8 @@ class FakeCompiler:
         guess = estimate(config, target)
         off = self.time(config) if callable(self.time) else self.time
         peak = int(guess.peak_bytes * self.memory)
-        return FakeForecast(peak, guess.seconds * off, peak <= target.hbm_bytes, guess.bound)
+        fits = peak <= target.hbm_bytes and guess.host_bytes <= target.host_bytes
+        return FakeForecast(peak, guess.seconds * off, fits, guess.bound)
 
 
 def test_the_choice_is_the_fastest_compiled_plan_that_fits():
@@ -87,7 +89,7 @@ def test_no_more_is_compiled_than_asked_for_once_something_fits():
 def test_a_plan_in_needlessly_many_parts_is_not_compiled():
     compiler = FakeCompiler()
     plan(GPT2, "h100", Search(compiles=4), compile=compiler)
-    kinds = [(c.precision, c.model.remat, c.mesh) for c in compiler.asked]
+    kinds = [(c.precision, c.model.remat, c.offload, c.mesh) for c in compiler.asked]
     assert len(set(kinds)) == len(kinds)
 
 
@@ -127,9 +129,8 @@ def test_ranking_puts_what_fits_first_and_the_fastest_first_among_it():
 def test_candidates_only_change_what_may_change():
     target = get_target("v5e-8")
     for config in candidates(GPT2, target):
-        same = dataclasses.replace(
-            config, mesh=GPT2.mesh, accumulate=1, model=dataclasses.replace(config.model, remat="none")
-        )
+        model = dataclasses.replace(config.model, remat="none")
+        same = dataclasses.replace(config, mesh=GPT2.mesh, accumulate=1, offload="none", model=model)
         assert same == GPT2
         mesh = config.mesh
         assert mesh.data * mesh.fsdp * mesh.tensor == 8 and 12 % mesh.tensor == 0
@@ -158,9 +159,9 @@ def test_a_search_may_keep_the_mesh():
 def test_nothing_fits_names_the_smallest_change():
     config = dataclasses.replace(GPT2, model=models.get_preset("gpt2-xl"))
     with pytest.raises(UserError) as error:
-        plan(config, "v5e-1", compile=FakeCompiler())
+        plan(config, "v5e-1", ON_DEVICE, compile=FakeCompiler())
     sentence = str(error.value)
-    assert sentence.startswith("none of 21 plans fits v5e-1: the smallest needs ")
+    assert sentence.startswith("none of 28 plans fits v5e-1: the smallest needs ")
     assert "what would fit by the estimate: " in sentence and "--target v5e-4" in sentence
     assert "\n" not in sentence and "--batch 1 " not in sentence  # no batch is small enough
     assert plan(config, "v5e-4", compile=FakeCompiler()).best.forecast.fits
@@ -179,20 +180,32 @@ def test_nothing_fits_offers_what_would(model, batch_size, gib, flags):
     config = dataclasses.replace(GPT2, model=model, batch_size=batch_size)
     target = dataclasses.replace(get_target("v5e-1"), hbm_bytes=int(gib * 2**30))
     with pytest.raises(UserError) as error:
-        plan(config, target, compile=FakeCompiler())
+        plan(config, target, ON_DEVICE, compile=FakeCompiler())
     changes = str(error.value).partition("estimate: ")[2].split(" or ")
     assert {change.split()[0] for change in changes} >= flags
     for change in changes:
         flag, value = change.split()
-        search, machine, smaller = Search(), target, config
+        search, machine, smaller = ON_DEVICE, target, config
         if flag == "--precision":
-            search = Search(precisions=(value,))
+            search = dataclasses.replace(ON_DEVICE, precisions=(value,))
         elif flag == "--target":
             machine = value
         else:
             field = {"--seq-len": "seq_len", "--batch": "batch_size"}[flag]
             smaller = dataclasses.replace(config, **{field: int(value)})
         assert plan(smaller, machine, search, compile=FakeCompiler()).best.forecast.fits
+
+
+def test_what_does_not_fit_the_device_lies_in_the_host_s_memory():
+    """1.5 billion parameters take 25 GB with their moments: more than a v5e's 16, less than its host's."""
+    config = dataclasses.replace(GPT2, model=models.get_preset("gpt2-xl"), batch_size=8)
+    found = plan(config, "v5e-1", compile=FakeCompiler())
+    assert found.config.offload == "optimizer" and found.best.forecast.bound == "host"
+    assert plan(GPT2, "v5e-1", compile=FakeCompiler()).config.offload == "none"  # nothing waits for the link
+    # 6.7 billion take 107 GB, with gradients: too much for either.
+    config = dataclasses.replace(GPT2, model=models.ModelConfig(num_layers=32, embed_dim=4096, num_heads=32))
+    with pytest.raises(UserError, match="none of .* plans fits v5e-1"):
+        plan(config, "v5e-1", compile=FakeCompiler())
 
 
 def test_nothing_fits_believes_the_compiler_over_the_estimate():
@@ -306,5 +319,5 @@ def test_nothing_of_the_search_is_left_running(monkeypatch):
     monkeypatch.setattr(planner, "tqdm", Bar)
     config = dataclasses.replace(GPT2, model=models.get_preset("gpt-neo-2.7b"))
     with pytest.raises(UserError):
-        plan(config, "v5e-1", compile=FakeCompiler())
+        plan(config, "v5e-1", ON_DEVICE, compile=FakeCompiler())
     assert closed

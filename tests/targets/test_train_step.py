@@ -7,7 +7,9 @@ import pytest
 
 from jaxllm import models, targets
 from jaxllm.errors import UserError
+from jaxllm.optim import OptimConfig
 from jaxllm.parallel import MeshConfig
+from jaxllm.targets.analytic import estimate
 from jaxllm.targets.train_step import with_vocabulary
 from jaxllm.train import TrainConfig, prepare
 from jaxllm.train.job import prepare_shapes
@@ -48,6 +50,32 @@ def test_every_family_s_training_step_compiles(family, name):
     if name == "v5e-4":
         assert forecast.compiler_seconds > 0
         assert any("fsdp" in axis for axis in forecast.collective_bytes)
+
+
+@pytest.mark.parametrize("name", [available("v5e-1"), available("h100")])
+def test_layers_in_the_host_s_memory_cost_the_device_a_few_of_them(name):
+    """Eight layers of GPT-2 in bfloat16: 14 MB each, and as much for gradients and for both moments."""
+    model = models.get_preset("gpt2", num_layers=8, remat="offload", vocab_size=1024)
+    optim = OptimConfig(name="adamw_bf16_sr")
+    config = run(model=model, seq_len=256, precision="bfloat16", optim=optim, offload="state")
+    here, away = (
+        targets.compile_train_step(dataclasses.replace(config, offload=offload), name)
+        for offload in ("none", "state")
+    )
+    layers = 8 * 12 * 768**2 * 2  # bytes of the layers' matrices
+    inputs = 8 * config.tokens_per_step * 768 * 2
+    assert here.host_bytes == pytest.approx(inputs, rel=0.02)
+    # A TPU pads gradients' heads of 64.
+    assert away.host_bytes == pytest.approx(4 * layers + inputs, rel=0.15)
+    # Weights go out three times and back once, gradients back and out twice, moments out and back, and
+    # inputs of layers out and back.
+    assert away.host_bytes_moved == pytest.approx(11 * layers + 2 * inputs, rel=0.25)
+    assert 0 < away.exposed_host_seconds <= away.host_seconds
+    assert away.seconds > here.seconds and away.bound == "host"
+    assert away.peak_bytes <= here.peak_bytes - 2 * layers  # of four; a block of rows of each comes back
+    estimated = estimate(config, name)
+    assert estimated.host_bytes == pytest.approx(away.host_bytes, rel=0.25)
+    assert estimated.host_seconds == pytest.approx(away.host_seconds, rel=0.25)
 
 
 @pytest.mark.parametrize("name", [available("h100")])
