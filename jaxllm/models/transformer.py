@@ -180,6 +180,9 @@ def _embed(config, params, tokens_BT, positions_BT):
     x_BTD = params["tokens"][tokens_BT].astype(config.dtype)
     if config.position == "learned":
         x_BTD = x_BTD + params["positions"][positions_BT].astype(config.dtype)
+    # Each device looks up its part of the width for all tokens, and then they exchange: otherwise each
+    # would hold a gradient of the whole table, to be summed over devices.
+    x_BTD = constrain(x_BTD, "lookup_batch", None, "embed")
     return constrain(x_BTD, "batch", None, None)
 
 
