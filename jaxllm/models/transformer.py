@@ -10,6 +10,7 @@ from jaxllm.errors import UserError
 from jaxllm.models import grouped_head
 from jaxllm.models.attention import attention_block
 from jaxllm.models.cache import LayerCache
+from jaxllm.models.cast_in_scan import cast_in_scan, cut_layer
 from jaxllm.models.config import ModelConfig
 from jaxllm.models.mlp import mlp_block
 from jaxllm.models.norms import normalize
@@ -236,7 +237,7 @@ def _each_layer(config, layer, params, x_BTD, cache):
 def _scan_layers(config, layer, params, x_BTD, cache):
     """Scan groups of len(windows) layers, so that within the body each window is a constant."""
     group = len(config.windows)
-    params = jax.tree.map(lambda w: w.reshape(-1, group, *w.shape[1:]), params)
+    params = jax.tree.map(lambda w: w.reshape(-1, group, *w.shape[1:]), cast_in_scan(params, config.dtype))
 
     def body(carry, inputs):
         x_BTD, keys_and_values = carry
@@ -275,7 +276,7 @@ def _rematerialised(config, layer, window, *, prevent_cse, place=None):
 
     def run(params, x_BTD, index, cache):
         if place is not None:
-            params = jax.tree.map(lambda w: w[place], params)
+            params = cut_layer(params, place)
         return layer(params, x_BTD, index, window, cache)
 
     if config.remat == "none":
