@@ -6,8 +6,10 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+from jax.lax import with_sharding_constraint
+from jax.sharding import PartitionSpec
 
-from jaxllm.parallel import constrain, spread
+from jaxllm.parallel import spread
 
 _WIDTH = 64  # outputs of a panel: four vector registers of a CPU in float32
 _FEW_ROWS = 1024  # beyond, the copies of x for each panel take more than a panel-free matrix does
@@ -74,8 +76,13 @@ def linears(
             shape, y_NO = weight.out_shape, weight.multiply(x_NI)
         else:
             shape = weight.shape[in_axes:]
-            split = spread(axes, weight.shape) != spread(_whole(axes), weight.shape)
-            y_NO = _gathering_product(axes, x_NI, weight) if split else x_NI @ _matrix(x_NI, weight)
+            matrix_IO = weight.reshape(x_NI.shape[1], -1)
+            parts = _matrix_spec(axes, weight.shape, in_axes)
+            whole = _matrix_spec(_whole(axes), weight.shape, in_axes)
+            if parts != whole:
+                y_NO = _gathering_product((parts, whole), x_NI, matrix_IO)
+            else:
+                y_NO = x_NI @ matrix_IO.astype(x_NI.dtype)
         y = y_NO.reshape(*rows, *shape)
         if f"{name}_bias" in params:
             y = y + params[f"{name}_bias"].astype(x.dtype)
@@ -83,38 +90,51 @@ def linears(
     return outputs
 
 
-def _matrix(x_NI: jax.Array, weight: jax.Array, axes: tuple[str | None, ...] | None = None) -> jax.Array:
-    """Return the weight as [in, out] in x's dtype, its parts gathered from all but the axes named."""
-    weight = weight.astype(x_NI.dtype)
-    if axes is not None:
-        weight = constrain(weight, *axes)
-    return weight.reshape(x_NI.shape[1], -1)
-
-
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _gathering_product(axes: tuple[str, ...], x_NI: jax.Array, weight: jax.Array) -> jax.Array:
-    """Return x @ weight, whose parts along "embed" lie on different devices.
+def _gathering_product(specs: tuple[PartitionSpec, ...], x_NI: jax.Array, w_IO: jax.Array) -> jax.Array:
+    """Return x @ w, whose parts along "embed" lie on different devices.
 
     They are gathered before each use, in x's dtype, and a pass back gathers them again rather than
     keep them. Left to itself the compiler may multiply part by part in a ring, with matrices too
     narrow for the matrix unit: twice the time of a GPT-2 step on v5e-8 by its own estimate.
+
+    Args:
+      specs: how w lies, and how it does once gathered.
     """
-    return x_NI @ _matrix(x_NI, weight, _whole(axes))
+    return x_NI @ _gather(specs, x_NI, w_IO)
 
 
-def _gathering_forward(axes, x_NI, weight):
-    return _gathering_product(axes, x_NI, weight), (x_NI, weight)
+def _gathering_forward(specs, x_NI, w_IO):
+    return _gathering_product(specs, x_NI, w_IO), (x_NI, w_IO)
 
 
-def _gathering_backward(axes, kept, dy_NO):
-    x_NI, weight = kept
+def _gathering_backward(specs, kept, dy_NO):
+    x_NI, w_IO = kept
+    parts, whole = specs
     # Summed over devices whole, and cut then: cut at once, it would be a ring of narrow products too.
-    dweight = constrain((x_NI.T @ dy_NO).reshape(weight.shape), *_whole(axes))
-    dweight = constrain(dweight, *axes).astype(weight.dtype)
-    return dy_NO @ _matrix(x_NI, weight, _whole(axes)).T, dweight
+    dw_IO = with_sharding_constraint(x_NI.T @ dy_NO, whole)
+    dw_IO = with_sharding_constraint(dw_IO, parts).astype(w_IO.dtype)
+    return dy_NO @ _gather(specs, x_NI, w_IO).T, dw_IO
 
 
 _gathering_product.defvjp(_gathering_forward, _gathering_backward)
+
+
+def _gather(specs, x_NI, w_IO):
+    # Pinned to parts in x's dtype: the parts that are sent are not the wider ones from before the cast.
+    w_IO = w_IO.astype(x_NI.dtype)
+    for spec in specs:
+        w_IO = with_sharding_constraint(w_IO, spec)
+    return w_IO
+
+
+def _matrix_spec(axes, shape, in_axes: int) -> PartitionSpec | None:
+    """Return how a weight lies on the mesh in force as a matrix [in, out]; None without a mesh."""
+    spec = spread(axes, shape)
+    if spec is None:
+        return None
+    # What is split is the first axis of those that are merged: heads, not their width.
+    return PartitionSpec(spec[0], spec[in_axes])
 
 
 def _whole(axes):

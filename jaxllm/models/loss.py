@@ -89,12 +89,14 @@ def _loss_sums(config, params, hidden_BTD, targets_BT, mask_BT, z_loss) -> LossS
         return linear_cross_entropy(
             hidden_BTD, weights, targets_BT, token_weights_BT=mask_BT, **options
         )
-    # The width is gathered if it is spread, and its gradient then reduced and spread again.
-    names = ("vocab", None) if vocab_axis == 0 else (None, "vocab")
-    weights_spec = spread(names, weights.shape)
-    vocab_axes = mesh_axes(weights_spec[vocab_axis])
+    weights_spec = spread(("vocab", "embed") if vocab_axis == 0 else ("embed", "vocab"), weights.shape)
+    vocab_axes, width_axes = (mesh_axes(weights_spec[axis]) for axis in (vocab_axis, 1 - vocab_axis))
 
     def on_part(hidden_BTD, weights, targets_BT, mask_BT):
+        if width_axes:
+            # Here and not by in_specs, whose transpose would sum whole gradients and then cut them.
+            weights = weights.astype(hidden_BTD.dtype)
+            weights = jax.lax.all_gather(weights, width_axes, axis=1 - vocab_axis, tiled=True)
         sums = linear_cross_entropy(
             hidden_BTD,
             weights,

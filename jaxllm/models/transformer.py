@@ -11,12 +11,13 @@ from jaxllm.errors import UserError
 from jaxllm.models import grouped_head
 from jaxllm.models.attention import attention_block
 from jaxllm.models.cache import LayerCache
+from jaxllm.models.cast_in_scan import cast_in_scan, cut_layer
 from jaxllm.models.config import ModelConfig
 from jaxllm.models.mlp import mlp_block
 from jaxllm.models.norms import normalize
 from jaxllm.models.rotary import rotary_table
 from jaxllm.models.sites import Sites, Tap
-from jaxllm.parallel import HOST_MEMORY, constrain, to_device
+from jaxllm.parallel import HOST_MEMORY, constrain, on_host, to_device
 
 _LAYER_INPUT = "layer_input"
 _POLICIES = {
@@ -198,6 +199,9 @@ def _embed(config, params, tokens_BT, positions_BT):
     x_BTD = params["tokens"][tokens_BT].astype(config.dtype)
     if config.position == "learned":
         x_BTD = x_BTD + params["positions"][positions_BT].astype(config.dtype)
+    # Each device looks up its part of the width for all tokens, and then they exchange: otherwise each
+    # would hold a gradient of the whole table, to be summed over devices.
+    x_BTD = constrain(x_BTD, "lookup_batch", None, "embed")
     return constrain(x_BTD, "batch", None, None)
 
 
@@ -275,7 +279,9 @@ def _each_layer(config, layer, params, x_BTD, cache):
 def _scan_layers(config, layer, params, x_BTD, cache):
     """Scan groups of len(windows) layers, so that within the body each window is a constant."""
     group = len(config.windows)
-    if group > 1:
+    grouped = group > 1 or not any(map(on_host, jax.tree.leaves(params)))
+    params = cast_in_scan(params, config.dtype)
+    if grouped:
         params = jax.tree.map(lambda w: w.reshape(-1, group, *w.shape[1:]), params)
 
     def body(carry, inputs):
@@ -288,7 +294,7 @@ def _scan_layers(config, layer, params, x_BTD, cache):
             if cache is not None:
                 layer_cache = LayerCache(*keys_and_values, cache["valid"], cache["length"], index)
             # Inside a scan the compiler cannot undo the recomputation, so nothing need prevent it.
-            cut = place if group > 1 else None
+            cut = place if grouped else None  # an array of the host is cut into layers and no further
             run = _rematerialised(config, layer, window, prevent_cse=False, place=cut)
             x_BTD, seen, layer_cache = run(group_params, x_BTD, index, layer_cache)
             captured.append(seen)
@@ -316,8 +322,7 @@ def _rematerialised(config, layer, window, *, prevent_cse, place=None):
 
     def run(params, x_BTD, index, cache):
         params = jax.tree.map(to_device, params)
-        if place is not None:
-            params = jax.tree.map(lambda w: w[place], params)
+        params = cut_layer(params, place)
         if config.remat == "offload":
             x_BTD = checkpoint_name(x_BTD, _LAYER_INPUT)
         return layer(params, x_BTD, index, window, cache)

@@ -10,6 +10,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 # occupies the fsdp mesh axis that a parameter's embed axis is split over.
 RULES: Mapping[str, str | tuple[str, ...] | None] = {
     "batch": ("data", "fsdp"),
+    "lookup_batch": "data",
     "vocab": "tensor",
     "embed": "fsdp",
     "heads": "tensor",

@@ -155,3 +155,32 @@ def test_weights_split_over_fsdp_are_multiplied_whole(name):
         config = run(model=model, batch_size=64, seq_len=1024, mesh=mesh)
         products[axis] = targets.compile_train_step(config, name).flops["bf16"]
     assert products["fsdp"] <= 1.02 * products["data"], products
+
+
+@pytest.mark.parametrize("name", [available("v5e-1"), available("v5e-8"), available("h100")])
+def test_of_stacked_weights_a_step_holds_no_copy_but_bfloat16_gradients(name):
+    """A bfloat16 copy of the stack, made before the loop, would add half of the weights' bytes.
+
+    So would gradients in float32, which hold no more than the bfloat16 that products give.
+    """
+    # More than a TPU's vector memory holds; an eighth of the width fills its tiles. With heads of 128
+    # XLA still copies the queries', keys' and values' stacks, into a layout that suits the products.
+    sizes = dict(num_layers=64, embed_dim=1024, num_heads=16, vocab_size=256)
+    model = models.get_preset("gpt2", remat="full", **sizes)
+    devices = targets.get_target(name).num_devices
+    config = run(model=model, batch_size=devices, seq_len=128, mesh=MeshConfig(1, devices, 1))
+    forecast = targets.compile_train_step(config, name)
+    assert forecast.compiler_temporaries < 0.75 * forecast.breakdown["parameters"], str(forecast)
+
+
+@pytest.mark.parametrize("name", [available("v5e-8")])
+def test_gradients_of_a_table_that_is_split_are_not_summed_whole(name):
+    """A device sends the bfloat16 table and its gradient once; whole float32 sums are four times as much.
+
+    The lookup's gradient is of its own columns, and needs no sum.
+    """
+    model = models.get_preset("gpt2", num_layers=1, embed_dim=512, num_heads=4, remat="full")
+    config = run(model=model, seq_len=128, mesh=MeshConfig(1, 8, 1))
+    forecast = targets.compile_train_step(config, name)
+    table = 2 * model.vocab_size * 512
+    assert forecast.collective_bytes["fsdp"] < 3.5 * table, str(forecast)

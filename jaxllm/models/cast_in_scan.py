@@ -1,0 +1,64 @@
+"""Casts of stacked weights that neither copy the stack nor widen its gradient."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxllm.parallel import on_host
+
+
+class _Stack(NamedTuple):
+    weight: jax.Array  # [L, ...] as it is kept: read, and given no gradient
+    cast: jax.Array  # [L, ...] in the products' type: given the gradient, and never read
+
+
+def cast_in_scan(params: dict, dtype: str) -> dict:
+    """Return stacked parameters to scan over, of which `cut_layer` makes a layer's.
+
+    Matrices wider than the products' type become pairs, so that a scan stacks their gradients in the
+    type in which products give them: half the bytes of a float32 stack, and the same numbers.
+    Vectors stay as they are: norms and sinks are computed in float32. So do stacks in the host's memory:
+    each layer is cast on its way.
+
+    Args:
+      params: each array [L, ...].
+      dtype: of the products.
+    """
+    narrow = jnp.dtype(dtype)
+
+    def pair(w):
+        if w.ndim < 3 or w.dtype.itemsize <= narrow.itemsize or on_host(w):
+            return w
+        return _Stack(jax.lax.stop_gradient(w), w.astype(narrow))
+
+    return jax.tree.map(pair, params)
+
+
+def cut_layer(params: dict, index: int | None) -> dict:
+    """Return one layer's parameters of a group, or the only one's (None), matrices in the products' type."""
+    cut = params if index is None else jax.tree.map(lambda w: w[index], params)
+    return jax.tree.map(
+        lambda w: _cast(*w) if isinstance(w, _Stack) else w, cut, is_leaf=lambda w: isinstance(w, _Stack)
+    )
+
+
+@jax.custom_jvp
+def _cast(weight, cast):
+    weight = jax.lax.platform_dependent(weight, tpu=_hidden, default=lambda weight: weight)
+    return weight.astype(cast.dtype)
+
+
+@_cast.defjvp
+def _cast_jvp(primals, tangents):
+    return _cast(*primals), tangents[1]
+
+
+def _hidden(weight):
+    """Return the weight, and keep XLA for TPUs from casting the stack that it is cut from.
+
+    Of a stack that is only ever cut and cast it makes a narrower copy before the loop, which stays for
+    the whole step. It looks through any operation but one on the bits.
+    """
+    bits = jax.lax.bitcast_convert_type(weight, f"uint{8 * weight.dtype.itemsize}")
+    return jax.lax.bitcast_convert_type(jax.lax.optimization_barrier(bits), weight.dtype)

@@ -1,0 +1,54 @@
+"""The search for the largest model that fits, with a fake estimate and a fake compiler."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from experiments.benchmarks import offload
+from jaxllm.errors import UserError
+
+
+@pytest.fixture
+def machines(monkeypatch):
+    """Return (set the sizes that fit by estimate and by compiler) and the sizes that were compiled."""
+    compiled = []
+
+    def pretend(estimated: float, real: float):
+        def plan(run, target, search):
+            size = run.model.num_params / 1e9
+            compiled.append(size)
+            if size > real:
+                raise UserError("none of the plans fits")
+            return SimpleNamespace(config=run)
+
+        def rank(configs, target):
+            fits = configs[0].model.num_params / 1e9 <= estimated
+            return [(configs[0], SimpleNamespace(fits=fits))]
+
+        monkeypatch.setattr(offload, "plan", plan)
+        monkeypatch.setattr(offload, "rank", rank)
+        return compiled
+
+    return pretend
+
+
+@pytest.mark.parametrize("machine", ["h100", "a100-80gbx8"])
+@pytest.mark.parametrize("estimated, real", [(5.0, 5.0), (5.0, 2.0), (5.0, 9.0), (0.0, 9.0), (1e3, 9.0)])
+def test_the_largest_model_that_the_compiler_accepts_is_found(machine, estimated, real, machines):
+    compiled = machines(estimated, real)
+    config = offload.OffloadConfig(most=20.0)
+    found = offload.largest(config, machine, "streamed", "adamw")
+    sizes = [model.num_params / 1e9 for model in offload._models(machine, config.most)]
+    assert found.config.model.num_params / 1e9 == max(size for size in sizes if size <= real)
+    assert len(compiled) == len(set(compiled))
+
+
+def test_a_machine_that_fits_nothing_has_no_largest_model(machines):
+    machines(5.0, 0.0)
+    assert offload.largest(offload.OffloadConfig(most=1.0), "h100", "device", "adamw") is None
+
+
+def test_the_paper_s_node_has_the_paper_s_memory():
+    assert offload._target("a100-80gbx8").host_bytes * 8 == pytest.approx(900e9)
+    with pytest.raises(UserError, match="unknown way 'moon'"):
+        offload.OffloadConfig(ways=("moon",))
