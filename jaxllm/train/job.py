@@ -30,7 +30,7 @@ class Job:
     corpus: data.Corpus | None  # None: the run is only compiled
     mesh: jax.sharding.Mesh
     shapes: TrainState  # ShapeDtypeStructs with shardings
-    init: Any  # key -> TrainState, jitted
+    init: Any  # key -> TrainState, jitted; an array of the host's memory at a time
     train_steps: tuple[tuple[int, Any], ...]  # of each stage: (the step where it ends, its `train_step`)
     eval_step: Any  # (params, batch) -> (loss sum, count), jitted
     schedule: optax.Schedule | None  # of the learning rate; None with an optimizer from outside
@@ -209,9 +209,7 @@ def _build(config, corpus, mesh, loss, optimizer, subnetworks) -> Job:
     shapes = jax.eval_shape(lambda: init(jax.random.key(0)))
     check_chain(shapes.opt_state)
     shardings = state_shardings(shapes, optimizer, axes, mesh, offload=config.offload)
-    shapes = jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings
-    )
+    shapes = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
 
     @functools.cache
     def train_step(rates: Rates):
@@ -236,11 +234,32 @@ def _build(config, corpus, mesh, loss, optimizer, subnetworks) -> Job:
         corpus=corpus,
         mesh=mesh,
         shapes=shapes,
-        init=jax.jit(init, out_shardings=shardings),
+        init=_init_in_turn(init, shardings),
         train_steps=train_steps,
         eval_step=jax.jit(_on(mesh, make_eval_step(partial(eval_loss, z_loss=0.0)))),
         schedule=schedule,
     )
+
+
+def _init_in_turn(init, shardings):
+    """Return init, jitted; of the host's memory an array at a time, since together they may not fit."""
+    places, structure = jax.tree.flatten(shardings)
+    away = [i for i, place in enumerate(places) if place.memory_kind == parallel.HOST_MEMORY]
+    if not away:
+        return jax.jit(init, out_shardings=shardings)
+    here = [i for i in range(len(places)) if i not in away]
+
+    def some(which):
+        take = lambda key: [jax.tree.leaves(init(key))[i] for i in which]  # noqa: E731
+        return jax.jit(take, out_shardings=[places[i] for i in which])
+
+    def run(key):
+        made = {}
+        for which in (here, *([i] for i in away)):
+            made |= zip(which, some(which)(key), strict=True)
+        return jax.tree.unflatten(structure, [made[i] for i in range(len(places))])
+
+    return run
 
 
 def _faster_apart(config: TrainConfig, mesh) -> bool:
