@@ -35,7 +35,7 @@ class TrainConfig:
     subnetwork: str | None = None  # a schedule of `subnetwork.SCHEDULES`: train random parts of the model
     unsampled: Literal["zero_grad", "freeze"] = "zero_grad"  # what the optimizer does to the other parts
     mesh: MeshConfig = MeshConfig()
-    offload: Literal["none", "optimizer", "state"] = "none"  # to the host: moments; or layers and gradients too
+    offload: Literal["none", "optimizer", "state"] = "none"  # to the host: moments, or layers too
     engine: Literal["jit", "tiles"] = "jit"  # one compiled step, or tile tasks that a scheduler places
     tiles: TilesConfig = TilesConfig()  # with the engine "tiles" alone
     distributed: bool = False  # join the other processes of a multi-host run
