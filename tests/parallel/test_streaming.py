@@ -151,7 +151,9 @@ def test_operations_with_a_rule_agree_with_numpy_in_blocks_of_any_size(rows, pla
         )  # fmt: skip
         products = xp.sum(xp.matmul(kept, matrix), axis=(1, 2))
         joined = xp.concatenate([turned, turned * 2], axis=2).reshape(7, 6, 6).max(axis=2)
-        row = joined.sum(axis=1) + products + xp.squeeze(position, (1, 2))
+        square = xp.concatenate([kept[:, 0, :], kept[:, 1, :1]], axis=1)  # [7, 7]
+        columns = xp.sum(square, axis=0)  # as many as there are rows, and of all of them
+        row = joined.sum(axis=1) + products + xp.squeeze(position, (1, 2)) + columns
         return kept * row[:, None, None] + position, xp.sum(kept * kept)
 
     block = rows * x[0].nbytes
