@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core
 
-# One entry of the result from one of each operand; scalars are the same for all.
+# One entry of the result from one of each operand; scalars and axes of length 1 are the same for all.
 _ELEMENTWISE = frozenset(
     "abs add add_any and atan2 bitcast_convert_type cbrt ceil clamp clz convert_element_type copy copy_p "
     "cos cosh div eq erf erf_inv exp exp2 expm1 floor ge gt integer_pow is_finite le log log1p logistic lt "
@@ -40,9 +40,9 @@ def row_rule(eqn, length: int) -> Rule | None:
     name, out = eqn.primitive.name, eqn.outvars[0].aval
     if name in _ELEMENTWISE:
         shapes = [x.aval.shape for x in eqn.invars]
-        if any(shape not in ((), out.shape) for shape in shapes):
+        if not all(shape == () or _stretches(shape, out.shape) for shape in shapes):
             return None
-        return Rule(tuple(shape != () for shape in shapes), _plain(eqn))
+        return Rule(tuple(shape[:1] == (length,) for shape in shapes), _plain(eqn))
     if name == "sharding_constraint":  # rows are laid out as their source is
         return Rule((True,), lambda operands, start, size: operands)
     rule = _RULES.get(name)
@@ -117,6 +117,10 @@ def _plain(eqn, **changed) -> Callable:
         return list(results) if eqn.primitive.multiple_results else [results]
 
     return run
+
+
+def _stretches(shape, result) -> bool:
+    return len(shape) == len(result) and all(n in (1, m) for n, m in zip(shape, result, strict=True))
 
 
 def _first(size: int, shape) -> tuple[int, ...]:
