@@ -12,13 +12,18 @@ def in_host_memory(sharding: NamedSharding) -> NamedSharding:
     """Return the same sharding of an array that lives in the host's memory.
 
     Raises:
-      UserError: the devices cannot reach the host's memory.
+      UserError: the devices cannot reach the host's memory, or this jax cannot compile for it.
     """
     if isinstance(sharding.mesh, jax.sharding.AbstractMesh):
         return sharding.with_memory_kind(HOST_MEMORY)
     device = sharding.mesh.devices.flat[0]
     if device.platform == "gpu" and not device.addressable_memories():
         return AbsentHostSharding(sharding.mesh, sharding.spec)  # a GPU that is only compiled for
+    if device.platform == "cpu" and jax.__version_info__ < (0, 10):
+        raise UserError(
+            f"jax {jax.__version__} aborts when it compiles host memory for a CPU; leave out the offload, or "
+            "upgrade jax to 0.10"
+        )
     moved = sharding.with_memory_kind(HOST_MEMORY)
     if moved.memory_kind != HOST_MEMORY:
         raise UserError(f"{device.device_kind} names no host memory to offload to; leave out the offload")
