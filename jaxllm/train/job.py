@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 import optax
-from jax.sharding import NamedSharding
+from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxllm import data, models, parallel
 from jaxllm.errors import UserError
@@ -202,6 +202,8 @@ def _build(config, corpus, mesh, loss, optimizer, subnetworks) -> Job:
     if config.unsampled == "freeze":
         optimizer = mask_unsampled(optimizer, axes)
     optimizer = get_precision(config.precision).wrap(optimizer)
+    if config.model.remat == "offload":
+        parallel.in_host_memory(NamedSharding(mesh, PartitionSpec()))  # raises if there is none
     apart = _faster_apart(config, mesh)
     eval_loss = loss or language_model_loss(config, apart=apart)
 
