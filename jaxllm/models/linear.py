@@ -6,8 +6,7 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
-from jax.lax import with_sharding_constraint
-from jax.sharding import PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxllm.parallel import spread
 
@@ -112,8 +111,7 @@ def _gathering_backward(specs, kept, dy_NO):
     x_NI, w_IO = kept
     parts, whole = specs
     # Summed over devices whole, and cut then: cut at once, it would be a ring of narrow products too.
-    dw_IO = with_sharding_constraint(x_NI.T @ dy_NO, whole)
-    dw_IO = with_sharding_constraint(dw_IO, parts).astype(w_IO.dtype)
+    dw_IO = _pin(_pin(x_NI.T @ dy_NO, whole), parts).astype(w_IO.dtype)
     return dy_NO @ _gather(specs, x_NI, w_IO).T, dw_IO
 
 
@@ -124,8 +122,13 @@ def _gather(specs, x_NI, w_IO):
     # Pinned to parts in x's dtype: the parts that are sent are not the wider ones from before the cast.
     w_IO = w_IO.astype(x_NI.dtype)
     for spec in specs:
-        w_IO = with_sharding_constraint(w_IO, spec)
+        w_IO = _pin(w_IO, spec)
     return w_IO
+
+
+def _pin(x, spec: PartitionSpec) -> jax.Array:
+    # Of the mesh in force by name: before jax 0.8 a PartitionSpec alone asks for a mesh of real devices.
+    return jax.lax.with_sharding_constraint(x, NamedSharding(jax.sharding.get_abstract_mesh(), spec))
 
 
 def _matrix_spec(axes, shape, in_axes: int) -> PartitionSpec | None:
