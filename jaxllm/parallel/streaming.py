@@ -141,9 +141,13 @@ class _Program:
         var = self.resolve(var)
         return bool(var.aval.ndim) and any(on_host(self.inputs.get(x)) for x in self._leaves([var])[0])
 
-    def _leaves(self, outvars) -> tuple[list, list]:
-        """Return (what rows of these variables are made of, by rows; what they need as a whole)."""
-        rows, wholes, seen, stack = [], [], set(), list(outvars)
+    def _leaves(self, outvars) -> tuple[list, list, list]:
+        """Return what rows of these variables are made of.
+
+        Returns:
+          (variables taken by rows, variables taken whole, the equations from there, in order).
+        """
+        rows, wholes, between, seen, stack = [], [], set(), set(), list(outvars)
         while stack:
             var = self.resolve(stack.pop())
             if isinstance(var, core.Literal) or var in seen:
@@ -153,12 +157,13 @@ class _Program:
             if rule is None:
                 rows.append(var)
                 continue
+            between.add(id(self.producer[var]))
             for atom, by_rows in zip(self.producer[var].invars, rule.by_rows, strict=True):
                 if by_rows:
                     stack.append(atom)
                 elif not isinstance(self.resolve(atom), core.Literal):
                     wholes.append(self.resolve(atom))
-        return rows, wholes
+        return rows, wholes, [eqn for eqn in self.equations if id(eqn) in between]
 
     def _rule(self, var):
         if var in self.known or var not in self.producer:
@@ -183,7 +188,7 @@ class _Program:
 
     def _loop(self, outvars, olds) -> list:
         """Return variables block by block, each block written where the old array's was."""
-        block, length = self._block(outvars)
+        block, length, at_once = self._block(outvars)
 
         def body(start, size, carry):
             # Old rows are read from what is written to, or the compiler would have to keep a copy.
@@ -191,23 +196,22 @@ class _Program:
             return [_write(old, new, start) for old, new in zip(carry, rows, strict=True)]
 
         carry = [self.inputs[old] for old in olds]
-        return _over_blocks(body, carry, length, self._rows_at_once(outvars, length))
+        return _over_blocks(body, carry, length, at_once)
 
     def _reduce(self, eqn, combine):
         """Return a reduction over all rows, of blocks of rows."""
-        operand = self.resolve(eqn.invars[0])
-        block, length = self._block([operand])
+        block, length, at_once = self._block([self.resolve(eqn.invars[0])])
 
         def body(start, size, carry):
             (part,) = self._evaluate(eqn, block(start, size))
             return part if carry is None else combine(carry, part)
 
-        return _over_blocks(body, None, length, self._rows_at_once([operand], length))
+        return _over_blocks(body, None, length, at_once)
 
-    def _block(self, outvars) -> tuple[Callable, int]:
-        """Return ((start, size, newer inputs) -> these rows of the variables, how many rows there are)."""
+    def _block(self, outvars) -> tuple[Callable, int, int]:
+        """Return ((start, size, newer inputs) -> rows, how many there are, how many to take at once)."""
         length = outvars[0].aval.shape[0]
-        rows, wholes = self._leaves(outvars)
+        rows, wholes, between = self._leaves(outvars)
         # Outside of the loop that needs them. Rows of what has no rule are cut from all of it.
         wholes = {var: self.whole(var) for var in wholes}
         sources = {x: self.inputs[x] if on_host(self.inputs.get(x)) else self.whole(x) for x in rows}
@@ -223,29 +227,16 @@ class _Program:
 
             for var, source in (sources | latest).items():
                 known[var] = to_device(_rows(source, start, size))
-            for eqn in self._between(outvars, known):
+            for eqn in between:
                 rule = row_rule(eqn, length)
                 operands = [value(x, by) for x, by in zip(eqn.invars, rule.by_rows, strict=True)]
                 known |= dict(zip(eqn.outvars, rule.run(operands, start, size), strict=True))
             return [known[var] for var in outvars]
 
-        return block, length
+        return block, length, self._rows_at_once(rows, length)
 
-    def _between(self, outvars, known) -> list:
-        """Return the equations from known rows to these variables' rows, in order."""
-        needed, stack = set(), list(outvars)
-        while stack:
-            var = self.resolve(stack.pop())
-            if isinstance(var, core.Literal) or var in known or id(self.producer[var]) in needed:
-                continue
-            eqn = self.producer[var]
-            needed.add(id(eqn))
-            rule = row_rule(eqn, var.aval.shape[0])
-            stack += [x for x, by in zip(eqn.invars, rule.by_rows, strict=True) if by]
-        return [eqn for eqn in self.equations if id(eqn) in needed]
-
-    def _rows_at_once(self, outvars, length) -> int:
-        sizes = [math.prod(v.aval.shape[1:]) * v.aval.dtype.itemsize for v in self._leaves(outvars)[0]]
+    def _rows_at_once(self, fetched, length) -> int:
+        sizes = [math.prod(v.aval.shape[1:]) * v.aval.dtype.itemsize for v in fetched]
         most = max(1, min(length, self.block_bytes // max(sum(sizes), 1)))
         # A divisor if there is one near: a rest is compiled apart.
         return next((n for n in range(most, most // 2, -1) if length % n == 0), most)
