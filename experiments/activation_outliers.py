@@ -290,11 +290,16 @@ def plot(runs: dict, folder: Path) -> None:
     axes = figure.subplots(1, len(panels))
     for axis, name in zip(axes, panels, strict=True):
         for variant, found in runs.items():
-            axis.plot(np.mean([one["layers"][name] for one in found], axis=0), marker=".", label=variant)
+            fixes, _, norm = variant.rpartition("+")
+            # A colour for each pair of fixes, a style for each norm: twelve lines need both.
+            color = f"C{[corner.rpartition('+')[0] for corner in CORNERS].index(fixes)}"
+            style = dict(rmsnorm_scalar="-", rmsnorm="--", layernorm=":")[norm]
+            means = np.mean([one["layers"][name] for one in found], axis=0)
+            axis.plot(means, style, marker=".", color=color, label=variant)
         axis.set(xlabel="layer", title=COLUMNS[name], yscale="linear" if name == "sink_argmax" else "log")
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(alpha=0.3)
-    axes[0].legend(fontsize=6)
+    axes[0].legend(fontsize=6, handlelength=4)
     write_figure(folder / "outliers.png", figure)
 
 
