@@ -17,9 +17,9 @@ _DESCRIPTION = """Find the fastest way to train a model, among those that fit a 
   jaxllm plan --preset gpt2 --target h100 --batch 64 --precision any --out gpt2.json
   jaxllm train --config gpt2.json --data tfds:lm1b
 
-Searched: rematerialisation, what lies in the host's memory, the parts a batch is computed in, and the
-mesh; each stays as given where its flag is given (--model.remat, --offload, --accumulate, --mesh.*).
-The best by estimate are compiled.
+Searched: rematerialisation, what lies in the host's memory, the parts a batch is computed in, the mesh,
+and the engine; each stays as given where its flag is given (--model.remat, --offload, --accumulate,
+--mesh.*, --engine). The best by estimate are compiled; steps in tiles (GPT-2 in float32) are simulated.
 
   --target NAME       the machine: v5e-8, v5p-128, h100x8, ... (required)
   --batch N           sequences a step; the same as --batch-size
@@ -74,6 +74,8 @@ def _fixed(config: TrainConfig, given: set[str]) -> dict:
         fixed["offloads"] = (config.offload,)
     if "--accumulate" in given:
         fixed["accumulates"] = (config.accumulate,)
+    if "--engine" in given:
+        fixed["engines"] = (config.engine,)
     if any(flag.startswith("--mesh.") for flag in given):
         fixed["meshes"] = (config.mesh,)
     return fixed

@@ -11,6 +11,7 @@ from jaxllm.parallel import MeshConfig
 from jaxllm.targets.analytic import mesh_sizes
 from jaxllm.targets.catalog import Target
 from jaxllm.train import PRECISIONS, TrainConfig
+from jaxllm.train.config import ENGINES
 
 # Policies worth trying: they differ in what they keep. The others that a model knows are variants.
 REMATS = ("none", "dots", "full", "offload")
@@ -22,7 +23,8 @@ class Search:
     """What a plan may change. Precision and optimizer change numbers, so they stay unless allowed.
 
     None means: the config's own precision and optimizer; every remat policy of REMATS, every number of
-    parts, every mesh and every offload that is possible. On a CPU, whose memory is the host's, that is none.
+    parts, every mesh and every offload that is possible, as one compiled step and in tiles. On a CPU, whose
+    memory is the host's, there is no offload and there are no tiles.
 
     Raises:
       UserError: an unknown precision or optimizer, or a number out of range.
@@ -34,6 +36,7 @@ class Search:
     accumulates: tuple[int, ...] | None = None
     meshes: tuple[MeshConfig, ...] | None = None
     offloads: tuple[str, ...] | None = None
+    engines: tuple[str, ...] | None = None  # of ENGINES; tiles are simulated where they compute the run
     compiles: int = 2  # plans that the compiler is asked about: each takes it a minute or so
 
     def __post_init__(self):
@@ -42,6 +45,9 @@ class Search:
         for name in self.precisions or ():
             if name not in PRECISIONS:
                 raise unknown("precision", name, [*PRECISIONS, "any"])
+        for name in self.engines or ():
+            if name not in ENGINES:
+                raise unknown("engine", name, ENGINES)
         for name in self.optimizers or ():
             OptimConfig(name=name)  # raises for an unknown one
         if self.compiles < 1:
@@ -49,7 +55,7 @@ class Search:
 
 
 def candidates(config: TrainConfig, target: Target, search: Search = Search()) -> list[TrainConfig]:
-    """Return every config that the search allows and the target's devices can be split into.
+    """Return every config of one compiled step that the search allows and the devices can be split into.
 
     Raises:
       UserError: the batch or the model's sizes cannot be spread over the devices in any way.
@@ -66,6 +72,7 @@ def candidates(config: TrainConfig, target: Target, search: Search = Search()) -
             accumulate=parts,
             mesh=mesh,
             offload=offload,
+            engine="jit",
         )
         for precision in search.precisions or (config.precision,)
         for optimizer in search.optimizers or (config.optim.name,)
@@ -84,7 +91,7 @@ def candidates(config: TrainConfig, target: Target, search: Search = Search()) -
 def _memories(config: TrainConfig, target: Target, search: Search) -> Iterator[tuple[str, str]]:
     """Yield (what layers keep for the backward pass, what lies in the host's memory)."""
     host = target.platform != "cpu"
-    offloads = OFFLOADS if host and config.engine == "jit" else ("none",)
+    offloads = OFFLOADS if host else ("none",)
     for remat in search.remats or (REMATS if host else REMATS[:-1]):
         for offload in search.offloads or offloads:
             if offload != "state" or (remat != "none" and config.subnetwork is None):

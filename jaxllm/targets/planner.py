@@ -1,7 +1,8 @@
 """Choose the fastest way to train a model on a machine that is not here, among those that fit it.
 
 An estimate in closed form ranks every candidate; the compiler of the machine judges the best few. What
-the compiler says corrects the estimates of those still waiting.
+the compiler says corrects the estimates of those still waiting. Steps in tiles, where tiles compute the run,
+are judged by the simulator of their tasks.
 """
 
 import dataclasses
@@ -20,8 +21,10 @@ from jaxllm.targets.candidates import Search, candidates
 from jaxllm.targets.catalog import Target, get_target
 from jaxllm.targets.forecast_cache import cached_forecast
 from jaxllm.targets.shortfall import nothing_fits
+from jaxllm.targets.tiled import Simulation, simulate_step, tiled_plans
 from jaxllm.targets.train_step import with_vocabulary
 from jaxllm.train import TrainConfig, to_dict
+from jaxllm.train.config import ENGINES
 
 _GIB = 2**30
 _TITLES = ("", "precision", "optimizer", "remat", "offload", "parts", "data x fsdp x tensor", "peak", "step",
@@ -35,7 +38,7 @@ class Row:
 
     config: TrainConfig
     estimate: Estimate
-    forecast: object | None  # the compiler's; None: not asked
+    forecast: object | None  # the compiler's or, of tiles, the simulator's; None: not asked
     reason: str
 
     @property
@@ -68,10 +71,11 @@ class Plan:
         for number, row in enumerate(self.rows[:limit], 1):
             c, source = row.config, row.forecast or row.estimate
             lines.append(
-                (str(number), c.precision, c.optim.name, c.model.remat, c.offload, str(c.accumulate),
+                (str(number), c.precision, c.optim.name, c.model.remat,
+                 c.offload if c.engine == "jit" else "tiles", str(c.accumulate),
                  f"{c.mesh.data} x {c.mesh.fsdp} x {c.mesh.tensor}", f"{row.peak_bytes / _GIB:.2f} GiB",
                  _duration(row.seconds), "" if math.isinf(row.seconds) else f"{100 * source.mfu:.0f} %",
-                 "compiler" if row.forecast else "estimate", row.reason)
+                 _judge_of(row), row.reason)
             )  # fmt: skip
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         text = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
@@ -105,12 +109,21 @@ def plan(
     """
     target = get_target(target)
     asked, config = config, with_vocabulary(config)
-    ranked = rank(candidates(config, target, search), target)
-    with tqdm(total=search.compiles, desc="compiling", unit="plan", disable=not progress) as bar:
-        forecasts = _judge(ranked, target, search.compiles, compile or cached_forecast, bar)
+    engines, ranked, forecasts = search.engines or ENGINES, [], {}
+    tiled = _tiled(config, target, search) if "tiles" in engines else []
+    if "jit" in engines:
+        ranked = rank(candidates(config, target, search), target)
+        with tqdm(total=search.compiles, desc="compiling", unit="plan", disable=not progress) as bar:
+            forecasts = _judge(ranked, target, search.compiles, compile or cached_forecast, bar)
+    compiled = ranked, forecasts
+    for tiles in tqdm(tiled, desc="simulating", unit="plan", disable=not progress or not tiled):
+        made = simulate_step(tiles, target)
+        ranked, forecasts = [*ranked, (tiles, made)], forecasts | {len(ranked): made}
     fitting = {i: f for i, f in forecasts.items() if f.fits}
     if not fitting:
-        raise UserError(nothing_fits(config, target, search, ranked, _correction(ranked, forecasts, 1.0)))
+        if "jit" not in engines:
+            raise UserError(f"no plan in tiles fits {target.name}: {ranked[-1][1].failure}")
+        raise UserError(nothing_fits(config, target, search, compiled[0], _correction(*compiled, 1.0)))
     best = min(fitting, key=lambda i: fitting[i].seconds)
     rows = _rows(ranked, forecasts, best, target)
     # A vocabulary that only a trained tokenizer will know stays open for it.
@@ -118,6 +131,15 @@ def plan(
     tokens = dict(vocab_size=asked.model.vocab_size, vocab_groups=asked.model.vocab_groups)
     model = dataclasses.replace(chosen.model, **tokens)
     return Plan(dataclasses.replace(chosen, model=model), target, rows)
+
+
+def _tiled(config, target, search) -> list[TrainConfig]:
+    try:
+        return tiled_plans(config, target, search)
+    except UserError:  # tiles do not compute this run
+        if search.engines == ("tiles",):
+            raise
+        return []
 
 
 def rank(configs: Sequence[TrainConfig], target: Target | str) -> list[tuple[TrainConfig, Estimate]]:
@@ -175,6 +197,8 @@ def _correction(ranked, forecasts, hope: float) -> Callable[[TrainConfig], float
     ratios: dict[tuple, list[float]] = {}
     for index, forecast in forecasts.items():
         config, guess = ranked[index]
+        if config.engine == "tiles":  # nobody guessed
+            continue
         ratio = forecast.peak_bytes / guess.peak_bytes
         for key in (_kind(config), ()):
             ratios.setdefault(key, []).append(ratio)
@@ -209,6 +233,8 @@ def _rows(ranked, forecasts, best: int, target: Target) -> list[Row]:
             reason = "chosen: the fastest that fits"
         elif guess.host_bytes > guess.host_limit:
             reason = f"too big for the host by about {_gib(guess.host_bytes - guess.host_limit)}"
+        elif config.engine == "tiles" and not forecast.fits:
+            reason = forecast.failure
         elif forecast is not None and not forecast.fits:
             reason = f"too big by {_gib(forecast.peak_bytes - target.hbm_bytes)}"
         elif forecast is not None:
@@ -229,6 +255,12 @@ def _more_parts(config: TrainConfig, other: TrainConfig) -> bool:
     """Whether config is the other plan in more parts: never faster, and needless where the other fits."""
     one, another = (dataclasses.replace(c, accumulate=1) for c in (config, other))
     return one == another and config.accumulate > other.accumulate
+
+
+def _judge_of(row: Row) -> str:
+    if row.forecast is None:
+        return "estimate"
+    return "simulator" if isinstance(row.forecast, Simulation) else "compiler"
 
 
 def _label(config: TrainConfig) -> str:

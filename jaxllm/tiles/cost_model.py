@@ -90,30 +90,37 @@ class History:
 def calibrate(
     graph: Graph, devices: Iterable[jax.Device], history: History | None = None, samples: int = CALIBRATED
 ) -> History:
-    """Time every kernel of a graph that has fewer than `samples` yet, on one device of each kind.
+    """Time every kernel of a graph that has fewer than `samples` yet, on all devices of a kind at once.
+
+    At once, as in a run: devices may share what they compute with, as simulated ones share a CPU's cores, and
+    then none is as fast as it is alone.
 
     Args:
       graph: what will be run.
-      devices: what it will be run on.
+      devices: what it will be run on, all of them.
       history: is added to; None: a new one.
       samples: timings of each kernel; the run that compiles is not one.
     """
     history = history or History()
-    for kind, device in {device.device_kind: device for device in reversed(list(devices))}.items():
+    kinds: dict[str, list[jax.Device]] = {}
+    for device in devices:
+        kinds.setdefault(device.device_kind, []).append(device)
+    for kind, alike in kinds.items():
         for kernel in graph.kernels:
             key = kernel_key(kernel)
             missing = samples - len(history.samples.get(kind, {}).get(key, ()))
             if missing > 0:
-                _seconds_a_call(kernel, device, 1)  # compiles
-                calls = max(1, min(_CALLS, int(_ENOUGH / _seconds_a_call(kernel, device, 4))))
+                _seconds_a_call(kernel, alike, 1)  # compiles
+                calls = min(_CALLS // len(alike), int(_ENOUGH / _seconds_a_call(kernel, alike, 4)))
                 for _ in range(missing):
-                    history.add(key, kind, _seconds_a_call(kernel, device, calls))
+                    history.add(key, kind, _seconds_a_call(kernel, alike, max(1, calls)))
     return history
 
 
-def _seconds_a_call(kernel: Kernel, device: jax.Device, calls: int) -> float:
-    """Return the seconds of one of some calls in a row, waited for once, as waiting takes time too."""
-    values = jax.block_until_ready([jax.device_put(_values(kernel), device) for _ in range(calls)])
+def _seconds_a_call(kernel: Kernel, devices: Sequence[jax.Device], calls: int) -> float:
+    """Return the seconds of one of some calls in a row on each device; waiting takes time, so once."""
+    values = [jax.device_put(_values(kernel), device) for _ in range(calls) for device in devices]
+    jax.block_until_ready(values)
     begun = time.perf_counter()
     jax.block_until_ready([compiled(kernel)(*each) for each in values])
     return (time.perf_counter() - begun) / calls

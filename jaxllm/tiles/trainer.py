@@ -64,13 +64,14 @@ class TiledTrainer:
         """
         step = self._later
         self.step_number = step_number if moments is not None else 0
-        self.values = put_tree(self.model, step.params, params) | put(step.failed, False)
-        self.values |= put(step.updates, self.step_number)
-        if self.step_number:  # step 1 writes the moments and does not read them
-            first, second = moments
-            root = jax.tree.map(lambda v: np.sqrt(np.asarray(v)), second)
-            self.values |= put_tree(self.model, step.moments[0], first)
-            self.values |= put_tree(self.model, step.moments[1], root)
+        params = jax.tree.map(np.asarray, params)
+        with _on_host():
+            self.values = put_tree(self.model, step.params, params) | put(step.failed, False)
+            self.values |= put(step.updates, self.step_number)
+            if self.step_number:  # step 1 writes the moments and does not read them
+                first, second = (jax.tree.map(np.asarray, tree) for tree in moments)
+                self.values |= put_tree(self.model, step.moments[0], first)
+                self.values |= put_tree(self.model, step.moments[1], jax.tree.map(np.sqrt, second))
 
     def step(self, batch: Mapping[str, Any], learning_rate: float) -> dict[str, jax.Array]:
         """Take a step; return its metrics, perhaps not computed yet: those of `make_train_step`.
@@ -90,9 +91,10 @@ class TiledTrainer:
             self._executors[first] = self._prepare(first)
         step, executor = self._executors[first]
         self._running = executor
-        values = self.values | put_batch(step, batch, self.model.known_vocab_size)
+        with _on_host():
+            values = self.values | put_batch(step, batch, self.model.known_vocab_size)
+            values |= put_rates(step, learning_rate, number, o.b1, o.b2)
         count = values[step.count.first]
-        values |= put_rates(step, learning_rate, number, o.b1, o.b2)
         self.values, self._placed = executor.run(values), executor.schedule.placed
         self.step_number = number
         loss, squares = (self.values.pop(t.first) for t in (step.loss, step.squares))
@@ -147,3 +149,8 @@ class TiledTrainer:
         placed = {handle: node for handle, node in self._placed.items() if handle in step.graph.given}
         schedule = simulate(step.graph, machine, costs, self.config.policy, placed=placed)
         return step, Executor(schedule, self.devices)
+
+
+def _on_host():
+    """Return a context in which tiles are made in the host's memory: they may not fit the devices."""
+    return jax.default_device(jax.devices("cpu")[0])

@@ -13,6 +13,8 @@ from jaxllm.subnetwork import get_schedule
 from jaxllm.tiles.config import TilesConfig
 from jaxllm.train.precision import get_precision
 
+ENGINES = ("jit", "tiles")
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -76,8 +78,8 @@ class TrainConfig:
         get_precision(self.precision)
         if self.subnetwork is not None:
             get_schedule(self.subnetwork, self.model.num_layers, self.steps)
-        if self.engine not in ("jit", "tiles"):
-            raise unknown("engine", self.engine, ("jit", "tiles"))
+        if self.engine not in ENGINES:
+            raise unknown("engine", self.engine, ENGINES)
         _check_offload(self)
         if self.unsampled not in ("zero_grad", "freeze"):
             raise unknown("unsampled", self.unsampled, ("zero_grad", "freeze"))
@@ -92,12 +94,12 @@ def _check_offload(config: TrainConfig) -> None:
     kind = config.offload
     if kind not in ("none", "optimizer", "state"):
         raise unknown("offload", kind, ("none", "optimizer", "state"))
-    if kind != "none" and config.engine == "tiles":
+    if kind == "optimizer" and config.engine == "tiles":
         raise UserError(
-            f"offload={kind} is of one compiled step, and the engine tiles moves what it needs itself; "
-            "set tiles.device_bytes in its place"
+            "offload=optimizer is of one compiled step, and the engine tiles moves what it needs itself; set "
+            "tiles.device_bytes, and offload to state where the model is larger than the devices"
         )
-    if kind != "state":
+    if kind != "state" or config.engine == "tiles":
         return
     if config.model.remat in ("none", "everything_saveable"):
         raise UserError(
@@ -146,9 +148,7 @@ def plain_run(config: TrainConfig, **changes: Any) -> TrainConfig:
 def model_from_dict(values: dict[str, Any]) -> ModelConfig:
     """Return the model config that `to_dict` turned into plain values."""
     infinity = {"inf": float("inf"), "-inf": float("-inf")}
-    return ModelConfig(
-        **{k: infinity.get(v, v) if isinstance(v, str) else v for k, v in values.items()}
-    )
+    return ModelConfig(**{k: infinity.get(v, v) if isinstance(v, str) else v for k, v in values.items()})
 
 
 def check_same_run(saved: dict[str, Any], asked: dict[str, Any], folder: str) -> None:

@@ -52,12 +52,12 @@ def tiled_step(config: TrainConfig, shapes: TrainState, devices: Sequence[jax.De
         if not isinstance(state, TiledState):
             moments = [optax.tree_utils.tree_get(state.opt_state, name) for name in ("mu", "nu")]
             trainer.load(state.params, moments, int(state.step))
-            state = TiledState(trainer, state, shapes)
+            state = TiledState(trainer, state.key, shapes)
         batch = {name: np.asarray(value) for name, value in batch.items()}
         if not config.isolate_documents:
             del batch["segment_ids"]
         metrics = trainer.step(batch, rates[trainer.step_number])
-        return TiledState(trainer, state, shapes), metrics
+        return TiledState(trainer, state.key, shapes), metrics
 
     return step
 
@@ -68,8 +68,8 @@ class TiledState(TrainState):
     It is the trainer's newest state whenever that is, as a donated state is only valid until the next step.
     """
 
-    def __init__(self, trainer: TiledTrainer, start: TrainState, shapes: TrainState):
-        for name, value in dict(_trainer=trainer, _start=start, _shapes=shapes).items():
+    def __init__(self, trainer: TiledTrainer, key: jax.Array, shapes: TrainState):
+        for name, value in dict(_trainer=trainer, _key=key, _shapes=shapes).items():
             object.__setattr__(self, name, value)
 
     @property
@@ -91,7 +91,7 @@ class TiledState(TrainState):
 
     @property
     def key(self):
-        return self._start.key
+        return self._key
 
     @property
     def failed(self):

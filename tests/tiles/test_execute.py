@@ -10,6 +10,7 @@ from jaxllm.tiles.access import Mode
 from jaxllm.tiles.cost_model import History, calibrate, kernel_key
 from jaxllm.tiles.execute import Executor, TaskFailed
 from jaxllm.tiles.graph import Op, Program
+from jaxllm.tiles.kernels import compiled
 from jaxllm.tiles.policies import POLICIES
 
 R, W, RW, COMMUTE, REDUX = Mode.R, Mode.W, Mode.RW, Mode.COMMUTE, Mode.REDUX
@@ -113,6 +114,24 @@ def test_a_history_is_calibrated_by_timings(tmp_path):
     assert len(history.samples[kind][key]) == 5
     history.save(tmp_path / "history.json")
     assert History.load(tmp_path / "history.json") == history
+
+
+def test_kernels_are_timed_on_all_devices_at_once(monkeypatch):
+    """Simulated devices share cores: beside one another none is as fast as alone."""
+    graph, _, _ = many_tasks(tasks=10)
+    devices, called = jax.devices()[:3], []
+
+    def noting(kernel):
+        def run(*values):
+            called.append(next(iter(values[0].devices())))
+            return compiled(kernel)(*values)
+
+        return run
+
+    monkeypatch.setattr("jaxllm.tiles.cost_model.compiled", noting)
+    calibrate(graph, devices, samples=1)
+    turns = [called[i : i + 3] for i in range(0, len(called), 3)]
+    assert turns and all(turn == devices for turn in turns)
 
 
 def test_timings_far_off_are_dropped():

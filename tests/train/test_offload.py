@@ -10,6 +10,7 @@ from jaxllm import train as training
 from jaxllm.errors import UserError
 from jaxllm.optim import OptimConfig
 from jaxllm.parallel import HOST_MEMORY, MeshConfig
+from jaxllm.tiles import TilesConfig
 from jaxllm.train import TrainConfig, state
 from jaxllm.train.job import prepare
 
@@ -25,9 +26,9 @@ def with_remat(config: TrainConfig, remat: str) -> TrainConfig:
     return dataclasses.replace(config, model=dataclasses.replace(config.model, remat=remat))
 
 
-def steps(config: TrainConfig, number=3):
+def steps(config: TrainConfig, number=3, devices=None):
     """Take some steps; return (losses, the state)."""
-    job = prepare(config)
+    job = prepare(config, devices=devices)
     state = job.init(jax.random.key(0))
     batches = iter(job.batches())
     losses = []
@@ -86,6 +87,24 @@ def test_layers_come_from_the_host_s_memory_for_the_same_losses(tiny, remat, par
     assert {name.split("layers")[1] for name in on_host(away.params)} == {
         name.split("layers")[1] for name in on_host(away.opt_state)
     }
+
+
+def test_tiles_train_a_model_whose_arrays_lie_in_the_host_s_memory(tiny):
+    """What tiles start from, evaluation and checkpoints are of it; the numbers are the compiled step's."""
+    config, devices = tiny(steps=3, mesh=MeshConfig(1, 1, 1)), jax.devices()[:1]
+    plain_job = prepare(config, devices=devices)
+    losses, plain = steps(config, devices=devices)
+    tiles = TilesConfig(device_bytes=400_000, flash=True)
+    config = dataclasses.replace(config, engine="tiles", offload="state", tiles=tiles)
+    losses_tiled, tiled = steps(config, devices=devices)
+    np.testing.assert_allclose(losses_tiled, losses, rtol=1e-5)
+    assert on_host(tiled.params) and on_host(tiled.opt_state)
+    for a, b in zip(numbers(plain.params), numbers(tiled.params), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
+    batch = plain_job.put(next(iter(plain_job.batches())))
+    want = plain_job.eval_step(plain.params, batch)
+    got = prepare(config, devices=devices).eval_step(tiled.params, batch)
+    np.testing.assert_allclose(got, want, rtol=1e-4)
 
 
 def test_a_run_moves_to_the_host_and_back_between_sessions(tiny):
