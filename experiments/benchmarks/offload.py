@@ -7,7 +7,9 @@ For each machine, way and precision the largest model is sought, first by the es
 by compiling: its plan is the fastest that fits (`targets.plan`: mesh, parts of a batch, what layers keep).
 "device" keeps everything there, "activations" moves the inputs of layers to the host's memory, "optimizer"
 moves moments, "streamed" moves layers, their gradients and their moments, and fetches layer by layer.
-"adamw" is float32 with products in bfloat16, 16 bytes a parameter; "adamw_bf16_sr" rounds stochastically, 8.
+"tiles" is the engine of tile tasks, float32 throughout: nothing but tiles in use is on the device, and the
+judge is the simulator. "adamw" is float32 with products in bfloat16, 16 bytes a parameter; "adamw_bf16_sr"
+rounds stochastically, 8.
 
 On eight A100 80 GB with 900 GB of memory the models are those of NNTile's figures (arXiv 2504.13236: four
 wide layers, 1024 tokens, here 64 sequences a step), where PyTorch's FSDP ends at 7.9 (tf32) and 15.4 (bf16)
@@ -19,6 +21,7 @@ read off the compiled program.
 """
 
 import dataclasses
+import functools
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -38,11 +41,13 @@ from jaxllm.train import TrainConfig
 
 _NODE, _HOST_BYTES = "a100-80gbx8", 900e9  # the paper's
 _PAPER, _ISSUE = "NNTile's figures", "issue: offload"
-WAYS = {  # name: (offload, what layers keep)
-    "device": ("none", ("none", "dots", "full")),
-    "activations": ("none", ("offload",)),
-    "optimizer": ("optimizer", ("none", "dots", "full", "offload")),
-    "streamed": ("state", ("full", "offload")),
+_JIT = dict(engines=("jit",), compiles=1)
+WAYS = {
+    "device": Search(offloads=("none",), remats=("none", "dots", "full"), **_JIT),
+    "activations": Search(offloads=("none",), remats=("offload",), **_JIT),
+    "optimizer": Search(offloads=("optimizer",), remats=("none", "dots", "full", "offload"), **_JIT),
+    "streamed": Search(offloads=("state",), remats=("full", "offload"), **_JIT),
+    "tiles": Search(engines=("tiles",)),
 }
 PRECISIONS = {"adamw": "mixed_o1", "adamw_bf16_sr": "bfloat16"}  # of each optimizer
 
@@ -82,7 +87,8 @@ def main(config: OffloadConfig, preset: str = "small") -> Report:
             raise UserError(
                 f"the compiler for {machine} is not installed; see the README's section on extras"
             )
-    cases = [(m, w, o) for m in config.machines for w in config.ways for o in config.optimizers]
+    cases = [(m, w, o) for m in config.machines for w in config.ways for o in config.optimizers
+             if w != "tiles" or o == "adamw"]  # fmt: skip
     bar = tqdm(cases, desc="largest model", unit="case")
     found = {case: largest(config, *case, bar) for case in bar}
     report = Report(
@@ -98,16 +104,20 @@ def main(config: OffloadConfig, preset: str = "small") -> Report:
 def largest(config: OffloadConfig, machine: str, way: str, optimizer: str, bar=None) -> Plan | None:
     """Return the plan of the largest model that fits by the compiler's account; None: none does.
 
-    Sizes around the one that the estimate ends at are compiled, up or down from it until the answer turns.
+    Sizes around the one that the estimate ends at are compiled, up or down from it until the answer turns. In
+    tiles each size that is looked at is simulated.
     """
     target = _target(machine)
     sizes = list(_models(machine, config.most))
     runs = [_run(config, model, target, way, optimizer) for model in sizes]
-    search = Search(offloads=(WAYS[way][0],), remats=WAYS[way][1], compiles=1)
+    search = WAYS[way]
 
-    def fits_by_estimate(run) -> bool:
-        return rank(candidates(run, target, search), target)[0][1].fits
+    def fits_by_estimate(index: int) -> bool:
+        if way == "tiles":
+            return fits(index) is not None
+        return rank(candidates(runs[index], target, search), target)[0][1].fits
 
+    @functools.cache
     def fits(index: int) -> Plan | None:
         if bar is not None:
             bar.set_postfix_str(f"{machine}, {way}, {optimizer}: {_billions(sizes[index]):.2f} B")
@@ -119,7 +129,7 @@ def largest(config: OffloadConfig, machine: str, way: str, optimizer: str, bar=N
     low, high = -1, len(sizes)  # sizes up to low fit by the estimate, from high on they do not
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if fits_by_estimate(runs[middle]) else (low, middle)
+        low, high = (middle, high) if fits_by_estimate(middle) else (low, middle)
     best, index = None, max(low, 0)
     while index >= 0 and (best := fits(index)) is None:
         index -= 1
@@ -153,9 +163,11 @@ def _models(machine: str, most: float) -> Iterator[ModelConfig]:
 
 
 def _run(config, model: ModelConfig, target, way: str, optimizer: str) -> TrainConfig:
+    remat = (WAYS[way].remats or ("none",))[0]
     return TrainConfig(
-        model=dataclasses.replace(model, remat=WAYS[way][1][0]), seq_len=config.seq_len,
-        batch_size=8 * target.num_devices, precision=PRECISIONS[optimizer], isolate_documents=False,
+        model=dataclasses.replace(model, remat=remat), seq_len=config.seq_len,
+        batch_size=8 * target.num_devices, isolate_documents=False,
+        precision="float32" if way == "tiles" else PRECISIONS[optimizer],
         optim=OptimConfig(name=optimizer),
     )  # fmt: skip
 

@@ -32,6 +32,8 @@ class Simulation:
     hbm_bytes: int
     host_bytes: int  # a device's part of what lies in the host's memory at most
     host_limit: int
+    host_bytes_moved: float  # by a device, from and to the host's memory and other devices
+    host_seconds: float  # these at the link's full bandwidth, both ways at once
     mfu: float  # the model's FLOPs a second over the peak for float32
     bound: str  # what takes longest by itself: "compute", "memory", "host" (the link to its memory) or
     # "dispatch" (of tasks, by the host's one thread)
@@ -118,7 +120,11 @@ def simulate_step(config: TrainConfig, target: Target) -> Simulation:
     try:
         made = simulate(graph, _machine(target, config.tiles.device_bytes), sheet, config.tiles.policy)
     except UserError as full:  # a device's memory or the host's
-        return Simulation(math.inf, 0, target.hbm_bytes, 0, target.host_bytes, 0.0, "host", 0, str(full))
+        return Simulation(
+            seconds=math.inf, peak_bytes=0, hbm_bytes=target.hbm_bytes, host_bytes=0,
+            host_limit=target.host_bytes, host_bytes_moved=0.0, host_seconds=0.0, mfu=0.0, bound="host",
+            tasks=0, failure=str(full),
+        )  # fmt: skip
     return _summary(config, target, made)
 
 
@@ -128,7 +134,7 @@ def _summary(config: TrainConfig, target: Target, made: Schedule) -> Simulation:
     times = dict(
         compute=sum(flops for flops, _, _ in work) / count / target.peak_flops["f32"],
         memory=sum(moved for _, moved, _ in work) / count / target.hbm_bandwidth,
-        host=made.moved / count / 2 / target.host_link_bandwidth,  # both ways at once
+        host=made.moved / count / 2 / target.host_link_bandwidth,
         dispatch=_DISPATCH * len(work),
     )
     seconds = max(made.seconds, times["dispatch"])
@@ -136,6 +142,7 @@ def _summary(config: TrainConfig, target: Target, made: Schedule) -> Simulation:
     return Simulation(
         seconds=seconds, peak_bytes=max(made.peak[1:]), hbm_bytes=target.hbm_bytes,
         host_bytes=made.peak[0] // count, host_limit=target.host_bytes,
+        host_bytes_moved=made.moved / count, host_seconds=times["host"],
         mfu=model_flops / seconds / target.peak_flops["f32"], bound=max(times, key=times.__getitem__),
         tasks=len(work),
     )  # fmt: skip

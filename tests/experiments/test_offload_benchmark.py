@@ -1,11 +1,13 @@
 """The search for the largest model that fits, with a fake estimate and a fake compiler."""
 
+import dataclasses
 from types import SimpleNamespace
 
 import pytest
 
 from experiments.benchmarks import offload
 from jaxllm.errors import UserError
+from jaxllm.targets import get_target
 
 
 @pytest.fixture
@@ -41,6 +43,15 @@ def test_the_largest_model_that_the_compiler_accepts_is_found(machine, estimated
     sizes = [model.num_params / 1e9 for model in offload._models(machine, config.most)]
     assert found.config.model.num_params / 1e9 == max(size for size in sizes if size <= real)
     assert len(compiled) == len(set(compiled))
+
+
+def test_tiles_are_simulated_and_the_host_s_memory_ends_them(monkeypatch):
+    gpu = dataclasses.replace(get_target("h100"), hbm_bytes=3 * 2**30, host_bytes=8_000_000_000)
+    monkeypatch.setattr(offload, "_target", lambda name: gpu)
+    best = offload.largest(offload.OffloadConfig(most=1.0, seq_len=128), "h100", "tiles", "adamw")
+    # Weights, gradients and moments are 16 bytes a parameter, so 0.5 B are all that the host can hold.
+    assert 0.3 < best.config.model.num_params / 1e9 < 0.5 and best.config.engine == "tiles"
+    assert best.best.forecast.peak_bytes < gpu.hbm_bytes and best.best.forecast.host_bytes < 8e9
 
 
 def test_a_machine_that_fits_nothing_has_no_largest_model(machines):
