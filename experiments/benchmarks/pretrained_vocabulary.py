@@ -4,7 +4,8 @@
 
 Its dense head becomes each kind of head of groups: fitted to the dense head on hidden states of State of the
 Union addresses (`models.to_grouped_head`), then fine-tuned on their next tokens (`models.fit_head`: the
-trunk stays as it is); scored on other addresses. "similar" assigns slots by `models.similar_slots`.
+trunk stays as it is); scored on other addresses. "clusters" are groups by `models.similar_groups`, "similar"
+assigns slots by `models.similar_slots`.
 Downloads 93 MB the first time.
 """
 
@@ -32,8 +33,8 @@ class PretrainedVocabularyConfig:
     """Which model, which heads, on how much text."""
 
     model: str = ""  # a file, a folder or OWNER/NAME; empty: SmolLM2-135M-Instruct, downloaded once
-    cases: tuple[str, ...] = (  # GROUP_HEAD/MAP, with /similar for slots by similarity
-        "own/merge_tree", "own/random", "hidden/merge_tree", "hidden/merge_tree/similar",
+    cases: tuple[str, ...] = (  # GROUP_HEAD/MAP or GROUP_HEAD/clusters, with /similar for slots by similarity
+        "own/clusters", "own/merge_tree", "own/random", "hidden/merge_tree", "hidden/merge_tree/similar",
         "logits/merge_tree/similar", "shared/merge_tree/similar",
     )  # fmt: skip
     texts: int = 8  # scored
@@ -58,6 +59,8 @@ def main(config: PretrainedVocabularyConfig, preset: str = "small") -> Report:
         jnp.asarray(part[:, 1:].reshape(-1)) for part in np.split(rows, [config.texts])
     )
 
+    vectors_VD = params["embed"]["tokens"]
+
     def perplexity(model, params):
         loss = jax.jit(lambda params, *text: models.hidden_loss(model, params, *text)[0])
         return math.exp(float(loss(params, held[None], held_targets[None])))
@@ -65,11 +68,14 @@ def main(config: PretrainedVocabularyConfig, preset: str = "small") -> Report:
     metrics, table = {"perplexity/dense": perplexity(model, params)}, []
     for case in tqdm(config.cases, desc="heads", unit="head"):
         head, order, *similar = case.split("/")
-        ids = data.vocab_order(order, tokenizer)
-        ids = np.concatenate([ids, np.arange(tokenizer.vocab_size, model.vocab_size)])
-        groups = models.VocabGroups.of(ids, tokenizer=tokenizer.fingerprint)
+        if order == "clusters":
+            groups = models.similar_groups(vectors_VD, fit, tokenizer=tokenizer.fingerprint)
+        else:
+            ids = data.vocab_order(order, tokenizer)
+            ids = np.concatenate([ids, np.arange(tokenizer.vocab_size, model.vocab_size)])
+            groups = models.VocabGroups.of(ids, tokenizer=tokenizer.fingerprint)
         if similar:
-            groups = models.similar_slots(groups, params["embed"]["tokens"])
+            groups = models.similar_slots(groups, vectors_VD)
         fitted = models.to_grouped_head(model, params, fit, groups, head, steps=config.fit_steps)
         metrics[f"perplexity/fitted/{case}"] = perplexity(*fitted)
         tuned = models.fit_head(*fitted, fit, fit_targets[None], steps=config.tune_steps, learning_rate=3e-4)

@@ -12,6 +12,7 @@ Examples:
 from jaxllm.models.cache import init_cache as init_cache
 from jaxllm.models.config import ModelConfig as ModelConfig
 from jaxllm.models.convert_head import fit_head as fit_head
+from jaxllm.models.convert_head import similar_groups as similar_groups
 from jaxllm.models.convert_head import similar_slots as similar_slots
 from jaxllm.models.convert_head import to_dense_head as to_dense_head
 from jaxllm.models.convert_head import to_grouped_head as to_grouped_head

@@ -38,7 +38,8 @@ def to_grouped_head(
 
     "own" keeps each token's vector and fits only the groups' part. The others fit, by alternating least
     squares, a product of scales and shared vectors to the tokens' vectors less their group's mean (which
-    the softmax in the group does not see); `similar_slots` makes a map on which that loses less.
+    the softmax in the group does not see); `similar_slots` makes a map on which that loses less. For "own",
+    `similar_groups` makes one.
 
     Args:
       config: a model with a dense head.
@@ -138,6 +139,51 @@ def to_dense_head(config: ModelConfig, params: dict, hidden_ND: jax.Array) -> tu
 
     total = sum(float(divergence(h, wanted(h))) for h in _pieces(hidden_ND))
     return dense, params, total / len(hidden_ND)
+
+
+def similar_groups(
+    vectors_VD, hidden_ND, slots: int | None = None, *, passes: int = 6, tokenizer: str = ""
+) -> VocabGroups:
+    """Return groups of tokens whose logits rise and fall together, for which an "own" head loses least.
+
+    A group's log-probability is not linear in the hidden state, but nearly so where its tokens' logits are
+    alike: their vectors are clustered (balanced k-means) by how far their logits differ over these hidden
+    states, the root mean square of (v - w) h.
+
+    Args:
+      vectors_VD: a vector for each token: a trained model's token table or head.
+      hidden_ND: hidden states of text, as `trunk` gives them; some thousands.
+      slots: tokens of a group; None: the square root of V.
+      passes: of assigning every token and taking the groups' means.
+      tokenizer: fingerprint of the tokenizer whose ids these are; empty: not known.
+    """
+    variances, directions = np.linalg.eigh(np.cov(np.asarray(hidden_ND, np.float64).T))
+    rotated_DD = directions * np.sqrt(np.maximum(variances, 0))
+    X_VD = (_less_mean(np.asarray(vectors_VD, np.float64)) @ rotated_DD).astype(np.float32)
+    V = len(X_VD)
+    groups = VocabGroups.of(np.arange(V), slots)
+    means_GD = X_VD[np.random.default_rng(0).choice(V, groups.num_groups, replace=False)]
+    for _ in range(passes):
+        group_V = _nearest_with_room(X_VD, means_GD, groups.sizes)
+        means_GD = np.stack([X_VD[group_V == g].mean(axis=0) for g in range(len(means_GD))])
+    return VocabGroups.of(np.argsort(group_V, kind="stable"), groups.slots, tokenizer)
+
+
+def _nearest_with_room(X_VD, means_GD, sizes):
+    """Return a group for each row: again and again all ask the nearest with room, which take the nearest."""
+    nearness_VG = X_VD @ means_GD.T - np.square(means_GD).sum(axis=1) / 2
+    group_V, room_G = np.full(len(X_VD), -1), np.array(sizes)
+    while (waiting := np.flatnonzero(group_V < 0)).size:
+        nearness = np.where(room_G > 0, nearness_VG[waiting], -np.inf)
+        asked = nearness.argmax(axis=1)
+        # Best first, by what the next choice would cost: those it matters to most.
+        regret = np.partition(nearness, -2, axis=1)[:, -2:] @ (-1, 1) if (room_G > 0).sum() > 1 else asked
+        for g in np.unique(asked):
+            asking = np.flatnonzero(asked == g)
+            taken = asking[np.argsort(-regret[asking], kind="stable")[: room_G[g]]]
+            group_V[waiting[taken]] = g
+            room_G[g] -= len(taken)
+    return group_V
 
 
 def similar_slots(groups: VocabGroups, vectors_VD, passes: int = 2) -> VocabGroups:

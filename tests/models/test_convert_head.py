@@ -101,6 +101,32 @@ def test_similar_slots_bring_back_slots_that_were_shuffled():
     assert not (slot_V[shuffled.members] == slot_V[shuffled.members[0]]).all()
 
 
+def test_similar_groups_are_those_whose_logits_rise_and_fall_together():
+    """Hidden states never vary along the last axis: what vectors do there, however much, must not matter."""
+    rng = np.random.default_rng(4)
+    group_V = rng.permutation(np.arange(V) // K)
+    table = 3 * rng.normal(size=(5, D))[group_V] + 0.1 * rng.normal(size=(V, D))
+    table[:, -1] = 100 * rng.normal(size=V)
+    hidden = np.array(HIDDEN)
+    hidden[:, -1] = 7.0
+    found = models.similar_groups(table, hidden, K)
+    assert sorted(map(sorted, found.members.tolist())) == sorted(
+        np.flatnonzero(group_V == g).tolist() for g in range(5)
+    )
+    short = models.similar_groups(table[:-2], hidden, K)  # the last group has two less
+    assert short.sizes.tolist() == [6, 6, 6, 6, 4] and sorted(short.order.tolist()) == list(range(V - 2))
+    assert models.similar_groups(table, hidden, V).num_groups == 1
+
+
+def test_similar_groups_lose_less_than_others():
+    similar = models.similar_groups(PARAMS["head"]["kernel"].T, HIDDEN, K)
+    costs = [
+        divergence(*models.to_grouped_head(CONFIG, PARAMS, HIDDEN, groups, steps=0))
+        for groups in (similar, GROUPS)
+    ]
+    assert costs[0] < 0.8 * costs[1]
+
+
 def test_back_to_a_dense_head_says_what_it_costs(own):
     grouped = own[100]
     config, params, cost = models.to_dense_head(*grouped, HIDDEN)
