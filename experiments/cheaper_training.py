@@ -1,6 +1,6 @@
 """Train with four savings at once, beside plain AdamW in float32: loss against FLOPs, memory and time.
 
-    python -m experiments.cheaper_training                   # small: about half an hour on 2 cores
+    python -m experiments.cheaper_training                   # small: an hour or two on 2 cores
     python -m experiments.cheaper_training --preset debug    # a minute
     python -m experiments.cheaper_training --variants plain est groups orthoadam sr est+groups+orthoadam+sr
 
@@ -238,7 +238,7 @@ def _plot(runs, outcomes, seconds, peaks, machine, path):
         axis.set(xlabel=label, ylabel="held-out loss")
         axis.grid(alpha=0.3)
         axis.legend(fontsize=7)
-    axes[2].set_xlim(left=0)
+    axes[2].set_xlim(0, 1.1 * max(peaks.values()) / 2**20)
     write_figure(path, figure)
 
 

@@ -1,6 +1,6 @@
 """Train GPT-2 as tile tasks that a scheduler places, and simulate machines that are not here.
 
-    python -m experiments.tiled_training                     # small: GPT-2 small's width, half an hour
+    python -m experiments.tiled_training                     # small: GPT-2 small's width, 7 minutes
     python -m experiments.tiled_training --preset debug      # a minute
     python -m experiments.tiled_training --simulate a100x4   # the published figures of one machine alone
 
