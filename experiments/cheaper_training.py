@@ -238,7 +238,7 @@ def _plot(runs, outcomes, seconds, peaks, machine, path):
         axis.set(xlabel=label, ylabel="held-out loss")
         axis.grid(alpha=0.3)
         axis.legend(fontsize=7)
-    axes[2].set_xlim(0, 1.1 * max(peaks.values()) / 2**20)
+    axes[2].set_xlim(0, 1.1 * max(peaks[variant, machine] for variant in runs) / 2**20)
     write_figure(path, figure)
 
 

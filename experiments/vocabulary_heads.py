@@ -83,6 +83,7 @@ def full_logits_loss(run: TrainConfig, *, apart: bool = False) -> LossFunction:
       apart: take the stack of layers apart, as `train` does on one CPU device.
     """
     model = with_precision(run).model
+    apart = apart and model.remat == "none"  # as in `train`: a CPU would compute nothing again
 
     def loss(params, batch, key, z_loss=0.0):
         del key, z_loss

@@ -275,8 +275,9 @@ def _faster_apart(config: TrainConfig, mesh) -> bool:
         return False
     if mesh.devices.flat[0].platform == "cpu":
         # Not on several simulated devices: collectives of layers that are apart can run in different
-        # orders there, and wait for each other.
-        return mesh.size == 1
+        # orders there, and wait for each other. And XLA for CPUs merges what is computed again with what was
+        # computed first, if both are in one place: nothing would be saved.
+        return mesh.size == 1 and config.model.remat in ("none", "everything_saveable")
     return mesh.devices.flat[0].platform == "gpu" and config.model.remat not in ("full", "offload")
 
 

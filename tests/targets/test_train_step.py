@@ -52,6 +52,19 @@ def test_every_family_s_training_step_compiles(family, name):
         assert any("fsdp" in axis for axis in forecast.collective_bytes)
 
 
+@pytest.mark.parametrize("remat", ["full", "dots"])
+def test_what_layers_compute_again_is_not_kept_on_a_cpu(remat):
+    """XLA for CPUs would merge it with what was computed first, were both in one place."""
+    model = models.get_preset("gpt2-nano", num_layers=8, embed_dim=64, vocab_size=256)
+    peaks = {
+        kept: targets.compile_train_step(
+            run(model=dataclasses.replace(model, remat=kept), seq_len=128, precision="float32"), "cpu"
+        ).peak_bytes
+        for kept in ("none", remat)
+    }
+    assert peaks[remat] < (0.4 if remat == "full" else 0.7) * peaks["none"]
+
+
 @pytest.mark.parametrize("name", [available("v5e-1"), available("h100")])
 def test_layers_in_the_host_s_memory_cost_the_device_a_few_of_them(name):
     """Eight layers of GPT-2 in bfloat16: 14 MB each, and as much for gradients and for both moments."""
