@@ -29,6 +29,7 @@ from jaxllm.train.config import ENGINES
 _GIB = 2**30
 _TITLES = ("", "precision", "optimizer", "remat", "offload", "parts", "data x fsdp x tensor", "peak", "step",
            "MFU", "by", "why")  # fmt: skip
+_DOUBT = 1.2  # how much faster a simulated plan has to be than a compiled one: no compiler has seen it
 _HOPE = 1.15  # how far an estimate may be over the memory before the compiler has corrected any
 
 
@@ -73,7 +74,8 @@ class Plan:
             lines.append(
                 (str(number), c.precision, c.optim.name, c.model.remat,
                  c.offload if c.engine == "jit" else "tiles", str(c.accumulate),
-                 f"{c.mesh.data} x {c.mesh.fsdp} x {c.mesh.tensor}", f"{row.peak_bytes / _GIB:.2f} GiB",
+                 f"{c.mesh.data} x {c.mesh.fsdp} x {c.mesh.tensor}",
+                 _gib(row.peak_bytes) if row.peak_bytes else "",
                  _duration(row.seconds), "" if math.isinf(row.seconds) else f"{100 * source.mfu:.0f} %",
                  _judge_of(row), row.reason)
             )  # fmt: skip
@@ -124,7 +126,7 @@ def plan(
         if "jit" not in engines:
             raise UserError(f"no plan in tiles fits {target.name}: {ranked[-1][1].failure}")
         raise UserError(nothing_fits(config, target, search, compiled[0], _correction(*compiled, 1.0)))
-    best = min(fitting, key=lambda i: fitting[i].seconds)
+    best = min(fitting, key=lambda i: fitting[i].seconds * (_DOUBT if ranked[i][0].engine == "tiles" else 1))
     rows = _rows(ranked, forecasts, best, target)
     # A vocabulary that only a trained tokenizer will know stays open for it.
     chosen = rows[0].config
@@ -235,6 +237,8 @@ def _rows(ranked, forecasts, best: int, target: Target) -> list[Row]:
             reason = f"too big for the host by about {_gib(guess.host_bytes - guess.host_limit)}"
         elif config.engine == "tiles" and not forecast.fits:
             reason = forecast.failure
+        elif config.engine == "tiles" and forecast.seconds < forecasts[best].seconds:
+            reason = f"simulated alone, and not {_DOUBT} times as fast as what was compiled"
         elif forecast is not None and not forecast.fits:
             reason = f"too big by {_gib(forecast.peak_bytes - target.hbm_bytes)}"
         elif forecast is not None:

@@ -80,6 +80,20 @@ def test_tiles_lose_to_a_compiled_step_that_is_faster_and_say_by_how_much():
     assert tiled and all("% slower, " in row.reason for row in tiled)
 
 
+def test_a_simulated_plan_has_to_be_a_fifth_faster_than_a_compiled_one():
+    [made] = simulated(H100, accumulates=(1,))
+    search = Search(accumulates=(1,), offloads=("state",), remats=("none", "full"))
+    for factor, engine in ((1.1, "jit"), (1.3, "tiles")):
+        def compile(config, target, seconds=factor * made.seconds):
+            return dataclasses.replace(FakeCompiler()(config, target), seconds=seconds)
+
+        found = plan(XL, H100, search, compile=compile)
+        assert found.config.engine == engine
+    found = plan(XL, H100, search, compile=lambda c, t: compile(c, t, 1.1 * made.seconds))
+    [tiled] = [row for row in found.rows if row.config.engine == "tiles"]
+    assert tiled.reason == "simulated alone, and not 1.2 times as fast as what was compiled"
+
+
 @pytest.mark.parametrize(
     "changes, target, message",
     [
