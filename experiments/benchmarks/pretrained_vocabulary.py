@@ -1,6 +1,6 @@
 """Give a pretrained model a head of groups, and see what that costs in perplexity.
 
-    python -m experiments.benchmarks.pretrained_vocabulary     # SmolLM2-135M, 15 minutes on 2 cores
+    python -m experiments.benchmarks.pretrained_vocabulary     # SmolLM2-135M, half an hour on 2 cores
 
 Its dense head becomes each kind of head of groups: fitted to the dense head on hidden states of State of the
 Union addresses (`models.to_grouped_head`), then fine-tuned on their next tokens (`models.fit_head`: the
@@ -38,7 +38,7 @@ class PretrainedVocabularyConfig:
         "logits/merge_tree/similar", "shared/merge_tree/similar",
     )  # fmt: skip
     texts: int = 8  # scored
-    fit_texts: int = 32
+    fit_texts: int = 96
     seq_len: int = 512  # tokens of each text
     fit_steps: int = 200  # on tokens drawn from the dense head
     tune_steps: int = 60  # on the text's own next tokens
