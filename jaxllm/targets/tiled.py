@@ -17,7 +17,7 @@ from jaxllm.tiles.simulate import Schedule, set_priorities, simulate
 from jaxllm.train import TrainConfig
 
 _USED = 0.9  # of a device's memory: StarPU's share; the rest is the kernels' working space
-_DISPATCH = 30e-6  # seconds in which the host's one thread hands over a task, as measured on a CPU
+_DISPATCH = 30e-6  # seconds a task of the host's one thread: 12e-6 measured on a CPU, and its copies
 _WIDEST = 8192  # columns of a tile of a weight, at most
 _PARTS = (1, 2, 4, 8)  # numbers of parts of a batch worth simulating
 _KIND, _ONE_HOST = "device", 8
