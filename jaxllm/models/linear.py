@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxllm.parallel import spread
+from jaxllm.parallel import mesh_axes, on_shards, spread
 
 _WIDTH = 64  # outputs of a panel: four vector registers of a CPU in float32
 _FEW_ROWS = 1024  # beyond, the copies of x for each panel take more than a panel-free matrix does
@@ -79,7 +79,8 @@ def linears(
             parts = _matrix_spec(axes, weight.shape, in_axes)
             whole = _matrix_spec(_whole(axes), weight.shape, in_axes)
             if parts != whole:
-                y_NO = _gathering_product((parts, whole), x_NI, matrix_IO)
+                rows_spec = spread(("batch", None), rows)[0]
+                y_NO = _gathering_product((rows_spec, parts, whole), x_NI, matrix_IO)
             else:
                 y_NO = x_NI @ matrix_IO.astype(x_NI.dtype)
         y = y_NO.reshape(*rows, *shape)
@@ -90,7 +91,7 @@ def linears(
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _gathering_product(specs: tuple[PartitionSpec, ...], x_NI: jax.Array, w_IO: jax.Array) -> jax.Array:
+def _gathering_product(specs: tuple, x_NI: jax.Array, w_IO: jax.Array) -> jax.Array:
     """Return x @ w, whose parts along "embed" lie on different devices.
 
     They are gathered before each use, in x's dtype, and a pass back gathers them again rather than
@@ -98,7 +99,7 @@ def _gathering_product(specs: tuple[PartitionSpec, ...], x_NI: jax.Array, w_IO: 
     narrow for the matrix unit: twice the time of a GPT-2 step on v5e-8 by its own estimate.
 
     Args:
-      specs: how w lies, and how it does once gathered.
+      specs: what x's rows are split over, how w lies, and how it does once gathered.
     """
     return x_NI @ _gather(specs, x_NI, w_IO)
 
@@ -109,9 +110,7 @@ def _gathering_forward(specs, x_NI, w_IO):
 
 def _gathering_backward(specs, kept, dy_NO):
     x_NI, w_IO = kept
-    parts, whole = specs
-    # Summed over devices whole, and cut then: cut at once, it would be a ring of narrow products too.
-    dw_IO = _pin(_pin(x_NI.T @ dy_NO, whole), parts).astype(w_IO.dtype)
+    dw_IO = _scattered_product(specs, x_NI, dy_NO).astype(w_IO.dtype)
     return dy_NO @ _gather(specs, x_NI, w_IO).T, dw_IO
 
 
@@ -121,9 +120,34 @@ _gathering_product.defvjp(_gathering_forward, _gathering_backward)
 def _gather(specs, x_NI, w_IO):
     # Pinned to parts in x's dtype: the parts that are sent are not the wider ones from before the cast.
     w_IO = w_IO.astype(x_NI.dtype)
-    for spec in specs:
+    for spec in specs[1:]:
         w_IO = _pin(w_IO, spec)
     return w_IO
+
+
+def _scattered_product(specs, x_NI, dy_NO):
+    """Return x.T @ dy, of whose sum over devices each gets the part of w that it has.
+
+    Said device by device: left to itself the compiler for TPUs of three dimensions sums the whole matrix
+    everywhere, which sends twice the bytes, and cuts it then.
+    """
+    rows, parts, whole = specs
+    cut = 0 if parts[0] != whole[0] else 1
+    over, summed = mesh_axes(parts[cut]), mesh_axes(rows)
+    if not set(over) <= set(summed):  # rows that could not be split: each device has the whole sum
+        return _pin(x_NI.T @ dy_NO, parts)
+    ways = math.prod(jax.sharding.get_abstract_mesh().shape[axis] for axis in over)
+
+    def on_part(x_NI, dy_NO):
+        one, other = (x_NI, dy_NO) if cut == 0 else (dy_NO, x_NI)
+        dw = one.T @ other
+        # Parts along an axis of their own, the first: libtpu scatters those whatever their sizes.
+        dw = jax.lax.psum_scatter(dw.reshape(ways, -1, dw.shape[1]), over, scatter_dimension=0)
+        dw = jax.lax.psum(dw, tuple(axis for axis in summed if axis not in over))
+        return dw if cut == 0 else dw.T
+
+    lie = PartitionSpec(rows, whole[0]), PartitionSpec(rows, whole[1])
+    return on_shards(on_part, lie, parts)(x_NI, dy_NO)
 
 
 def _pin(x, spec: PartitionSpec) -> jax.Array:

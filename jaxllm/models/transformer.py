@@ -13,6 +13,7 @@ from jaxllm.models.attention import attention_block
 from jaxllm.models.cache import LayerCache
 from jaxllm.models.cast_in_scan import cast_in_scan, cut_layer
 from jaxllm.models.config import ModelConfig
+from jaxllm.models.look_up import look_up
 from jaxllm.models.mlp import mlp_block
 from jaxllm.models.norms import normalize
 from jaxllm.models.rotary import rotary_table
@@ -195,13 +196,11 @@ def _run(config, params, tokens_BT, positions_BT, segment_ids_BT, sites, cache, 
 
 
 def _embed(config, params, tokens_BT, positions_BT):
-    # Rows are gathered before the cast: casting the whole table would cost more than using it.
-    x_BTD = params["tokens"][tokens_BT].astype(config.dtype)
+    # Rows are looked up before the cast: casting the whole table would cost more than using it.
+    x_BTD = look_up(params["tokens"], ("vocab", "embed"), tokens_BT).astype(config.dtype)
     if config.position == "learned":
-        x_BTD = x_BTD + params["positions"][positions_BT].astype(config.dtype)
-    # Each device looks up its part of the width for all tokens, and then they exchange: otherwise each
-    # would hold a gradient of the whole table, to be summed over devices.
-    x_BTD = constrain(x_BTD, "lookup_batch", None, "embed")
+        positions_BTD = look_up(params["positions"], ("position", "embed"), positions_BT)
+        x_BTD = x_BTD + positions_BTD.astype(config.dtype)
     return constrain(x_BTD, "batch", None, None)
 
 
