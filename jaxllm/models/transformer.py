@@ -201,16 +201,19 @@ def _embed(config, params, tokens_BT, positions_BT):
     if config.position == "learned":
         positions_BTD = look_up(params["positions"], ("position", "embed"), positions_BT)
         x_BTD = x_BTD + positions_BTD.astype(config.dtype)
-    return constrain(x_BTD, "batch", None, None)
+    return constrain(x_BTD, "batch", "sequence", None)
 
 
 def _layer(config, params, x_BTD, index, window, cache, *, rotary, segment_ids_BT, sites):
     """Run one layer; return (x_BTD, captured, cache)."""
     tap = Tap(sites, index)
+
+    def normed(x_BTD, params):
+        # What products take: all tokens of a sequence. Of the stream each tensor shard has a part of them.
+        return constrain(normalize(x_BTD, params, config.norm, config.norm_eps), "batch", None, None)
+
     x_BTD = tap("resid_pre", x_BTD)
-    attn_in_BTD = tap(
-        "attn_in", normalize(x_BTD, params["attn_norm"], config.norm, config.norm_eps)
-    )
+    attn_in_BTD = tap("attn_in", normed(x_BTD, params["attn_norm"]))
     with jax.named_scope("attention"):
         attn_out_BTD, cache = attention_block(
             config,
@@ -222,12 +225,11 @@ def _layer(config, params, x_BTD, index, window, cache, *, rotary, segment_ids_B
             segment_ids_BT=segment_ids_BT,
             cache=cache,
         )
-    x_BTD = tap("resid_mid", constrain(x_BTD + attn_out_BTD, "batch", None, None))
-    mlp_in_BTD = tap("mlp_in", normalize(x_BTD, params["mlp_norm"], config.norm, config.norm_eps))
+    x_BTD = tap("resid_mid", constrain(x_BTD + attn_out_BTD, "batch", "sequence", None))
+    mlp_in_BTD = tap("mlp_in", normed(x_BTD, params["mlp_norm"]))
     with jax.named_scope("mlp"):
         mlp_out_BTD = mlp_block(config, params["mlp"], mlp_in_BTD, tap)
-    x_BTD = x_BTD + mlp_out_BTD
-    x_BTD = tap("resid_post", constrain(x_BTD, "batch", None, None))
+    x_BTD = tap("resid_post", constrain(x_BTD + mlp_out_BTD, "batch", "sequence", None))
     return x_BTD, tap.kept(), cache
 
 

@@ -6,11 +6,12 @@ import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
 # Parameters and activations name their axes; this table places them. A name that is absent, or
-# maps to None, is replicated. "act_*" names exist because an activation's batch axis already
-# occupies the fsdp mesh axis that a parameter's embed axis is split over.
+# maps to None, is replicated. "sequence" is the tokens' axis of the residual stream between a layer's
+# blocks, which norms and sums look at a token at a time (Korthikanti et al., arXiv 2205.05198).
 RULES: Mapping[str, str | tuple[str, ...] | None] = {
     "batch": ("data", "fsdp"),
     "lookup_batch": "data",
+    "sequence": "tensor",
     "vocab": "tensor",
     "embed": "fsdp",
     "heads": "tensor",
