@@ -16,19 +16,22 @@ def machines(monkeypatch):
     compiled = []
 
     def pretend(estimated: float, real: float):
-        def plan(run, target, search):
+        def judge(run, target, fitting):  # memory in proportion to the size
             size = run.model.num_params / 1e9
-            compiled.append(size)
-            if size > real:
-                raise UserError("none of the plans fits")
-            return SimpleNamespace(config=run)
+            peak = target.hbm_bytes * size / max(fitting, 1e-9)
+            return SimpleNamespace(peak_bytes=peak, fits=size <= fitting, host_bytes=0, host_limit=1)
 
-        def rank(configs, target):
-            fits = configs[0].model.num_params / 1e9 <= estimated
-            return [(configs[0], SimpleNamespace(fits=fits))]
+        def plan(run, target, search):
+            compiled.append(run.model.num_params / 1e9)
+            made = judge(run, target, real)
+            if not made.fits:
+                raise UserError("none of the plans fits")
+            return SimpleNamespace(
+                config=run, best=SimpleNamespace(estimate=judge(run, target, estimated), forecast=made)
+            )
 
         monkeypatch.setattr(offload, "plan", plan)
-        monkeypatch.setattr(offload, "rank", rank)
+        monkeypatch.setattr(offload, "rank", lambda c, target: [(c[0], judge(c[0], target, estimated))])
         return compiled
 
     return pretend
@@ -43,6 +46,8 @@ def test_the_largest_model_that_the_compiler_accepts_is_found(machine, estimated
     sizes = [model.num_params / 1e9 for model in offload._models(machine, config.most)]
     assert found.config.model.num_params / 1e9 == max(size for size in sizes if size <= real)
     assert len(compiled) == len(set(compiled))
+    # What is out of the question by then is not compiled.
+    assert max(compiled) <= max(estimated, offload._HOPE * real)
 
 
 def test_tiles_are_simulated_and_the_host_s_memory_ends_them(monkeypatch):
