@@ -129,7 +129,7 @@ def estimate(config: TrainConfig, target: Target | str) -> Estimate:
     kind = "f32" if model.dtype == "float32" else "bf16"
     flops = matmul_flops(model, config.seq_len, mesh["tensor"]) * rows.step
     moved = _bytes_moved(config, rows, mesh, parameters + optimizer)
-    sent = _collective_bytes(config, rows, mesh, parameters)
+    sent = _collective_bytes(config, rows, mesh, parameters, target)
     return Estimate(
         parameters=parameters,
         optimizer=optimizer,
@@ -228,7 +228,7 @@ def kept_bytes(model: ModelConfig, remat: str, tensor: int = 1) -> float:
     D, F = model.embed_dim, model.mlp_dim
     HK, GK = model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
     if remat in _KEEP_INPUTS:
-        return a * D
+        return a * D / tensor  # each shard has a part of a sequence's tokens
     if remat in ("dots", "dots_with_no_batch_dims_saveable"):
         products = (HK + 2 * GK + F * (1 + model.gated_mlp)) / tensor
         return a * (2 * D + products)  # the layer's input and attention's output projection
@@ -357,23 +357,26 @@ def _bytes_moved(config: TrainConfig, rows: _Rows, mesh: dict[str, int], state: 
     return activations + weights + logits + 2 * state
 
 
-def _collective_bytes(config: TrainConfig, rows: _Rows, mesh: dict[str, int], parameters: int):
+def _collective_bytes(config: TrainConfig, rows: _Rows, mesh: dict[str, int], parameters: int, target: Target):
     """Count what a device sends in a step, by mesh axis; rings: a gather sends (n - 1) / n of the whole."""
     model = config.model
     a, wide = _ITEMSIZE[model.dtype], _ITEMSIZE[model.param_dtype]
     data, fsdp, tensor = mesh["data"], mesh["fsdp"], mesh["tensor"]
     whole = parameters * fsdp  # bytes of parameters over the fsdp axis
     gathers = 2  # for the forward and the backward pass
+    # XLA for TPUs gathers and scatters in a plane of a slice; beyond, each is a sum of whole arrays.
+    beyond = 1 + (fsdp * tensor > target.plane_devices)
     sent = {
         # Gathered in the type that is multiplied in; gradients are summed in the parameters' type.
-        "fsdp": rows.parts * (fsdp - 1) / fsdp * whole * (gathers * a / wide + 1),
+        "fsdp": beyond * rows.parts * (fsdp - 1) / fsdp * whole * (gathers * a / wide + 1),
         # Each part of the batch sums its gradients: the loop over parts cannot put it off.
         "data": rows.parts * 2 * (data - 1) / data * parameters,
     }
-    # Two sums a layer forward, two backward, and one again where the layer is recomputed.
-    sums = 4 + (model.remat in _KEEP_INPUTS)
+    # Before and after each of a layer's two blocks tokens are gathered, or summed and scattered, and so
+    # backward; all but the last once more where the layer is recomputed.
+    exchanges = 8 + 3 * (model.remat in _KEEP_INPUTS)
     row = a * model.embed_dim
-    sent["tensor"] = model.num_layers * sums * 2 * (tensor - 1) / tensor * rows.step * row
+    sent["tensor"] = model.num_layers * exchanges * (tensor - 1) / tensor * rows.step * row
     return {axis: float(b) for axis, b in sent.items() if b}
 
 

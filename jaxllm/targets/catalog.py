@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -33,6 +34,13 @@ class Target:
     topology: str = ""  # what the compiler calls the arrangement: "v5e:2x4", "1x1x8"
     clock_hz: float = 0.0  # of the cycles in a TPU compiler's estimate; 0 where there is none
     efficiency: float = 1.0  # the part of the roofline's speed that measured runs reach, from calibrated.json
+
+    @property
+    def plane_devices(self) -> int:
+        """How many devices the two longest sides of a TPU slice span; elsewhere all that are near."""
+        if self.platform != "tpu":
+            return self.num_devices
+        return math.prod(sorted(map(int, self.topology.partition(":")[2].split("x")))[-2:])
 
     def seconds_of_flops(self, flops: float, dtype: str = "bf16") -> float:
         """Return how long one device needs for this many FLOPs at its peak."""

@@ -171,6 +171,17 @@ def test_each_mesh_axis_sends_what_it_should():
     assert sent["tensor"]["tensor"] == pytest.approx(12 * 4 * row)
 
 
+def test_beyond_a_plane_of_a_slice_weights_are_sent_twice():
+    """A v5p-128 is 4 x 4 x 4 chips: 16 are a plane, and gathers over all 64 are sums in XLA for TPUs."""
+    meshes = {64: MeshConfig(1, 64, 1), 16: MeshConfig(4, 16, 1)}
+    wide = {n: estimate(run("gpt2", batch_size=64, mesh=mesh), "v5p-128") for n, mesh in meshes.items()}
+    sent = {n: e.collective_bytes["fsdp"] / (n - 1) * n for n, e in wide.items()}
+    assert sent[64] == pytest.approx(2 * sent[16], rel=0.03)  # biases lie whole on each device
+    assert estimate(run("gpt2", batch_size=64, mesh=meshes[64]), "v5e-64").collective_bytes["fsdp"] == (
+        pytest.approx(sent[64] / 2 / 64 * 63, rel=1e-6)
+    )
+
+
 def test_an_axis_over_hosts_has_their_slower_network():
     config = run("gpt2", batch_size=16, mesh=MeshConfig(data=-1))
     inside, outside = estimate(config, "h100x8"), estimate(config, "h100x16")

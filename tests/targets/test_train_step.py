@@ -197,3 +197,26 @@ def test_gradients_of_a_table_that_is_split_are_not_summed_whole(name):
     forecast = targets.compile_train_step(config, name)
     table = 2 * model.vocab_size * 512
     assert forecast.collective_bytes["fsdp"] < 3.5 * table, str(forecast)
+
+
+@pytest.mark.parametrize("name", [available("v5e-8")])
+def test_gradients_of_split_weights_are_scattered(name):
+    """Along fsdp a device sends the least: layers gathered twice, gradients once; sums of their parts along data."""
+    sizes = dict(num_layers=2, embed_dim=1024, num_heads=8, num_kv_heads=8, mlp_dim=2816, vocab_size=256)
+    model = models.get_preset("llama-nano", remat="full", context_length=256, **sizes)
+    config = run(model=model, seq_len=256, mesh=MeshConfig(2, 4, 1))
+    sent = targets.compile_train_step(config, name).collective_bytes
+    least = 3 * 2 * model.num_params * 3 / 4
+    assert sent["fsdp"] < 1.02 * least and sent["data"] < 0.2 * least, (sent, least)
+    assert sent["data+fsdp"] < 0.01 * least, (sent, least)  # norms' gains and the loss
+
+
+def test_tensor_shards_keep_their_part_of_a_sequence():
+    """Of what 16 layers keep, which outweighs all else that lives then, each of 4 shards has a quarter."""
+    sizes = dict(num_layers=16, embed_dim=64, num_heads=4, num_kv_heads=4, vocab_size=64)
+    model = models.get_preset("llama-nano", remat="full", context_length=256, **sizes)
+    config = run(model=model, seq_len=256, batch_size=16, precision="float32", mesh=MeshConfig(2, 1, 4))
+    kept = targets.compile_train_step(config, "cpux8").breakdown["activations: layers"]
+    inputs = 16 * 4 * (16 // 2) * 256 * 64 // 4
+    assert inputs == pytest.approx(estimate(config, "cpux8").activations)
+    assert inputs < kept < 1.5 * inputs
