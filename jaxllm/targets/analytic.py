@@ -357,7 +357,7 @@ def _bytes_moved(config: TrainConfig, rows: _Rows, mesh: dict[str, int], state: 
     return activations + weights + logits + 2 * state
 
 
-def _collective_bytes(config: TrainConfig, rows: _Rows, mesh: dict[str, int], parameters: int, target: Target):
+def _collective_bytes(config, rows: _Rows, mesh: dict[str, int], parameters: int, target: Target):
     """Count what a device sends in a step, by mesh axis; rings: a gather sends (n - 1) / n of the whole."""
     model = config.model
     a, wide = _ITEMSIZE[model.dtype], _ITEMSIZE[model.param_dtype]

@@ -201,7 +201,7 @@ def test_gradients_of_a_table_that_is_split_are_not_summed_whole(name):
 
 @pytest.mark.parametrize("name", [available("v5e-8")])
 def test_gradients_of_split_weights_are_scattered(name):
-    """Along fsdp a device sends the least: layers gathered twice, gradients once; sums of their parts along data."""
+    """Along fsdp a device sends the least, layers twice and gradients once; parts of those along data."""
     sizes = dict(num_layers=2, embed_dim=1024, num_heads=8, num_kv_heads=8, mlp_dim=2816, vocab_size=256)
     model = models.get_preset("llama-nano", remat="full", context_length=256, **sizes)
     config = run(model=model, seq_len=256, mesh=MeshConfig(2, 4, 1))
