@@ -33,7 +33,7 @@ from jaxllm.models import ModelConfig, get_preset
 from jaxllm.optim import OptimConfig
 from jaxllm.report import Claim, Report, markdown_table
 from jaxllm.tiles.config import TilesConfig, TileSizes
-from jaxllm.tiles.cost_model import DataSheet, calibrate, measure_bandwidth
+from jaxllm.tiles.cost_model import DataSheet, calibrate, measure_links
 from jaxllm.tiles.execute import Executor
 from jaxllm.tiles.feed import put_batch, put_rates, put_tree, take, take_tree
 from jaxllm.tiles.gpt2 import StepOptions, flat, gpt2_step
@@ -153,7 +153,7 @@ def exactness(config: TiledTrainingConfig, out: Path):
     want_loss, want = jax.value_and_grad(loss)(params)
     step = gpt2_step(model, TileSizes(seq=8, vocab=100), 3, 13, StepOptions(update=False))
     device = jax.devices()[:1]
-    machine = local_machine(device, device_bytes=1 << 40, host_bytes=1 << 40, bandwidth=1e10)
+    machine = local_machine(device, device_bytes=1 << 40, host_bytes=1 << 40)
     nominal = DataSheet({device[0].device_kind: 1e11}, {device[0].device_kind: 1e10})
     values = put_tree(model, step.params, params) | put_batch(step, batch, model.known_vocab_size)
     values |= put_rates(step, 0.0, 1, 0.9, 0.999)
@@ -310,7 +310,7 @@ def dispatch_seconds(tasks: int = 2000) -> float:
         program.submit(add, (Mode.R, x[i % 16]), (Mode.RW, x[(i + 5) % 16]))
     graph, device = program.graph(), jax.devices()[:1]
     kind = device[0].device_kind
-    machine = local_machine(device, device_bytes=1 << 40, host_bytes=1 << 40, bandwidth=1e10)
+    machine = local_machine(device, device_bytes=1 << 40, host_bytes=1 << 40)
     executor = Executor(simulate(graph, machine, DataSheet({kind: 1e9}, {kind: 1e9})), device)
     times = []
     for _ in range(7):
@@ -335,10 +335,8 @@ def predictions(config: TiledTrainingConfig, out: Path):
         if len(devices) < count:
             raise UserError(f"devices asks for {count} and there are {len(devices)}; ask for fewer")
         costs = calibrate(step.graph, devices)
-        bandwidth, latency = measure_bandwidth(devices)
-        machine = local_machine(
-            devices, device_bytes=1 << 40, host_bytes=1 << 40, bandwidth=bandwidth, latency=latency
-        )
+        links = measure_links(devices)
+        machine = local_machine(devices, device_bytes=1 << 40, host_bytes=1 << 40, links=links)
         made = simulate(step.graph, machine, costs, "dmdas")
         executor, times = Executor(made, devices), []
         for turn in range(config.rounds + 1):

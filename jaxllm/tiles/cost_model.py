@@ -1,5 +1,6 @@
 """How long a tile kernel takes on a kind of worker: measured, or from a machine's data sheet."""
 
+import itertools
 import json
 import statistics
 import time
@@ -16,6 +17,7 @@ from jaxllm.errors import UserError
 from jaxllm.tiles.access import Mode
 from jaxllm.tiles.graph import Graph, Kernel
 from jaxllm.tiles.kernels import compiled
+from jaxllm.tiles.machines import Link
 
 CALIBRATED = 10  # samples after which StarPU trusts a history
 _ENOUGH, _CALLS = 1e-2, 64  # seconds of one sample; shorter tasks are called several times, at most so many
@@ -161,18 +163,38 @@ class DataSheet:
 A100_TF32 = DataSheet({"a100": 0.75 * 156e12}, {"a100": 0.8 * 2.04e12})
 
 
-def measure_bandwidth(devices: Sequence[jax.Device], nbytes: int = 1 << 22) -> tuple[float, float]:
-    """Return (bytes/s, seconds of latency) of copies from the host's memory to a device's, least of some."""
-    home, device = jax.devices("cpu")[0], devices[-1]
+def measure_links(devices: Sequence[jax.Device], nbytes: int = 1 << 22) -> dict[tuple[int, int], Link]:
+    """Time copies between the host's memory, 0, and those of devices, 1, 2, ...; each pair by itself.
 
-    def seconds(size):
-        value = jax.block_until_ready(jax.device_put(jnp.ones(size, jnp.uint8), home))
-        times = []
-        for _ in range(CALIBRATED):
-            begun = time.perf_counter()
-            jax.block_until_ready(jax.device_put(value, device))
-            times.append(time.perf_counter() - begun)
-        return statistics.median(times)
+    A GPU or TPU has a channel of its own to the host, one from it, and one to the others; CPU devices and the
+    host share one.
 
-    latency = seconds(1)
-    return nbytes / max(seconds(nbytes) - latency, 1e-9), latency
+    Args:
+      devices: of any platforms.
+      nbytes: of a copy.
+    """
+    places = [jax.devices("cpu")[0], *devices]
+    links = {}
+    for (a, source), (b, target) in itertools.permutations(enumerate(places), 2):
+        latency = _seconds_a_copy(source, target, 1)
+        seconds = _seconds_a_copy(source, target, nbytes) - latency
+        channel = _channel((a, source.platform), (b, target.platform))
+        links[a, b] = Link(channel, nbytes / max(seconds, 1e-9), latency)
+    return links
+
+
+def _channel(source: tuple[int, str], target: tuple[int, str]) -> str:
+    """Return the channel of copies between two memories, each a number and a platform."""
+    if source[1] == target[1] == "cpu":
+        return "copies"
+    return f"to {target[0]}" if source[1] == "cpu" else f"from {source[0]} to {target[1]}"
+
+
+def _seconds_a_copy(source: jax.Device, target: jax.Device, nbytes: int) -> float:
+    value = jax.block_until_ready(jax.device_put(jnp.ones(nbytes, jnp.uint8), source))
+    times = []
+    for _ in range(CALIBRATED):
+        begun = time.perf_counter()
+        jax.block_until_ready(jax.device_put(value, target))
+        times.append(time.perf_counter() - begun)
+    return statistics.median(times)

@@ -10,14 +10,14 @@ import numpy as np
 
 from jaxllm.models import ModelConfig
 from jaxllm.tiles.config import TilesConfig
-from jaxllm.tiles.cost_model import DataSheet, calibrate, measure_bandwidth
+from jaxllm.tiles.cost_model import DataSheet, calibrate, measure_links
 from jaxllm.tiles.execute import Executor
 from jaxllm.tiles.feed import put, put_batch, put_rates, put_tree, take_tree
 from jaxllm.tiles.gpt2 import StepOptions, TiledStep, check_model, gpt2_step
-from jaxllm.tiles.machines import local_machine, with_link
+from jaxllm.tiles.machines import local_machine
 from jaxllm.tiles.simulate import Schedule, check_fits, set_priorities, simulate
 
-_BANDWIDTH = 1e10  # bytes/s of memory and links, until they are measured
+_NOMINAL = 1e11, 1e10  # FLOP/s and bytes/s of a device, where there is but one
 _SAMPLES = 3  # timings of each kernel before a run: a schedule needs no more than its order of size
 
 
@@ -48,7 +48,7 @@ class TiledTrainer:
         self.values: dict[int, jax.Array] = {}
         self.step_number = 0
         self._machine = local_machine(
-            devices, device_bytes=config.device_bytes or 1 << 62, host_bytes=1 << 62, bandwidth=_BANDWIDTH
+            devices, device_bytes=config.device_bytes or 1 << 62, host_bytes=1 << 62
         )
         self._later = self._program(first=False)
         check_fits(self._later.graph, self._machine)  # what does not fit shows at once
@@ -140,10 +140,9 @@ class TiledTrainer:
             step = self._program(first, rests=True)
         machine, kind = self._machine, self.devices[0].device_kind
         if len(self.devices) == 1:  # there is nothing to choose, so nothing to measure
-            costs = DataSheet({kind: 1e11}, {kind: _BANDWIDTH})
+            costs = DataSheet(*({kind: figure} for figure in _NOMINAL))
         else:
-            bandwidth, latency = measure_bandwidth(self.devices)
-            machine = with_link(machine, bandwidth, latency)
+            machine = dataclasses.replace(machine, links=measure_links(self.devices))
             costs = calibrate(step.graph, self.devices, samples=_SAMPLES)
         set_priorities(step.graph, costs.seconds(step.graph, kind))
         placed = {handle: node for handle, node in self._placed.items() if handle in step.graph.given}

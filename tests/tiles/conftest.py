@@ -1,12 +1,14 @@
 """Programs of tile tasks that tests run."""
 
+import itertools
+
 import jax
 import numpy as np
 import pytest
 
 from jaxllm.tiles.cost_model import DataSheet
 from jaxllm.tiles.execute import Executor
-from jaxllm.tiles.machines import local_machine
+from jaxllm.tiles.machines import Link, local_machine
 from jaxllm.tiles.simulate import simulate
 
 
@@ -38,13 +40,9 @@ def schedule(nominal):
     """A function that schedules a graph on some of the simulated devices."""
 
     def make(graph, devices=1, policy="dmdas", device_bytes=1 << 40, **options):
-        machine = local_machine(
-            jax.devices()[:devices],
-            device_bytes=device_bytes,
-            host_bytes=1 << 40,
-            bandwidth=1e9,
-            latency=1e-6,
-        )
+        links = dict.fromkeys(itertools.permutations(range(devices + 1), 2), Link("copies", 1e9, 1e-6))
+        sizes = dict(device_bytes=device_bytes, host_bytes=1 << 40)
+        machine = local_machine(jax.devices()[:devices], **sizes, links=links)
         return simulate(graph, machine, nominal, policy, **options)
 
     return make

@@ -10,6 +10,7 @@ import pytest
 
 from jaxllm import models
 from jaxllm.errors import UserError
+from jaxllm.tiles import cost_model
 from jaxllm.tiles.access import Mode
 from jaxllm.tiles.config import TileSizes
 from jaxllm.tiles.cost_model import A100_TF32, DataSheet
@@ -217,5 +218,23 @@ def test_what_cannot_run_is_one_sentence(step):
     with pytest.raises(UserError, match="unknown machine 'a100x9'; did you mean 'a100x"):
         get_machine("a100x9")
     with pytest.raises(UserError, match="0 devices with 1 bytes each"):
-        local_machine([], device_bytes=1, host_bytes=1, bandwidth=1.0)
+        local_machine([], device_bytes=1, host_bytes=1)
     assert jax.devices()
+
+
+def test_links_are_measured_pair_by_pair_and_named_by_what_they_share(monkeypatch):
+    """Copies that take 1 ms, and 1 ns a byte to the first device, 2 ns to the second, ..."""
+
+    def pretend(source, target, nbytes):
+        return 1e-3 + (nbytes - 1) * 1e-9 * (1 + places.index(target))
+
+    places = [jax.devices("cpu")[0], *jax.devices()[1:4]]
+    monkeypatch.setattr(cost_model, "_seconds_a_copy", pretend)
+    links = cost_model.measure_links(places[1:])
+    assert set(links) == {(a, b) for a in range(4) for b in range(4) if a != b}
+    for (_, b), link in links.items():
+        assert link.latency == 1e-3 and link.bandwidth == pytest.approx(1e9 / (1 + b), rel=1e-6)
+        assert link.channel == "copies"  # simulated devices are the CPU's
+    host, one, two = (0, "cpu"), (1, "gpu"), (2, "gpu")
+    pairs = [(host, one), (host, two), (one, host), (two, host), (one, two), (two, one)]
+    assert len({cost_model._channel(*pair) for pair in pairs}) == 6  # a GPU waits for none of another's
