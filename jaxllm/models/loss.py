@@ -89,6 +89,8 @@ def _loss_sums(config, params, hidden_BTD, targets_BT, mask_BT, z_loss) -> LossS
         return linear_cross_entropy(
             hidden_BTD, weights, targets_BT, token_weights_BT=mask_BT, **options
         )
+    # The layers' backward pass waits for the head's gradient to be summed: until then it is a whole one.
+    hidden_BTD, weights = jax.lax.optimization_barrier((hidden_BTD, weights))
     weights_spec = spread(("vocab", "embed") if vocab_axis == 0 else ("embed", "vocab"), weights.shape)
     vocab_axes, width_axes = (mesh_axes(weights_spec[axis]) for axis in (vocab_axis, 1 - vocab_axis))
 

@@ -15,7 +15,7 @@ class MeshConfig:
 
     data: int = -1  # replicas of the parameters, each with its part of the batch; -1: what is left
     fsdp: int = 1  # shards of parameters and optimizer state, each with its part of the batch
-    tensor: int = 1  # shards of heads, mlp and vocabulary
+    tensor: int = 1  # shards of heads, mlp and vocabulary, and between a layer's blocks of the tokens
 
 
 def make_mesh(config: MeshConfig = MeshConfig(), devices: Sequence[jax.Device] | None = None) -> Mesh:
