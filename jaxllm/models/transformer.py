@@ -196,11 +196,9 @@ def _run(config, params, tokens_BT, positions_BT, segment_ids_BT, sites, cache, 
 
 
 def _embed(config, params, tokens_BT, positions_BT):
-    # Rows are looked up before the cast: casting the whole table would cost more than using it.
-    x_BTD = look_up(params["tokens"], ("vocab", "embed"), tokens_BT).astype(config.dtype)
+    x_BTD = look_up(params["tokens"], ("vocab", "embed"), tokens_BT, config.dtype)
     if config.position == "learned":
-        positions_BTD = look_up(params["positions"], ("position", "embed"), positions_BT)
-        x_BTD = x_BTD + positions_BTD.astype(config.dtype)
+        x_BTD = x_BTD + look_up(params["positions"], ("position", "embed"), positions_BT, config.dtype)
     return constrain(x_BTD, "batch", "sequence", None)
 
 

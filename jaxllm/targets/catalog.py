@@ -40,7 +40,8 @@ class Target:
         """How many devices the two longest sides of a TPU slice span; elsewhere all that are near."""
         if self.platform != "tpu":
             return self.num_devices
-        return math.prod(sorted(map(int, self.topology.partition(":")[2].split("x")))[-2:])
+        sides = sorted(map(int, self.topology.partition(":")[2].split("x")))
+        return math.prod(sides[-2:]) * self.num_devices // math.prod(sides)
 
     def seconds_of_flops(self, flops: float, dtype: str = "bf16") -> float:
         """Return how long one device needs for this many FLOPs at its peak."""

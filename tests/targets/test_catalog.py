@@ -113,3 +113,11 @@ def test_two_processes_compile_at_once_and_print_nothing_of_their_own():
         # jax's CUDA package says on import that there is no driver.
         said = [line for line in errors.splitlines() if "cudart_stub" not in line and "absl" not in line]
         assert run.returncode == 0 and not said, errors
+
+
+@pytest.mark.parametrize(
+    "name, devices",
+    [("v5p-512", 64), ("v5e-256", 256), ("v5e-1", 1), ("tpu7x-16", 8), ("h100x16", 16), ("cpux8", 8)],
+)
+def test_the_plane_of_a_slice(name, devices):
+    assert targets.get_target(name).plane_devices == devices
