@@ -1,7 +1,7 @@
 """The largest GPT that a machine trains when its state lies on the device, in the host's memory, or in part.
 
-    python -m experiments.benchmarks.offload                    # extras: cuda-targets, tpu-targets
-    python -m experiments.benchmarks.offload --machines v5e-1 --optimizers adamw
+    python -m experiments.benchmarks.offload                    # hours; extras: cuda-targets, tpu-targets
+    python -m experiments.benchmarks.offload --machines a100-80gb --optimizers adamw      # 10 minutes on 2 cores
 
 For each machine, way and precision the largest model is sought, first by the estimate in closed form, then
 by compiling: its plan is the fastest that fits (`targets.plan`: mesh, parts of a batch, what layers keep).
