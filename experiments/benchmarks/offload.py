@@ -1,7 +1,7 @@
 """The largest GPT that a machine trains when its state lies on the device, in the host's memory, or in part.
 
-    python -m experiments.benchmarks.offload                    # hours; extras: cuda-targets, tpu-targets
-    python -m experiments.benchmarks.offload --machines a100-80gb --optimizers adamw      # 10 minutes on 2 cores
+    python -m experiments.benchmarks.offload  # hours; extras: cuda-targets, tpu-targets
+    python -m experiments.benchmarks.offload --machines a100-80gb --optimizers adamw  # 10 minutes on 2 cores
 
 For each machine, way and precision the largest model is sought, first by the estimate in closed form, then
 by compiling: its plan is the fastest that fits (`targets.plan`: mesh, parts of a batch, what layers keep).
@@ -42,7 +42,7 @@ from jaxllm.train import TrainConfig
 _NODE, _HOST_BYTES = "a100-80gbx8", 900e9  # the paper's
 _PAPER, _ISSUE = "NNTile's figures", "issue: offload"
 _JIT = dict(engines=("jit",), compiles=1)
-_HOPE, _DOUBT = 1.03, 1.15  # how far over the memory a corrected estimate may be, and over the truth another
+_HOPE = 1.03  # how far over the memory a corrected estimate may be
 WAYS = {
     "device": Search(offloads=("none",), remats=("none", "dots", "full"), **_JIT),
     "activations": Search(offloads=("none",), remats=("offload",), **_JIT),
@@ -106,8 +106,8 @@ def largest(config: OffloadConfig, machine: str, way: str, optimizer: str, bar=N
     """Return the plan of the largest model that fits by the compiler's account; None: none does.
 
     Sizes around the one that the estimate ends at are compiled, up or down from it until the answer turns; a
-    size above one that fits only if estimates leave hope, those of plans that keep the same corrected by what
-    the compiler said of the other. In tiles each size that is looked at is simulated.
+    size above one that fits only if estimates leave hope, corrected by what the compiler said of the other.
+    In tiles each size that is looked at is simulated.
     """
     target = _target(machine)
     sizes = list(_models(machine, config.most))
@@ -124,14 +124,9 @@ def largest(config: OffloadConfig, machine: str, way: str, optimizer: str, bar=N
     def hopeful(index: int, smaller: Plan) -> bool:
         if way == "tiles":
             return True
-        row, kept = smaller.best, smaller.config.model.remat
-
-        def corrected(config, peak):
-            alike = config.model.remat == kept
-            return peak * row.forecast.peak_bytes / row.estimate.peak_bytes if alike else peak / _DOUBT
-
+        correct = smaller.correction()
         return any(
-            corrected(c, e.peak_bytes) <= _HOPE * target.hbm_bytes and e.host_bytes <= e.host_limit
+            correct(c) * e.peak_bytes <= _HOPE * target.hbm_bytes and e.host_bytes <= e.host_limit
             for c, e in ranked(index)
         )
 

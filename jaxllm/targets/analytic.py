@@ -258,9 +258,10 @@ class _Host:
     """What lies in the host's memory, and crosses the link to it in a step."""
 
     def __init__(self, config: TrainConfig, rows: _Rows, mesh: dict[str, int]):
-        model = config.model
+        model, kept = config.model, 0.0
         _, _, parameters, optimizer = _state_bytes(config, mesh)
-        kept = kept_bytes(model, "full") * model.num_layers if model.remat == "offload" else 0.0
+        if model.remat == "offload":
+            kept = kept_bytes(model, "full", mesh["tensor"]) * model.num_layers
         gradients = parameters
         self.bytes = parameters + gradients + optimizer
         self.bytes += kept * (rows.step if config.offload == "state" else rows.part)

@@ -66,6 +66,12 @@ class Plan:
         """The row of the chosen config."""
         return self.rows[0]
 
+    def correction(self) -> Callable[[TrainConfig], float]:
+        """Return config -> what to multiply its estimated peak with, of this run or of another size's."""
+        ranked = [(row.config, row.estimate) for row in self.rows]
+        forecasts = {i: row.forecast for i, row in enumerate(self.rows) if row.forecast}
+        return _correction(ranked, forecasts, _HOPE)
+
     def table(self, limit: int = 12) -> str:
         """Return the ranking as text, one line a candidate."""
         lines = [_TITLES]

@@ -8,6 +8,8 @@ import pytest
 from experiments.benchmarks import offload
 from jaxllm.errors import UserError
 from jaxllm.targets import get_target
+from jaxllm.targets.candidates import candidates
+from jaxllm.targets.planner import Plan, Row
 
 
 @pytest.fixture
@@ -26,9 +28,8 @@ def machines(monkeypatch):
             made = judge(run, target, real)
             if not made.fits:
                 raise UserError("none of the plans fits")
-            return SimpleNamespace(
-                config=run, best=SimpleNamespace(estimate=judge(run, target, estimated), forecast=made)
-            )
+            chosen = candidates(run, target, search)[0]
+            return Plan(chosen, target, [Row(chosen, judge(run, target, estimated), made, "")])
 
         monkeypatch.setattr(offload, "plan", plan)
         monkeypatch.setattr(offload, "rank", lambda c, target: [(c[0], judge(c[0], target, estimated))])
