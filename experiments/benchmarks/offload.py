@@ -119,7 +119,7 @@ def largest(config: OffloadConfig, machine: str, way: str, optimizer: str, bar=N
         return rank(candidates(runs[index], target, search), target)
 
     def fits_by_estimate(index: int) -> bool:
-        return fits(index) is not None if way == "tiles" else ranked(index)[0][1].fits
+        return fits(index) is not None if way == "tiles" else any(e.fits for _, e in ranked(index))
 
     def hopeful(index: int, smaller: Plan) -> bool:
         if way == "tiles":
