@@ -1,5 +1,6 @@
 """The transformer as pure functions: tokens to hidden states, hidden states to logits."""
 
+import dataclasses
 import functools
 
 import jax
@@ -13,6 +14,7 @@ from jaxllm.models.attention import attention_block
 from jaxllm.models.cache import LayerCache
 from jaxllm.models.cast_in_scan import cast_in_scan, cut_layer
 from jaxllm.models.config import ModelConfig
+from jaxllm.models.layer_view import LayerView
 from jaxllm.models.look_up import look_up
 from jaxllm.models.mlp import mlp_block
 from jaxllm.models.norms import normalize
@@ -279,7 +281,10 @@ def _scan_layers(config, layer, params, x_BTD, cache):
     """Scan groups of len(windows) layers, so that within the body each window is a constant."""
     group = len(config.windows)
     grouped = group > 1 or not any(map(on_host, jax.tree.leaves(params)))
-    params = cast_in_scan(params, config.dtype)
+    if isinstance(params, LayerView):
+        params = dataclasses.replace(params, stack=cast_in_scan(params.stack, config.dtype))
+    else:
+        params = cast_in_scan(params, config.dtype)
     if grouped:
         params = jax.tree.map(lambda w: w.reshape(-1, group, *w.shape[1:]), params)
 
@@ -302,7 +307,7 @@ def _scan_layers(config, layer, params, x_BTD, cache):
         return (x_BTD, keys_and_values), jax.tree.map(lambda *values: jnp.stack(values), *captured)
 
     keys_and_values = None if cache is None else (cache["key"], cache["value"])
-    indices = jnp.arange(config.num_layers // group)
+    indices = jnp.arange(len(jax.tree.leaves(params)[0]))
     (x_BTD, keys_and_values), captured = jax.lax.scan(
         body, (x_BTD, keys_and_values), (params, indices)
     )
@@ -324,6 +329,8 @@ def _rematerialised(config, layer, window, *, prevent_cse, place=None):
         params = cut_layer(params, place)
         if config.remat == "offload":
             x_BTD = checkpoint_name(x_BTD, _LAYER_INPUT)
+        if isinstance(params, LayerView):
+            return params.run(lambda params, x_BTD: layer(params, x_BTD, index, window, cache), x_BTD)
         return layer(params, x_BTD, index, window, cache)
 
     if config.remat == "none":

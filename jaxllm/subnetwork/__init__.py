@@ -1,6 +1,7 @@
 """Train random parts of a model: a subnetwork is `params -> smaller params`, and a smaller config."""
 
 from jaxllm.subnetwork.extract import extract as extract
+from jaxllm.subnetwork.extract import extract_in_turn as extract_in_turn
 from jaxllm.subnetwork.rates import Rates as Rates
 from jaxllm.subnetwork.rates import shrink as shrink
 from jaxllm.subnetwork.sample import sample as sample

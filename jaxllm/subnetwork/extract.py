@@ -6,6 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxllm.models import LayerView
+
 _UNITS = ("heads", "kv_heads", "mlp")  # drawn for each layer
 
 
@@ -69,6 +71,37 @@ def extract(
         return (w.astype(jnp.float32) * scale).astype(w.dtype)
 
     return jax.tree.map(cut, axes, params, is_leaf=lambda node: isinstance(node, tuple))
+
+
+def extract_in_turn(
+    params: Any, axes: Any, indices: dict[str, jax.Array], branch_scale: jax.Array | None = None
+) -> Any:
+    """Return what `extract` does, with each layer cut only when it runs: "layers" is a `models.LayerView`.
+
+    The same subnetwork, for layers in the host's memory, which come whole, one after another. Layers that are
+    not kept are fetched too, and pass on their input.
+
+    Args:
+      params: a model's, layers stacked on the first axis.
+      axes: see `extract`.
+      indices: see `extract`.
+      branch_scale: see `extract`.
+    """
+    stack, layers = params["layers"], indices.get("layers")
+    count = len(jax.tree.leaves(stack)[0])
+
+    def spread(x):
+        """Return rows of kept layers as rows of all."""
+        return x if layers is None else jnp.zeros((count, *x.shape[1:]), x.dtype).at[layers].set(x)
+
+    rows = {name: spread(index) for name, index in indices.items() if name != "layers"}, branch_scale
+    kept = None if layers is None else jnp.zeros(count, bool).at[layers].set(True)
+
+    def cut(layer, rows):
+        layer, rows = jax.tree.map(lambda x: x[None], (layer, rows))
+        return jax.tree.map(lambda w: w[0], extract(layer, axes["layers"], *rows))
+
+    return params | {"layers": LayerView(stack, rows, kept, cut)}
 
 
 def _take_units(w, index_LPn, axis: int):

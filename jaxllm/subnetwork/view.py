@@ -15,7 +15,13 @@ from jaxllm.subnetwork.schedule import Schedule
 
 
 def make_view(
-    config: ModelConfig, rates: Rates, schedule: Schedule, axes: Any, shards: int = 1
+    config: ModelConfig,
+    rates: Rates,
+    schedule: Schedule,
+    axes: Any,
+    *,
+    shards: int = 1,
+    cut: Callable = extract,
 ) -> Callable[[jax.Array], tuple[Callable, dict[str, jax.Array]]] | None:
     """Return key -> (params -> smaller params, units sampled); None where everything is kept.
 
@@ -25,6 +31,7 @@ def make_view(
       schedule: how subnetworks are drawn.
       axes: pytree of logical axis names, structured like the parameters.
       shards: see `sample`.
+      cut: `extract`, or `extract_in_turn`.
     """
     if rates == Rates():
         return None
@@ -34,7 +41,7 @@ def make_view(
 
     def view(key):
         indices = _draw(config, rates, schedule, shards, key)
-        small_of = partial(extract, axes=axes, indices=indices, branch_scale=scale)
+        small_of = partial(cut, axes=axes, indices=indices, branch_scale=scale)
         return small_of, sampled_units(config, indices)
 
     return view

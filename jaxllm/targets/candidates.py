@@ -94,7 +94,7 @@ def _memories(config: TrainConfig, target: Target, search: Search) -> Iterator[t
     offloads = OFFLOADS if host else ("none",)
     for remat in search.remats or (REMATS if host else REMATS[:-1]):
         for offload in search.offloads or offloads:
-            if offload != "state" or (remat != "none" and config.subnetwork is None):
+            if offload != "state" or remat != "none":
                 yield remat, offload
 
 

@@ -106,11 +106,6 @@ def _check_offload(config: TrainConfig) -> None:
             "offload=state fetches a layer's weights again in the backward pass, and model.remat="
             f"{config.model.remat} would keep those of all layers; set model.remat to full, dots or offload"
         )
-    if config.subnetwork is not None:
-        raise UserError(
-            f"offload=state cannot cut the subnetworks of {config.subnetwork} out of weights in the host's "
-            "memory; set offload to optimizer, or leave out subnetwork"
-        )
 
 
 # What may differ between a checkpoint and the run that resumes it: nothing here changes the numbers.

@@ -15,7 +15,17 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxllm import data, models, parallel
 from jaxllm.errors import UserError
 from jaxllm.optim import check_chain, make_optimizer, mask_unsampled
-from jaxllm.subnetwork import Rates, Schedule, Stage, check_schedule, get_schedule, make_view, shrink
+from jaxllm.subnetwork import (
+    Rates,
+    Schedule,
+    Stage,
+    check_schedule,
+    extract,
+    extract_in_turn,
+    get_schedule,
+    make_view,
+    shrink,
+)
 from jaxllm.train.config import TrainConfig
 from jaxllm.train.precision import get_precision
 from jaxllm.train.state import TrainState, init_state, state_shardings
@@ -213,6 +223,8 @@ def _build(config, corpus, mesh, loss, optimizer, subnetworks) -> Job:
     shardings = state_shardings(shapes, optimizer, axes, mesh, offload=config.offload)
     shapes = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
 
+    cut = extract_in_turn if config.offload == "state" else extract
+
     @functools.cache
     def train_step(rates: Rates):
         part = dataclasses.replace(config, model=shrink(config.model, rates))
@@ -220,7 +232,7 @@ def _build(config, corpus, mesh, loss, optimizer, subnetworks) -> Job:
             loss or language_model_loss(part, apart=apart),
             optimizer,
             accumulate=1 if config.offload == "state" else config.accumulate,
-            view=make_view(config.model, rates, subnetworks, axes, shards=mesh.shape["tensor"]),
+            view=make_view(config.model, rates, subnetworks, axes, shards=mesh.shape["tensor"], cut=cut),
         )
         return jax.jit(_on(mesh, step), donate_argnums=0, out_shardings=(shardings, None))
 

@@ -34,8 +34,8 @@ def make_train_step(
     any step after it: the state stays the one from before.
 
     With a `view` the loss is a function of other parameters, made from the state's by a linear function
-    that is drawn once a step (a subnetwork's, `subnetwork.make_view`): gradients are computed and summed
-    for those, and transposed once.
+    that is drawn once a step (a subnetwork's, `subnetwork.make_view`): gradients of parts are computed and
+    summed for those, and transposed once.
 
     Args:
       loss: (params, batch, key) -> (mean, aux with "token_count").
@@ -49,37 +49,39 @@ def make_train_step(
 
     optimizer = optax.with_extra_args_support(optimizer)
 
-    def gradients(params, batch, key):
-        (mean, aux), grads = jax.value_and_grad(loss, has_aux=True)(params, batch, key)
+    def gradients(params, batch, key, seen=_everything):
+        def of_seen(params):
+            return loss(seen(params), batch, key)
+
+        (mean, aux), grads = jax.value_and_grad(of_seen, has_aux=True)(params)
         return mean, aux["token_count"], grads
 
-    def accumulated(params, batch, key):
+    def accumulated(params, batch, key, seen):
+        small = seen(params)
         parts = jax.tree.map(
             lambda x: jnp.moveaxis(x.reshape(-1, accumulate, *x.shape[1:]), 1, 0), batch
         )
 
         def add(total, part_and_key):
-            mean, count, grads = gradients(params, *part_and_key)
+            mean, count, grads = gradients(small, *part_and_key)
             grads = jax.tree.map(lambda g: g.astype(jnp.float32) * count, grads)
             return jax.tree.map(jnp.add, total, (mean * count, count.astype(jnp.float32), grads)), None
 
-        zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)
+        zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), small)
         start = (jnp.zeros(()), jnp.zeros(()), zeros)
         (total, count, grads), _ = jax.lax.scan(add, start, (parts, jax.random.split(key, accumulate)))
         scale = 1 / jnp.maximum(count, 1)
-        return total * scale, count, jax.tree.map(lambda g: g * scale, grads)
+        grads = _transpose(seen, params, jax.tree.map(lambda g: g * scale, grads))
+        return total * scale, count, grads
 
     def step(state: TrainState, batch):
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
         compute = gradients if accumulate == 1 else accumulated
-        if view is None:
-            mean, count, grads = compute(state.params, batch, key)
-            extra = {}
-        else:
+        seen, extra = _everything, {}
+        if view is not None:
             seen, sampled = view(jax.random.fold_in(key, 1))
-            mean, count, grads = compute(seen(state.params), batch, key)
-            grads = _transpose(seen, state.params, grads)
             extra = {"sampled": sampled}
+        mean, count, grads = compute(state.params, batch, key, seen)
         failed = state.failed | ~jnp.isfinite(mean)
         kept = (state.step, state.params, state.opt_state)
         # As one function, so that what lies in the host's memory is fetched and written once.
@@ -99,6 +101,10 @@ def make_train_step(
         return jax.tree.map(lambda new, old: jnp.where(failed, old, new), new, kept), (norm, failed)
 
     return step
+
+
+def _everything(params):
+    return params
 
 
 def _transpose(linear, params, cotangents):

@@ -9,6 +9,7 @@ from jaxllm import models, targets
 from jaxllm.errors import UserError
 from jaxllm.optim import OptimConfig
 from jaxllm.parallel import MeshConfig
+from jaxllm.subnetwork import Rates, Schedule, Stage
 from jaxllm.targets.analytic import estimate
 from jaxllm.targets.train_step import with_vocabulary
 from jaxllm.train import TrainConfig, prepare
@@ -86,6 +87,12 @@ def test_layers_in_the_host_s_memory_cost_the_device_a_few_of_them(name):
     assert 0 < away.exposed_host_seconds <= away.host_seconds
     assert away.seconds > here.seconds and away.bound == "host"
     assert away.peak_bytes <= here.peak_bytes - 2 * layers  # of four; a block of rows of each comes back
+    half = Schedule((Stage(1.0, Rates(layers=0.5, heads=0.5, mlp=0.5)),))
+    cut = targets.compile_train_step(config, name, subnetworks=half)
+    # Every layer is fetched, and half of what it computes is left; a conditional counts as if it were taken.
+    assert cut.host_bytes == pytest.approx(away.host_bytes, rel=0.05)
+    assert cut.peak_bytes <= here.peak_bytes - layers
+    assert sum(cut.flops.values()) < 0.6 * sum(away.flops.values())
     estimated = estimate(config, name)
     assert estimated.host_bytes == pytest.approx(away.host_bytes, rel=0.25)
     assert estimated.host_seconds == pytest.approx(away.host_seconds, rel=0.25)

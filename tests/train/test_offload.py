@@ -10,6 +10,7 @@ from jaxllm import train as training
 from jaxllm.errors import UserError
 from jaxllm.optim import OptimConfig
 from jaxllm.parallel import HOST_MEMORY, MeshConfig
+from jaxllm.subnetwork import Rates, Schedule, Stage
 from jaxllm.tiles import TilesConfig
 from jaxllm.train import TrainConfig, state
 from jaxllm.train.job import prepare
@@ -26,9 +27,9 @@ def with_remat(config: TrainConfig, remat: str) -> TrainConfig:
     return dataclasses.replace(config, model=dataclasses.replace(config.model, remat=remat))
 
 
-def steps(config: TrainConfig, number=3, devices=None):
+def steps(config: TrainConfig, number=3, **options):
     """Take some steps; return (losses, the state)."""
-    job = prepare(config, devices=devices)
+    job = prepare(config, **options)
     state = job.init(jax.random.key(0))
     batches = iter(job.batches())
     losses = []
@@ -131,12 +132,35 @@ def test_stochastic_rounding_and_subnetworks_compose_with_moments_in_the_host_s_
 
 
 @pytest.mark.parametrize(
+    "remat, parts, rates, changes",
+    [
+        ("full", 1, Rates(layers=0.5, heads=0.5, mlp=0.5), {}),
+        ("dots", 2, Rates(heads=0.5), {}),
+        ("offload", 2, Rates(layers=0.5, mlp=0.5), dict(position="rotary", norm="rmsnorm", windows=(0, 8))),
+    ],
+)
+def test_subnetworks_are_cut_out_of_layers_that_come_from_the_host_s_memory(
+    tiny, remat, parts, rates, changes
+):
+    config = with_remat(tiny(mesh=SPLIT, accumulate=parts), remat)
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, num_layers=4, **changes))
+    drawn = dict(subnetworks=Schedule((Stage(1.0, rates),), layer_scale="inverse"))
+    losses, plain = steps(with_remat(config, "full"), **drawn)
+    losses_away, away = steps(dataclasses.replace(config, offload="state"), **drawn)
+    np.testing.assert_allclose(losses_away, losses, rtol=1e-6)
+    for a, b in zip(numbers(plain.params), numbers(away.params), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+    assert on_host(away.params) and on_host(away.opt_state)
+    whole, _ = steps(with_remat(config, "full"))
+    assert abs(whole[-1] - losses[-1]) > 1e-4  # another model was run
+
+
+@pytest.mark.parametrize(
     "changes, message",
     [
         (dict(offload="moon"), "unknown offload 'moon'"),
         (dict(offload="optimizer", engine="tiles"), "set tiles.device_bytes"),
         (dict(offload="state"), "model.remat=none would keep"),
-        (dict(offload="state", remat="full", subnetwork="est-gpt2-like"), "set offload to optimizer"),
     ],
 )
 def test_what_cannot_be_offloaded_is_refused_before_any_data_is_read(tiny, changes, message):
