@@ -1,11 +1,38 @@
-"""Eight simulated devices, set before jax starts, and a cache that tests may write to."""
+"""Eight simulated devices, set before jax starts, and one cache of compiled programs for all workers of a session."""
 
+import atexit
+import gc
 import os
+import shutil
+import sys
+import tempfile
+
+import pytest
 
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "")
     + " --xla_force_host_platform_device_count=8"
-    # Tests compile much and run little: two fifths of their time would be LLVM's optimisation.
+    # Tests compile much and run little. LLVM's optimisation and XLA's fusion emitters (MLIR) would be
+    # two thirds of the suite's time; splitting a module for parallel code generation costs more than it gives.
     + " --xla_backend_optimization_level=0"
+    + " --xla_cpu_use_fusion_emitters=false"
+    + " --xla_cpu_parallel_codegen_split_count=1"
 ).strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+# Workers and child processes inherit the environment, so a program is compiled once a session.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    _cache = tempfile.mkdtemp(prefix="jaxllm-tests-")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache
+    atexit.register(shutil.rmtree, _cache, ignore_errors=True)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _free_programs():
+    """Drop a module's compiled programs after its last test: kept, they fill a worker's memory."""
+    yield
+    if "jax" in sys.modules:
+        sys.modules["jax"].clear_caches()
+        gc.collect()

@@ -18,7 +18,10 @@ from tests.kernels import test_attention_pallas, test_hadamard_rotate
 from tests.kernels import test_linear_cross_entropy_implementations as cross_entropy
 from tests.kernels.attention_oracle import answer, assert_close, make_call
 
-pytestmark = pytest.mark.skipif(jax.default_backend() != "gpu", reason="needs a GPU: JAX_PLATFORMS=cuda")
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(jax.default_backend() != "gpu", reason="needs a GPU: JAX_PLATFORMS=cuda"),
+]
 
 # Largest difference, relative to the largest number of the float64 answer. Triton multiplies float32
 # on tensor cores, which keep 10 bits of a factor.
