@@ -32,7 +32,7 @@ from jaxllm.interpret import activation_statistics, kurtosis_limits, uniform_fir
 from jaxllm.optim import OptimConfig
 from jaxllm.quantize import quantization_penalties
 from jaxllm.report import Claim, Report, markdown_table, t_interval
-from jaxllm.train import TrainConfig, once, to_dict, train
+from jaxllm.train import TrainConfig, cached_result, to_dict, train
 
 PAPER = "arXiv 2410.17174"
 PUBLISHED_KURTOSIS = 1657
@@ -162,7 +162,7 @@ def main(config: OutliersConfig, preset: str = "custom") -> Report:
     started = time.time()
 
     def measured(run):
-        return once(Path(run.out, "measured.json"), run, lambda: measure(run))
+        return cached_result(Path(run.out, "measured.json"), run, lambda: measure(run))
 
     runs = {
         variant: [measured(run_config(config, variant, seed)) for seed in config.seeds]

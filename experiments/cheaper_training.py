@@ -34,7 +34,7 @@ from jaxllm.models import get_preset
 from jaxllm.optim import OptimConfig
 from jaxllm.parallel import MeshConfig
 from jaxllm.report import Claim, Report, markdown_table, t_interval
-from jaxllm.train import TrainConfig, once, plain_run, to_dict, train
+from jaxllm.train import TrainConfig, cached_result, plain_run, to_dict, train
 from jaxllm.train.writers import heldout_curve
 
 PLAIN, ALL = "plain", "est+groups+orthoadam+sr"
@@ -156,7 +156,7 @@ def train_once(run: TrainConfig) -> dict:
             loss=trained.evaluation.loss, curve=heldout_curve(run.out), flops=flops(trained.job.config)
         )  # fmt: skip
 
-    return once(Path(run.out, "outcome.json"), run, measure)
+    return cached_result(Path(run.out, "outcome.json"), run, measure)
 
 
 def main(config: CheaperTrainingConfig, preset: str = "custom") -> Report:

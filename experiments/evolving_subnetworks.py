@@ -43,7 +43,7 @@ from jaxllm.optim import OptimConfig
 from jaxllm.parallel import MeshConfig
 from jaxllm.report import Claim, Report, markdown_table, t_interval
 from jaxllm.subnetwork import Savings, get_schedule, savings, shrink
-from jaxllm.train import TrainConfig, evaluate, once, plain_run, prepare, to_dict, train
+from jaxllm.train import TrainConfig, cached_result, evaluate, plain_run, prepare, to_dict, train
 from jaxllm.train.writers import heldout_curve, read_metrics
 
 _AROUND = 20  # steps on either side of a switch that are averaged
@@ -198,7 +198,9 @@ def train_once(run: TrainConfig, zero_shot: str) -> dict:
             train=[row["loss"] for row in read_metrics(run.out) if "loss" in row],
         )  # fmt: skip
 
-    return once(Path(run.out, "outcome.json"), run, measure)
+    return cached_result(
+        Path(run.out, "outcome.json"), run, measure, zero_shot=data.fingerprint(zero_shot)
+    )
 
 
 def stages_of(run: TrainConfig) -> list[tuple[int, TrainConfig]]:

@@ -9,6 +9,7 @@ word-pair frequencies do. Unigram and bigram models are fitted to the same train
 on the same held-out documents, in bits per byte of text.
 """
 
+import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,13 +77,19 @@ def main(config: PretrainConfig, preset: str = "custom") -> Report:
         parallel.initialize()
     started, out = time.time(), Path(config.out)
     trained = train(config)
-    if trained.steps == 0 and (out / "report.json").exists():
-        print(f"{out} holds a run that had already finished: this is its report. "
-              "Train on with more --steps, or anew with another --out.")  # fmt: skip
-        report = read_report(out)
-        _show(report, out)
-        return report
     job, scores = trained.job, trained.evaluation
+    speeds = dict(
+        tokens_per_second=trained.tokens_per_second, seconds_to_first_step=trained.seconds_to_first_step
+    )
+    if trained.steps == 0 and (out / "report.json").exists():
+        kept = read_report(out)
+        speeds = {name: kept.metrics[name] for name in speeds}  # of the session that trained
+        same = json.loads(json.dumps(to_dict(job.config))) == kept.config
+        if same and kept.metrics["heldout_bits_per_byte"] == scores.bits_per_byte:
+            print(f"{out} holds a run that had already finished: this is its report. "
+                  "Train on with more --steps, or anew with another --out.")  # fmt: skip
+            _show(kept, out)
+            return kept
     corpus = job.corpus
     unigram = data.unigram_bits_per_byte(corpus.train, corpus.valid, corpus.tokenizer.vocab_size)
     bigram = data.bigram_bits_per_byte(corpus.train, corpus.valid, corpus.tokenizer.vocab_size)
@@ -107,8 +114,7 @@ def main(config: PretrainConfig, preset: str = "custom") -> Report:
             "below_bigram": 1 - scores.bits_per_byte / bigram,
             "heldout_loss": scores.loss,
             "heldout_tokens": scores.tokens,
-            "tokens_per_second": trained.tokens_per_second,
-            "seconds_to_first_step": trained.seconds_to_first_step,
+            **speeds,
             "parameters": job.model.num_params,
         },
         claims=[

@@ -41,7 +41,7 @@ from jaxllm.models import get_preset
 from jaxllm.optim import OptimConfig, stochastic_round
 from jaxllm.parallel import MeshConfig
 from jaxllm.report import Claim, Report, markdown_table, t_interval
-from jaxllm.train import NonFiniteLoss, TrainConfig, once, plain_run, to_dict, train
+from jaxllm.train import NonFiniteLoss, TrainConfig, cached_result, plain_run, to_dict, train
 from jaxllm.train.writers import heldout_curve
 
 _UNTRAINED_RATES = (6e-4, 3e-4, 1e-4, 3e-5, 1e-5)
@@ -182,7 +182,7 @@ def train_once(run: TrainConfig) -> dict:
             loss, writes = trained.evaluation.loss, observe_writes(trained.job)
         return dict(loss=loss, writes=writes, curve=heldout_curve(run.out))
 
-    return once(Path(run.out, "outcome.json"), run, measure)
+    return cached_result(Path(run.out, "outcome.json"), run, measure)
 
 
 def interval(values: Sequence[float]) -> tuple[float, tuple[float, float]]:

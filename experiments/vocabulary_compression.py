@@ -37,7 +37,7 @@ from jaxllm.errors import UserError
 from jaxllm.models import get_preset
 from jaxllm.optim import OptimConfig
 from jaxllm.report import Claim, Report, markdown_table, t_interval
-from jaxllm.train import TrainConfig, once, plain_run, to_dict, train
+from jaxllm.train import TrainConfig, cached_result, plain_run, to_dict, train
 from jaxllm.train.job import Job
 
 TENTHS = 10
@@ -152,17 +152,23 @@ def train_once(name: str, run: TrainConfig, config: VocabularyCompressionConfig)
         details = score_tokens(trained.job, trained.params, groups, config.detail_batches)
         return dict(loss=trained.evaluation.loss, parameters=trained.job.model.num_params, **details)
 
-    return once(Path(run.out, "outcome.json"), run, measure)
+    decisive = dict(head=name, dense_split=_dense_split(config), detail_batches=config.detail_batches)
+    return cached_result(Path(run.out, "outcome.json"), run, measure, **decisive)
 
 
 def _split(job: Job, config: VocabularyCompressionConfig) -> models.VocabGroups:
     """Return the groups that a run's loss is split by: its own, or for a dense head the first map's."""
     if job.model.vocab_groups is not None:
         return job.model.vocab_groups
-    maps = (get_head(name).groups for name in config.heads)
-    order, slots = data.parse_groups(next((m for m in maps if m is not None), "merge_tree"))
+    order, slots = data.parse_groups(_dense_split(config))
     counts = np.bincount(job.corpus.train.ids, minlength=job.model.vocab_size)
     return models.VocabGroups.of(data.vocab_order(order, job.corpus.tokenizer, counts=counts), slots)
+
+
+def _dense_split(config: VocabularyCompressionConfig) -> str:
+    """Return the groups that a dense head's loss is split by."""
+    maps = (get_head(name).groups for name in config.heads)
+    return next((groups for groups in maps if groups is not None), "merge_tree")
 
 
 def score_tokens(job: Job, params, groups: models.VocabGroups, max_batches: int) -> dict:

@@ -1,7 +1,7 @@
 """From a source of text and a tokenizer to two memory-mapped splits, tokenised once.
 
 The cache is a folder named after a hash of everything the ids depend on: the source's content,
-the tokenizer, the split and the format. It is written whole or not at all.
+the tokenizer, the split and the code of this package. It is written whole or not at all.
 """
 
 import dataclasses
@@ -18,8 +18,6 @@ from jaxllm.data.tokenizer import Tokenizer, is_trained, load_tokenizer
 from jaxllm.data.tokens import Tokens, open_tokens, write_tokens
 from jaxllm.errors import UserError
 from jaxllm.user_cache import user_cache_folder
-
-_FORMAT = "1"  # Part of every cache key: raise it when the files or the split change.
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -81,6 +79,21 @@ def prepare(
     return Corpus(splits["train"], splits["valid"], tokenizer)
 
 
+def fingerprint(
+    source: str | os.PathLike,
+    tokenizer: str | os.PathLike | Tokenizer | None = None,
+    text_column: str | None = None,
+) -> str:
+    """Return a hash of the content of a source, and of a tokenizer: the same wherever they lie.
+
+    Args:
+      source: as of `prepare`; and so the others. A tokenizer that is trained on the source is its name.
+    """
+    if isinstance(tokenizer, (str, os.PathLike)) and not is_trained(os.fspath(tokenizer)):
+        tokenizer = load_tokenizer(tokenizer)
+    return _key(open_source(source, text_column).fingerprint, getattr(tokenizer, "fingerprint", tokenizer))
+
+
 @dataclasses.dataclass(frozen=True)
 class _Reading:
     """A source with its split, which is worked out only if the cache does not have the answer."""
@@ -135,7 +148,16 @@ def _holds_tokenizer(folder: Path) -> bool:
 
 
 def _key(*parts: object) -> str:
-    return hashlib.sha256("\n".join([_FORMAT, *map(str, parts)]).encode()).hexdigest()[:32]
+    return hashlib.sha256("\n".join([_reading_code(), *map(str, parts)]).encode()).hexdigest()[:32]
+
+
+@functools.cache
+def _reading_code() -> str:
+    """Return a hash of this package: how text is read, split, tokenised and stored decides the ids too."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def _check_length(name: str, splits: dict[str, Tokens], seq_len: int) -> None:

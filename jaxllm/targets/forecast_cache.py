@@ -3,14 +3,16 @@
 import dataclasses
 import functools
 import hashlib
+import importlib.util
 import json
+import os
 from importlib import metadata
 from pathlib import Path
 
-import jaxllm_kernels
+import jax
 
-import jaxllm
 from jaxllm.atomic import write_file
+from jaxllm.source_digest import source_digest
 from jaxllm.targets.catalog import Target
 from jaxllm.targets.forecast import Forecast
 from jaxllm.targets.train_step import compile_train_step
@@ -21,16 +23,17 @@ from jaxllm.user_cache import user_cache_folder
 _IDLE = ("data", "tokenizer", "text_column", "steps", "stop_after", "seed", "out", "eval_every",
          "eval_batches", "final_eval_batches", "save_every", "keep_last", "keep_best", "log_every",
          "progress", "tensorboard", "profile", "distributed")  # fmt: skip
-_COMPILERS = ("jax", "jaxlib", "flax", "optax", "libtpu", "jax-cuda12-plugin", "jax-cuda13-plugin")
+_COMPILERS = ("jax", "jaxlib", "flax", "optax", "libtpu", "jax-cuda12-plugin", "jax-cuda13-plugin",
+              "nvidia-cuda-nvcc-cu12")  # fmt: skip
+_FLAGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
 
 
-def cached_forecast(config: TrainConfig, target: Target, compile=None):
+def cached_forecast(config: TrainConfig, target: Target) -> Forecast:
     """Return `targets.compile_train_step(config, target)`, from the user's cache if it is there.
 
     Args:
       config: the run, its vocabulary known.
       target: the machine.
-      compile: (config, target) -> Forecast, instead of `compile_train_step`.
     """
     path = user_cache_folder() / "forecasts" / f"{_key(config, target)}.json"
     if path.exists():
@@ -38,7 +41,7 @@ def cached_forecast(config: TrainConfig, target: Target, compile=None):
             return Forecast.from_dict(json.loads(path.read_text(encoding="utf-8")))
         except (ValueError, KeyError, TypeError):
             pass  # written by another version, or cut short: made again below
-    forecast = (compile or compile_train_step)(config, target)
+    forecast = compile_train_step(config, target)
     write_file(path, json.dumps(forecast.to_dict()).encode())
     return forecast
 
@@ -46,7 +49,8 @@ def cached_forecast(config: TrainConfig, target: Target, compile=None):
 def _key(config: TrainConfig, target: Target) -> str:
     values = {name: value for name, value in to_dict(config).items() if name not in _IDLE}
     target_values = dataclasses.asdict(target)
-    known = [values, target_values, _versions(), _source_digest()]
+    flags = {name: os.environ.get(name, "") for name in _FLAGS} | {"x64": jax.config.jax_enable_x64}
+    known = [values, target_values, _versions(), flags, source_digest(), _own_code(config.optim.name)]
     return hashlib.sha256(json.dumps(known, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
 
@@ -61,13 +65,10 @@ def _versions() -> dict[str, str]:
     return found
 
 
-@functools.cache
-def _source_digest() -> str:
-    """Return a hash of this library's code: any change of it may change a compiled step."""
-    digest = hashlib.sha256()
-    for package in (jaxllm, jaxllm_kernels):
-        folder = Path(package.__file__).parent
-        for path in sorted(folder.rglob("*.py")):
-            digest.update(str(path.relative_to(folder)).encode())
-            digest.update(path.read_bytes())
-    return digest.hexdigest()
+def _own_code(optimizer: str) -> str:
+    """Return a hash of the module in which the user wrote "module:function"; "" for a known optimizer."""
+    module, _, function = optimizer.partition(":")
+    found = importlib.util.find_spec(module) if function else None
+    if found is None or not found.has_location:
+        return ""
+    return hashlib.sha256(Path(found.origin).read_bytes()).hexdigest()

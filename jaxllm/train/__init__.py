@@ -1,5 +1,6 @@
 """Training: a config, a state, a step, a loop, checkpoints."""
 
+from jaxllm.train.cached_result import cached_result as cached_result
 from jaxllm.train.config import TrainConfig as TrainConfig
 from jaxllm.train.config import plain_run as plain_run
 from jaxllm.train.config import to_dict as to_dict
@@ -10,5 +11,4 @@ from jaxllm.train.job import prepare as prepare
 from jaxllm.train.log import NonFiniteLoss as NonFiniteLoss
 from jaxllm.train.loop import Trained as Trained
 from jaxllm.train.loop import train as train
-from jaxllm.train.once import once as once
 from jaxllm.train.precision import PRECISIONS as PRECISIONS

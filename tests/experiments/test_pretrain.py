@@ -71,3 +71,13 @@ def test_running_a_finished_run_again_changes_nothing(finished, capsys):
     again = pretrain.main(config, "debug")
     assert again == report
     assert "already finished" in capsys.readouterr().out
+
+
+def test_a_finished_run_asked_for_other_figures_is_scored_anew(finished):
+    """The report's figures follow the config that asks; speeds stay those of the session that trained."""
+    config, report = finished
+    fewer = pretrain.main(dataclasses.replace(config, final_eval_batches=1, sample_tokens=3), "debug")
+    for name in ("heldout_tokens", "heldout_loss"):
+        assert fewer.metrics[name] != report.metrics[name]
+    assert fewer.sections["Samples"] != report.sections["Samples"]
+    assert fewer.metrics["tokens_per_second"] == report.metrics["tokens_per_second"]

@@ -1,6 +1,7 @@
 """The planner with a fake compiler: what it chooses, why the others lost, what it says if nothing fits."""
 
 import dataclasses
+import importlib
 import json
 import math
 from dataclasses import dataclass
@@ -288,9 +289,10 @@ def test_a_forecast_is_compiled_once_and_again_when_it_matters(tmp_path, monkeyp
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(forecast_cache, "Forecast", FakeForecast)
     compiler, target = FakeCompiler(), get_target("v5e-1")
+    monkeypatch.setattr(forecast_cache, "compile_train_step", compiler)
 
     def ask(config, target=target):
-        return forecast_cache.cached_forecast(config, target, compiler)
+        return forecast_cache.cached_forecast(config, target)
 
     first = ask(GPT2)
     assert ask(GPT2) == first and len(compiler.asked) == 1
@@ -298,12 +300,25 @@ def test_a_forecast_is_compiled_once_and_again_when_it_matters(tmp_path, monkeyp
     assert len(compiler.asked) == 1
     ask(dataclasses.replace(GPT2, accumulate=2))
     ask(GPT2, get_target("v6e-1"))
-    monkeypatch.setattr(forecast_cache, "_source_digest", lambda: "other code")
-    ask(GPT2)
-    assert len(compiler.asked) == 4
+    with monkeypatch.context() as changed:
+        changed.setattr(forecast_cache, "source_digest", lambda: "other code")
+        ask(GPT2)
+    with monkeypatch.context() as changed:
+        changed.setenv("LIBTPU_INIT_ARGS", "--xla_tpu_scoped_vmem_limit_kib=1024")
+        ask(GPT2)
+    assert len(compiler.asked) == 5
+    # An optimizer of the user's own: its name stays, its code changes.
+    module = tmp_path / "own_optimizer_of_the_test.py"
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for body in ("import optax\n\ndef build(learning_rate): return optax.sgd(learning_rate)\n",
+                 "import optax\n\ndef build(learning_rate): return optax.adam(learning_rate)\n"):  # fmt: skip
+        module.write_text(body)
+        importlib.invalidate_caches()
+        ask(dataclasses.replace(GPT2, optim=OptimConfig(name=f"{module.stem}:build")))
+    assert len(compiler.asked) == 7
     for path in (tmp_path / "jaxllm" / "forecasts").iterdir():
         path.write_text("{")  # cut short
-    assert ask(GPT2) == first and len(compiler.asked) == 5
+    assert ask(GPT2) == first and len(compiler.asked) == 8
 
 
 def test_nothing_of_the_search_is_left_running(monkeypatch):

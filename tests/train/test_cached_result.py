@@ -1,0 +1,102 @@
+"""What is kept beside a run is given back only where everything that decides it is the same."""
+
+import dataclasses
+import functools
+import json
+import sys
+
+import pytest
+
+from jaxllm import data
+from jaxllm.train import TrainConfig, cached_result
+
+TEXT = "one two three four five six seven eight nine ten "
+
+
+@pytest.fixture
+def asked(tmp_path):
+    """Return (ask, counts): ask(run, **decisive) -> the number of the measurement that its result is of."""
+    text = tmp_path / "text.txt"
+    text.write_text(TEXT)
+    count = [0]
+
+    def measure():
+        count[0] += 1
+        return {"number": count[0], "pair": (1, 2), "loss": float("inf")}
+
+    run = TrainConfig(data=str(text), tokenizer="bytes")
+    ask = functools.partial(cached_result, tmp_path / "kept" / "result.json")
+    return text, run, lambda run, **decisive: ask(run, measure, **decisive)["number"]
+
+
+def test_the_same_key_is_measured_once_and_comes_back_as_it_was(asked, tmp_path):
+    _, run, ask = asked
+    assert [ask(run, batches=8) for _ in range(3)] == [1, 1, 1]
+    kept = cached_result(tmp_path / "kept" / "result.json", run, lambda: pytest.fail("measured"), batches=8)
+    assert kept == {"number": 1, "pair": [1, 2], "loss": float("inf")}
+
+
+@pytest.mark.parametrize("change", ["run", "decisive", "no decisive", "data", "tokenizer", "code"])
+def test_a_change_of_anything_decisive_measures_again(asked, change, monkeypatch, tmp_path):
+    text, run, ask = asked
+    tokenizer = tmp_path / "tokenizer.json"
+    data.load_tokenizer("char", documents=["abc"]).save(tokenizer)
+    run = dataclasses.replace(run, tokenizer=str(tokenizer))
+    decisive = dict(zero_shot="one")
+    assert ask(run, **decisive) == 1
+    if change == "run":
+        run = dataclasses.replace(run, seed=1)
+    elif change == "decisive":
+        decisive = dict(zero_shot="two")
+    elif change == "no decisive":
+        decisive = {}
+    elif change == "data":
+        text.write_text(TEXT.replace("one", "two"))  # as long as before, at the same path
+    elif change == "tokenizer":
+        data.load_tokenizer("char", documents=["abd"]).save(tokenizer)
+    else:
+        module = sys.modules["jaxllm.train.cached_result"]
+        monkeypatch.setattr(module, "source_digest", lambda: "other code")
+    assert ask(run, **decisive) == 2
+    assert ask(run, **decisive) == 2
+
+
+def test_data_that_moved_is_the_same_data(asked, tmp_path):
+    text, _, _ = asked
+    moved = tmp_path / "elsewhere" / "moved.txt"
+    moved.parent.mkdir()
+    before = data.fingerprint(text, "bytes")
+    text.rename(moved)
+    assert data.fingerprint(moved, "bytes") == before != data.fingerprint(moved, "gpt2")
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b"null", b'{"key": 1}', b"[" * 100_000])
+def test_a_damaged_file_is_written_anew(asked, tmp_path, content):
+    _, run, ask = asked
+    assert ask(run) == 1
+    path = tmp_path / "kept" / "result.json"
+    path.write_bytes(content)
+    assert ask(run) == 2
+    assert json.loads(path.read_text())["result"]["number"] == 2
+
+
+def test_every_experiment_names_what_its_figures_depend_on(monkeypatch, tmp_path):
+    """Two zero-shot corpora, two lengths of a scoring, two splits: each has a key of its own."""
+    from experiments import evolving_subnetworks, vocabulary_compression
+
+    keys = []
+    for module in (evolving_subnetworks, vocabulary_compression):
+        monkeypatch.setattr(
+            module, "cached_result", lambda path, run, measure, **decisive: keys.append(decisive)
+        )
+    for text in ("first", "other"):
+        corpus = tmp_path / "zero-shot.txt"
+        corpus.write_text(text)
+        evolving_subnetworks.train_once(TrainConfig(), str(corpus))
+    config = vocabulary_compression.PRESETS["debug"]()
+    heads = ("full_tied", "own/frequency")
+    changes = ({}, dict(detail_batches=7), dict(heads=heads))
+    for changed in (dataclasses.replace(config, **change) for change in changes):
+        run = vocabulary_compression.run_config(changed, "full_tied", 0)
+        vocabulary_compression.train_once("full_tied", run, changed)
+    assert len({json.dumps(key, sort_keys=True) for key in keys}) == len(keys) == 5
