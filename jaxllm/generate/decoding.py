@@ -19,7 +19,7 @@ _BUCKET = 32  # prompts are padded to a multiple of this, so that few lengths ar
 class Generation:
     """What was drawn for each prompt."""
 
-    tokens: list[list[int]]  # without the prompt, up to and without the end-of-text token
+    tokens: list[list[int]]  # without the prompt, up to and without the token that ended it
     log_probs: list[list[float]]  # of each token under the model, before any processor
 
 
@@ -33,11 +33,11 @@ def generate(config: models.ModelConfig, params, prompts: Sequence[Sequence[int]
       >>> [len(row) for row in drawn.tokens]
       [5, 5]
     """
-    eos_id = options.get("eos_id")
+    ends = _ends(options.get("eos_id"))
     pieces = list(stream(config, params, prompts, **options))
     tokens = np.concatenate([t for t, _ in pieces], axis=1)
     log_probs = np.concatenate([p for _, p in pieces], axis=1)
-    lengths = [row.tolist().index(eos_id) if eos_id in row.tolist() else len(row) for row in tokens]
+    lengths = [next((i for i, token in enumerate(row) if token in ends), len(row)) for row in tokens.tolist()]
     return Generation(
         [row[:n].tolist() for row, n in zip(tokens, lengths, strict=True)],
         [row[:n].tolist() for row, n in zip(log_probs, lengths, strict=True)],
@@ -52,13 +52,17 @@ def stream(
     max_new_tokens: int,
     sampling: SamplingConfig = SamplingConfig(),
     processors: tuple[Processor, ...] = (),
-    eos_id: int | None = None,
+    eos_id: int | Sequence[int] | None = None,
     key: jax.Array | None = None,
     tokens_per_call: int = 16,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield (tokens [B, n], log-probabilities [B, n]) as they are drawn.
 
-    Rows that have drawn `eos_id` repeat it; when all have, the stream ends.
+    The model sees the last `context_length` tokens: a longer prompt is cut on the left, and past the
+    context each token is drawn from the last window, read again from its first position (which a cache
+    cannot do: every position has moved), as nanoGPT does.
+
+    Rows that have ended repeat the token that ended them; when all have, the stream ends.
 
     Args:
       config: the model.
@@ -68,98 +72,138 @@ def stream(
       sampling: how to draw.
       processors: more logits processors, run before those of `sampling`. Pass the same function
         objects each time: a new one compiles anew.
-      eos_id: ends a row; None never does.
+      eos_id: each of these ids ends a row; None never does.
       key: typed random key; None is `jax.random.key(0)`.
       tokens_per_call: drawn on the device before the host looks at them.
 
     Raises:
-      UserError: an empty prompt, ids beyond the vocabulary, or more tokens than the model's context.
+      UserError: an empty prompt, or ids that the vocabulary does not have.
     """
-    longest = _check(config, prompts, max_new_tokens)
-    padded = -(-longest // _BUCKET) * _BUCKET
-    if config.position == "learned":
-        padded = min(padded, config.context_length)
+    _check(config, prompts, max_new_tokens)
+    context, ends = config.context_length, _ends(eos_id)
+    prompts = [prompt[-context:] for prompt in prompts]
+    longest = max(len(prompt) for prompt in prompts)
+    padded = min(-(-longest // _BUCKET) * _BUCKET, context)
     calls = -(-max_new_tokens // tokens_per_call)
+    # A token is drawn after at most `context` others. A call that would draw past that reads windows.
+    cached = min(calls, (context + 1 - longest) // tokens_per_call)
+    if context + 1 - longest >= max_new_tokens:
+        cached = calls
     tokens_BT = np.zeros((len(prompts), padded), np.int32)
     mask_BT = np.zeros((len(prompts), padded), bool)
     for row, prompt in enumerate(prompts):
         tokens_BT[row, padded - len(prompt) :] = prompt
         mask_BT[row, padded - len(prompt) :] = True
-    slots = padded + calls * tokens_per_call
     params = models.for_decoding(config, params)
-    state = _prefill(config, params, tokens_BT, mask_BT, slots=slots)
+    state = _prefill(
+        config, params, tokens_BT, mask_BT,
+        slots=padded + calls * tokens_per_call, cache_slots=padded + cached * tokens_per_call,
+    )  # fmt: skip
     key = jax.random.key(0) if key is None else key
     done_B, left = np.zeros(len(prompts), bool), max_new_tokens
     for call in range(calls):
         state, tokens, log_probs = _draw(
-            config, params, state, jax.random.fold_in(key, call), count=tokens_per_call,
-            sampling=sampling, processors=processors, eos_id=eos_id,
+            config, params, state | ({} if call < cached else {"cache": None}),
+            jax.random.fold_in(key, call), count=tokens_per_call,
+            sampling=sampling, processors=processors, ends=ends,
         )  # fmt: skip
         tokens, log_probs = np.asarray(tokens)[:, :left], np.asarray(log_probs)[:, :left]
         left -= tokens.shape[1]
         yield tokens, log_probs
-        done_B |= (tokens == eos_id).any(axis=1)
+        done_B |= np.isin(tokens, ends).any(axis=1)
         if done_B.all():
             return
 
 
-@partial(jax.jit, static_argnames=("config", "slots"))
-def _prefill(config, params, tokens_BT, mask_BT, *, slots):
+@partial(jax.jit, static_argnames=("config", "slots", "cache_slots"))
+def _prefill(config, params, tokens_BT, mask_BT, *, slots, cache_slots):
     """Run the prompts; return what `_draw` carries."""
     B, T = tokens_BT.shape
-    cache = models.init_cache(config, B, slots, apart=isinstance(params["layers"], tuple))
-    hidden_BTD, cache = models.decode(config, params, tokens_BT, cache, mask_BT=mask_BT)
+    hidden_BD, cache = _read(config, params, tokens_BT, mask_BT, cache_slots)
+    room = ((0, 0), (0, slots - T))
     return {
         "cache": cache,
-        "hidden": hidden_BTD[:, -1],
-        "tokens": jnp.pad(tokens_BT, ((0, 0), (0, slots - T))),
+        "hidden": hidden_BD,
+        "tokens": jnp.pad(tokens_BT, room),  # [B, S]: padding, the prompt, what was drawn, free slots
+        "valid": jnp.pad(mask_BT, room),
+        "length": jnp.int32(T),
         "done": jnp.zeros(B, bool),
     }
 
 
+def _read(config, params, tokens_BT, mask_BT, slots):
+    """Return (hidden state of the last token [B, D], cache) of tokens read from the first position on."""
+    cache = models.init_cache(config, len(tokens_BT), slots, apart=isinstance(params["layers"], tuple))
+    hidden_BTD, cache = models.decode(config, params, tokens_BT, cache, mask_BT=mask_BT)
+    return hidden_BTD[:, -1], cache
+
+
 @partial(
     jax.jit,
-    static_argnames=("config", "count", "sampling", "processors", "eos_id"),
+    static_argnames=("config", "count", "sampling", "processors", "ends"),
     donate_argnames=("state",),
 )
-def _draw(config, params, state, key, *, count, sampling, processors, eos_id):
-    """Draw `count` tokens a row; return (state, tokens [B, count], log-probabilities [B, count])."""
+def _draw(config, params, state, key, *, count, sampling, processors, ends):
+    """Draw `count` tokens a row; return (state, tokens [B, count], log-probabilities [B, count]).
+
+    Without a cache in the state, each token is drawn from the last window.
+    """
 
     change = (*processors, *sampling.processors())
     by_group = config.vocab_groups is not None and not change and sampling.temperature == 1
 
     def one(state, key):
-        cache = state["cache"]
+        tokens_BS, valid_BS, length = state["tokens"], state["valid"], state["length"]
         if by_group:  # the same distribution, without a logit for every token
             drawn_B, log_probs_B = models.draw_token(config, params, state["hidden"], key)
         else:
             logits_BV = models.logits(config, params, state["hidden"])
             scores_BV = logits_BV
             for process in change:
-                scores_BV = process(scores_BV, state["tokens"], cache["valid"])
+                scores_BV = process(scores_BV, tokens_BS, valid_BS)
             if sampling.temperature == 0:
                 drawn_B = jnp.argmax(scores_BV, axis=-1)
             else:
                 drawn_B = jax.random.categorical(key, scores_BV)
             log_probs_BV = jax.nn.log_softmax(logits_BV)
             log_probs_B = jnp.take_along_axis(log_probs_BV, drawn_B[:, None], axis=1)[:, 0]
-        drawn_B = drawn_B.astype(jnp.int32)
-        done_B = state["done"]
-        if eos_id is not None:
-            drawn_B = jnp.where(done_B, eos_id, drawn_B)
-            done_B = done_B | (drawn_B == eos_id)
-        tokens_BS = jax.lax.dynamic_update_slice(state["tokens"], drawn_B[:, None], (0, cache["length"]))
-        hidden_B1D, cache = models.decode(config, params, drawn_B[:, None], cache)
+        last_B1 = jax.lax.dynamic_slice_in_dim(tokens_BS, length - 1, 1, axis=1)
+        drawn_B1 = jnp.where(state["done"][:, None], last_B1, drawn_B.astype(jnp.int32)[:, None])
+        drawn_B = drawn_B1[:, 0]
+        done_B = state["done"] | jnp.isin(drawn_B, jnp.array(ends, jnp.int32))
+        tokens_BS = jax.lax.dynamic_update_slice_in_dim(tokens_BS, drawn_B1, length, axis=1)
+        valid_BS = jax.lax.dynamic_update_slice_in_dim(
+            valid_BS, jnp.ones_like(drawn_B1, bool), length, axis=1
+        )
+        if state["cache"] is None:
+            hidden_BD, cache = _read_window(config, params, tokens_BS, valid_BS, length + 1), None
+        else:
+            hidden_B1D, cache = models.decode(config, params, drawn_B1, state["cache"])
+            hidden_BD = hidden_B1D[:, 0]
         state = {
             "cache": cache,
-            "hidden": hidden_B1D[:, 0],
+            "hidden": hidden_BD,
             "tokens": tokens_BS,
+            "valid": valid_BS,
+            "length": length + 1,
             "done": done_B,
         }
         return state, (drawn_B, log_probs_B)
 
     state, (tokens, log_probs) = jax.lax.scan(one, state, jax.random.split(key, count))
     return state, tokens.T, log_probs.T
+
+
+def _read_window(config, params, tokens_BS, valid_BS, length):
+    """Return the last token's hidden state [B, D] after the last `context_length` tokens alone."""
+    W = min(config.context_length, tokens_BS.shape[1])
+    # Free slots come around to the left, where padding is allowed.
+    tokens_BW, valid_BW = (jnp.roll(x, -length, axis=1)[:, -W:] for x in (tokens_BS, valid_BS))
+    return _read(config, params, tokens_BW, valid_BW, W)[0]
+
+
+def _ends(eos_id: int | Sequence[int] | None) -> tuple[int, ...]:
+    return () if eos_id is None else tuple(np.atleast_1d(eos_id).tolist())
 
 
 def _check(config, prompts, max_new_tokens):
@@ -173,10 +217,3 @@ def _check(config, prompts, max_new_tokens):
             f"the prompt holds id {highest}, beyond the vocabulary of {config.vocab_size}; "
             "use the tokenizer the model was trained with"
         )
-    longest = max(len(p) for p in prompts)
-    if config.position == "learned" and longest + max_new_tokens > config.context_length:
-        raise UserError(
-            f"{longest} prompt tokens + {max_new_tokens} new ones exceed the model's context of "
-            f"{config.context_length}; shorten the prompt or ask for fewer tokens"
-        )
-    return longest
