@@ -1,5 +1,6 @@
 """The model that a command line names: a training run, or somebody's pretrained one."""
 
+import os
 from pathlib import Path
 from typing import Literal
 
@@ -19,6 +20,7 @@ def load_model(source: str, checkpoint: Literal["latest", "best"] = "latest", pa
     Raises:
       UserError: there is no model, or it cannot be read.
     """
+    source = os.path.expanduser(source)
     if (Path(source) / "checkpoints").is_dir():
         return load_run(source, checkpoint)
     if is_pretrained(source):

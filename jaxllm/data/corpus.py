@@ -41,8 +41,8 @@ def prepare(
     """Return the corpus, tokenising it the first time and mapping the cached result later.
 
     Args:
-      source: "sotu" (embedded), a file, a folder, "tfds:NAME" or "tfds:NAME:SPLIT"; see
-        sources.open_source for what files may hold.
+      source: "sotu" (embedded), a file, a folder, a pattern of files, "tfds:NAME" or
+        "tfds:NAME:SPLIT"; see sources.open_source for what files may hold.
       tokenizer: a tokenizer, or what load_tokenizer accepts. "char" and "bpe:N" are trained here
         on the train split alone, and cached too.
       seq_len: the sequence length meant for training: each split must hold one sequence.

@@ -1,4 +1,4 @@
-"""Where text comes from: the embedded corpus, a file, a folder, jsonl, csv, tsv, or TFDS.
+"""Where text comes from: the embedded corpus, files of text or of rows, or TFDS.
 
 A source is read as a stream of pieces, so that a file of any size passes through a few hundred
 kilobytes of memory. Long documents are cut in pieces just before a space that follows a word:
@@ -9,22 +9,21 @@ each text, as SentencePiece's do, adds its mark at each cut.)
 """
 
 import codecs
-import csv
 import dataclasses
-import hashlib
-import json
 import os
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 from typing import NamedTuple
 
 from jaxllm.data import embedded
-from jaxllm.errors import UserError, unknown
+from jaxllm.data.files import TextFile, find_text
+from jaxllm.data.rows import row_reader
+from jaxllm.errors import UserError
 
 _READ_BYTES = 1 << 18  # Larger blocks leave holes in the heap that grow with the file.
 _PIECE_CHARS = 1 << 16
 # Plain-text dumps of many documents (TinyStories, say) put this, on its own line, between them.
 _SEPARATOR = "<|endoftext|>"
+_LINE_ENDS = "\r\n\x85\u2028\u2029"
 _DEFAULT_COLUMN = "text"
 
 
@@ -54,13 +53,14 @@ def open_source(source: str | os.PathLike, text_column: str | None = None) -> So
     """Find a source and hash its content; no text is parsed yet.
 
     Args:
-      source: "sotu", "tfds:NAME" or "tfds:NAME:SPLIT", or the path of a file or a folder. Files
-        that end in .jsonl, .ndjson, .csv or .tsv hold a document a row; any other file is UTF-8
-        text, one document, or several separated by "<|endoftext|>".
+      source: "sotu", "tfds:NAME" or "tfds:NAME:SPLIT", or a file, a folder or a pattern such as
+        "books/*.txt" (see `files.find_text`). Files that end in .jsonl, .ndjson, .csv or .tsv hold
+        a document a row; any other file is text, one document, or several separated by
+        "<|endoftext|>". Text is UTF-8, or UTF-16 or UTF-32 with a byte order mark.
       text_column: the column (or feature) that holds the text; "text" if not given.
 
     Raises:
-      UserError: if there is nothing there, or it is empty.
+      UserError: if there is nothing there, or no text in it.
     """
     name = os.fspath(source)
     column = text_column or _DEFAULT_COLUMN
@@ -71,63 +71,17 @@ def open_source(source: str | os.PathLike, text_column: str | None = None) -> So
 
         dataset = tfds_source.open_dataset(name, column)
         return Source(name, dataset.fingerprint, lambda: _documents(dataset.texts()))
-    root = Path(name)
-    if not root.exists():
-        if os.sep in name or "." in name:
-            raise UserError(
-                f"no data at '{name}'; expected a file or folder of text, jsonl, csv or tsv, "
-                "'tfds:NAME', or 'sotu' (embedded)"
-            )
-        raise unknown("data source", name, ["sotu", "tfds:NAME", "the path of a file or folder"])
-    files = _files(root)
-    if not files or not any(file.stat().st_size for file in files):
-        what = "folder" if root.is_dir() else "file"
-        raise UserError(f"the data {what} '{name}' is empty; put text in it, or name another")
-    return Source(name, _hash_files(root, files, column), lambda: _read_files(files, column))
+    files, fingerprint = find_text(name, column)
+    return Source(name, fingerprint, lambda: _read_files(files, column))
 
 
-def _files(root: Path) -> list[Path]:
-    """Return the files under `root` in a fixed order, hidden ones left out."""
-    if not root.is_dir():
-        return [root]
-    files = []
-    for folder, subfolders, names in os.walk(root):
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        files += [Path(folder, name) for name in names if not name.startswith(".")]
-    return sorted(files)
-
-
-def _hash_files(root: Path, files: list[Path], column: str) -> str:
-    digest = hashlib.sha256(column.encode())
+def _read_files(files: list[TextFile], column: str) -> Iterator[Piece]:
     for file in files:
-        # The suffix decides how a file is parsed; its place decides the documents' order.
-        place = file.relative_to(root).as_posix() if file != root else file.suffix
-        digest.update(f"\0{place}\0".encode(errors="surrogateescape"))
-        try:
-            with open(file, "rb") as stream:
-                digest.update(hashlib.file_digest(stream, "sha256").digest())
-        except OSError as error:
-            raise UserError(
-                f"cannot read '{file}' ({error.strerror}); check its permissions"
-            ) from error
-    return digest.hexdigest()
-
-
-def _read_files(files: list[Path], column: str) -> Iterator[Piece]:
-    readers = {".jsonl": _jsonl, ".ndjson": _jsonl, ".csv": _csv, ".tsv": _csv}
-    for file in files:
-        rows = readers.get(file.suffix.lower())
+        rows = row_reader(file.path.suffix)
         try:
             yield from _documents(rows(file, column)) if rows else _read_text(file)
-        except UnicodeDecodeError as error:
-            raise UserError(
-                f"'{file}' is not UTF-8 ({error.reason}, byte {error.object[error.start]:#04x})"
-                "; convert it, or give text, jsonl, csv or tsv"
-            ) from error
-        except OSError as error:
-            raise UserError(
-                f"cannot read '{file}' ({error.strerror}); check its permissions"
-            ) from error
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"'{file.path}' changed while it was read; start again") from error
 
 
 def _read_sotu() -> Iterator[Piece]:
@@ -163,16 +117,16 @@ def _cut(text: str, keep: int) -> Iterator[str]:
     yield text[start:]
 
 
-def _read_text(file: Path) -> Iterator[Piece]:
-    decoder = codecs.getincrementaldecoder("utf-8-sig")()
+def _read_text(file: TextFile) -> Iterator[Piece]:
+    decoder = codecs.getincrementaldecoder(file.encoding)()
     pending = ""
     begun = False  # Some of the current document has been yielded.
-    separated = False  # A separator came before it, so newlines at its start belong to that.
-    with open(file, "rb") as stream:
+    separated = False  # A separator came before it, so line ends at its start belong to that.
+    with open(file.path, "rb") as stream:
         while block := stream.read(_READ_BYTES):
             *ended, rest = (pending + decoder.decode(block)).split(_SEPARATOR)
             for text in ended:
-                yield from _last_piece(text.rstrip("\n"), begun, separated)
+                yield from _last_piece(text.rstrip(_LINE_ENDS), begun, separated)
                 begun, separated = False, True
             # What stays pending is long enough that a separator across blocks is never cut.
             *pieces, pending = _cut(rest, keep=_PIECE_CHARS)
@@ -191,62 +145,4 @@ def _last_piece(text: str, begun: bool, separated: bool) -> Iterator[Piece]:
 
 
 def _clean_start(text: str, begun: bool, separated: bool) -> str:
-    return text.lstrip("\n") if separated and not begun else text
-
-
-def _jsonl(file: Path, column: str) -> Iterator[str]:
-    with open(file, "rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            if line.isspace():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise UserError(
-                    f"line {number} of '{file}' is not JSON ({error.msg}); expected one "
-                    "object a line"
-                ) from error
-            if not isinstance(row, dict):
-                raise UserError(
-                    f"line {number} of '{file}' is a JSON {type(row).__name__}; expected an object "
-                    f"with the column '{column}'"
-                )
-            if column not in row:
-                raise _no_column(file, column, row)
-            if not isinstance(row[column], str):
-                raise UserError(
-                    f"line {number} of '{file}' has {row[column]!r:.40} in the column '{column}'; "
-                    "expected a string"
-                )
-            # JSON can hold half of a UTF-16 pair (\ud800), which no encoding can carry.
-            yield row[column].encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-
-
-def _csv(file: Path, column: str) -> Iterator[str]:
-    csv.field_size_limit(2**31 - 1)  # The default refuses documents past 128 KiB.
-    delimiter = "\t" if file.suffix.lower() == ".tsv" else ","
-    with open(file, encoding="utf-8-sig", newline="") as stream:
-        rows = csv.reader(stream, delimiter=delimiter)
-        try:
-            names = next(rows, [])
-            if column not in names:
-                raise _no_column(file, column, names)
-            index = names.index(column)
-            for row in rows:
-                if len(row) > index:
-                    yield row[index]
-                elif row:
-                    raise UserError(
-                        f"line {rows.line_num} of '{file}' has {len(row)} columns; expected "
-                        f"{len(names)}, as in its first line"
-                    )
-        except csv.Error as error:
-            raise UserError(
-                f"line {rows.line_num} of '{file}' cannot be parsed ({error}); expected rows "
-                f"separated by {'tabs' if delimiter == chr(9) else 'commas'}"
-            ) from error
-
-
-def _no_column(file: Path, column: str, names: Iterable[str]) -> UserError:
-    error = unknown("text column", column, names)
-    return UserError(f"{error} (in '{file}'); name one with text_column")
+    return text.lstrip(_LINE_ENDS) if separated and not begun else text

@@ -79,7 +79,7 @@ def load_tokenizer(spec: str | os.PathLike, *, documents: Iterable[str] | None =
             )
         documents = [documents] if isinstance(documents, str) else documents
         return CharTokenizer.train(documents) if size is None else bpe.train(documents, size)
-    path = Path(spec)
+    path = Path(os.path.expanduser(spec))
     if path.is_dir():
         path = path / "tokenizer.json"
     if path.is_file():

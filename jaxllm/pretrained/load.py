@@ -80,7 +80,7 @@ def is_pretrained(source: str | os.PathLike) -> bool:
 
     A folder of something else, a training run's, say, is not.
     """
-    path = Path(source)
+    path = Path(os.path.expanduser(source))
     if path.is_dir():
         return any(any(path.glob(kind)) for kind in ("config.json", "*.safetensors", "*.gguf"))
     return path.is_file() or (not path.exists() and hub.looks_like_hub_id(os.fspath(source)))
@@ -88,7 +88,7 @@ def is_pretrained(source: str | os.PathLike) -> bool:
 
 def _find(source: str | os.PathLike) -> Path:
     """Return a .gguf file, a .safetensors file, or a folder with a config.json."""
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))
     if not path.exists() and hub.looks_like_hub_id(os.fspath(source)):
         path = hub.download(os.fspath(source))
     if path.is_dir():

@@ -39,7 +39,7 @@ def save_pretrained(
       UserError: no Hugging Face family can hold the model, the tokenizer does not fit it, the
         folder has something in it or cannot be written.
     """
-    folder = Path(folder)
+    folder = Path(os.path.expanduser(folder))
     limit = _bytes(max_shard_size)
     theirs = config_to_huggingface(config)
     if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
@@ -74,7 +74,7 @@ def check_new(folder: str | os.PathLike) -> None:
     Raises:
       UserError: something is there that writing would overwrite.
     """
-    folder = Path(folder)
+    folder = Path(os.path.expanduser(folder))
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise UserError(f"'{folder}' already exists; give a new folder, so that nothing is lost")
 
