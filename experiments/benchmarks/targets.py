@@ -4,11 +4,11 @@
     python -m experiments.benchmarks.targets --preset paper     # and XL
     python -m experiments.benchmarks.targets --maxtext FOLDER --maxtext-python PYTHON
 
-T = 1024, every layer rematerialised, ours and theirs. The rivals: `plain`, a step in the common way
-(reference_step.py), compiled by the same compiler in the same run; and MaxText's own step for the same
-shape, where a checkout of it and a Python that can run it are given (TPU only: its command compiles
-for the GPUs of its process). `ratio/CASE/RIVAL` is the rival's peak memory over ours, both by the
-compiler's account. Compiled for these machines, not run on them.
+T = 1024, every layer rematerialised, ours and theirs; and steps of decoding. The rivals: `plain`, a
+training step in the common way (reference_step.py), compiled by the same compiler in the same run; and
+MaxText's own step for the same shape, where a checkout of it and a Python that can run it are given (TPU
+only: its command compiles for the GPUs of its process). `ratio/CASE/RIVAL` is the rival's peak memory over
+ours, both by the compiler's account. Compiled for these machines, not run on them.
 """
 
 import dataclasses
@@ -34,6 +34,7 @@ from jaxllm.train import PRECISIONS, TrainConfig
 # model, machine, sequences a step: XL's state alone is 17 GiB, more than one v5e has.
 _SMALL = (("gpt2", "v5e-1", 8), ("gpt2", "v6e-1", 8), ("gpt2", "h100", 8))
 _XL = (("gpt2-xl", "v5e-8", 8), ("gpt2-xl", "v6e-1", 4), ("gpt2-xl", "h100", 4))
+_DECODING = (("gpt2", "v5e-1", 8), ("llama-2-7b", "v5e-8", 8), ("llama-2-7b", "h100", 8))
 _POLICIES = (
     *((precision, "adamw") for precision in PRECISIONS),
     ("mixed_o1", "lion"),
@@ -49,7 +50,8 @@ class TargetsConfig:
     """Which steps to compile."""
 
     cases: tuple[tuple[str, str, int], ...] = _SMALL  # (model, machine, sequences a step)
-    seq_len: int = 1024
+    decoding: tuple[tuple[str, str, int], ...] = _DECODING  # (model, machine, rows)
+    seq_len: int = 1024  # also the slots of a decoding step's cache
     policies: tuple[tuple[str, str], ...] = _POLICIES  # (precision, optimizer)
     maxtext: str = ""  # a checkout of MaxText; empty: not compared
     maxtext_python: str = "python3.12"  # an interpreter with its packages
@@ -58,7 +60,8 @@ class TargetsConfig:
 
 PRESETS = {
     "debug": lambda: TargetsConfig(
-        cases=(("gpt2-nano", "v5e-1", 8),), seq_len=128, policies=(_RIVALS_POLICY,), out="runs/targets-debug"
+        cases=(("gpt2-nano", "v5e-1", 8),), decoding=(("gpt2-nano", "v5e-1", 8),), seq_len=128,
+        policies=(_RIVALS_POLICY,), out="runs/targets-debug",
     ),
     "small": TargetsConfig,
     "paper": lambda: TargetsConfig(_SMALL + _XL, out="runs/targets-paper"),
@@ -68,7 +71,7 @@ PRESETS = {
 def main(config: TargetsConfig, preset: str = "small") -> Report:
     """Compile every case and its rivals; write the report into `config.out`."""
     started = time.time()
-    missing = [m for _, m, _ in config.cases if not targets.is_available(m)]
+    missing = [m for _, m, _ in config.cases + config.decoding if not targets.is_available(m)]
     if missing:
         raise UserError(f"the compiler for {missing[0]} is not installed; pip install 'jaxllm[tpu-targets]' "
                         "for a TPU, 'jaxllm[cuda-targets]' for a GPU")  # fmt: skip
@@ -93,6 +96,12 @@ def main(config: TargetsConfig, preset: str = "small") -> Report:
             claims.append(Claim(claim, "issue: targets", part, part <= 0.9))
         part = ours.seconds / theirs.seconds
         claims.append(Claim(f"{name}: estimated time <= plain's", "issue: targets", part, part <= 1))
+    for model, machine, batch_size in tqdm(config.decoding, desc="compiling", unit="decoding step"):
+        name = f"{model}/{machine}/decoding"
+        one = get_preset(model, dtype="bfloat16")
+        forecast = targets.compile_decode_step(one, batch_size, config.seq_len, machine)
+        metrics |= _figures(name, forecast)
+        rows.append((name, batch_size, forecast, "jaxllm"))
     report = Report(
         experiment="benchmarks/targets", preset=preset, config=vars(config), seeds=[], metrics=metrics,
         claims=claims, seconds=time.time() - started, sections={"Steps": _table(rows)},

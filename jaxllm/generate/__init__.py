@@ -1,5 +1,6 @@
 """Text from a model: cached decoding, sampling, logits processors."""
 
+from jaxllm.generate.decoder import Decoder as Decoder
 from jaxllm.generate.decoding import Generation as Generation
 from jaxllm.generate.decoding import generate as generate
 from jaxllm.generate.decoding import stream as stream

@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxllm import models
 from jaxllm.errors import UserError
+from jaxllm.generate.decoder import Decoder, read
 from jaxllm.generate.processors import Processor, SamplingConfig
 
 _BUCKET = 32  # prompts are padded to a multiple of this, so that few lengths are ever compiled
@@ -66,7 +67,7 @@ def stream(
 
     Args:
       config: the model.
-      params: its parameters.
+      params: its parameters. To lay them out once for many calls, make a `Decoder` and pass `*decoder`.
       prompts: token ids, at least one a row.
       max_new_tokens: how many to draw at most.
       sampling: how to draw.
@@ -94,16 +95,22 @@ def stream(
     for row, prompt in enumerate(prompts):
         tokens_BT[row, padded - len(prompt) :] = prompt
         mask_BT[row, padded - len(prompt) :] = True
-    params = models.for_decoding(config, params)
-    state = _prefill(
-        config, params, tokens_BT, mask_BT,
-        slots=padded + calls * tokens_per_call, cache_slots=padded + cached * tokens_per_call,
-    )  # fmt: skip
+    decoder, slots = Decoder(config, params), padded + calls * tokens_per_call
+    hidden_BD, cache = decoder.prefill(tokens_BT, mask_BT, slots=padded + cached * tokens_per_call)
+    room = ((0, 0), (0, slots - padded))
+    state = {
+        "cache": cache,
+        "hidden": hidden_BD,
+        "tokens": np.pad(tokens_BT, room),  # [B, S]: padding, the prompt, what was drawn, free slots
+        "valid": np.pad(mask_BT, room),
+        "length": np.int32(padded),
+        "done": np.zeros(len(prompts), bool),
+    }
     key = jax.random.key(0) if key is None else key
     done_B, left = np.zeros(len(prompts), bool), max_new_tokens
     for call in range(calls):
         state, tokens, log_probs = _draw(
-            config, params, state | ({} if call < cached else {"cache": None}),
+            *decoder, state | ({} if call < cached else {"cache": None}),
             jax.random.fold_in(key, call), count=tokens_per_call,
             sampling=sampling, processors=processors, ends=ends,
         )  # fmt: skip
@@ -113,29 +120,6 @@ def stream(
         done_B |= np.isin(tokens, ends).any(axis=1)
         if done_B.all():
             return
-
-
-@partial(jax.jit, static_argnames=("config", "slots", "cache_slots"))
-def _prefill(config, params, tokens_BT, mask_BT, *, slots, cache_slots):
-    """Run the prompts; return what `_draw` carries."""
-    B, T = tokens_BT.shape
-    hidden_BD, cache = _read(config, params, tokens_BT, mask_BT, cache_slots)
-    room = ((0, 0), (0, slots - T))
-    return {
-        "cache": cache,
-        "hidden": hidden_BD,
-        "tokens": jnp.pad(tokens_BT, room),  # [B, S]: padding, the prompt, what was drawn, free slots
-        "valid": jnp.pad(mask_BT, room),
-        "length": jnp.int32(T),
-        "done": jnp.zeros(B, bool),
-    }
-
-
-def _read(config, params, tokens_BT, mask_BT, slots):
-    """Return (hidden state of the last token [B, D], cache) of tokens read from the first position on."""
-    cache = models.init_cache(config, len(tokens_BT), slots, apart=isinstance(params["layers"], tuple))
-    hidden_BTD, cache = models.decode(config, params, tokens_BT, cache, mask_BT=mask_BT)
-    return hidden_BTD[:, -1], cache
 
 
 @partial(
@@ -199,7 +183,7 @@ def _read_window(config, params, tokens_BS, valid_BS, length):
     W = min(config.context_length, tokens_BS.shape[1])
     # Free slots come around to the left, where padding is allowed.
     tokens_BW, valid_BW = (jnp.roll(x, -length, axis=1)[:, -W:] for x in (tokens_BS, valid_BS))
-    return _read(config, params, tokens_BW, valid_BW, W)[0]
+    return read(config, params, tokens_BW, valid_BW, slots=W)[0]
 
 
 def _ends(eos_id: int | Sequence[int] | None) -> tuple[int, ...]:

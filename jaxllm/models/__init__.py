@@ -9,6 +9,7 @@ Examples:
   (1, 3, 256)
 """
 
+from jaxllm.models.cache import cache_axes as cache_axes
 from jaxllm.models.cache import init_cache as init_cache
 from jaxllm.models.config import ModelConfig as ModelConfig
 from jaxllm.models.convert_head import fit_head as fit_head

@@ -36,6 +36,15 @@ def init_cache(
     }
 
 
+def cache_axes() -> dict:
+    """Return the logical axis names of each array of a stacked cache, structured like `init_cache`'s.
+
+    Slots are not split: every new token is written to one of them and reads all.
+    """
+    one = ("layers", "batch", "kv_heads", None, "head_dim")
+    return {"key": one, "value": one, "valid": ("batch", None), "length": ()}
+
+
 class LayerCache(NamedTuple):
     """The cache seen from one layer. Layers that are scanned share the two big arrays, so that the
     scan carries them and writes in place instead of copying a layer's slice in and out. Heads come

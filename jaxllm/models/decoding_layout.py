@@ -1,12 +1,13 @@
 """The parameters as decoding wants them: layers apart on a CPU, cast once everywhere."""
 
+import dataclasses
 import functools
 
 import jax
 
 from jaxllm.models.config import ModelConfig
 from jaxllm.models.layers_apart import layers_apart
-from jaxllm.models.linear import to_panels
+from jaxllm.models.linear import Panels, to_panels
 
 # How many axes of each matrix are summed over; what is not here stays as it is.
 _MATRICES = {
@@ -22,29 +23,40 @@ def for_decoding(config: ModelConfig, params: dict) -> dict:
     also taken apart, each matrix cut into panels: a scan would copy each layer's slice of the stack
     out before using it, which doubles the bytes that a token moves. On TPU and GPU
     the slice is read where it lies, and the scan stays.
+
+    What is laid out already is returned as it is, the same arrays: a second call costs nothing, and what no
+    layer holds (embeddings, head) is never copied. Layers may be stacked or a tuple (`layers_apart`).
     """
-    return _arrange(params, dtype=config.dtype, apart=jax.default_backend() == "cpu")
+    layers, on_cpu = params["layers"], jax.default_backend() == "cpu"
+    if isinstance(layers, tuple):
+        layers = tuple(_arranged(one, config.dtype, in_panels=on_cpu) for one in layers)
+    elif on_cpu:
+        layers = _unstacked(layers, config.dtype)
+    else:
+        layers = _arranged(layers, config.dtype, in_panels=False)
+    return params | {"layers": layers}
 
 
-@functools.partial(jax.jit, static_argnames=("dtype", "apart"))
-def _arrange(params, *, dtype, apart):
-    layers = {
+# As one program, so that no copy of the stack lies between it and the panels.
+@functools.partial(jax.jit, static_argnames="dtype")
+def _unstacked(layers, dtype):
+    layers = layers_apart({"layers": layers})["layers"]
+    return tuple(_arranged(one, dtype, in_panels=True) for one in layers)
+
+
+def _arranged(layers, dtype, *, in_panels):
+    """Return a layer, or a stack of them, with each matrix cast and, if asked, in panels."""
+
+    def arrange(matrix, in_axes):
+        if isinstance(matrix, Panels):
+            return dataclasses.replace(matrix, weight_PIW=matrix.weight_PIW.astype(dtype))
+        matrix = matrix.astype(dtype)
+        return to_panels(matrix, in_axes) if in_panels else matrix
+
+    return {
         block: {
-            name: w.astype(dtype) if name in _MATRICES.get(block, ()) else w for name, w in tree.items()
+            name: arrange(w, _MATRICES[block][name]) if name in _MATRICES.get(block, ()) else w
+            for name, w in tree.items()
         }
-        for block, tree in params["layers"].items()
+        for block, tree in layers.items()
     }
-    params = params | {"layers": layers}
-    if not apart:
-        return params
-    params = layers_apart(params)
-    return params | {"layers": tuple(_in_panels(one) for one in params["layers"])}
-
-
-def _in_panels(layer):
-    layer = {block: dict(tree) for block, tree in layer.items()}
-    for block, matrices in _MATRICES.items():
-        for name, in_axes in matrices.items():
-            if name in layer[block]:
-                layer[block][name] = to_panels(layer[block][name], in_axes)
-    return layer

@@ -116,7 +116,7 @@ def decode(
 
     Returns:
       (hidden_BTD after the final norm, the cache with the tokens added). Hidden states at padding
-      are meaningless but finite.
+      are meaningless but finite; where the cache has no slot left for the tokens, all are NaN.
     """
     T = tokens_BT.shape[1]
     if T > cache["valid"].shape[1]:
@@ -130,7 +130,10 @@ def decode(
     hidden_BTD, _, cache = _run(
         config, params, tokens_BT, jnp.maximum(positions_BT, 0), None, None, cache
     )
-    return hidden_BTD, cache | {"length": cache["length"] + T}
+    length = cache["length"] + T
+    # Written past the end they would have replaced the last tokens in silence.
+    hidden_BTD = jnp.where(length <= cache["valid"].shape[1], hidden_BTD, jnp.nan)
+    return hidden_BTD, cache | {"length": length}
 
 
 def logits(config: ModelConfig, params: dict, hidden_BTD: jax.Array) -> jax.Array:

@@ -6,6 +6,7 @@
     print(forecast)
     forecast.plot("memory.png")
     print(targets.plan(TrainConfig(...), "v5e-8").table())
+    print(targets.compile_decode_step(get_preset("llama-2-7b", dtype="bfloat16"), 8, 1024, "v5e-8"))
 """
 
 import importlib

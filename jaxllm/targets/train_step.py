@@ -9,7 +9,6 @@ from jaxllm import models, parallel
 from jaxllm.data.tokenizer import is_trained, load_tokenizer
 from jaxllm.data.vocab_order import parse_groups
 from jaxllm.errors import UserError
-from jaxllm.models.cache import LayerCache
 from jaxllm.targets.catalog import Target, get_target
 from jaxllm.targets.compiled import compile
 from jaxllm.targets.compiled import mesh as make_mesh
@@ -62,8 +61,7 @@ def compile_decode_step(
     shapes = jax.eval_shape(lambda: models.init(config, jax.random.key(0)))
     params = _sharded(shapes, parallel.shardings(models.axes(config), shapes, place))
     cache = jax.eval_shape(lambda: models.init_cache(config, batch_size, length))
-    cache_axes = {name: _cache_axes(name, leaf) for name, leaf in cache.items()}
-    cache = _sharded(cache, parallel.shardings(cache_axes, cache, place))
+    cache = _sharded(cache, parallel.shardings(models.cache_axes(), cache, place))
     tokens = jax.ShapeDtypeStruct((batch_size, 1), jnp.int32)
     tokens = _sharded(tokens, parallel.shardings(("batch", None), tokens, place))
 
@@ -108,12 +106,3 @@ def _vocab_size(name: str) -> int:
 def _sharded(shapes, shardings):
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
 
-
-def _cache_axes(name: str, leaf) -> tuple[str | None, ...]:
-    """Return the logical axes of a part of the cache; its field's name spells them by the house's legend."""
-    logical = {"L": "layers", "B": "batch", "G": "kv_heads"}
-    for field in LayerCache._fields:
-        part, _, letters = field.partition("_")
-        if part == name and len(letters) == leaf.ndim:
-            return tuple(logical.get(letter) for letter in letters)
-    return (None,) * leaf.ndim

@@ -73,3 +73,25 @@ def test_panels_multiply_as_the_matrix_does(rows, in_shape, out_shape):
     assert panels.weight_PIW.shape[1:] == (24, 64)
     expected = x @ weight.reshape(24, -1)
     np.testing.assert_allclose(panels.multiply(x.astype("float32")), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("apart", [True, False])
+def test_laying_out_again_returns_the_same_arrays(apart, monkeypatch):
+    if not apart:
+        monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    config = dataclasses.replace(models.get_preset("llama-nano"), dtype="bfloat16")
+    params = models.init(config, jax.random.key(0))
+    once = models.for_decoding(config, params)
+    again = models.for_decoding(config, once)
+    assert jax.tree.structure(once) == jax.tree.structure(again)
+    assert all(a is b for a, b in zip(jax.tree.leaves(once), jax.tree.leaves(again), strict=True))
+    assert again["embed"]["tokens"] is params["embed"]["tokens"]  # never copied
+
+
+def test_layers_that_are_apart_are_laid_out_as_stacked_ones_are():
+    config = models.get_preset("gpt2-nano")
+    params = models.init(config, jax.random.key(0))
+    stacked = models.for_decoding(config, params)
+    apart = models.for_decoding(config, models.layers_apart(params))
+    assert jax.tree.structure(stacked) == jax.tree.structure(apart)
+    jax.tree.map(np.testing.assert_array_equal, stacked, apart)

@@ -153,6 +153,17 @@ def test_a_decoding_step_reads_the_weights_and_the_cache(name):
     assert forecast.bound == "memory" or name == "v5e-1"
 
 
+@pytest.mark.parametrize("tensor, ways", [(4, 8), (8, 1)])
+def test_a_decoding_step_s_cache_is_split_by_rows_and_by_heads(tensor, ways):
+    """Four heads of keys and values: over eight devices along the tensor axis they are not split."""
+    config = models.get_preset("llama-nano", embed_dim=64, num_heads=8, num_kv_heads=4)
+    mesh = MeshConfig(data=8 // tensor, tensor=tensor)
+    forecast = targets.compile_decode_step(config, 4, 64, "cpux8", mesh)
+    keys_and_values = 2 * config.num_layers * 4 * 64 * config.num_kv_heads * config.head_dim * 4
+    valid, length = 4 * 64 // mesh.data, 4
+    assert forecast.breakdown["cache"] == keys_and_values // ways + valid + length
+
+
 def test_the_vocabulary_is_the_tokenizer_s_where_its_name_says_it():
     open_config = dataclasses.replace(run().model, vocab_size=None)
     assert with_vocabulary(run(model=open_config, tokenizer="bpe:512")).model.vocab_size == 512

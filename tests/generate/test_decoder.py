@@ -1,0 +1,47 @@
+"""A model prepared once: the same tokens as the plain one, its weights laid out no second time."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxllm import models
+from jaxllm.errors import UserError
+from jaxllm.generate import Decoder, SamplingConfig, generate
+
+CONFIG = models.get_preset("llama-nano", vocab_size=256)
+PARAMS = jax.tree.map(lambda w: 3 * w, models.init(CONFIG, jax.random.key(1)))
+OPTIONS = dict(max_new_tokens=6, tokens_per_call=6, sampling=SamplingConfig(temperature=0))
+
+
+def test_generation_lays_out_weights_once(monkeypatch):
+    plain = generate(CONFIG, PARAMS, [[5, 9, 200], [17]], **OPTIONS)
+    decoder = Decoder(CONFIG, PARAMS)
+    monkeypatch.setattr("jaxllm.models.decoding_layout.to_panels", None)  # any new layout raises
+    for _ in range(2):
+        assert generate(*decoder, [[5, 9, 200], [17]], **OPTIONS) == plain
+    with pytest.raises(TypeError):
+        generate(CONFIG, models.layers_apart(PARAMS), [[5]], **OPTIONS)
+
+
+def test_prefill_and_steps_equal_the_full_forward_pass():
+    decoder = Decoder(CONFIG, PARAMS)
+    tokens = jax.random.randint(jax.random.key(2), (2, 6), 0, 256, jnp.int32)
+    hidden, cache = decoder.prefill(tokens[:, :4], np.arange(4) >= np.array([[0], [2]]), slots=6)
+    states = [hidden]
+    for t in (4, 5):
+        hidden, cache = decoder.step(tokens[:, t], cache)
+        states.append(hidden)
+    for row, begin in enumerate((0, 2)):
+        expected = models.trunk(CONFIG, PARAMS, tokens[row : row + 1, begin:])[0, 3 - begin :]
+        np.testing.assert_allclose(jnp.stack(states)[:, row], expected, atol=2e-5)
+
+
+def test_a_full_cache_is_not_overwritten_in_silence():
+    decoder = Decoder(CONFIG, PARAMS)
+    hidden, cache = decoder.prefill([[1, 2, 3]], slots=4)
+    hidden, cache = decoder.step(np.array([4]), cache)
+    assert jnp.isfinite(hidden).all()
+    assert jnp.isnan(decoder.step(np.array([5]), cache)[0]).all()
+    with pytest.raises(UserError, match="3 tokens do not fit a cache of 2 slots"):
+        decoder.prefill([[1, 2, 3]], slots=2)
