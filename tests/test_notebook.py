@@ -23,6 +23,7 @@ def run(name, monkeypatch):
     return "".join(o.get("text", "") for o in outputs)
 
 
+@pytest.mark.slow
 def test_quickstart_shows_what_the_experiment_reported(tmp_path, monkeypatch):
     monkeypatch.setenv("JAXLLM_PRESET", "debug")
     monkeypatch.setenv("JAXLLM_OUT", str(tmp_path / "run"))
@@ -33,6 +34,7 @@ def test_quickstart_shows_what_the_experiment_reported(tmp_path, monkeypatch):
     assert "My fellow Americans, " in text.rstrip().splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_stochastic_rounding_trains_where_rounding_to_nearest_stands_still(monkeypatch):
     text = run("stochastic_rounding.ipynb", monkeypatch)
     loss = {name: float(value) for name, value in re.findall(r"^(.+): loss ([\d.]+)$", text, re.MULTILINE)}
@@ -40,6 +42,7 @@ def test_stochastic_rounding_trains_where_rounding_to_nearest_stands_still(monke
     assert loss["bfloat16, stochastic"] < 4 * loss["float32"]
 
 
+@pytest.mark.slow
 def test_cheaper_training_shows_what_was_measured(tmp_path, monkeypatch):
     monkeypatch.setenv("JAXLLM_PRESET", "debug")
     monkeypatch.setenv("JAXLLM_OUT", str(tmp_path))
@@ -54,6 +57,7 @@ def test_cheaper_training_shows_what_was_measured(tmp_path, monkeypatch):
     assert shares["est+groups+sr: petaflops below plain's"] == pytest.approx(flops / (2 * layer + head))
 
 
+@pytest.mark.slow
 def test_tpu_trains_on_all_devices_and_goes_on_with_another_split(tmp_path, monkeypatch):
     monkeypatch.setenv("JAXLLM_PRESET", "debug")
     monkeypatch.setenv("JAXLLM_OUT", str(tmp_path / "run"))

@@ -28,6 +28,7 @@ def grid(tmp_path_factory):
     return config, outliers.main(config, "debug")
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_not_repeated(grid, monkeypatch):
     config, report = grid
     monkeypatch.setattr(outliers, "train", None)
@@ -36,6 +37,7 @@ def test_a_finished_run_is_not_repeated(grid, monkeypatch):
         outliers.main(dataclasses.replace(config, seeds=(0, 1)), "debug")
 
 
+@pytest.mark.slow
 def test_the_report_holds_every_figure(grid):
     config, report = grid
     written = json.loads(open(f"{config.out}/report.json").read())
@@ -47,6 +49,7 @@ def test_the_report_holds_every_figure(grid):
     assert f"| {BOTH} | {m['perplexity']:.4g} | {m['sink_argmax']:.1%} | " in report.sections["Variants"]
 
 
+@pytest.mark.slow
 def test_a_model_that_has_hardly_learned_attends_evenly(grid):
     """After four steps a softmax-1 model's sink is still near that of uniform attention."""
     config, report = grid
@@ -154,6 +157,7 @@ def test_the_paper_s_runs_fit_their_target():
     assert forecast.fits
 
 
+@pytest.mark.slow
 def test_a_pretrained_model_is_measured_from_its_folder(tmp_path):
     model = models.get_preset("llama-nano", vocab_size=257)
     folder = tmp_path / "model"

@@ -83,6 +83,7 @@ def test_costs_change_where_the_stages_do():
     np.testing.assert_allclose(total, np.cumsum([0, 1, 1, *[10] * 5, *[100] * 8]))
 
 
+@pytest.mark.slow
 def test_the_report_on_disk_is_the_report_returned(finished):
     config, report = finished
     folder = Path(config.out)
@@ -98,6 +99,7 @@ def test_the_report_on_disk_is_the_report_returned(finished):
     assert m[f"saved/seconds/{EST}"] == pytest.approx(1 - m[f"seconds/{EST}"] / 1.5)
 
 
+@pytest.mark.slow
 def test_one_outcome_is_of_the_whole_model_and_is_not_measured_again(finished, monkeypatch):
     config, report = finished
     outcome = json.loads(Path(config.out, EST, "seed-0", "outcome.json").read_text())["result"]

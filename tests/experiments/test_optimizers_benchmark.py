@@ -22,6 +22,7 @@ def test_torch_and_optax_step_alike():
         np.testing.assert_allclose(np.asarray(a), b.detach().numpy(), atol=1e-7)
 
 
+@pytest.mark.slow
 def test_counts_and_claims_follow_from_what_is_compiled(tmp_path):
     config = dataclasses.replace(optimizers.PRESETS["debug"](), rounds=0, targets=(), out=str(tmp_path))
     report = optimizers.main(config, "debug")

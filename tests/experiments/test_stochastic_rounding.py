@@ -143,6 +143,7 @@ def test_every_method_wants_adamw_s_update_and_all_but_nearest_make_it(method):
         assert np.mean(progress) == pytest.approx(1, abs=0.02)
 
 
+@pytest.mark.slow
 def test_the_step_observed_is_the_one_that_training_takes(finished):
     """The changes exactly; progress to 2e-3, since another program computes the gradient."""
     config, report = finished
@@ -214,6 +215,7 @@ def test_bfloat16_methods_differ_in_the_write_alone():
 # The grid
 
 
+@pytest.mark.slow
 def test_the_report_on_disk_is_the_report_returned_and_shows_stagnation(finished):
     config, report = finished
     folder = Path(config.out)
@@ -226,6 +228,7 @@ def test_the_report_on_disk_is_the_report_returned_and_shows_stagnation(finished
     assert m["heldout_loss/bf16_nearest/0.0001"] > m["heldout_loss/bf16_sr/0.0001"]
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_not_repeated_and_another_one_is_not_taken_for_it(finished, monkeypatch):
     config, report = finished
     monkeypatch.setattr(experiment, "train", lambda run: pytest.fail(f"trained {run.out} again"))

@@ -18,6 +18,7 @@ def found(tmp_path_factory):
     return out, tiled.main(dataclasses.replace(tiled.PRESETS["debug"](), out=str(out)), "debug")
 
 
+@pytest.mark.slow
 def test_the_report_holds_every_figure(found):
     out, report = found
     assert json.loads((out / "report.json").read_text())["metrics"] == report.metrics
@@ -30,6 +31,7 @@ def test_the_report_holds_every_figure(found):
     assert (out / "gantt.png").stat().st_size > 10_000 and (out / "published.png").exists()
 
 
+@pytest.mark.slow
 def test_claims_that_do_not_depend_on_the_machine_s_load_hold(found):
     claims = {claim.claim: claim for claim in found[1].claims}
     for start in (
@@ -40,6 +42,7 @@ def test_claims_that_do_not_depend_on_the_machine_s_load_hold(found):
         assert claim.holds, claim
 
 
+@pytest.mark.slow
 def test_the_trace_has_every_task_once_and_no_worker_does_two_things_at_once(found):
     events = json.loads((found[0] / "trace.json").read_text())["traceEvents"]
     spans = [event for event in events if event["ph"] == "X"]

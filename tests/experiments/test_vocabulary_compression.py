@@ -63,6 +63,7 @@ def test_tenths_hold_a_tenth_of_the_text_each():
         assert counts[tenths == frequent].min() >= counts[tenths == rare].max()
 
 
+@pytest.mark.slow
 def test_parts_and_tenths_of_the_score_sum_to_the_loss(finished):
     """All of the held-out text, token by token, against `train`'s own evaluation of it: 1e-4."""
     config, _, runs = finished
@@ -85,6 +86,7 @@ def test_parts_and_tenths_of_the_score_sum_to_the_loss(finished):
     assert scores["token"] == pytest.approx(sums[1] / sums[2], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_the_report_says_what_the_runs_measured(finished):
     config, report, _ = finished
     kept = read_report(config.out)

@@ -1,5 +1,6 @@
 """Signals: SIGTERM and Ctrl-C save and leave; kill -9 loses nothing that was saved."""
 
+import dataclasses
 import os
 import random
 import signal
@@ -8,10 +9,13 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
+from jaxllm.train import loop, train
 from jaxllm.train.checkpoint import Checkpoints
+from jaxllm.train.interrupt import Interrupted
 
 STEPS = 60
 
@@ -70,11 +74,29 @@ def start_and_wait(folder, out, env, more_steps):
 
 
 def assert_equal_trees(a, b):
-    import jax
-
     jax.tree.map(lambda x, y: np.testing.assert_array_equal(np.asarray(x), np.asarray(y)), a, b)
 
 
+def test_sigterm_within_a_step_saves_that_step_and_the_same_call_goes_on(tiny, monkeypatch, steps_shared):
+    config, [cpu] = tiny(), jax.devices()[:1]
+    whole = train(dataclasses.replace(config, out=config.out + "-whole"), devices=[cpu])
+    received = loop.StopRequest.received
+
+    def kill_at_two(request, step):
+        if step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return received(request, step)
+
+    with monkeypatch.context() as patch, pytest.raises(Interrupted, match="stopped after step 2") as stopped:
+        patch.setattr(loop.StopRequest, "received", kill_at_two)
+        train(config, devices=[cpu])
+    assert stopped.value.exit_code == 143
+    with Checkpoints(f"{config.out}/checkpoints") as kept:
+        assert kept.latest() == 2
+    assert_equal_trees(train(config, devices=[cpu]).params, whole.params)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("signum, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_saves_and_the_same_command_goes_on(
     env, text_folder, tmp_path, uninterrupted, signum, code
@@ -91,6 +113,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(
     assert_equal_trees(final_params(tmp_path), uninterrupted)
 
 
+@pytest.mark.slow
 def test_a_run_killed_at_random_moments_ends_bit_identical(env, text_folder, tmp_path, uninterrupted):
     """Three kills here; `python -m experiments.benchmarks.kill_resume` does twenty."""
     draw = random.Random(0)

@@ -47,6 +47,7 @@ def assert_same_figures(found, expected):
     np.testing.assert_allclose([r[2] for r in found], [r[2] for r in expected], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_two_processes_train_like_one_which_goes_on_when_the_other_is_killed(command, tmp_path):
     """Each has its part of the data, the parameters and the checkpoints."""
     one, two = tmp_path / "one", tmp_path / "two"

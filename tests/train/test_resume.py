@@ -16,15 +16,24 @@ from jaxllm.train.checkpoint import Checkpoints
 from jaxllm.train.load import load_run
 from jaxllm.train.writers import read_metrics
 
+pytestmark = pytest.mark.usefixtures("steps_shared")
+ONE = jax.devices()[:1]
+
 
 def assert_same(a, b):
     jax.tree.map(lambda x, y: np.testing.assert_array_equal(np.asarray(x), np.asarray(y)), a, b)
 
 
-@pytest.mark.smoke
-@pytest.mark.parametrize("num_devices", [1, 8])
-@pytest.mark.parametrize("precision", ["float32", "mixed_o2"])
-def test_two_steps_resume_two_steps_equal_four(tiny, tmp_path, num_devices, precision):
+@pytest.mark.parametrize(
+    "precision, num_devices",
+    [
+        pytest.param("float32", 8, marks=pytest.mark.smoke),
+        pytest.param("mixed_o2", 1, marks=pytest.mark.smoke),
+        pytest.param("float32", 1, marks=pytest.mark.slow),
+        pytest.param("mixed_o2", 8, marks=pytest.mark.slow),
+    ],
+)
+def test_two_steps_resume_two_steps_equal_four(tiny, tmp_path, precision, num_devices):
     devices = jax.devices()[:num_devices]
     config = tiny(precision=precision, save_every=2, out=str(tmp_path / "straight"))
     straight = train(config, devices=devices)
@@ -49,17 +58,15 @@ def test_a_checkpoint_restores_onto_another_mesh(tiny, mesh):
 
 
 def test_a_run_refuses_a_checkpoint_of_another_config_and_names_the_difference(tiny):
-    config = tiny(steps=2)
+    config = tiny(stop_after=1)
     train(config)
-    other = dataclasses.replace(
-        config, model=dataclasses.replace(config.model, num_layers=1), steps=4
-    )
+    other = dataclasses.replace(config, model=dataclasses.replace(config.model, num_layers=1))
     with pytest.raises(UserError, match=r"model.num_layers=2, this run asks for 1; use .* another --out"):
         train(other)
 
 
 def test_a_refused_run_leaves_the_tokenizer_of_the_earlier_one(tiny):
-    config = tiny(steps=2)
+    config = tiny(stop_after=1)
     train(config)
     files = {p: p.read_bytes() for p in Path(config.out).rglob("*") if p.is_file()}
     with pytest.raises(UserError, match="was written with"):
@@ -68,13 +75,13 @@ def test_a_refused_run_leaves_the_tokenizer_of_the_earlier_one(tiny):
 
 
 def test_more_steps_go_on_and_logged_steps_stand_once(tiny):
-    config = tiny(steps=3, save_every=2)
-    train(config)
+    config = tiny(save_every=2)
+    train(config, devices=ONE)
     metrics = Path(config.out) / "metrics.jsonl"
     # A run that was killed after logging steps that its checkpoint does not hold, mid-line.
     with metrics.open("a") as file:
-        file.write(json.dumps({"step": 4, "loss": -1.0}) + '\n{"step": 5, "lo')
-    train(dataclasses.replace(config, steps=6))
+        file.write(json.dumps({"step": 5, "loss": -1.0}) + '\n{"step": 6, "lo')
+    train(dataclasses.replace(config, steps=6), devices=ONE)
     rows = [row for row in read_metrics(config.out) if "loss" in row]
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
     assert all(row["loss"] > 0 for row in rows)
@@ -82,7 +89,7 @@ def test_more_steps_go_on_and_logged_steps_stand_once(tiny):
 
 def test_the_last_and_the_best_checkpoints_are_kept(tiny, tmp_path):
     losses = {1: 3.0, 2: 1.0, 3: 2.0, 4: np.inf, 5: 4.0, 6: 5.0}
-    job = prepare(tiny())
+    job = prepare(tiny(), devices=ONE)
     with Checkpoints(tmp_path / "kept", keep_last=2, keep_best=1) as kept:
         state = job.init(jax.random.key(0))
         for number, loss in losses.items():
@@ -105,14 +112,14 @@ def test_the_non_finite_step_is_named_and_the_state_before_it_is_saved(tiny):
         return mean / (params["layers"]["mlp"]["in_bias"].max() < 0.025), aux
 
     with pytest.raises(NonFiniteLoss, match=r"not finite at step [3-6] \(loss inf") as caught:
-        train(config, loss=loss)
+        train(config, loss=loss, devices=ONE)
     assert f"step {caught.value.updates + 1} " in str(caught.value)
     with Checkpoints(config.out + "/checkpoints") as kept:
         assert kept.latest() == caught.value.updates
-        _, position = kept.restore(kept.latest(), prepare(config).shapes)
+        _, position = kept.restore(kept.latest(), prepare(config, devices=ONE).shapes)
         assert position["step"] == caught.value.updates  # the offending batch comes next
     _, params, _ = load_run(config.out)
     assert all(np.isfinite(np.asarray(x, np.float32)).all() for x in jax.tree.leaves(params))
     with pytest.raises(NonFiniteLoss) as again:  # resuming meets the same batch
-        train(config, loss=loss)
+        train(config, loss=loss, devices=ONE)
     assert again.value.updates == caught.value.updates

@@ -5,10 +5,13 @@ import gzip
 import json
 from pathlib import Path
 
+import jax
 import pytest
 
 from jaxllm.train import train
 from jaxllm.train.writers import read_metrics
+
+pytestmark = pytest.mark.usefixtures("steps_shared")
 
 
 def read_events(folder):
@@ -25,10 +28,20 @@ def read_events(folder):
     return values
 
 
-def test_tensorboard_holds_what_the_jsonl_holds(tiny):
+@pytest.fixture
+def run(tiny):
+    """A function that trains with some values replaced, on one device; return (config, result)."""
+
+    def go(**values):
+        config = tiny(eval_every=2, steps=7, **values)
+        return config, train(config, devices=jax.devices()[:1])
+
+    return go
+
+
+def test_tensorboard_holds_what_the_jsonl_holds(run):
     pytest.importorskip("tensorboardX")
-    config = tiny(tensorboard=True, eval_every=2)
-    train(config)
+    config, _ = run(tensorboard=True)
     events = read_events(Path(config.out) / "tensorboard")
     rows = read_metrics(config.out)
     written = {(name, row["step"]): value for row in rows for name, value in row.items() if name != "step"}
@@ -36,19 +49,18 @@ def test_tensorboard_holds_what_the_jsonl_holds(tiny):
     assert events == pytest.approx(written, rel=1e-6)
 
 
-def test_profile_traces_as_many_steps_as_asked(tiny):
-    config = tiny(profile=3, steps=8)
-    train(config)
+def test_profile_traces_as_many_steps_as_asked(run):
+    config, _ = run(profile=3)
     [trace] = (Path(config.out) / "profile").rglob("*.trace.json.gz")
     with gzip.open(trace) as file:
         events = json.load(file)["traceEvents"]
     assert len([e for e in events if e.get("name") == "train"]) == 3  # XProf's step markers
 
 
-def test_evaluations_and_their_steps_are_logged(tiny):
-    config = tiny(eval_every=2, steps=5)
-    scores = train(config).evaluation
+def test_evaluations_and_their_steps_are_logged(run):
+    config, trained = run()
     rows = [row for row in read_metrics(config.out) if "heldout_loss" in row]
-    assert [row["step"] for row in rows] == [2, 4, 5]
+    assert [row["step"] for row in rows] == [2, 4, 6, 7]
+    scores = trained.evaluation
     assert rows[-1]["heldout_loss"] == pytest.approx(scores.loss)  # both read the same two batches
     assert dataclasses.asdict(scores)["tokens"] > 0
