@@ -58,6 +58,11 @@ class HuggingFaceTokenizer:
         encodings = self.backend.encode_batch_fast(texts, add_special_tokens=False)
         return [np.array(encoding.ids, np.int32) for encoding in encodings]
 
+    def encode_with_ends(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        """Return ids [n], and for each the offset in characters where its text ends, int32 [n]."""
+        encoding = self.backend.encode(text, add_special_tokens=False)
+        return np.array(encoding.ids, np.int32), np.array([end for _, end in encoding.offsets], np.int32)
+
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text; eos and other special tokens appear by name."""
         return self.backend.decode([int(i) for i in ids], skip_special_tokens=False)

@@ -38,6 +38,11 @@ class ByteTokenizer:
         """Return one array of ids a text."""
         return [self.encode(text) for text in texts]
 
+    def encode_with_ends(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        """Return ids [n], and for each the offset in characters where its text ends, int32 [n]."""
+        bytes_of = [len(character.encode()) for character in text]
+        return self.encode(text), np.repeat(np.arange(1, len(text) + 1, dtype=np.int32), bytes_of)
+
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text; bytes that are not UTF-8, and ids past eos, read as U+FFFD."""
         special = {256: END_OF_TEXT.encode()}
@@ -103,6 +108,10 @@ class CharTokenizer:
     def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
         """Return one array of ids a text."""
         return [self.encode(text) for text in texts]
+
+    def encode_with_ends(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        """Return ids [n], and for each the offset in characters where its text ends, int32 [n]."""
+        return self.encode(text), np.arange(1, len(text) + 1, dtype=np.int32)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text; the unknown id, and ids past eos, read as U+FFFD."""

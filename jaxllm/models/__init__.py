@@ -23,6 +23,7 @@ from jaxllm.models.layer_view import LayerView as LayerView
 from jaxllm.models.layers_apart import layers_apart as layers_apart
 from jaxllm.models.loss import hidden_loss as hidden_loss
 from jaxllm.models.loss import loss as loss
+from jaxllm.models.loss import token_log_probs as token_log_probs
 from jaxllm.models.parameters import axes as axes
 from jaxllm.models.parameters import init as init
 from jaxllm.models.parameters import shapes as shapes

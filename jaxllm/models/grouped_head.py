@@ -86,13 +86,37 @@ def draw_token(
     Returns:
       (int32 [B], its float32 log-probability [B]).
     """
-    weights, groups = _weights(config, params, table=False), config.vocab_groups
+    weights = _weights(config, params, table=False)
     key_group, key_slot = jax.random.split(key)
     group_BG = jax.nn.log_softmax(_product(hidden_BD, weights.groups_DG) + weights.group_bias_G)
     group_B = jax.random.categorical(key_group, group_BG)
-    members_BK = jnp.asarray(groups.members)[group_B]
+    slot_BK = _slot_log_probs(config, params, weights, hidden_BD, group_B)
+    slot_B = jax.random.categorical(key_slot, slot_BK)
+    token_B = _pick(jnp.asarray(config.vocab_groups.members)[group_B], slot_B)
+    return token_B, _pick(group_BG, group_B) + _pick(slot_BK, slot_B)
+
+
+def token_log_probs(
+    config: ModelConfig, params: dict, hidden_BTD: jax.Array, targets_BT: jax.Array
+) -> jax.Array:
+    """Return log p(target) at each position, float32 [B, T]; G + K logits a token."""
+    weights, slots = _weights(config, params, table=False), config.vocab_groups.slots
+
+    def of_row(hidden_and_targets):  # by rows: "own" reads the vectors [T, K, D] of each token's group
+        hidden_TD, targets_T = hidden_and_targets
+        rank_T = jnp.asarray(config.vocab_groups.rank)[targets_T]
+        group_TG = jax.nn.log_softmax(_product(hidden_TD, weights.groups_DG) + weights.group_bias_G)
+        slot_TK = _slot_log_probs(config, params, weights, hidden_TD, rank_T // slots)
+        return _pick(group_TG, rank_T // slots) + _pick(slot_TK, rank_T % slots)
+
+    return jax.lax.map(of_row, (hidden_BTD, targets_BT))
+
+
+def _slot_log_probs(config, params, weights: GroupedWeights, hidden_BD, group_B) -> jax.Array:
+    """Return the log-probability of each slot of one group a row, [B, K]; -inf where it holds no token."""
+    groups = config.vocab_groups
     if config.group_head == "own":
-        vectors_BKD = _table(config, params)[members_BK].astype(hidden_BD.dtype)
+        vectors_BKD = _table(config, params)[jnp.asarray(groups.members)[group_B]].astype(hidden_BD.dtype)
         slot_BK = dot_general_float32(vectors_BKD, hidden_BD, (((2,), (1,)), ((0,), (0,))))
     elif config.group_head == "hidden":
         scaled_BD = hidden_BD * weights.scale_GX[group_B] + weights.shift_GX[group_B]
@@ -102,13 +126,11 @@ def draw_token(
         if config.group_head == "logits":
             slot_BK = slot_BK * weights.scale_GX[group_B] + weights.shift_GX[group_B]
     exists_BK = jnp.arange(groups.slots) < _sizes(config)[group_B][:, None]
-    slot_BK = jax.nn.log_softmax(jnp.where(exists_BK, slot_BK, -jnp.inf))
-    slot_B = jax.random.categorical(key_slot, slot_BK)
+    return jax.nn.log_softmax(jnp.where(exists_BK, slot_BK, -jnp.inf))
 
-    def pick(values_BX, index_B):
-        return jnp.take_along_axis(values_BX, index_B[:, None], axis=1)[:, 0]
 
-    return pick(members_BK, slot_B), pick(group_BG, group_B) + pick(slot_BK, slot_B)
+def _pick(values_BX: jax.Array, index_B: jax.Array) -> jax.Array:
+    return jnp.take_along_axis(values_BX, index_B[:, None], axis=1)[:, 0]
 
 
 def _weights(config: ModelConfig, params: dict, table: bool = True) -> GroupedWeights:

@@ -1,9 +1,9 @@
-"""The language-model loss, from tokens or from hidden states, without full logits."""
+"""The language-model loss, and the log-probability of each token, without full logits."""
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
-from jaxllm_kernels.linear_cross_entropy import LossSums, linear_cross_entropy
+from jaxllm_kernels import linear_cross_entropy as kernel
 
 from jaxllm.errors import UserError
 from jaxllm.models import grouped_head
@@ -80,38 +80,75 @@ def hidden_loss(
     return mean, logged | {"token_count": token_count}
 
 
-def _loss_sums(config, params, hidden_BTD, targets_BT, mask_BT, z_loss) -> LossSums:
-    """Sum the loss, each device of a mesh over its tokens and its part of the vocabulary."""
-    weights, vocab_axis = head_weights(config, params)
-    options = dict(vocab_axis=vocab_axis, z_loss=z_loss)
-    batch = spread(("batch", None), targets_BT.shape)
-    if batch is None:
-        return linear_cross_entropy(
-            hidden_BTD, weights, targets_BT, token_weights_BT=mask_BT, **options
+def token_log_probs(
+    config: ModelConfig, params: dict, hidden_BTD: jax.Array, targets_BT: jax.Array
+) -> jax.Array:
+    """Return log p(target) at each position, float32 [B, T], without full logits.
+
+    Differentiable. On a mesh each device computes its tokens and its part of the vocabulary.
+
+    Args:
+      hidden_BTD: what `trunk` returned.
+      targets_BT: int [B, T], each an id of the vocabulary.
+
+    Examples:
+      >>> from jaxllm import models
+      >>> config = models.get_preset("gpt2-nano")
+      >>> params = models.init(config, jax.random.key(0))
+      >>> hidden = jnp.zeros((2, 8, config.embed_dim))
+      >>> models.token_log_probs(config, params, hidden, jnp.zeros((2, 8), int)).shape
+      (2, 8)
+    """
+    with jax.named_scope("token_log_probs"):
+        if config.vocab_groups is not None:
+            return grouped_head.token_log_probs(config, params, hidden_BTD, targets_BT)
+
+        def of_part(hidden_BTD, weights, targets_BT, **options):
+            return kernel.token_log_probs(hidden_BTD, weights, targets_BT, **options)[0]
+
+        return _on_head(config, params, of_part, hidden_BTD, targets_BT)
+
+
+def _loss_sums(config, params, hidden_BTD, targets_BT, mask_BT, z_loss) -> kernel.LossSums:
+    """Sum the loss over the tokens of all devices."""
+
+    def of_part(hidden_BTD, weights, targets_BT, mask_BT, **options):
+        return kernel.linear_cross_entropy(
+            hidden_BTD, weights, targets_BT, token_weights_BT=mask_BT, z_loss=z_loss, **options
         )
+
+    arrays = (hidden_BTD, targets_BT, mask_BT)
+    return _on_head(config, params, of_part, *arrays, sums=kernel.LossSums(*[PartitionSpec()] * 3))
+
+
+def _on_head(config, params, function, hidden_BTD, *arrays_BT, sums=None):
+    """Call function(hidden, a dense head's weights, *arrays), each device with its tokens and vocabulary.
+
+    Args:
+      function: also takes `vocab_axis` and `vocab_axis_name`, as the kernel does.
+      sums: pytree of empty PartitionSpecs, structured like the function's result: sums over tokens, which
+        are summed over devices. None: the result is one array [B, T].
+    """
+    weights, vocab_axis = head_weights(config, params)
+    batch = spread(("batch", None), hidden_BTD.shape[:2])
+    if batch is None:
+        return function(hidden_BTD, weights, *arrays_BT, vocab_axis=vocab_axis)
     # The layers' backward pass waits for the head's gradient to be summed: until then it is a whole one.
     hidden_BTD, weights = jax.lax.optimization_barrier((hidden_BTD, weights))
     weights_spec = spread(("vocab", "embed") if vocab_axis == 0 else ("embed", "vocab"), weights.shape)
     vocab_axes, width_axes = (mesh_axes(weights_spec[axis]) for axis in (vocab_axis, 1 - vocab_axis))
 
-    def on_part(hidden_BTD, weights, targets_BT, mask_BT):
+    def on_part(hidden_BTD, weights, *arrays_BT):
         if width_axes:
             # Here and not by in_specs, whose transpose would sum whole gradients and then cut them.
             weights = weights.astype(hidden_BTD.dtype)
             weights = jax.lax.all_gather(weights, width_axes, axis=1 - vocab_axis, tiled=True)
-        sums = linear_cross_entropy(
-            hidden_BTD,
-            weights,
-            targets_BT,
-            token_weights_BT=mask_BT,
-            vocab_axis_name=vocab_axes or None,
-            **options,
-        )
-        if not batch[0]:
-            return sums
+        options = dict(vocab_axis=vocab_axis, vocab_axis_name=vocab_axes or None)
+        result = function(hidden_BTD, weights, *arrays_BT, **options)
+        if sums is None or not batch[0]:
+            return result
         # One by one: jax 0.7 cannot transpose a sum of which only some results have a gradient.
-        return LossSums(*(jax.lax.psum(x, mesh_axes(batch[0])) for x in sums))
+        return jax.tree.map(lambda x: jax.lax.psum(x, mesh_axes(batch[0])), result)
 
-    in_specs = (PartitionSpec(batch[0], None, None), weights_spec, batch, batch)
-    mapped = on_shards(on_part, in_specs, LossSums(*[PartitionSpec()] * 3))
-    return mapped(hidden_BTD, weights, targets_BT, mask_BT)
+    in_specs = (PartitionSpec(batch[0], None, None), weights_spec, *[batch] * len(arrays_BT))
+    return on_shards(on_part, in_specs, batch if sums is None else sums)(hidden_BTD, weights, *arrays_BT)

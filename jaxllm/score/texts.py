@@ -1,0 +1,138 @@
+"""Perplexity and bits per byte of texts of any length, in windows."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxllm import models
+from jaxllm.errors import UserError
+from jaxllm.score.sequences import TOKENS_PER_BATCH, score_sequences
+
+
+@dataclass(frozen=True)
+class TextScore:
+    """What a model says of a text. Sums over documents are sums of these fields."""
+
+    log_prob: float  # nats
+    tokens: int
+    bytes: int  # of the original text in UTF-8
+    words: int  # that whitespace separates
+
+    def __add__(self, other: "TextScore") -> "TextScore":
+        return TextScore(
+            self.log_prob + other.log_prob,
+            self.tokens + other.tokens,
+            self.bytes + other.bytes,
+            self.words + other.words,
+        )
+
+    @property
+    def loss(self) -> float:
+        """Nats a token."""
+        return -self.log_prob / self.tokens
+
+    @property
+    def perplexity(self) -> float:
+        """Of tokens: comparable between models of one tokenizer alone."""
+        return math.exp(self.loss)
+
+    @property
+    def word_perplexity(self) -> float:
+        """Of words, as lm-evaluation-harness counts them."""
+        return math.exp(-self.log_prob / self.words)
+
+    @property
+    def bits_per_byte(self) -> float:
+        """Comparable between tokenizers."""
+        return -self.log_prob / math.log(2) / self.bytes
+
+
+class Window(NamedTuple):
+    """A part of a sequence of ids that is scored at once."""
+
+    begin: int  # first id that is read
+    end: int  # one past the last id, which is predicted and not read
+    scored: int  # how many ids at the end are scored: the others are context
+
+
+def rolling_windows(length: int, window: int, stride: int | None = None) -> list[Window]:
+    """Return windows that predict every id of a sequence but the first exactly once.
+
+    The first window predicts as many ids as it reads. Each later one ends where `stride` new ids end, and
+    reads what comes before them. With stride equal to the window (the default) the windows are disjoint,
+    but for the last, which looks further back; as lm-evaluation-harness does. A shorter stride gives every
+    token more context and costs window / stride as much.
+
+    Args:
+      length: ids in the sequence.
+      window: ids that the model reads at once.
+      stride: ids that a window after the first predicts; None is `window`.
+
+    Raises:
+      UserError: a stride that is not from 1 to `window`.
+
+    Examples:
+      >>> rolling_windows(8, window=3)
+      [Window(begin=0, end=4, scored=3), Window(begin=3, end=7, scored=3), Window(begin=4, end=8, scored=1)]
+      >>> rolling_windows(6, window=3, stride=1)[1:]
+      [Window(begin=1, end=5, scored=1), Window(begin=2, end=6, scored=1)]
+    """
+    stride = window if stride is None else stride
+    if not 1 <= stride <= window:
+        raise UserError(f"stride is {stride}; it must be from 1 to the window of {window} tokens")
+    windows, end = [], min(length, window + 1)
+    if length > 1:
+        windows.append(Window(0, end, end - 1))
+    while end < length:
+        scored = min(stride, length - end)
+        end += scored
+        windows.append(Window(end - window - 1, end, scored))
+    return windows
+
+
+def score_texts(
+    config: models.ModelConfig,
+    params,
+    tokenizer,
+    texts: Sequence[str],
+    *,
+    window: int | None = None,
+    stride: int | None = None,
+    tokens_per_batch: int = TOKENS_PER_BATCH,
+) -> list[TextScore]:
+    """Score texts of any length, each by itself.
+
+    Each text is read after the tokenizer's end-of-text token, so that its first token is scored too.
+
+    Args:
+      config: the model.
+      params: its parameters.
+      tokenizer: from `jaxllm.data.load_tokenizer`.
+      texts: documents; an empty one scores 0 of 0 tokens.
+      window: tokens that the model reads at once; None is its context.
+      stride: see `rolling_windows`.
+      tokens_per_batch: see `score_sequences`.
+
+    Raises:
+      UserError: a window beyond the model's context, or a wrong stride.
+    """
+    window = config.context_length if window is None else window
+    if not 1 <= window <= config.context_length:
+        raise UserError(
+            f"window is {window}; it must be from 1 to the model's context of {config.context_length} tokens"
+        )
+    documents = [[tokenizer.eos_id, *ids] for ids in tokenizer.encode_batch(list(texts))]
+    windows = [(d, w) for d, ids in enumerate(documents) for w in rolling_windows(len(ids), window, stride)]
+    scores = score_sequences(
+        config, params, [documents[d][w.begin : w.end] for d, w in windows], tokens_per_batch=tokens_per_batch
+    )
+    totals = np.zeros(len(documents))
+    for (document, one), log_probs in zip(windows, scores, strict=True):
+        totals[document] += log_probs[len(log_probs) - one.scored :].sum(dtype=np.float64)
+    return [
+        TextScore(float(total), len(ids) - 1, len(text.encode()), len(text.split()))
+        for total, ids, text in zip(totals, documents, texts, strict=True)
+    ]
