@@ -17,6 +17,7 @@ FORBIDDEN = {
     "jaxllm/data": ["jaxllm.train", "jaxllm.models", "jaxllm.optim", "jaxllm.generate"],
     "jaxllm/optim": ["jaxllm.train", "jaxllm.models", "jaxllm.data", "jaxllm.generate"],
     "jaxllm/generate": ["jaxllm.train", "jaxllm.optim"],
+    "jaxllm/score": ["jaxllm.train", "jaxllm.optim", "jaxllm.cli"],
     "jaxllm/pretrained": ["jaxllm.train", "jaxllm.optim", "jaxllm.generate"],
     "jaxllm/parallel": ["jaxllm.train", "jaxllm.models", "jaxllm.data", "jaxllm.optim"],
 }

@@ -10,6 +10,7 @@ _COMMANDS = {
     "train": "train a model from scratch, or resume a run",
     "plan": "find the fastest way to train on a machine that is not here",
     "generate": "continue a prompt with a trained model",
+    "evaluate": "score a model on text, or on tasks of lm-evaluation-harness",
     "convert": "write a model as a Hugging Face folder",
 }
 

@@ -31,9 +31,11 @@ def load_model(source: str, checkpoint: Literal["latest", "best"] = "latest", pa
     )
 
 
-def load_model_and_tokenizer(source: str, checkpoint: Literal["latest", "best"] = "latest"):
-    """Return (ModelConfig, params, tokenizer), and insist on a tokenizer."""
-    model, params, tokenizer = load_model(source, checkpoint)
+def load_model_and_tokenizer(
+    source: str, checkpoint: Literal["latest", "best"] = "latest", param_dtype: str = "float32"
+):
+    """Return (ModelConfig, params, tokenizer), and insist on a tokenizer; see `load_model`."""
+    model, params, tokenizer = load_model(source, checkpoint, param_dtype)
     if tokenizer is None:
         raise UserError(f"'{source}' has no tokenizer.json, which turning text into tokens needs")
     return model, params, tokenizer

@@ -75,6 +75,16 @@ def open_source(source: str | os.PathLike, text_column: str | None = None) -> So
     return Source(name, fingerprint, lambda: _read_files(files, column))
 
 
+def read_documents(source: str | os.PathLike, text_column: str | None = None) -> Iterator[str]:
+    """Yield each document of a source, whole; arguments and errors are those of `open_source`."""
+    parts: list[str] = []
+    for piece in open_source(source, text_column).pieces():
+        parts.append(piece.text)
+        if piece.ends_document:
+            yield "".join(parts)
+            parts = []
+
+
 def _read_files(files: list[TextFile], column: str) -> Iterator[Piece]:
     for file in files:
         rows = row_reader(file.path.suffix)

@@ -1,6 +1,6 @@
 """Log-probabilities of continuations of a context that is read once for all of them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxllm import models
 from jaxllm.errors import UserError
-from jaxllm.score.sequences import TOKENS_PER_BATCH, check_ids, padded_length
+from jaxllm.score.sequences import TOKENS_PER_BATCH, check_ids, padded_length, progress_bar
 
 
 class Choice(NamedTuple):
@@ -28,6 +28,7 @@ def score_choices(
     choices: Sequence[Sequence[Sequence[int]]],
     *,
     tokens_per_batch: int = TOKENS_PER_BATCH,
+    progress: bool = False,
 ) -> list[list[Choice]]:
     """Score the continuations of each context.
 
@@ -40,6 +41,7 @@ def score_choices(
       contexts: token ids, at least one each (the end-of-text token for an empty text).
       choices: for each context its continuations, at least one token each.
       tokens_per_batch: what one call computes at most, unless one context is longer.
+      progress: show a bar.
 
     Raises:
       UserError: an empty context or continuation, ids that the model does not know, or a context and a
@@ -62,16 +64,15 @@ def score_choices(
                 f"{config.context_length}; shorten it from the left"
             )
     results: list[list[Choice]] = [[] for _ in contexts]
-    for group in _batches(config, contexts, choices, tokens_per_batch):
-        log_probs_R, greedy_R = jax.device_get(
-            _score(config, params, group.prefix_CP, group.mask_CP, group.parent_R, group.inputs_RT,
-                   group.targets_RT, group.counted_RT)
-        )  # fmt: skip
-        place = 0
-        for row in group.rows:
-            for one in choices[row]:
-                results[row].append(Choice(float(log_probs_R[place]), len(one), bool(greedy_R[place])))
-                place += 1
+    with progress_bar(sum(map(len, choices)), progress) as bar:
+        for rows, arrays in _batches(contexts, choices, tokens_per_batch):
+            log_probs_R, greedy_R = jax.device_get(_score(config, params, arrays))
+            place = 0
+            for row in rows:
+                for one in choices[row]:
+                    results[row].append(Choice(float(log_probs_R[place]), len(one), bool(greedy_R[place])))
+                    place += 1
+            bar.update(place)
     return results
 
 
@@ -97,7 +98,6 @@ def label_log_probs(
 
 
 class _Batch(NamedTuple):
-    rows: list[int]  # which contexts
     prefix_CP: np.ndarray  # all but a context's last token, padded on the left
     mask_CP: np.ndarray  # False at padding
     parent_R: np.ndarray  # the context of each continuation
@@ -106,8 +106,8 @@ class _Batch(NamedTuple):
     counted_RT: np.ndarray  # False at padding, which is on the right
 
 
-def _batches(config, contexts, choices, tokens_per_batch):
-    """Yield batches of contexts of similar length, the longest first."""
+def _batches(contexts, choices, tokens_per_batch) -> Iterator[tuple[list[int], _Batch]]:
+    """Yield (which contexts, their arrays): contexts of similar length, the longest first."""
     order = sorted(range(len(contexts)), key=lambda row: -len(contexts[row]))
     order = [row for row in order if choices[row]]
     while order:
@@ -122,7 +122,7 @@ def _batches(config, contexts, choices, tokens_per_batch):
                 break
             rows.append(order.pop(0))
             longest, count = max(longest, *map(len, choices[row])), count + len(choices[row])
-        yield _pack(contexts, choices, rows, P, padded_length(longest))
+        yield rows, _pack(contexts, choices, rows, P, padded_length(longest))
 
 
 def _pack(contexts, choices, rows, P, T) -> _Batch:
@@ -141,11 +141,12 @@ def _pack(contexts, choices, rows, P, T) -> _Batch:
             inputs_RT[place, :n] = [last, *one[:-1]]
             targets_RT[place, :n], counted_RT[place, :n] = one, True
             place += 1
-    return _Batch(rows, prefix_CP, mask_CP, parent_R, inputs_RT, targets_RT, counted_RT)
+    return _Batch(prefix_CP, mask_CP, parent_R, inputs_RT, targets_RT, counted_RT)
 
 
 @partial(jax.jit, static_argnames="config")
-def _score(config, params, prefix_CP, mask_CP, parent_R, inputs_RT, targets_RT, counted_RT):
+def _score(config, params, batch: _Batch):
+    prefix_CP, mask_CP, parent_R, inputs_RT, targets_RT, counted_RT = batch
     cache = models.init_cache(config, prefix_CP.shape[0], prefix_CP.shape[1] + inputs_RT.shape[1])
     _, cache = models.decode(config, params, prefix_CP, cache, mask_BT=mask_CP)
     fork = {"key": cache["key"][:, parent_R], "value": cache["value"][:, parent_R]}

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from tqdm import tqdm
 
 from jaxllm import models
 from jaxllm.errors import UserError
@@ -19,6 +20,7 @@ def score_sequences(
     sequences: Sequence[Sequence[int]],
     *,
     tokens_per_batch: int = TOKENS_PER_BATCH,
+    progress: bool = False,
 ) -> list[np.ndarray]:
     """Return log p(token | those before it) of every token but the first: float32 [n - 1] a sequence.
 
@@ -30,6 +32,7 @@ def score_sequences(
       params: its parameters.
       sequences: token ids, at least one each.
       tokens_per_batch: what one call computes at most, unless one sequence is longer.
+      progress: show a bar.
 
     Raises:
       UserError: an empty sequence, ids that the model does not know, or more tokens than its context.
@@ -40,7 +43,7 @@ def score_sequences(
       >>> [len(row) for row in score_sequences(config, params, [[1, 2, 3], [4], [5, 6]])]
       [2, 0, 1]
     """
-    return map_sequences(config, sequences, partial(_score, config, params), tokens_per_batch)
+    return map_sequences(config, sequences, partial(_score, config, params), tokens_per_batch, progress)
 
 
 def map_sequences(
@@ -48,6 +51,7 @@ def map_sequences(
     sequences: Sequence[Sequence[int]],
     function: Callable[[np.ndarray], Any],
     tokens_per_batch: int = TOKENS_PER_BATCH,
+    progress: bool = False,
 ) -> list[Any]:
     """Call a function of a batch of ids, and return its result for each sequence without the padding.
 
@@ -57,16 +61,20 @@ def map_sequences(
       function: int32 [B, T + 1], 0 where a row is padded -> pytree of arrays [B, T], one value for each token
         that follows another.
       tokens_per_batch: see `score_sequences`.
+      progress: see `score_sequences`.
 
     Raises:
       UserError: see `score_sequences`.
     """
     check_ids(config, sequences, "a sequence")
     results: list[Any] = [None] * len(sequences)
-    for rows, tokens_BU in _batches(sequences, config.context_length, tokens_per_batch):
-        values = jax.device_get(function(tokens_BU))
-        for place, row in enumerate(rows):
-            results[row] = jax.tree.map(lambda x_BT: x_BT[place, : len(sequences[row]) - 1], values)  # noqa: B023
+    with progress_bar(len(sequences), progress) as bar:
+        for rows, tokens_BU in _batches(sequences, config.context_length, tokens_per_batch):
+            values = jax.device_get(function(tokens_BU))
+            for place, row in enumerate(rows):
+                length = len(sequences[row]) - 1
+                results[row] = jax.tree.map(lambda x_BT: x_BT[place, :length], values)  # noqa: B023
+            bar.update(len(rows))
     return results
 
 
@@ -94,6 +102,11 @@ def check_ids(config: models.ModelConfig, sequences: Sequence[Sequence[int]], wh
                 f"{what} has {len(ids)} tokens and the model's context holds {config.context_length}; "
                 "shorten it, or score it in windows (score.score_texts)"
             )
+
+
+def progress_bar(total: int, shown: bool):
+    """Return a tqdm bar over so many sequences, drawn only if `shown`."""
+    return tqdm(total=total, desc="scored", unit=" sequences", disable=not shown)
 
 
 def padded_length(length: int) -> int:

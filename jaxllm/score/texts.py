@@ -102,6 +102,7 @@ def score_texts(
     window: int | None = None,
     stride: int | None = None,
     tokens_per_batch: int = TOKENS_PER_BATCH,
+    progress: bool = False,
 ) -> list[TextScore]:
     """Score texts of any length, each by itself.
 
@@ -115,6 +116,7 @@ def score_texts(
       window: tokens that the model reads at once; None is its context.
       stride: see `rolling_windows`.
       tokens_per_batch: see `score_sequences`.
+      progress: show a bar.
 
     Raises:
       UserError: a window beyond the model's context, or a wrong stride.
@@ -126,8 +128,9 @@ def score_texts(
         )
     documents = [[tokenizer.eos_id, *ids] for ids in tokenizer.encode_batch(list(texts))]
     windows = [(d, w) for d, ids in enumerate(documents) for w in rolling_windows(len(ids), window, stride)]
+    sequences = [documents[d][w.begin : w.end] for d, w in windows]
     scores = score_sequences(
-        config, params, [documents[d][w.begin : w.end] for d, w in windows], tokens_per_batch=tokens_per_batch
+        config, params, sequences, tokens_per_batch=tokens_per_batch, progress=progress
     )
     totals = np.zeros(len(documents))
     for (document, one), log_probs in zip(windows, scores, strict=True):

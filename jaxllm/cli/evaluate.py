@@ -1,0 +1,128 @@
+"""jaxllm evaluate"""
+
+import dataclasses
+import difflib
+import functools
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import tyro
+
+from jaxllm import compilation_cache, data, score
+from jaxllm.atomic import write_file
+from jaxllm.cli.parse import parse
+from jaxllm.cli.source import load_model_and_tokenizer
+from jaxllm.errors import UserError, unknown
+from jaxllm.report import markdown_table
+
+_DESCRIPTION = """Score a model on text, or on tasks of EleutherAI's lm-evaluation-harness.
+
+  jaxllm evaluate runs/my-run --data held_out.txt           # loss, perplexity, bits per byte, by document
+  jaxllm evaluate OWNER/NAME --tasks arc_easy,lambada_openai --limit 100      # pip install 'jaxllm[harness]'
+
+The model is a training run's folder, a Hugging Face folder, a .safetensors or .gguf file, or a hub id."""
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Values of `jaxllm evaluate`: which model, on what."""
+
+    model: tyro.conf.Positional[str]  # training run, Hugging Face folder, .safetensors, .gguf, hub id
+    data: str | None = None  # text to score: what `jaxllm train --data` takes
+    text_column: str = "text"  # where the text is, in jsonl, csv, tsv and tfds
+    window: int | None = None  # tokens read at once; the model's context if not given
+    stride: int | None = None  # tokens between windows; a shorter one gives each token more context
+    show: int = 10  # documents that get a line of their own
+    tasks: str | None = None  # names of the harness's tasks, with commas between them
+    num_fewshot: int | None = None  # examples before each question; the task's own number if not given
+    limit: int | None = None  # questions of each task
+    include_path: str | None = None  # folder with task files of your own
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of a pretrained model's numbers
+    checkpoint: Literal["latest", "best"] = "latest"  # of a training run
+    out: str | None = None  # also write every figure there, as JSON
+
+    def __post_init__(self):
+        if (self.data is None) == (self.tasks is None):
+            raise UserError("give --data FILE or --tasks NAMES: one of the two says what to evaluate on")
+        for name in ("limit", "window", "stride"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Print a table of scores."""
+    config, _ = parse(EvaluateConfig, argv, prog="jaxllm evaluate", description=_DESCRIPTION)
+    if config.tasks is not None:
+        tasks = _tasks(config)  # before a model is read for nothing
+    else:
+        documents = [text for text in data.read_documents(config.data, config.text_column) if text]
+    compilation_cache.enable()
+    model, params, tokenizer = load_model_and_tokenizer(config.model, config.checkpoint, config.dtype)
+    if config.tasks is not None:
+        figures = _run_tasks(config, tasks, model, params, tokenizer)
+    else:
+        figures = _score_documents(config, documents, model, params, tokenizer)
+    if config.out is not None:
+        write_file(config.out, json.dumps(figures, indent=2, default=str).encode())
+
+
+def _score_documents(config: EvaluateConfig, documents: list[str], model, params, tokenizer) -> dict:
+    scores = score.score_texts(
+        model, params, tokenizer, documents, window=config.window, stride=config.stride, progress=True
+    )
+    total = functools.reduce(lambda a, b: a + b, scores)
+    rows = [_row(" ".join(text.split())[:40], one) for text, one in zip(documents, scores, strict=True)]
+    rows = [*rows[: config.show], _row(f"all {len(documents)} documents", total)]
+    print(markdown_table(["document", "tokens", "nats a token", "perplexity", "bits per byte"], rows))
+    return {"total": _figures(total), "documents": [_figures(one) for one in scores]}
+
+
+def _row(name: str, one: score.TextScore) -> list[str]:
+    name = name.replace("|", "\\|")
+    return [name, f"{one.tokens:,}", f"{one.loss:.4f}", f"{one.perplexity:.2f}", f"{one.bits_per_byte:.4f}"]
+
+
+def _figures(one: score.TextScore) -> dict:
+    derived = {name: getattr(one, name) for name in ("loss", "perplexity", "bits_per_byte")}
+    return dataclasses.asdict(one) | derived
+
+
+def _tasks(config: EvaluateConfig):
+    """Return (the harness's TaskManager, the names of the tasks), checked."""
+    try:
+        from lm_eval.tasks import TaskManager
+    except ImportError as error:
+        raise UserError(
+            f"--tasks needs EleutherAI's lm-evaluation-harness ({error}); pip install 'jaxllm[harness]'"
+        ) from error
+    logging.getLogger("lm_eval").setLevel(logging.WARNING)
+    manager = TaskManager(include_path=config.include_path)
+    names = [name.strip() for name in config.tasks.split(",") if name.strip()]
+    for name in names:
+        if not manager.match_tasks([name]):
+            # There are thousands: name the nearest.
+            near = difflib.get_close_matches(name, manager.all_tasks, n=5, cutoff=0.4)
+            raise unknown("task", name, near or ["lm_eval ls tasks prints them"])
+    return manager, names
+
+
+def _run_tasks(config: EvaluateConfig, tasks, model, params, tokenizer) -> dict:
+    from lm_eval import simple_evaluate
+    from lm_eval.utils import make_table
+
+    from jaxllm.score.harness import HarnessModel
+
+    manager, names = tasks
+    results = simple_evaluate(
+        HarnessModel(model, params, tokenizer),
+        tasks=names,
+        num_fewshot=config.num_fewshot,
+        limit=config.limit,
+        task_manager=manager,
+        log_samples=False,
+    )
+    print(make_table(results))
+    return results["results"]

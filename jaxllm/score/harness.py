@@ -1,0 +1,130 @@
+"""A model as EleutherAI's lm-evaluation-harness takes it (extra `harness`)."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from lm_eval.api.model import TemplateLM
+from lm_eval.models.utils import normalize_gen_kwargs
+
+from jaxllm import models
+from jaxllm.generate import Decoder, SamplingConfig, generate_text
+from jaxllm.score.choices import score_choices
+from jaxllm.score.sequences import TOKENS_PER_BATCH, score_sequences
+from jaxllm.score.texts import rolling_windows
+
+_PROMPTS_PER_BATCH = 16
+
+
+class HarnessModel(TemplateLM):
+    """Answers the harness's requests with `jaxllm.score` and `jaxllm.generate`.
+
+    Contexts that several continuations share, such as a question's, are read once.
+
+    Args:
+      config: the model.
+      params: its parameters.
+      tokenizer: from `jaxllm.data.load_tokenizer`.
+      prefix_id: read before a text that has nothing before it; None is the end-of-text token.
+      max_gen_toks: new tokens of a request that names no number.
+      tokens_per_batch: what one call of the model computes.
+    """
+
+    def __init__(
+        self,
+        config: models.ModelConfig,
+        params,
+        tokenizer,
+        *,
+        prefix_id: int | None = None,
+        max_gen_toks: int = 256,
+        tokens_per_batch: int = TOKENS_PER_BATCH,
+    ):
+        super().__init__()
+        self.config, self.params = config, params
+        self._ids = tokenizer
+        self._prefix_id = tokenizer.eos_id if prefix_id is None else prefix_id
+        self._max_gen_toks, self._tokens_per_batch = max_gen_toks, tokens_per_batch
+
+    @property
+    def eot_token_id(self) -> int:
+        return self._ids.eos_id
+
+    @property
+    def prefix_token_id(self) -> int:
+        return self._prefix_id
+
+    @property
+    def max_length(self) -> int:
+        return self.config.context_length
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs) -> list[int]:
+        return self._ids.encode(string).tolist()
+
+    def _loglikelihood_tokens(self, requests, disable_tqdm: bool = False, **kwargs):
+        groups: dict[tuple[int, ...], list[int]] = {}
+        choices = []
+        for number, (_, context, choice) in enumerate(requests):
+            choices.append(choice[-self.max_length :])
+            kept = max(1, self.max_length + 1 - len(choices[-1]))  # as the harness's own backends truncate
+            groups.setdefault(tuple(context[-kept:]), []).append(number)
+        scores = score_choices(
+            self.config,
+            self.params,
+            list(groups),
+            [[choices[number] for number in group] for group in groups.values()],
+            tokens_per_batch=self._tokens_per_batch,
+            progress=not disable_tqdm,
+        )
+        answers = [(0.0, False)] * len(requests)
+        for group, row in zip(groups.values(), scores, strict=True):
+            for number, choice in zip(group, row, strict=True):
+                answers[number] = (choice.log_prob, choice.is_greedy)
+        for (texts, *_), answer in zip(requests, answers, strict=True):
+            self.cache_hook.add_partial("loglikelihood", texts, answer)
+        return answers
+
+    def loglikelihood_rolling(self, requests, disable_tqdm: bool = False) -> list[float]:
+        texts = [request.args[0] for request in requests]
+        documents = [[self.prefix_token_id, *ids.tolist()] for ids in self._ids.encode_batch(texts)]
+        rolling = [rolling_windows(len(ids), self.max_length) for ids in documents]
+        windows = [(document, window) for document, some in enumerate(rolling) for window in some]
+        sequences = [documents[d][w.begin : w.end] for d, w in windows]
+        options = dict(tokens_per_batch=self._tokens_per_batch, progress=not disable_tqdm)
+        scores = score_sequences(self.config, self.params, sequences, **options)
+        totals = np.zeros(len(documents))
+        for (document, window), log_probs in zip(windows, scores, strict=True):
+            totals[document] += log_probs[len(log_probs) - window.scored :].sum(dtype=np.float64)
+        for text, total in zip(texts, totals, strict=True):
+            self.cache_hook.add_partial("loglikelihood_rolling", (text,), float(total))
+        return totals.tolist()
+
+    def generate_until(self, requests, disable_tqdm: bool = False) -> list[str]:
+        decoder = Decoder(self.config, self.params)
+        answers, groups = [""] * len(requests), {}
+        for number, request in enumerate(requests):
+            groups.setdefault(repr(sorted(request.args[1].items())), []).append(number)
+        for group in groups.values():
+            asked = normalize_gen_kwargs(requests[group[0]].args[1], self._max_gen_toks)
+            sampling = SamplingConfig(
+                temperature=asked.get("temperature", 0.0),
+                top_p=asked.get("top_p", 1.0),
+                top_k=asked.get("top_k", 0),
+            )
+            group.sort(key=lambda number: -len(requests[number].args[0]))
+            for start in range(0, len(group), _PROMPTS_PER_BATCH):
+                some = group[start : start + _PROMPTS_PER_BATCH]
+                prompts = self._prompts([requests[number].args[0] for number in some], asked["max_gen_toks"])
+                texts = generate_text(
+                    *decoder, self._ids, prompts, sampling=sampling, max_new_tokens=asked["max_gen_toks"],
+                    stop=tuple(word for word in asked["until"] if word),
+                )  # fmt: skip
+                for number, text in zip(some, texts, strict=True):
+                    answers[number] = text
+                    self.cache_hook.add_partial("generate_until", requests[number].args, text)
+        return answers
+
+    def _prompts(self, texts: Sequence[str], new: int) -> list[str]:
+        """Return the texts, cut on the left where the model's context could not hold them and the answer."""
+        room = max(1, self.max_length - new)
+        ids = self._ids.encode_batch(list(texts))
+        return [t if len(i) <= room else self._ids.decode(i[-room:]) for t, i in zip(texts, ids, strict=True)]
