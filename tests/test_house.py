@@ -63,5 +63,7 @@ def test_importing_the_library_takes_under_a_second_beyond_jax():
         result = subprocess.run(command, capture_output=True, text=True, check=True)
         taken, heavy = result.stdout.strip().splitlines()[-2:]
         seconds.append(float(taken))
+        if seconds[-1] < 1.0:
+            break
     assert min(seconds) < 1.0
     assert heavy == "[]"

@@ -1,24 +1,31 @@
 """The main job in its debug size: a report whose figures follow from what is in it."""
 
 import dataclasses
+import functools
 import json
 import math
 
+import jax
 import numpy as np
 import pytest
 
 from experiments import pretrain
 from jaxllm import data
 from jaxllm.optim import OptimConfig
+from jaxllm.train import train
 from jaxllm.train.writers import read_metrics
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    out = tmp_path_factory.mktemp("pretrain") / "run"
-    config = dataclasses.replace(pretrain.PRESETS["debug"](), out=str(out), progress=False, steps=100,
-                                 optim=OptimConfig(learning_rate=5e-3, warmup_steps=5))  # fmt: skip
-    return config, pretrain.main(config, "debug")
+    """On one device: steps for eight take twice as long to compile."""
+    config = dataclasses.replace(
+        pretrain.PRESETS["debug"](), out=str(tmp_path_factory.mktemp("pretrain") / "run"), progress=False,
+        steps=100, eval_every=50, save_every=50, optim=OptimConfig(learning_rate=5e-3, warmup_steps=5),
+    )  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pretrain, "train", functools.partial(train, devices=jax.devices()[:1]))
+        yield config, pretrain.main(config, "debug")
 
 
 @pytest.mark.smoke
