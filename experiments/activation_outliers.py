@@ -23,6 +23,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from experiments.grid import run_grid
 from jaxllm import data, models, parallel
 from jaxllm.atomic import write_figure
 from jaxllm.cli.experiment import run_experiment
@@ -161,13 +162,11 @@ def main(config: OutliersConfig, preset: str = "custom") -> Report:
         parallel.initialize()
     started = time.time()
 
-    def measured(run):
+    def measured(variant, seed):
+        run = run_config(config, variant, seed)
         return cached_result(Path(run.out, "measured.json"), run, lambda: measure(run))
 
-    runs = {
-        variant: [measured(run_config(config, variant, seed)) for seed in config.seeds]
-        for variant in config.variants
-    }
+    runs = run_grid(config.variants, config.seeds, measured)
     means = {
         variant: {name: float(np.mean([one["metrics"][name] for one in found])) for name in COLUMNS}
         for variant, found in runs.items()

@@ -22,9 +22,9 @@ from pathlib import Path
 
 import numpy as np
 import optax
-from tqdm import tqdm
 
 from experiments.evolving_subnetworks import flops, so_far, time_steps
+from experiments.grid import check_seeds, column, publish, run_grid
 from jaxllm import optim, parallel, targets
 from jaxllm.atomic import write_figure
 from jaxllm.cli.experiment import run_experiment
@@ -67,8 +67,7 @@ class CheaperTrainingConfig(TrainConfig):
             parts_of(variant)
         if len(self.variants) < 2:
             raise UserError(f"variants is {self.variants}; give two or more to compare")
-        if len(self.seeds) < 2:
-            raise UserError(f"seeds is {self.seeds}; give two or more, which an interval needs")
+        check_seeds(self.seeds)
 
 
 def parts_of(variant: str) -> tuple[str, ...]:
@@ -165,13 +164,7 @@ def main(config: CheaperTrainingConfig, preset: str = "custom") -> Report:
         parallel.initialize()
     started, out = time.time(), Path(config.out)
     runs = {variant: run_config(config, variant) for variant in config.variants}
-    outcomes = {variant: [] for variant in runs}
-    with tqdm(total=len(runs) * len(config.seeds), desc="runs", unit="run") as bar:
-        for seed in config.seeds:
-            for variant in runs:
-                bar.set_postfix_str(f"{variant}, seed {seed}")
-                outcomes[variant].append(train_once(run_config(config, variant, seed)))
-                bar.update()
+    outcomes = run_grid(runs, config.seeds, lambda *cell: train_once(run_config(config, *cell)))
     seconds = time_steps(runs, config.timing_rounds)
     peaks = {
         (variant, machine): targets.compile_train_step(run, machine).peak_bytes
@@ -184,14 +177,12 @@ def main(config: CheaperTrainingConfig, preset: str = "custom") -> Report:
         experiment="cheaper_training", preset=preset, config=to_dict(config), seeds=list(config.seeds),
         metrics=metrics, claims=claims, seconds=time.time() - started, sections={"Variants": table},
     )  # fmt: skip
-    report.write(out)
-    print(report.to_markdown(out).partition("\n## Config")[0])
-    return report
+    return publish(report, out)
 
 
 def judge(config, runs, outcomes, seconds, peaks) -> tuple[dict[str, float], list[Claim], str]:
     """Hold every variant against the first; return (metrics, claims, table)."""
-    losses = {variant: np.array([one["loss"] for one in each]) for variant, each in outcomes.items()}
+    losses = column(outcomes, "loss")
     cost = {
         variant: {
             "petaflops": so_far(run, outcomes[variant][0]["flops"])[-1] / 1e15,

@@ -33,6 +33,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from experiments.grid import check_seeds, column, mean_interval, publish, run_grid, spread
 from jaxllm import data, parallel
 from jaxllm.atomic import write_figure, write_file
 from jaxllm.cli.experiment import run_experiment
@@ -41,7 +42,7 @@ from jaxllm.errors import UserError
 from jaxllm.models import get_preset
 from jaxllm.optim import OptimConfig
 from jaxllm.parallel import MeshConfig
-from jaxllm.report import Claim, Report, markdown_table, t_interval
+from jaxllm.report import Claim, Report, markdown_table
 from jaxllm.subnetwork import Savings, get_schedule, savings, shrink
 from jaxllm.train import TrainConfig, cached_result, evaluate, plain_run, prepare, to_dict, train
 from jaxllm.train.writers import heldout_curve, read_metrics
@@ -69,8 +70,7 @@ class EvolvingSubnetworksConfig(TrainConfig):
                             "compare, at least one schedule, in schedules alone")  # fmt: skip
         for name in self.schedules:
             get_schedule(name, self.model.num_layers, self.steps)
-        if len(self.seeds) < 2:
-            raise UserError(f"seeds is {self.seeds}; give two or more, which an interval needs")
+        check_seeds(self.seeds)
         if self.timing_rounds < 1:
             raise UserError(f"timing_rounds is {self.timing_rounds}; it must be at least 1")
 
@@ -120,14 +120,12 @@ def main(config: EvolvingSubnetworksConfig, preset: str = "custom") -> Report:
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=vocab_size))
     arms = make_arms(config)
     zero_shot = config.zero_shot_data or str(write_reference(out / "python-reference.jsonl"))
-    outcomes = {arm: [] for arm in arms}
-    with tqdm(total=len(arms) * len(config.seeds), desc="runs", unit="run") as bar:
-        for seed in config.seeds:
-            for arm, run in arms.items():
-                bar.set_postfix_str(f"{arm}, seed {seed}")
-                own = dict(seed=seed, out=str(out / arm / f"seed-{seed}"))
-                outcomes[arm].append(train_once(dataclasses.replace(run, **own), zero_shot))
-                bar.update()
+
+    def measure(arm, seed):
+        own = dict(seed=seed, out=str(out / arm / f"seed-{seed}"))
+        return train_once(dataclasses.replace(arms[arm], **own), zero_shot)
+
+    outcomes = run_grid(arms, config.seeds, measure)
     seconds = time_steps(arms, config.timing_rounds)
     saved = {name: savings_of(config, name) for name in config.schedules}
     metrics, claims, table = judge(config, arms, outcomes, seconds, saved)
@@ -136,9 +134,7 @@ def main(config: EvolvingSubnetworksConfig, preset: str = "custom") -> Report:
         experiment="evolving_subnetworks", preset=preset, config=to_dict(config), seeds=list(config.seeds),
         metrics=metrics, claims=claims, seconds=time.time() - started, sections={"Arms": table},
     )  # fmt: skip
-    report.write(out)
-    print(report.to_markdown(out).partition("\n## Config")[0])
-    return report
+    return publish(report, out)
 
 
 def savings_of(config: TrainConfig, schedule: str) -> Savings:
@@ -245,10 +241,7 @@ def time_steps(arms: dict[str, TrainConfig], rounds: int) -> dict[str, list[floa
 
 def judge(config, arms, outcomes, seconds, saved) -> tuple[dict[str, float], list[Claim], str]:
     """Compare the arms seed by seed; return (metrics, claims, the table of arms)."""
-    losses = {arm: np.array([outcome["loss"] for outcome in each]) for arm, each in outcomes.items()}
-    zero_shot = {
-        arm: np.array([o["zero_shot_bits_per_byte"] for o in each]) for arm, each in outcomes.items()
-    }
+    losses, zero_shot = (column(outcomes, name) for name in ("loss", "zero_shot_bits_per_byte"))
     spent = {arm: so_far(run, flops(run))[-1] for arm, run in arms.items()}
     took = {arm: so_far(run, seconds[arm])[-1] for arm, run in arms.items()}
     metrics, rows = {}, []
@@ -261,7 +254,7 @@ def judge(config, arms, outcomes, seconds, saved) -> tuple[dict[str, float], lis
         }  # fmt: skip
         metrics |= {f"step_ms/{arm}/stage-{i}": 1e3 * each for i, each in enumerate(seconds[arm], 1)}
         rows.append([arm, run.model.num_layers, run.steps, f"{spent[arm] / 1e15:.3g}", f"{took[arm]:.0f}",
-                     _spread(losses[arm]), _spread(zero_shot[arm])])  # fmt: skip
+                     spread(losses[arm]), spread(zero_shot[arm])])  # fmt: skip
     claims = []
     for name, saving in saved.items():
         metrics |= {f"saved/blocks/{name}": saving.blocks, f"saved/step/{name}": saving.step,
@@ -271,15 +264,15 @@ def judge(config, arms, outcomes, seconds, saved) -> tuple[dict[str, float], lis
             paper = _PUBLISHED[name]
             claims.append(Claim(f"{name}: FLOPs of the blocks saved, by construction", _PAPER, paper=paper,
                                 measured=saving.blocks, holds=saving.blocks >= paper - 5e-4))  # fmt: skip
-        mean, between = _interval(losses[name] - losses["plain"])
+        mean, between = mean_interval(losses[name] - losses["plain"])
         claims.append(Claim(f"{name}: held-out loss above plain training's, no more than {_WITHIN}", _PAPER,
                             measured=mean, interval=between, holds=between[1] <= _WITHIN))  # fmt: skip
-        mean, between = _interval(zero_shot[name] - zero_shot["plain"])
+        mean, between = mean_interval(zero_shot[name] - zero_shot["plain"])
         claims.append(Claim(f"{name}: zero-shot bits per byte above plain training's, below 0", _PAPER,
                             measured=mean, interval=between, holds=between[1] < 0))  # fmt: skip
     for control in ("shorter", "smaller"):
         name = config.schedules[0]
-        mean, between = _interval(losses[name] - losses[control])
+        mean, between = mean_interval(losses[name] - losses[control])
         claims.append(Claim(f"{name}: held-out loss above {control}'s of as many FLOPs, below 0", _OURS,
                             measured=mean, interval=between, holds=between[1] < 0))  # fmt: skip
     head = ["arm", "layers", "steps", "PFLOPs", "seconds", "held-out loss", "zero-shot bits per byte"]
@@ -336,15 +329,6 @@ def _plot(arms, outcomes, seconds, path):
         axis.grid(alpha=0.3)
         axis.legend(fontsize=7)
     write_figure(path, figure)
-
-
-def _interval(values) -> tuple[float, tuple[float, float]]:
-    return float(np.mean(values)), t_interval(values)
-
-
-def _spread(values) -> str:
-    mean, (_, high) = _interval(values)
-    return f"{mean:.4f} ± {high - mean:.4f}"
 
 
 if __name__ == "__main__":

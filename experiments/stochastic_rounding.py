@@ -21,7 +21,6 @@ import dataclasses
 import io
 import math
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -30,6 +29,7 @@ import numpy as np
 import optax
 from tqdm import tqdm
 
+from experiments.grid import column, mean_interval, publish, run_grid, spread
 from experiments.rounding_methods import METHODS, MODELS, bytes_per_parameter, compile_step
 from experiments.rounding_writes import observe_writes, write_untrained
 from jaxllm import parallel, targets
@@ -40,7 +40,7 @@ from jaxllm.errors import UserError, unknown
 from jaxllm.models import get_preset
 from jaxllm.optim import OptimConfig, stochastic_round
 from jaxllm.parallel import MeshConfig
-from jaxllm.report import Claim, Report, markdown_table, t_interval
+from jaxllm.report import Claim, Report, markdown_table
 from jaxllm.train import NonFiniteLoss, TrainConfig, cached_result, plain_run, to_dict, train
 from jaxllm.train.writers import heldout_curve
 
@@ -139,21 +139,14 @@ def main(config: StochasticRoundingConfig, preset: str = "custom") -> Report:
         claims=[claim for part in parts for claim in part.claims], seconds=time.time() - started,
         sections={title: text for part in parts for title, text in part.sections.items()},
     )  # fmt: skip
-    report.write(out)
-    print(report.to_markdown(out).partition("\n## Config")[0])
-    return report
+    return publish(report, out)
 
 
 def train_grid(config: StochasticRoundingConfig) -> dict[tuple[str, float], list[dict]]:
     """Train every run that is not there yet; return (method, rate) -> what `train_once` says, a seed each."""
-    grid = {(method, rate): [] for rate in config.learning_rates for method in config.methods}
-    with tqdm(total=len(grid) * len(config.seeds), desc="runs", unit="run") as bar:
-        for (method, rate), outcomes in grid.items():
-            for seed in config.seeds:
-                bar.set_postfix_str(f"{method}, rate {rate:g}, seed {seed}")
-                outcomes.append(train_once(run_config(config, method, rate, seed)))
-                bar.update()
-    return grid
+    variants = [(method, rate) for rate in config.learning_rates for method in config.methods]
+    measure = lambda variant, seed: train_once(run_config(config, *variant, seed))
+    return run_grid(variants, config.seeds, measure)
 
 
 def run_config(config: StochasticRoundingConfig, method: str, rate: float, seed: int) -> TrainConfig:
@@ -185,14 +178,9 @@ def train_once(run: TrainConfig) -> dict:
     return cached_result(Path(run.out, "outcome.json"), run, measure)
 
 
-def interval(values: Sequence[float]) -> tuple[float, tuple[float, float]]:
-    """Return the mean of the seeds, of which there are two or more, and its interval."""
-    return float(np.mean(values)), t_interval(values)
-
-
 def judge_losses(config: StochasticRoundingConfig, grid) -> Part:
     """Compare held-out losses seed by seed, each method at its best rate and all at the lowest."""
-    losses = {key: np.array([outcome["loss"] for outcome in outcomes]) for key, outcomes in grid.items()}
+    losses = column(grid, "loss")
     low, first = min(config.learning_rates), config.methods[0]
     rate = {m: min(config.learning_rates, key=lambda r: losses[m, r].mean()) for m in config.methods}
     best = {m: losses[m, rate[m]] for m in config.methods}
@@ -204,13 +192,13 @@ def judge_losses(config: StochasticRoundingConfig, grid) -> Part:
     claims = []
     if {"mixed_o1", "bf16_nearest", "bf16_sr"} <= set(config.methods):
         lost = losses["bf16_nearest", low] - losses["mixed_o1", low]
-        mean, between = interval(lost)
+        mean, between = mean_interval(lost)
         claims.append(Claim(f"at rate {low:g} nearest rounding stagnates: held-out loss above mixed_o1's",
                             _PAPER, measured=mean, interval=between, holds=between[0] > 0))  # fmt: skip
-        mean, between = interval((losses["bf16_nearest", low] - losses["bf16_sr", low]) / lost)
+        mean, between = mean_interval((losses["bf16_nearest", low] - losses["bf16_sr", low]) / lost)
         claims.append(Claim("stochastic rounding wins back at least 90 % of that", _OURS,
                             measured=mean, interval=between, holds=between[0] >= 0.9))  # fmt: skip
-        mean, between = interval(best["bf16_sr"] - best["mixed_o1"])
+        mean, between = mean_interval(best["bf16_sr"] - best["mixed_o1"])
         mean, between = math.exp(mean), (math.exp(between[0]), math.exp(between[1]))
         claims.append(Claim("bf16_sr's perplexity over mixed_o1's, each at its best rate, is below 1",
                             _SECOND_HAND, paper=10.05 / 10.11, measured=mean, interval=between,
@@ -220,10 +208,10 @@ def judge_losses(config: StochasticRoundingConfig, grid) -> Part:
                             measured=times, holds=2 <= times <= 4))  # fmt: skip
 
     head = ["method", "bytes a parameter", "best rate", "held-out loss", f"above {first}'s"]
-    rows = [[m, f"{size[m]:.1f}", f"{rate[m]:g}", _spread(best[m]), _spread(best[m] - best[first])]
+    rows = [[m, f"{size[m]:.1f}", f"{rate[m]:g}", spread(best[m]), spread(best[m] - best[first])]
             for m in config.methods]  # fmt: skip
     return Part(metrics, claims, {
-        "Held-out loss at each rate": _by_rate({key: _spread(values) for key, values in losses.items()}),
+        "Held-out loss at each rate": _by_rate({key: spread(values) for key, values in losses.items()}),
         "Held-out loss at each method's best rate": markdown_table(head, rows),
     })  # fmt: skip
 
@@ -244,10 +232,10 @@ def judge_writes(config: StochasticRoundingConfig, grid) -> Part:
 
     low, claims = min(config.learning_rates), []
     if all(len(seen.get((m, low), [])) > 1 for m in ("bf16_nearest", "bf16_sr")):
-        mean, between = interval([progress for _, progress in seen["bf16_nearest", low]])
+        mean, between = mean_interval([progress for _, progress in seen["bf16_nearest", low]])
         claims.append(Claim(f"at rate {low:g} nearest rounding makes less than half of the wanted update",
                             _OURS, measured=mean, interval=between, holds=between[1] < 0.5))  # fmt: skip
-        mean, between = interval([progress for _, progress in seen["bf16_sr", low]])
+        mean, between = mean_interval([progress for _, progress in seen["bf16_sr", low]])
         claims.append(Claim("stochastic rounding makes all of it, within 5 %", _OURS,
                             measured=mean, interval=between, holds=abs(mean - 1) <= 0.05))  # fmt: skip
 
@@ -307,7 +295,8 @@ def _plot(config, grid, path):
         curves = [outcome["curve"] for outcome in grid[m, low] if outcome["writes"]]
         if curves:
             axes[0].plot(*np.mean(curves, axis=0).T, label=m)
-        spreads = [(r, *interval([o["loss"] for o in grid[m, r]])) for r in sorted(config.learning_rates)]
+        rates = sorted(config.learning_rates)
+        spreads = [(r, *mean_interval([o["loss"] for o in grid[m, r]])) for r in rates]
         points = [(r, mean, high - mean) for r, mean, (_, high) in spreads if math.isfinite(mean)]
         axes[1].errorbar(*np.reshape(points, (-1, 3)).T, marker="o", capsize=3, label=m)
         writes = [write for r in config.learning_rates for o in grid[m, r] for write in o["writes"]]
@@ -321,11 +310,6 @@ def _plot(config, grid, path):
         axis.grid(alpha=0.3)
         axis.legend(fontsize=7)
     write_figure(path, figure)
-
-
-def _spread(values):
-    mean, (_, high) = interval(values)
-    return f"{mean:.4f} ± {high - mean:.4f}" if math.isfinite(mean) else "diverged"
 
 
 def _by_rate(cells):

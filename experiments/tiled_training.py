@@ -26,6 +26,7 @@ import numpy as np
 from tqdm import tqdm
 
 from experiments import tiled_machines as published
+from experiments.grid import publish
 from jaxllm import models
 from jaxllm.cli.experiment import run_experiment
 from jaxllm.errors import UserError, unknown
@@ -114,9 +115,7 @@ def main(config: TiledTrainingConfig, preset: str = "custom") -> Report:
         experiment="tiled_training", preset=preset, config=to_dict(config), seeds=[0], metrics=metrics,
         claims=claims, seconds=time.time() - started, sections=sections,
     )  # fmt: skip
-    report.write(out)
-    print(report.to_markdown(out).partition("\n## Config")[0])
-    return report
+    return publish(report, out)
 
 
 def make_batch(model: ModelConfig, shape: tuple[int, int]) -> dict[str, np.ndarray]:

@@ -26,8 +26,8 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
 
+from experiments.grid import column, publish, run_grid, spread
 from experiments.vocabulary_heads import get_head
 from jaxllm import data, models, parallel
 from jaxllm.atomic import write_figure
@@ -114,21 +114,13 @@ def main(config: VocabularyCompressionConfig, preset: str = "custom") -> Report:
         experiment="vocabulary_compression", preset=preset, config=to_dict(config), seeds=list(config.seeds),
         metrics=metrics, claims=claims, seconds=time.time() - started, sections=sections,
     )  # fmt: skip
-    report.write(out)
-    print(report.to_markdown(out).partition("\n## Config")[0])
-    return report
+    return publish(report, out)
 
 
 def train_grid(config: VocabularyCompressionConfig) -> dict[str, list[dict]]:
     """Train every run that is not there yet; return head -> what `train_once` says, a seed each."""
-    grid = {name: [] for name in config.heads}
-    # Seed by seed, so that an interrupted grid has all heads to compare.
-    pairs = list(itertools.product(config.seeds, config.heads))
-    with tqdm(pairs, desc="runs", unit="run") as bar:
-        for seed, name in bar:
-            bar.set_postfix_str(f"{name}, seed {seed}")
-            grid[name].append(train_once(name, run_config(config, name, seed), config))
-    return grid
+    measure = lambda name, seed: train_once(name, run_config(config, name, seed), config)
+    return run_grid(config.heads, config.seeds, measure)
 
 
 def run_config(config: VocabularyCompressionConfig, name: str, seed: int) -> TrainConfig:
@@ -224,7 +216,7 @@ def frequency_tenths(counts_V: np.ndarray) -> np.ndarray:
 
 def judge(config: VocabularyCompressionConfig, grid) -> tuple[dict, list[Claim], dict]:
     """Compare held-out losses seed by seed; return (metrics, claims, sections)."""
-    loss = {name: np.array([o["loss"] for o in outcomes]) for name, outcomes in grid.items()}
+    loss = column(grid, "loss")
     metrics = {f"heldout_loss/{name}": float(values.mean()) for name, values in loss.items()}
     metrics |= {f"parameters/{name}": outcomes[0]["parameters"] for name, outcomes in grid.items()}
     for part in ("group", "token"):
@@ -254,11 +246,10 @@ def judge(config: VocabularyCompressionConfig, grid) -> tuple[dict, list[Claim],
 
     rows = []
     for name, outcomes in grid.items():
-        mean, (_, high) = loss[name].mean(), t_interval(loss[name])
         ratio = f"{(loss[name] / loss[_BASELINE]).mean():.3f}" if _BASELINE in grid else ""
         parts = (f"{metrics[f'{part}_loss/{name}']:.3f}" for part in ("group", "token"))
         size = f"{outcomes[0]['parameters'] / 1e6:.2f}M"
-        rows.append([name, size, f"{mean:.4f} ± {high - mean:.4f}", ratio, *parts])
+        rows.append([name, size, spread(loss[name]), ratio, *parts])
     head = ["head", "parameters", "held-out loss", f"over {_BASELINE}'s", "group's part", "token's part"]
     by_tenth = [[name, *(f"{value:.2f}" for value in values)] for name, values in tenths.items()]
     return metrics, claims, {

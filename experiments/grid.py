@@ -1,0 +1,85 @@
+"""Variants times seeds: what the experiments that compare training runs share."""
+
+import math
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from jaxllm.errors import UserError
+from jaxllm.report import Report, t_interval
+
+Variant = TypeVar("Variant", bound=Hashable)
+
+
+def check_seeds(seeds: Sequence[int]) -> None:
+    """Check that seeds give an interval.
+
+    Raises:
+      UserError: fewer than two.
+    """
+    if len(seeds) < 2:
+        raise UserError(f"seeds is {seeds}; give two or more, which an interval needs")
+
+
+def run_grid(
+    variants: Iterable[Variant], seeds: Sequence[int], measure: Callable[[Variant, int], dict[str, Any]]
+) -> dict[Variant, list[dict[str, Any]]]:
+    """Return what `measure(variant, seed)` says of every pair, a list in the order of the seeds a variant.
+
+    Seed by seed, so that an interrupted grid has all variants to compare. A `measure` that keeps its result
+    (`jaxllm.train.cached_result`) lets the same command go on, with more seeds or variants.
+
+    Examples:
+      >>> run_grid(["a", "b"], [0, 1], lambda variant, seed: {"loss": seed})
+      {'a': [{'loss': 0}, {'loss': 1}], 'b': [{'loss': 0}, {'loss': 1}]}
+    """
+    outcomes: dict[Variant, list[dict[str, Any]]] = {variant: [] for variant in variants}
+    with tqdm(total=len(outcomes) * len(seeds), desc="runs", unit="run") as bar:
+        for seed in seeds:
+            for variant, found in outcomes.items():
+                bar.set_postfix_str(f"{_name(variant)}, seed {seed}")
+                found.append(measure(variant, seed))
+                bar.update()
+    return outcomes
+
+
+def column(outcomes: dict[Variant, list[dict[str, Any]]], name: str) -> dict[Variant, np.ndarray]:
+    """Return one figure of every variant: an array over the seeds.
+
+    Examples:
+      >>> column({"a": [{"loss": 2.0}, {"loss": 4.0}]}, "loss")
+      {'a': array([2., 4.])}
+    """
+    return {variant: np.array([one[name] for one in found]) for variant, found in outcomes.items()}
+
+
+def mean_interval(values: Sequence[float]) -> tuple[float, tuple[float, float]]:
+    """Return the mean over seeds, of which there are two or more, and its 95 % interval (`t_interval`)."""
+    return float(np.mean(values)), t_interval(values)
+
+
+def spread(values: Sequence[float]) -> str:
+    """Return the mean and half of its interval, to be read; "diverged" where they are not finite.
+
+    Examples:
+      >>> spread([1.0, 2.0, 3.0])
+      '2.0000 ± 2.4841'
+    """
+    mean, (_, high) = mean_interval(values)
+    return f"{mean:.4f} ± {high - mean:.4f}" if math.isfinite(mean) else "diverged"
+
+
+def publish(report: Report, out: str | Path) -> Report:
+    """Write a report into a folder and print it, in one process of several; return it."""
+    if jax.process_index() == 0:
+        report.write(out)
+        print(report.to_markdown(out).partition("\n## Config")[0])
+    return report
+
+
+def _name(variant: Hashable) -> str:
+    return ", ".join(map(str, variant)) if isinstance(variant, tuple) else str(variant)
