@@ -3,14 +3,18 @@
 import dataclasses
 import functools
 import hashlib
+import itertools
+import json
 import os
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from jaxllm.atomic import write_file
 from jaxllm.data import embedded
+from jaxllm.data.companions import Companions
 from jaxllm.errors import UserError
 
 if TYPE_CHECKING:
@@ -34,10 +38,17 @@ _END_TOKENS = (
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class HuggingFaceTokenizer:
-    """A tokenizer of the `tokenizers` library, `backend`, that treats all text as plain text."""
+    """A tokenizer of the `tokenizers` library.
+
+    Attributes:
+      backend: the library's own, as its file says.
+      eos_id: ends a document.
+      companions: what came beside the file: BOS, ends of turns, a chat template.
+    """
 
     backend: "tokenizers.Tokenizer"
     eos_id: int
+    companions: Companions = Companions()
 
     @functools.cached_property
     def vocab_size(self) -> int:
@@ -49,27 +60,81 @@ class HuggingFaceTokenizer:
         """A hash of the serialised tokenizer and of eos."""
         return hashlib.sha256(f"{self.eos_id} {self.backend.to_str()}".encode()).hexdigest()
 
+    @functools.cached_property
+    def begin_ids(self) -> tuple[int, ...]:
+        """What every text begins with: BOS where the tokenizer asks for it, or nothing."""
+        return _begin_ids(self.backend)
+
+    @functools.cached_property
+    def stop_ids(self) -> tuple[int, ...]:
+        """The ids that end what a model writes: a document's end and, in chat models, a turn's."""
+        ends = [self.eos_id, self.backend.token_to_id(self.companions.token("eos_token") or "")]
+        ends += self.companions.eos_ids()
+        return tuple(sorted({end for end in ends if end is not None}))
+
     def encode(self, text: str) -> np.ndarray:
-        """Return ids [n], int32, without special tokens."""
+        """Return ids [n], int32, of a document; see `Tokenizer`."""
         return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
         """Return one array of ids a text, on all cores."""
-        encodings = self.backend.encode_batch_fast(texts, add_special_tokens=False)
+        encodings = self._documents.encode_batch_fast(texts, add_special_tokens=False)
         return [np.array(encoding.ids, np.int32) for encoding in encodings]
 
     def encode_with_ends(self, text: str) -> tuple[np.ndarray, np.ndarray]:
         """Return ids [n], and for each the offset in characters where its text ends, int32 [n]."""
-        encoding = self.backend.encode(text, add_special_tokens=False)
+        encoding = self._documents.encode(text, add_special_tokens=False)
         return np.array(encoding.ids, np.int32), np.array([end for _, end in encoding.offsets], np.int32)
 
+    def encode_prompt(self, text: str) -> np.ndarray:
+        """Return ids [n], int32: `begin_ids`, then the text with every special token recognised."""
+        ids = self.backend.encode(text, add_special_tokens=False).ids
+        begun = tuple(ids[: len(self.begin_ids)]) == self.begin_ids  # Chat templates write BOS themselves.
+        return np.array(ids if begun else [*self.begin_ids, *ids], np.int32)
+
     def decode(self, ids: Iterable[int]) -> str:
-        """Return the text; eos and other special tokens appear by name."""
-        return self.backend.decode([int(i) for i in ids], skip_special_tokens=False)
+        """Return the text; eos and other special tokens appear by name.
+
+        A byte that belongs to no character reads as U+FFFD, and changes nothing before it: a text that
+        is decoded while it grows changes in its last character only.
+        """
+        return self.backend.decode(self._whole_characters(map(int, ids)), skip_special_tokens=False)
 
     def save(self, path: str | os.PathLike) -> None:
-        """Write a tokenizer.json that load_tokenizer and Hugging Face libraries read."""
+        """Write a tokenizer.json that load_tokenizer and Hugging Face libraries read, and its companions."""
         write_file(path, self.backend.to_str(pretty=False).encode())
+        self.companions.write(Path(path).parent)
+
+    @functools.cached_property
+    def _documents(self) -> "tokenizers.Tokenizer":
+        """The backend that reads documents: the end of one is placed by who packs them, not by a text."""
+        from tokenizers import Tokenizer
+
+        content = json.loads(self.backend.to_str())
+        for token in content["added_tokens"]:
+            token["special"] = token["id"] == self.eos_id
+        backend = Tokenizer.from_str(json.dumps(content))
+        backend.encode_special_tokens = True  # as text
+        return backend
+
+    @functools.cached_property
+    def _bytes(self) -> dict[int, int]:
+        """Return {id: byte} of a vocabulary that falls back to bytes; else nothing."""
+        ids = {byte: self.backend.token_to_id(f"<0x{byte:02X}>") for byte in range(256)}
+        return {} if None in ids.values() else {i: byte for byte, i in ids.items()}
+
+    def _whole_characters(self, ids: Iterable[int]) -> list[int]:
+        """Put U+FFFD's bytes in place of bytes that are no character.
+
+        The library would turn a whole run of bytes into U+FFFD for one that is wrong or still to come.
+        """
+        whole, id_of = [], {byte: i for i, byte in self._bytes.items()}
+        for is_bytes, run in itertools.groupby(ids, self._bytes.__contains__):
+            if is_bytes:
+                text = bytes(self._bytes[i] for i in run).decode(errors="replace")
+                run = (id_of[byte] for byte in text.encode())
+            whole += run
+        return whole
 
 
 @functools.cache
@@ -109,7 +174,7 @@ def train(documents: Iterable[str], size: int) -> HuggingFaceTokenizer:
     return _finish(backend, f"bpe:{size}")
 
 
-def from_json(content: str, name: str) -> HuggingFaceTokenizer:
+def from_json(content: str, name: str, companions: Companions = Companions()) -> HuggingFaceTokenizer:
     """Return the tokenizer that a tokenizer.json's text describes; `name` is for messages."""
     import tokenizers
 
@@ -123,7 +188,7 @@ def from_json(content: str, name: str) -> HuggingFaceTokenizer:
     # A file may ask for truncation or padding; either would silently change the corpus.
     backend.no_truncation()
     backend.no_padding()
-    return _finish(backend, name)
+    return _finish(backend, name, companions)
 
 
 def _byte_level(model: "tokenizers.models.Model") -> "tokenizers.Tokenizer":
@@ -136,13 +201,45 @@ def _byte_level(model: "tokenizers.models.Model") -> "tokenizers.Tokenizer":
     return backend
 
 
-def _finish(backend: "tokenizers.Tokenizer", name: str) -> HuggingFaceTokenizer:
-    backend.encode_special_tokens = True  # Special tokens' names inside a text are text.
-    ends = (backend.token_to_id(token) for token in _END_TOKENS)
+def _finish(
+    backend: "tokenizers.Tokenizer", name: str, companions: Companions = Companions()
+) -> HuggingFaceTokenizer:
+    ends = map(backend.token_to_id, (*_END_TOKENS, companions.token("eos_token") or ""))
     eos_id = next((i for i in ends if i is not None), None)
     if eos_id is None:
         raise UserError(
             f"the tokenizer '{name}' has no end-of-text token; expected its vocabulary to hold one "
             f"of {', '.join(_END_TOKENS)}: add one to the file"
         )
-    return HuggingFaceTokenizer(backend, eos_id)
+    if companions.add_bos is not None:
+        _set_begin(backend, companions.token("bos_token") if companions.add_bos else None, name)
+    tokenizer = HuggingFaceTokenizer(backend, eos_id, companions)
+    if tokenizer.stop_ids[-1] >= tokenizer.vocab_size:
+        raise UserError(
+            f"{tokenizer.stop_ids[-1]} ends a text generated with the tokenizer '{name}' (eos_token_id), but "
+            f"its ids end at {tokenizer.vocab_size - 1}; give the files of one model"
+        )
+    return tokenizer
+
+
+def _set_begin(backend: "tokenizers.Tokenizer", bos: str | None, name: str) -> None:
+    """Make texts begin with `bos`, or with nothing, whatever the file's post-processor adds."""
+    from tokenizers import processors
+
+    bos_id = None if bos is None else backend.token_to_id(bos)
+    if bos is not None and bos_id is None:
+        raise UserError(f"the tokenizer '{name}' asks for the token '{bos:.40}' before texts, and has none")
+    if _begin_ids(backend) != (() if bos_id is None else (bos_id,)):
+        single = "$A" if bos is None else [bos, "$A"]
+        special = [] if bos is None else [(bos, bos_id)]
+        backend.post_processor = processors.TemplateProcessing(single=single, special_tokens=special)
+
+
+def _begin_ids(backend: "tokenizers.Tokenizer") -> tuple[int, ...]:
+    """Return the ids that the post-processor puts before a text."""
+    try:
+        encoding = backend.encode("a")
+    except Exception:  # The library's, of a vocabulary with neither the letter nor an unknown token.
+        return ()
+    pairs = zip(encoding.ids, encoding.special_tokens_mask, strict=True)
+    return tuple(i for i, _ in itertools.takewhile(lambda pair: pair[1], pairs))

@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from jaxllm.data import bpe
+from jaxllm.data.companions import Companions, read_companions
 from jaxllm.data.simple_tokenizers import ByteTokenizer, CharTokenizer
 from jaxllm.errors import UserError, unknown
 
@@ -16,8 +17,10 @@ from jaxllm.errors import UserError, unknown
 class Tokenizer(Protocol):
     """What every tokenizer offers. Ids are int32 arrays of shape [n].
 
-    Encoding never adds or recognises special tokens: the string "<|endoftext|>" inside a text is
-    text. The end of a document is marked by whoever packs documents, with `eos_id`.
+    `encode` is for documents and adds no special token. It recognises those of a tokenizer.json (the
+    "<|im_start|>" of a chat model, say) but for the end of a document, which whoever packs documents
+    marks with `eos_id`: the string "<|endoftext|>" inside a text is text. What stands before every
+    document, if anything, is `begin_ids`; prompts are for `encode_prompt`.
     """
 
     @property
@@ -43,6 +46,26 @@ class Tokenizer(Protocol):
     def save(self, path: str | os.PathLike) -> None: ...
 
 
+def begin_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
+    """Return what every document begins with: BOS where the tokenizer asks for it, or nothing."""
+    return tokenizer.begin_ids if isinstance(tokenizer, bpe.HuggingFaceTokenizer) else ()
+
+
+def stop_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
+    """Return the ids that end what a model writes: a document's end and, in chat models, a turn's."""
+    return tokenizer.stop_ids if isinstance(tokenizer, bpe.HuggingFaceTokenizer) else (tokenizer.eos_id,)
+
+
+def encode_prompt(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Return the ids to continue: special tokens recognised, BOS first where the tokenizer asks for it.
+
+    An empty prompt is the start of a document: BOS, or the end of the document before.
+    """
+    is_theirs = isinstance(tokenizer, bpe.HuggingFaceTokenizer)
+    ids = tokenizer.encode_prompt(text) if is_theirs else tokenizer.encode(text)
+    return list(map(int, ids)) or [tokenizer.eos_id]
+
+
 def is_trained(spec: str) -> bool:
     """Say whether `spec` names a tokenizer that must be trained on text first."""
     return spec == "char" or spec.startswith("bpe:")
@@ -54,7 +77,8 @@ def load_tokenizer(spec: str | os.PathLike, *, documents: Iterable[str] | None =
     Args:
       spec: "gpt2" (OpenAI's BPE, embedded), "bytes" (UTF-8), "char" (the characters of
         `documents`), "bpe:N" (a byte-level BPE of N ids trained on `documents`), the path of a
-        tokenizer.json or of a file that `save` wrote, or a folder that holds a tokenizer.json.
+        tokenizer.json or of a file that `save` wrote, or a folder that holds a tokenizer.json
+        (tokenizer_config.json and generation_config.json beside it are read too).
       documents: training texts for "char" and "bpe:N": the train split only.
 
     Raises:
@@ -119,4 +143,5 @@ def _load_file(path: Path) -> Tokenizer:
         return ByteTokenizer()
     if kind == "char" and isinstance(content.get("alphabet"), str):
         return CharTokenizer(content["alphabet"])
-    return bpe.from_json(text, str(path))
+    companions = read_companions(path.parent) if path.name == "tokenizer.json" else Companions()
+    return bpe.from_json(text, str(path), companions)

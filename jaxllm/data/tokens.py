@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxllm.data.tokenizer import Tokenizer
+from jaxllm.data.tokenizer import Tokenizer, begin_ids
 
 SPLITS = ("train", "valid")
 # Text handed to the tokenizer at once. Its own records cost over 100 bytes a token, so this
@@ -19,7 +19,7 @@ _PIECE_COST = 64  # What a short document costs besides its text, in characters.
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Tokens:
-    """The documents of a split, one after another, each followed by eos.
+    """The documents of a split, one after another, each followed by eos (and begun by BOS, if asked for).
 
     Attributes:
       ids: [N], uint16 or uint32, memory-mapped: only what is read enters memory.
@@ -61,7 +61,7 @@ def write_tokens(assigned: Iterator, tokenizer: Tokenizer, folder: Path) -> None
     num_ids = dict.fromkeys(SPLITS, 0)
     num_bytes = dict.fromkeys(SPLITS, 0)
     inside = dict.fromkeys(SPLITS, False)  # Has the current document's start been noted?
-    eos = np.array([tokenizer.eos_id], dtype)
+    eos, begin = np.array([tokenizer.eos_id], dtype), np.array(begin_ids(tokenizer), dtype)
     with open(folder / "train.ids", "wb") as train, open(folder / "valid.ids", "wb") as valid:
         streams = {"train": train, "valid": valid}
         for batch in _batched(assigned):
@@ -69,6 +69,7 @@ def write_tokens(assigned: Iterator, tokenizer: Tokenizer, folder: Path) -> None
             for (name, piece), ids in zip(batch, encoded, strict=True):
                 if not inside[name]:
                     starts[name].append(num_ids[name])
+                    ids = np.concatenate([begin, ids])
                 inside[name] = not piece.ends_document
                 if piece.ends_document:
                     ids = np.append(ids, eos)

@@ -1,8 +1,10 @@
 """Continue text: strings in, strings out."""
 
+import itertools
 from collections.abc import Iterator, Sequence
 
 from jaxllm import models
+from jaxllm.data.tokenizer import encode_prompt, stop_ids
 from jaxllm.errors import UserError
 from jaxllm.generate.decoding import stream
 
@@ -33,7 +35,9 @@ def stream_text(
     Args:
       config: the model.
       params: its parameters.
-      tokenizer: from `jaxllm.data.load_tokenizer`; an empty prompt becomes its end-of-text token.
+      tokenizer: from `jaxllm.data.load_tokenizer`. Its special tokens are recognised in prompts, BOS
+        comes first if it asks for that, and any of its `stop_ids` ends a continuation. An empty prompt
+        begins a document.
       prompts: texts.
       stop: a continuation ends before the first of these.
       **options: those of `jaxllm.generate.stream`.
@@ -43,21 +47,27 @@ def stream_text(
     """
     if not all(stop):
         raise UserError("a stop string is empty; give the text to stop before")
-    ids = [list(tokenizer.encode(prompt)) or [tokenizer.eos_id] for prompt in prompts]
+    ids = [encode_prompt(tokenizer, prompt) for prompt in prompts]
+    ends = stop_ids(tokenizer)
     rows: list[list[int]] = [[] for _ in prompts]
     texts, done = [""] * len(prompts), [False] * len(prompts)
-    for tokens, _ in stream(config, params, ids, eos_id=tokenizer.eos_id, **options):
+    for tokens, _ in stream(config, params, ids, eos_id=ends, **options):
         for place, new in enumerate(tokens.tolist()):
             if done[place]:
                 continue
-            if tokenizer.eos_id in new:
-                new, done[place] = new[: new.index(tokenizer.eos_id)], True
-            rows[place] += new
-            text = tokenizer.decode(rows[place])
-            ends = [text.index(word) for word in stop if word in text]
-            if ends:
-                text, done[place] = text[: min(ends)], True
+            kept = list(itertools.takewhile(lambda token: token not in ends, new))
+            done[place] = len(kept) < len(new)
+            rows[place] += kept
+            text = _continuation(tokenizer, ids[place] if prompts[place] else [], rows[place])
+            cuts = [text.index(word) for word in stop if word in text]
+            if cuts:
+                text, done[place] = text[: min(cuts)], True
             texts[place] = text
         yield list(texts)
         if all(done):
             return
+
+
+def _continuation(tokenizer, prompt: list[int], ids: list[int]) -> str:
+    """Return the text of `ids` as it reads after the prompt: SentencePiece drops a text's first space."""
+    return tokenizer.decode([*prompt, *ids])[len(tokenizer.decode(prompt)) :]

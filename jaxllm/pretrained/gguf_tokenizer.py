@@ -1,9 +1,11 @@
 """The tokenizer that a GGUF file carries: vocabulary, merges and the kind of pre-tokenizer."""
 
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from jaxllm.data import bpe
+from jaxllm.data.companions import Companions
 from jaxllm.data.tokenizer import Tokenizer
 from jaxllm.errors import UserError, unknown
 from jaxllm.pretrained.gguf_file import GgufFile
@@ -16,9 +18,16 @@ _LLAMA3_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+# What llama.cpp applies, one after another, where no pre-tokenizer is named.
+_DEFAULT_SPLITS = (
+    r"[\p{P}\$\+<=>\^~\|]+",
+    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)",
+    r"\p{N}+",
+    r"[0-9][0-9][0-9]",
+)
 # tokenizer.ggml.pre, which names how text is cut before the merges.
 _PRE = {
-    "default": "gpt2", "gpt-2": "gpt2", "smollm": "digits",
+    "default": "default", "gpt-2": "gpt2", "smollm": "digits",
     "llama-bpe": "llama3", "llama-v3": "llama3", "llama3": "llama3",
 }  # fmt: skip
 _CONTROL, _USER_DEFINED, _BYTE = 3, 4, 6  # values of tokenizer.ggml.token_type
@@ -44,20 +53,42 @@ def gguf_tokenizer(file: GgufFile) -> Tokenizer | None:
     backend = builders[kind](file, tokens, kinds)
     backend.add_special_tokens(_added(tokens, kinds, _CONTROL, special=True))
     backend.add_tokens(_added(tokens, kinds, _USER_DEFINED, special=False))
-    try:
-        return bpe.from_json(backend.to_str(), str(file.path))
-    except UserError:  # no end-of-text token by a name that bpe knows
-        eos = _get(file, "eos_token_id", int)
-        if not 0 <= eos < len(tokens):
-            raise
-        backend.encode_special_tokens = True
-        return bpe.HuggingFaceTokenizer(backend, eos)
+    return bpe.from_json(backend.to_str(), str(file.path), _companions(file, kind, tokens))
+
+
+def _companions(file: GgufFile, kind: str, tokens: list[str]) -> Companions:
+    """Return what the header says of special tokens, as a Hugging Face folder says it."""
+    bos = 1 if kind == "llama" else None  # what llama.cpp takes where nothing is said
+    ids = {
+        "bos_token": _get(file, "bos_token_id", int, bos),
+        "eos_token": _get(file, "eos_token_id", int, None),
+        "pad_token": _get(file, "padding_token_id", int, None),
+    }
+    ids = {name: i for name, i in ids.items() if i is not None and 0 <= i < len(tokens)}
+    config = {name: tokens[i] for name, i in ids.items()}
+    begins = kind == "llama" or _PRE.get(_get(file, "pre", str, "")) == "llama3"
+    config["add_bos_token"] = _get(file, "add_bos_token", bool, begins) and "bos_token" in ids
+    template = file.metadata.get("tokenizer.chat_template")
+    if isinstance(template, str):
+        config["chat_template"] = template
+    ends = [_get(file, name, int, None) for name in ("eos_token_id", "eot_token_id", "eom_token_id")]
+    ends = sorted({end for end in ends if end is not None})
+    generation = {f"{name}_id": i for name, i in ids.items()}
+    return Companions(config, generation | ({"eos_token_id": ends} if len(ends) > 1 else {}))
 
 
 def _byte_level(file: GgufFile, tokens: list[str], kinds: list[int]) -> "tokenizers.Tokenizer":
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
-    pre = _get(file, "pre", str, "default")
+    pre = _get(file, "pre", str, None)
+    if pre is None:
+        pre = "default"
+        warnings.warn(
+            f"'{file.path}' does not say how its tokenizer cuts text (tokenizer.ggml.pre): it is cut as "
+            "llama.cpp does in that case, and token ids may differ from those that the model was trained on; "
+            "convert the model again with a newer llama.cpp",
+            stacklevel=2,
+        )
     if pre not in _PRE:
         raise UserError(f"{file.path}: {unknown('pre-tokenizer', bare(pre), _PRE)}")
     vocab = {token: i for i, token in enumerate(tokens)}
@@ -66,6 +97,10 @@ def _byte_level(file: GgufFile, tokens: list[str], kinds: list[int]) -> "tokeniz
     model = _bpe(file, models, vocab, merges, ignore_merges=_PRE[pre] == "llama3")
     backend = Tokenizer(model)
     steps = {
+        "default": [
+            *(pre_tokenizers.Split(Regex(pattern), behavior="isolated") for pattern in _DEFAULT_SPLITS),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ],
         "gpt2": [pre_tokenizers.ByteLevel(add_prefix_space=False)],
         "digits": [
             pre_tokenizers.Digits(individual_digits=True),

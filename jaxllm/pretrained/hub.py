@@ -3,11 +3,12 @@
 import re
 from pathlib import Path
 
+from jaxllm.data import companions
 from jaxllm.errors import UserError
 
 # Weights, config, tokenizer: never the .bin and .py files that a repository may also hold.
-_FILES = ["config.json", "tokenizer.json", "model.safetensors", "model.safetensors.index.json",
-          "model-*-of-*.safetensors"]  # fmt: skip
+_FILES = ["config.json", "tokenizer.json", *companions.NAMES, "model.safetensors",
+          "model.safetensors.index.json", "model-*-of-*.safetensors"]  # fmt: skip
 
 
 def looks_like_hub_id(source: str) -> bool:

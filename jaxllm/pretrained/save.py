@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxllm.atomic import new_folder
 from jaxllm.data.bpe import HuggingFaceTokenizer
-from jaxllm.data.tokenizer import Tokenizer
+from jaxllm.data.tokenizer import Tokenizer, begin_ids
 from jaxllm.errors import UserError
 from jaxllm.models.config import ModelConfig
 from jaxllm.models.huggingface import state_dict_from_params, tensor_shapes
@@ -32,7 +32,8 @@ def save_pretrained(
 
     Args:
       folder: a new or empty folder.
-      tokenizer: saved as tokenizer.json; byte and character tokenizers only jaxllm can read.
+      tokenizer: saved as tokenizer.json, with the chat template, generation_config.json and ids of ends
+        that it was imported with; byte and character tokenizers only jaxllm can read.
       max_shard_size: bytes, or a number with KB, MB or GB. More than that becomes several files.
 
     Raises:
@@ -50,9 +51,7 @@ def save_pretrained(
     check_new(folder)
     dtypes = {np.dtype(leaf.dtype).name for leaf in jax.tree.leaves(params)}
     theirs["dtype"] = dtypes.pop() if len(dtypes) == 1 else config.param_dtype
-    eos = None if tokenizer is None else tokenizer.eos_id
-    # Left out, transformers would put GPT-2's 50256 here, whatever the vocabulary.
-    theirs |= {"eos_token_id": eos, "bos_token_id": eos}
+    theirs |= _ends(tokenizer)
     tensors = state_dict_from_params(config, theirs["model_type"], params)
     # The tied head is the embedding under a second name: the names of tensor_shapes leave it out.
     tensors = {name: tensors[name] for name, _ in tensor_shapes(config, theirs["model_type"])}
@@ -62,10 +61,27 @@ def save_pretrained(
         if tokenizer is not None:
             tokenizer.save(partial / "tokenizer.json")
         if isinstance(tokenizer, HuggingFaceTokenizer):
-            end = tokenizer.backend.id_to_token(tokenizer.eos_id)
-            # The class that takes tokenizer.json as it is, instead of rebuilding it from a family.
-            plain = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": end}
-            _write_json(partial / "tokenizer_config.json", plain)
+            _write_json(partial / "tokenizer_config.json", _tokenizer_config(tokenizer))
+
+
+def _ends(tokenizer: Tokenizer | None) -> dict:
+    """Return the ids that begin and end a text; left out, transformers would put GPT-2's 50256 there."""
+    if tokenizer is None:
+        return {"eos_token_id": None, "bos_token_id": None}
+    declared = tokenizer.companions.generation if isinstance(tokenizer, HuggingFaceTokenizer) else {}
+    begin = next(iter(begin_ids(tokenizer)), tokenizer.eos_id)
+    return {
+        "eos_token_id": declared.get("eos_token_id", tokenizer.eos_id),
+        "bos_token_id": declared.get("bos_token_id", begin),
+    }
+
+
+def _tokenizer_config(tokenizer: HuggingFaceTokenizer) -> dict:
+    ours = {"eos_token": tokenizer.backend.id_to_token(tokenizer.eos_id)}
+    theirs = dict(tokenizer.companions.tokenizer)
+    theirs.pop("auto_map", None)  # names code of the folder it came from
+    # The class that takes tokenizer.json as it is, instead of rebuilding it from a family.
+    return ours | theirs | {"tokenizer_class": "PreTrainedTokenizerFast"}
 
 
 def check_new(folder: str | os.PathLike) -> None:

@@ -111,9 +111,39 @@ def test_the_pre_tokenizer_decides_about_digits(pre, expected):
     assert 11 not in tokenizer.encode("a<|endoftext|>")  # text, not the end of it
 
 
+def test_without_a_pre_tokenizer_text_is_cut_as_llama_cpp_does_and_that_is_said():
+    with pytest.warns(UserWarning, match="does not say how its tokenizer cuts text .tokenizer.ggml.pre"):
+        tokenizer = byte_level()
+    # Digits by three, and without the space before them, which GPT-2 would join to them ("Ġ1").
+    assert pieces(tokenizer, "ab!! 123123") == ["ab", "!", "!", "Ġ", "12", "3", "12", "3"]
+    cuts = [piece for piece, _ in tokenizer.backend.pre_tokenizer.pre_tokenize_str("ab'll!? x  12345\n")]
+    assert cuts == ["ab", "'", "ll", "!?", "Ġx", "Ġ", "Ġ", "123", "45", "Ċ"]
+
+
+def test_ends_template_and_bos_come_from_the_header():
+    tokens = [*BYTES, "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|eot|>"]
+    said = dict(model="gpt2", pre="smollm", tokens=tokens, merges=[], token_type=np.array([1] * 7 + [3] * 4))
+    file = header(**said, bos_token_id=8, eos_token_id=9, eot_token_id=10, add_bos_token=True)
+    file.metadata["tokenizer.chat_template"] = "{{ messages }}"
+    tokenizer = gguf_tokenizer(file)
+    assert tokenizer.eos_id == 7 and tokenizer.stop_ids == (7, 9, 10)
+    assert tokenizer.encode("a<|im_end|>").tolist() == [1, 9]
+    assert tokenizer.encode_prompt("a").tolist() == [8, 1]
+    assert tokenizer.companions.chat_template == "{{ messages }}"
+    assert tokenizer.companions.generation == {"bos_token_id": 8, "eos_token_id": [9, 10]}
+    assert gguf_tokenizer(header(**said, bos_token_id=8)).begin_ids == ()  # llama.cpp's default for this kind
+
+
+def test_sentencepiece_begins_with_bos_unless_the_header_says_no():
+    tokens = ["<unk>", "<s>", "</s>", "a", "▁a", "▁"]
+    said = dict(model="llama", tokens=tokens, scores=np.zeros(6), token_type=np.array([2, 3, 3, 1, 1, 1]))
+    assert gguf_tokenizer(header(**said)).encode_prompt("a").tolist() == [1, 4]
+    assert gguf_tokenizer(header(**said, add_bos_token=False)).encode_prompt("a").tolist() == [4]
+
+
 def test_an_unusual_end_token_comes_from_the_header():
     tokens = [*BYTES, "<|fin|>"]
-    tokenizer = gguf_tokenizer(header(model="gpt2", tokens=tokens, merges=[], eos_token_id=7))
+    tokenizer = gguf_tokenizer(header(model="gpt2", pre="gpt-2", tokens=tokens, merges=[], eos_token_id=7))
     assert tokenizer.eos_id == 7
 
 
@@ -122,12 +152,12 @@ def test_an_unusual_end_token_comes_from_the_header():
     [
         (dict(model="t5", tokens=["a"]), "unknown tokenizer model 't5'"),
         (dict(model="gpt2", tokens=["a", "a"], merges=[]), "same token twice"),
-        (dict(model="gpt2", tokens=["a", "b"], merges=["a b"]), "does not join two tokens"),
-        (dict(model="gpt2", tokens=["a", "b"], merges=["ab"]), "does not join two tokens"),
+        (dict(model="gpt2", tokens=["a", "b"], merges=["a b"], pre="gpt-2"), "does not join two tokens"),
+        (dict(model="gpt2", tokens=["a", "b"], merges=["ab"], pre="gpt-2"), "does not join two tokens"),
         (dict(model="gpt2", tokens=["a"], merges=[], pre="pixtral"), "unknown pre-tokenizer 'pixtral'"),
-        (dict(model="gpt2", tokens=["a"]), "no value 'tokenizer.ggml.merges'"),
+        (dict(model="gpt2", tokens=["a"], pre="gpt-2"), "no value 'tokenizer.ggml.merges'"),
         (dict(model="gpt2", tokens=np.array([1])), "tokenizer.ggml.tokens is not of the expected kind"),
-        (dict(model="gpt2", tokens=["a"], merges=[], eos_token_id=9), "no end-of-text token"),
+        (dict(model="gpt2", tokens=["a"], merges=[], eos_token_id=9, pre="gpt-2"), "no end-of-text token"),
         (dict(model="llama", tokens=["a", "</s>"], scores=np.zeros(1)), "1 scores for 2 tokens"),
     ],
 )

@@ -1,0 +1,112 @@
+"""The files beside a tokenizer.json: how texts begin, what ends a turn, the chat template.
+
+They are kept whole, so that an exported model has what was imported; what encoding and generation
+need is read out of them.
+"""
+
+import dataclasses
+import json
+import reprlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jaxllm.atomic import write_file
+from jaxllm.errors import UserError
+
+_TOKENIZER, _GENERATION, _TEMPLATE = "tokenizer_config.json", "generation_config.json", "chat_template.jinja"
+_MODEL = "config.json"
+NAMES = (_TOKENIZER, _GENERATION, _TEMPLATE)
+_MAX_BYTES = 1 << 24  # The largest published ones have a megabyte.
+
+
+@dataclasses.dataclass(frozen=True)
+class Companions:
+    """What Hugging Face libraries keep beside a tokenizer.json; all empty for a tokenizer trained here."""
+
+    tokenizer: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # tokenizer_config.json
+    generation: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # generation_config.json
+    template: str | None = None  # chat_template.jinja
+
+    @property
+    def add_bos(self) -> bool | None:
+        """Whether texts begin with BOS; None leaves it to tokenizer.json."""
+        value = self.tokenizer.get("add_bos_token")
+        return value if isinstance(value, bool) else None
+
+    @property
+    def chat_template(self) -> str | None:
+        """The Jinja template that writes a conversation, if there is one; of several the default."""
+        template = self.tokenizer.get("chat_template") if self.template is None else self.template
+        if isinstance(template, list):
+            named = {entry.get("name"): entry for entry in template if isinstance(entry, dict)}
+            template = named.get("default", {}).get("template")
+        return template if isinstance(template, str) else None
+
+    def token(self, name: str) -> str | None:
+        """Return a special token's text by its name, such as "eos_token"."""
+        token = self.tokenizer.get(name)
+        token = token.get("content") if isinstance(token, dict) else token
+        return token if isinstance(token, str) else None
+
+    def eos_ids(self) -> list[int]:
+        """Return the ids that end a generated text.
+
+        Raises:
+          UserError: they are not ids.
+        """
+        ids = self.generation.get("eos_token_id")
+        ids = [] if ids is None else ids if isinstance(ids, list) else [ids]
+        if not all(type(i) is int and i >= 0 for i in ids):
+            raise UserError(
+                f"{_GENERATION}: eos_token_id is {reprlib.repr(ids)}; expected an id, or a list of ids"
+            )
+        return ids
+
+    def write(self, folder: Path) -> None:
+        """Write the files that are not empty."""
+        for name, content in ((_TOKENIZER, self.tokenizer), (_GENERATION, self.generation)):
+            if content:
+                write_file(folder / name, (json.dumps(content, indent=2) + "\n").encode())
+        if self.template is not None:
+            write_file(folder / _TEMPLATE, self.template.encode())
+
+
+def read_companions(folder: Path) -> Companions:
+    """Return what is there. Without a generation_config.json the ids of the model's config.json count.
+
+    Raises:
+      UserError: a file is unreadable, too large, or not the JSON object that it should be.
+    """
+    generation = _read_object(folder / _GENERATION)
+    if not generation:
+        model = _read_object(folder / _MODEL)
+        generation = {name: model[name] for name in ("bos_token_id", "eos_token_id") if name in model}
+    return Companions(_read_object(folder / _TOKENIZER), generation, _read(folder / _TEMPLATE))
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    text = _read(path)
+    try:
+        content = {} if text is None else json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"'{path}' is not JSON ({str(error)[:80]})") from error
+    if not isinstance(content, dict):
+        raise UserError(f"'{path}' holds no JSON object; expected names and values")
+    return content
+
+
+def _read(path: Path) -> str | None:
+    try:
+        with open(path, "rb") as file:
+            content = file.read(_MAX_BYTES + 1)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise UserError(f"cannot read '{path}' ({error.strerror})") from error
+    if len(content) > _MAX_BYTES:
+        raise UserError(f"'{path}' has more than {_MAX_BYTES:,} bytes, too many for what it should hold")
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        raise UserError(f"'{path}' is not UTF-8 ({error.reason})") from error
