@@ -4,6 +4,7 @@ from jaxllm.optim.check_chain import check_chain as check_chain
 from jaxllm.optim.config import OptimConfig as OptimConfig
 from jaxllm.optim.config import make_optimizer as make_optimizer
 from jaxllm.optim.decay import decay_mask as decay_mask
+from jaxllm.optim.float32_gradients import float32_gradients as float32_gradients
 from jaxllm.optim.kahan import kahan_compensate as kahan_compensate
 from jaxllm.optim.low_precision_adam import adamw_bf16_sr as adamw_bf16_sr
 from jaxllm.optim.low_precision_adam import scale_by_adam_low_precision as scale_by_adam_low_precision

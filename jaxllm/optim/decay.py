@@ -2,6 +2,8 @@
 
 import jax
 
+from jaxllm.optim.axis_names import is_names
+
 
 def decay_mask(axes):
     """Return True for every weight matrix and embedding, False for gains, biases and sinks.
@@ -21,4 +23,4 @@ def decay_mask(axes):
     def is_matrix(names):
         return "embed" in names and len([n for n in names if n not in ("layers", "vocab_groups")]) > 1
 
-    return jax.tree.map(is_matrix, axes, is_leaf=lambda node: isinstance(node, tuple))
+    return jax.tree.map(is_matrix, axes, is_leaf=is_names)

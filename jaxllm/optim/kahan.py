@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxllm.optim.param_types import ParamTypes
 from jaxllm.optim.stochastic_round import chosen, difference
 
 
@@ -43,6 +44,8 @@ def kahan_compensate(mask: Any = None) -> optax.GradientTransformationExtraArgs:
       Zamirai et al., Revisiting BFloat16 Training (arXiv 2010.06192).
     """
 
+    types = ParamTypes("kahan_compensate")
+
     def compensated(params):
         def is_narrow(param, wanted):
             return bool(wanted) and jnp.finfo(param.dtype).bits == 16
@@ -50,6 +53,7 @@ def kahan_compensate(mask: Any = None) -> optax.GradientTransformationExtraArgs:
         return jax.tree.map(is_narrow, params, chosen(mask, params))
 
     def init(params):
+        types.note(params)
         zeros = jax.tree.map(
             lambda p, narrow: jnp.zeros_like(p) if narrow else jnp.zeros((), p.dtype),
             params,
@@ -61,6 +65,7 @@ def kahan_compensate(mask: Any = None) -> optax.GradientTransformationExtraArgs:
         del extra
         if params is None:
             raise ValueError("kahan_compensate needs params: call update(updates, state, params)")
+        types.check(params)
 
         def leaf(param, u, error, narrow):
             if not narrow:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 from jaxllm_kernels.adamw_update import adamw_update, fold_in
 
+from jaxllm.optim.param_types import ParamTypes
 from jaxllm.optim.stochastic_round import chosen, difference, leaf_seed, seed_words
 
 
@@ -138,7 +139,11 @@ def _per_leaf(name, step, state_type, moment_dtype, seed, hyper, mask=None):
       step: (param, gradient, mu, nu, decays, count, **kwargs of adamw_update) -> (update, mu, nu).
     """
 
+    types = ParamTypes(name)
+
     def init(params):
+        types.note(params)
+
         def zeros():
             return jax.tree.map(lambda p: jnp.zeros_like(p, dtype=moment_dtype), params)
 
@@ -148,6 +153,7 @@ def _per_leaf(name, step, state_type, moment_dtype, seed, hyper, mask=None):
         del extra
         if params is None:
             raise ValueError(f"{name} needs params: call update(updates, state, params)")
+        types.check(params)
         count = optax.safe_increment(state.count)
         # The count before this step, so that the draw is that of stochastic_round.
         step_seed = fold_in(state.seed, state.count)

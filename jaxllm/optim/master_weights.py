@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxllm.optim.param_types import ParamTypes
+
 
 class MasterWeightsState(NamedTuple):
     """State of `with_master_weights`."""
@@ -38,18 +40,21 @@ def with_master_weights(
       >>> print(params["w"][0], round(float(state.master["w"][0]), 3))
       254 254.0
     """
+    types = ParamTypes("with_master_weights")
     inner = optax.with_extra_args_support(inner)
 
     def float32(tree):
         return jax.tree.map(lambda x: x.astype(jnp.float32), tree)
 
     def init(params):
+        types.note(params)
         master = float32(params)
         return MasterWeightsState(master, inner.init(master))
 
     def update(updates, state, params=None, **extra):
         if params is None:
             raise ValueError("with_master_weights needs params: call update(updates, state, params)")
+        types.check(params)
         updates, inner_state = inner.update(float32(updates), state.inner, state.master, **extra)
         master = optax.apply_updates(state.master, updates)
         deltas = jax.tree.map(

@@ -10,6 +10,8 @@ from jaxllm_kernels.adamw_update import fold_in
 from jaxllm_kernels.hadamard_rotate import random_signs
 
 from jaxllm.optim import orthogonal
+from jaxllm.optim.axis_names import axis_names
+from jaxllm.optim.param_types import ParamTypes
 from jaxllm.optim.stochastic_round import chosen, leaf_seed, seed_words
 
 # Layers are stacked, not mixed, and share their rotation. Of a table only the rows that a batch
@@ -50,8 +52,8 @@ def rotate(
 
     Args:
       inner: any transformation; it sees float32 gradients and parameters in the rotated basis.
-      axes: pytree of tuples of logical axis names, structured like the parameters; a name of None
-        does not rotate.
+      axes: pytree of tuples of logical axis names, structured like the parameters, or a function of
+        them to it; a name of None does not rotate. None: every axis of every parameter rotates.
       strategy: "hadamard", "block" or "kronecker".
       block_size: how many entries along an axis are mixed at most; None: 128, 128 and 4096.
       mask: pytree of bool structured like the parameters, or a function of them to it; False
@@ -59,8 +61,8 @@ def rotate(
       seed: an integer, or a random key. What a restored state holds wins.
 
     Raises:
-      UserError: an unknown strategy or a block size that it cannot take.
-      ValueError: a parameter without axis names, or with another number of them than it has axes.
+      UserError: an unknown strategy or a block size that it cannot take; a parameter without axis
+        names, or with another number of them than it has axes.
 
     Examples:
       >>> params = {"w": jnp.array([[3.0, -2.0], [1.0, 0.5]])}
@@ -73,6 +75,7 @@ def rotate(
       ...     print(f"{jnp.sum(params['w'] ** 2):.1f}", end=" ")
       10.5 8.4 6.9 5.8
     """
+    types = ParamTypes("rotate")
     inner = optax.with_extra_args_support(inner)
     block_size = orthogonal.resolve_block_size(strategy, block_size)
 
@@ -86,10 +89,13 @@ def rotate(
         )
 
     def init(params):
+        types.note(params)
         words = seed_words(seed)
         return RotateState(words, inner.init(basis(params, words)(params)))
 
     def update(updates, state, params=None, **extra):
+        if params is not None:
+            types.check(params)
         turn = basis(updates, state.seed)
         # Under jit the rotated parameters cost nothing where `inner` does not read them.
         turned = None if params is None else turn(params)
@@ -113,7 +119,7 @@ def scale_by_ortho_adam(
     """Scale updates by Adam in a random rotated basis (OrthoAdam, the paper's Algorithm 1).
 
     Args:
-      axes: pytree of tuples of logical axis names, structured like the parameters.
+      axes: as of `rotate`: names, a function, or None.
       b1: decay of the first moment.
       b2: decay of the second moment.
       eps: added to the root, in the rotated basis.
@@ -145,7 +151,7 @@ def orthoadam(
 
     Args:
       learning_rate: a value or a schedule.
-      axes: pytree of tuples of logical axis names, structured like the parameters.
+      axes: as of `rotate`: names, a function, or None.
       b1: decay of the first moment.
       b2: decay of the second moment.
       eps: added to the root, in the rotated basis.
@@ -221,16 +227,11 @@ def rotation_cost(
 
 def _plan(tree, axes, mask, strategy, block_size) -> dict[tuple, tuple]:
     """Return {path: ((axis that rotates, sizes of its blocks), ...)} of every array of a tree."""
-    names_at = _leaves(axes, is_leaf=lambda node: isinstance(node, tuple))
+    names_at = axis_names(axes, tree)
     mask_at = _leaves(chosen(mask, tree))
     plan = {}
     for path, x in _leaves(tree).items():
-        names, where = names_at.get(path), jax.tree_util.keystr(path) or "the parameter"
-        if names is None:
-            raise ValueError(f"{where} has no axis names; give axes structured like the parameters")
-        if len(names) != x.ndim:
-            raise ValueError(f"{where} has shape {x.shape}, but its axis names are {names}; give one an axis")
-        turning = [i for i, name in enumerate(names) if name not in _NEVER and mask_at[path]]
+        turning = [i for i, name in enumerate(names_at[path]) if name not in _NEVER and mask_at[path]]
         plan[path] = tuple(
             (i, orthogonal.block_sizes(x.shape[i], strategy, block_size)) for i in turning if x.shape[i] > 1
         )
@@ -241,9 +242,8 @@ def _sizes(plan) -> list[int]:
     return sorted({size for turning in plan.values() for _, sizes in turning for size in sizes})
 
 
-def _leaves(tree, is_leaf=None) -> dict[tuple, Any]:
-    """Return {path: leaf}; by path, since a wrapper such as `optax.masked` leaves out parameters."""
-    return dict(jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_leaf))
+def _leaves(tree) -> dict[tuple, Any]:
+    return dict(jax.tree_util.tree_leaves_with_path(tree))
 
 
 @partial(jax.jit, static_argnames=("plan", "strategy", "inverse"))
@@ -264,7 +264,7 @@ def _turn(tree, words, blocks, *, plan, strategy, inverse):
 
 
 def _keep_shardings(function, tree, *operands):
-    """Return function(tree, *operands), a tree like the first whose arrays lie where its lie."""
+    """Return function(tree, *operands); give each array its input's sharding."""
     mesh = jax.sharding.get_abstract_mesh()
     if not mesh.empty and jax.sharding.AxisType.Explicit in mesh.axis_types:
         shardings = jax.tree.map(lambda x: jax.typeof(x).sharding, tree)

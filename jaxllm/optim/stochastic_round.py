@@ -11,6 +11,7 @@ from jaxllm_kernels.adamw_update import stochastic_round as round_array
 from jaxllm_kernels.compat import sharded_like, varying_axes
 
 from jaxllm.errors import UserError
+from jaxllm.optim.param_types import ParamTypes
 
 _ROUNDED = ("bfloat16", "float16", "float8_e4m3fn", "float8_e4m3", "float8_e5m2")
 
@@ -75,14 +76,17 @@ def stochastic_round(
       Ozkara, Yu, Park, Stochastic Rounding for LLM Training (arXiv 2502.20566).
     """
 
+    types = ParamTypes("stochastic_round")
+
     def init(params):
-        del params
+        types.note(params)
         return StochasticRoundState(jnp.zeros((), jnp.int32), seed_words(seed))
 
     def update(updates, state, params=None, **extra):
         del extra
         if params is None:
             raise ValueError("stochastic_round needs params: call update(updates, state, params)")
+        types.check(params)
         step_seed = fold_in(state.seed, state.count)
 
         def delta(path, param, chosen, u):

@@ -14,7 +14,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxllm import data, models, parallel
 from jaxllm.errors import UserError
-from jaxllm.optim import check_chain, make_optimizer, mask_unsampled
+from jaxllm.optim import make_optimizer, mask_unsampled
+from jaxllm.optim.check_chain import check_order
 from jaxllm.subnetwork import (
     Rates,
     Schedule,
@@ -219,7 +220,7 @@ def _build(config, corpus, mesh, loss, optimizer, subnetworks) -> Job:
 
     init = partial(init_state, partial(models.init, config.model), optimizer)
     shapes = jax.eval_shape(lambda: init(jax.random.key(0)))
-    check_chain(shapes.opt_state)
+    check_order(shapes.opt_state)
     shardings = state_shardings(shapes, optimizer, axes, mesh, offload=config.offload)
     shapes = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
 

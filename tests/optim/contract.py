@@ -86,9 +86,8 @@ def losses(params):
 
 @jax.jit
 def gradient(params):
-    """Return the gradient in float32: apply_if_finite wants updates of the type it was given."""
-    grads = jax.grad(lambda p: sum(losses(p).values()))(params)
-    return jax.tree.map(lambda g: g.astype(jnp.float32), grads)
+    """Return the gradient, of the parameters' types."""
+    return jax.grad(lambda p: sum(losses(p).values()))(params)
 
 
 def make_step(optimizer):

@@ -7,6 +7,7 @@ import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding
 
+from jaxllm.optim import float32_gradients
 from tests.optim.contract import (
     OPTIMIZERS,
     SPECS,
@@ -141,7 +142,7 @@ def test_masked_and_multi_transform_take_their_own_parameters(name):
 def test_apply_if_finite_leaves_out_a_step(name):
     """A gradient with a NaN changes neither parameters nor draws nor moments."""
     optimizer, params = build(name)
-    optimizer = optax.apply_if_finite(optimizer, max_consecutive_errors=3)
+    optimizer = optax.chain(float32_gradients(), optax.apply_if_finite(optimizer, max_consecutive_errors=3))
     step, state = make_step(optimizer), optimizer.init(params)
     for t in range(4):
         grads = gradient(params)

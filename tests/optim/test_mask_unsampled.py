@@ -6,10 +6,8 @@ import numpy as np
 import optax
 import pytest
 
-from jaxllm.errors import UserError
 from jaxllm.optim import (
     mask_unsampled,
-    rotate,
     scale_by_adam_low_precision,
     scale_by_ortho_adam,
     stochastic_round,
@@ -123,53 +121,37 @@ def test_in_every_chain_what_was_not_sampled_keeps_its_bits(chain):
         assert np.mean(a[on] != b[on]) > 0.5, path
 
 
-def test_zero_grad_is_the_plain_optimizer_and_so_is_a_step_that_is_told_nothing():
+def test_a_step_that_is_told_nothing_is_the_plain_optimizer_s():
     params, grads = draw(0), draw(1)
-    plain, zero_grad, freeze = (
-        adam(), mask_unsampled(adam(), AXES, unsampled="zero_grad"), mask_unsampled(adam(), AXES)
-    )  # fmt: skip
+    plain, masked = adam(), mask_unsampled(adam(), AXES)
 
     @jax.jit
     def updates(params, grads):
         state = plain.init(params)
-        return (
-            plain.update(grads, state, params),
-            zero_grad.update(grads, state, params, sampled=SAMPLED),
-            freeze.update(grads, state, params),
-        )
+        return plain.update(grads, state, params), masked.update(grads, state, params)
 
-    expected, *others = updates(params, grads)
-    for other in others:
-        jax.tree.map(np.testing.assert_array_equal, other, expected)
+    expected, other = updates(params, grads)
+    jax.tree.map(np.testing.assert_array_equal, other, expected)
 
 
-@pytest.mark.parametrize("p", [0.25])
-def test_adam_steps_sqrt_p_times_as_far_and_compensation_undoes_it(p):
-    """A constant gradient seen with probability p: mean step over 3,000 steps, within 4 %."""
-    units, steps = 64, 3000
+def test_zero_gradients_make_adam_step_sqrt_p_times_as_far():
+    """What TrainConfig's unsampled=zero_grad means: E[g] = p a and E[g^2] = p a^2 for a gradient a that is
+    seen with probability p, whatever it is multiplied by. Mean step over 3,000 steps, within 4 %."""
+    units, steps, p = 64, 3000, 0.25
+    optimizer = optax.adam(1.0, 0.9, 0.999)
 
-    def mean_step(optimizer):
-        axes, params = {"w": ("layers", "mlp")}, {"w": jnp.zeros((1, units))}
-
+    @jax.jit
+    def mean_step():
         def one(carry, key):
             state, total = carry
-            kept = jnp.argsort(jax.random.uniform(key, (1, units))) < p * units
-            grads = {"w": jnp.where(kept, 1.0 / p, 0.0)}
-            updates, state = optimizer(axes).update(grads, state, params, sampled={"mlp": kept})
-            return (state, total - jnp.mean(updates["w"])), None
+            kept = jnp.argsort(jax.random.uniform(key, (units,))) < p * units
+            updates, state = optimizer.update(jnp.where(kept, 1.0 / p, 0.0), state)
+            return (state, total - jnp.mean(updates)), None
 
         keys = jax.random.split(jax.random.key(0), steps)
-        return jax.lax.scan(one, (optimizer(axes).init(params), 0.0), keys)[0][1] / steps
+        return jax.lax.scan(one, (optimizer.init(jnp.zeros(units)), 0.0), keys)[0][1] / steps
 
-    plain, compensated = jax.jit(
-        lambda: tuple(
-            mean_step(lambda axes, on=on: mask_unsampled(optax.adam(1.0, 0.9, 0.999), axes,
-                                                         unsampled="zero_grad", compensate=on))
-            for on in (False, True)
-        )
-    )()  # fmt: skip
-    assert float(plain) == pytest.approx(np.sqrt(p), rel=0.04)
-    assert float(compensated) == pytest.approx(1.0, rel=0.04)
+    assert float(mean_step()) == pytest.approx(np.sqrt(p), rel=0.04)
 
 
 def test_on_a_mesh_of_either_kind_the_state_stays_where_it_was():
@@ -194,11 +176,12 @@ def test_on_a_mesh_of_either_kind_the_state_stays_where_it_was():
             np.testing.assert_array_equal(np.asarray(after[name] == params[name]), ~WHERE[name])
 
 
-def test_bad_input_is_one_sentence():
-    with pytest.raises(UserError, match="unknown unsampled 'frozen'; did you mean 'freeze'"):
-        mask_unsampled(optax.sgd(1.0), AXES, unsampled="frozen")
-    rounded = optax.chain(optax.sgd(1.0), stochastic_round())
-    with pytest.raises(UserError, match="would scale the rounded updates of stochastic_round"):
-        mask_unsampled(rounded, AXES, compensate=True).init(draw(0, jnp.bfloat16))
-    check = rotate(optax.sgd(1.0), AXES)  # nothing of it rounds
-    mask_unsampled(check, AXES, compensate=True).init(draw(0))
+def test_axes_may_be_a_function_and_parameters_may_lie_in_tuples():
+    params, grads = draw(0), draw(1)
+    step, state = step_of(mask_unsampled(optax.adam(0.1), AXES)), optax.adam(0.1).init(params)
+    expected, _, _ = step(params, state, grads, SAMPLED)
+    shuffled = lambda tree: (tree["mlp"], [tree["norm"], (tree["table"],)])
+    axes = shuffled(AXES)
+    step = step_of(mask_unsampled(optax.adam(0.1), lambda tree: axes))
+    moved, _, _ = step(shuffled(params), optax.adam(0.1).init(shuffled(params)), shuffled(grads), SAMPLED)
+    jax.tree.map(np.testing.assert_array_equal, moved, shuffled(expected))

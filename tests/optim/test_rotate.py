@@ -1,5 +1,8 @@
 """`rotate` and OrthoAdam against dense matrices in float64, Adam, and training in the rotated basis."""
 
+import dataclasses
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +10,7 @@ import optax
 import pytest
 
 from jaxllm.errors import UserError
-from jaxllm.optim import orthoadam, rotate, scale_by_ortho_adam
+from jaxllm.optim import orthoadam, rotate, rotation_cost, scale_by_ortho_adam
 from tests.optim.rotate_oracle import (
     AXES,
     STRATEGIES,
@@ -236,10 +239,74 @@ def test_bad_values_are_named_in_one_sentence(options, message):
         orthoadam(1e-3, AXES, **options)
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class Variable:
+    """What wraps each array in flax nnx's states."""
+
+    value: jax.Array
+
+
+class Pair(NamedTuple):
+    first: jax.Array
+    second: jax.Array
+
+
+def test_containers_of_every_kind_hold_parameters():
+    """Tuples, NamedTuples and wrappers; the names on either side wrapped or not: as in a dict."""
+    link = lambda axes: rotate(optax.scale_by_adam(), axes, strategy="block", block_size=8)
+    params = {"w": tree(0)["w"], "table": tree(0)["table"]}
+    names = {name: AXES[name] for name in params}
+
+    containers = {
+        "tuple": lambda t: (t["w"], [t["table"]]),
+        "nested": lambda t: {"block": ((t["w"],), t["table"])},
+        "NamedTuple": lambda t: Pair(t["w"], t["table"]),
+        "wrapped": lambda t: {"a": (Variable(t["w"]), Variable(t["table"]))},
+    }
+    plain = lambda t: {"a": (t["w"], t["table"])}
+    for name, hold in containers.items():
+        held = hold(params)
+        optimizer = link(hold(names))
+        updates, state = optimizer.update(held, optimizer.init(held), held)
+        # Whatever holds them, one step of Adam is made in each array's rotated basis and undone.
+        assert jax.tree.structure(updates) == jax.tree.structure(held), name
+        for u in jax.tree.leaves(updates):
+            assert np.abs(np.asarray(u)).max() > 1.1, name  # Adam's first step is 1 in every entry
+    wrapped = containers["wrapped"]
+    for held, axes in ((wrapped(params), plain(names)), (plain(params), wrapped(names))):
+        one, other = link(axes), link(jax.tree.map(lambda x: ("layers",) * x.ndim, held))
+        turned = one.update(held, one.init(held), held)[0]
+        assert_trees(other.update(held, other.init(held), held)[0], jax.tree.map(jnp.sign, held), atol=1e-5)
+        assert all(np.abs(np.asarray(u)).max() > 1.1 for u in jax.tree.leaves(turned))
+
+
+def test_no_axes_are_all_axes_and_a_function_may_give_them():
+    params = {"w": (jnp.eye(8), jnp.arange(16.0) - 3), "scalar": jnp.float32(3.0)}
+    every = {"w": (("embed", "mlp"), ("embed",)), "scalar": ()}
+    updates = []
+    named = lambda params: jax.tree.map(lambda x: ("embed",) * x.ndim, params)
+    for axes in (every, None, lambda params: every, named):
+        link = rotate(optax.scale_by_adam(), axes)
+        updates.append(link.update(params, link.init(params), params)[0])
+    for other in updates[1:]:
+        assert_trees(other, updates[0])
+    assert np.abs(np.asarray(updates[0]["w"][1])).max() > 1.5  # Adam alone steps 1
+    assert rotation_cost(params, None).product_flops == rotation_cost(params, every).product_flops > 0
+    held = optax.masked(rotate(optax.scale_by_adam(), None), {"w": (True, False), "scalar": False})
+    kept = held.update(params, held.init(params), params)[0]
+    np.testing.assert_array_equal(kept["w"][0], updates[0]["w"][0])
+    np.testing.assert_array_equal(kept["w"][1], params["w"][1])
+
+
 def test_axes_that_do_not_fit_are_named():
     params = tree(0)
     with pytest.raises(ValueError, match=r"\['extra'\] has no axis names"):
         orthoadam(1e-3, AXES).init(params | {"extra": jnp.ones(3)})
     axes = AXES | {"w": ("embed", "mlp")}
-    with pytest.raises(ValueError, match=r"\['w'\] has shape \(2, 20, 12\), but its axis names are"):
+    with pytest.raises(UserError, match=r"\['w'\] has shape \(2, 20, 12\), but its axis names are"):
         orthoadam(1e-3, axes).init(params)
+    with pytest.raises(UserError, match=r"\['w'\] has no axis names; give axes structured like"):
+        orthoadam(1e-3, AXES | {"w": "embed"}).init(params)
+    with pytest.raises(UserError, match="the function given as axes returned None"):
+        orthoadam(1e-3, lambda params: None).init(params)
