@@ -28,6 +28,7 @@ from jaxllm import data, models, parallel
 from jaxllm.atomic import write_figure
 from jaxllm.cli.experiment import run_experiment
 from jaxllm.cli.train import open_presets
+from jaxllm.config import Count, Seed
 from jaxllm.errors import UserError, unknown
 from jaxllm.interpret import activation_statistics, kurtosis_limits, uniform_first_token_mass
 from jaxllm.optim import OptimConfig
@@ -70,15 +71,15 @@ class OutliersConfig(TrainConfig):
     """A training run, which variants of it to compare, and how much text to measure them on."""
 
     variants: tuple[str, ...] = CORNERS + OTHER_NORMS  # attention+optimizer+norm
-    seeds: tuple[int, ...] = (0,)  # takes the place of `seed`; three or more give intervals
-    measured_batches: int = 16  # held out
-    calibration_batches: int = 16  # of training text, to fix the grids of activations
+    seeds: tuple[Seed, ...] = (0,)  # takes the place of `seed`; three or more give intervals
+    measured_batches: Count = 16  # held out
+    calibration_batches: Count = 16  # of training text, to fix the grids of activations
 
     def __post_init__(self):
         super().__post_init__()
-        for name in ("variants", "seeds", "measured_batches", "calibration_batches"):
+        for name in ("variants", "seeds"):
             if not getattr(self, name):
-                raise UserError(f"{name} is {getattr(self, name)}; give at least one")
+                raise UserError(f"{name} is empty; give at least one")
         for variant in self.variants:
             choices(variant)
 

@@ -29,6 +29,7 @@ from jaxllm import optim, parallel, targets
 from jaxllm.atomic import write_figure
 from jaxllm.cli.experiment import run_experiment
 from jaxllm.cli.train import open_presets
+from jaxllm.config import Count, Seed
 from jaxllm.errors import UserError, unknown
 from jaxllm.models import get_preset
 from jaxllm.optim import OptimConfig
@@ -57,8 +58,8 @@ class CheaperTrainingConfig(TrainConfig):
     schedule: str = "est-gpt2-like"  # of est: one of `subnetwork.SCHEDULES`
     groups: str = "merge_tree"  # of groups: ORDER or ORDER:K
     group_head: str = "own"  # of groups: one of `models.config.GROUP_HEADS`
-    seeds: tuple[int, ...] = (0, 1, 2)
-    timing_rounds: int = 5  # turns of each kind of step
+    seeds: tuple[Seed, ...] = (0, 1, 2)
+    timing_rounds: Count = 5  # turns of each kind of step
     machines: tuple[str, ...] = ("cpu",)  # whose compilers' account of memory is reported
 
     def __post_init__(self):

@@ -38,6 +38,7 @@ from jaxllm import data, parallel
 from jaxllm.atomic import write_figure, write_file
 from jaxllm.cli.experiment import run_experiment
 from jaxllm.cli.train import open_presets
+from jaxllm.config import Count, Seed, UserPath
 from jaxllm.errors import UserError
 from jaxllm.models import get_preset
 from jaxllm.optim import OptimConfig
@@ -59,9 +60,9 @@ class EvolvingSubnetworksConfig(TrainConfig):
     """The plain run, and what is compared with it."""
 
     schedules: tuple[str, ...] = ("est-gpt2-like",)  # of `subnetwork.SCHEDULES`; the first sets the FLOPs
-    seeds: tuple[int, ...] = (0, 1, 2)
-    zero_shot_data: str = ""  # text to score without training on it; empty: Python's reference
-    timing_rounds: int = 9  # turns of each kind of step
+    seeds: tuple[Seed, ...] = (0, 1, 2)
+    zero_shot_data: UserPath = ""  # text to score without training on it; empty: Python's reference
+    timing_rounds: Count = 9  # turns of each kind of step
 
     def __post_init__(self):
         super().__post_init__()
@@ -71,8 +72,6 @@ class EvolvingSubnetworksConfig(TrainConfig):
         for name in self.schedules:
             get_schedule(name, self.model.num_layers, self.steps)
         check_seeds(self.seeds)
-        if self.timing_rounds < 1:
-            raise UserError(f"timing_rounds is {self.timing_rounds}; it must be at least 1")
 
 
 def _debug() -> EvolvingSubnetworksConfig:

@@ -19,7 +19,9 @@ import jax
 from jaxllm import data, models, parallel
 from jaxllm.cli.experiment import run_experiment
 from jaxllm.cli.train import open_presets
+from jaxllm.config import Count
 from jaxllm.generate import SamplingConfig, generate_text
+from jaxllm.generate.processors import Temperature
 from jaxllm.optim import OptimConfig
 from jaxllm.report import Claim, Report, read_report
 from jaxllm.train import TrainConfig, to_dict, train
@@ -32,8 +34,8 @@ PROMPTS = ("Fellow citizens, ", "The economy of the United States ", "")
 class PretrainConfig(TrainConfig):
     """A training run, and the text to sample from it."""
 
-    sample_tokens: int = 120  # length of each of the three samples
-    temperature: float = 0.8
+    sample_tokens: Count = 120  # length of each of the three samples
+    temperature: Temperature = 0.8
 
 
 def _debug() -> PretrainConfig:

@@ -36,6 +36,7 @@ from jaxllm import parallel, targets
 from jaxllm.atomic import write_figure
 from jaxllm.cli.experiment import run_experiment
 from jaxllm.cli.train import open_presets
+from jaxllm.config import Positive, Seed
 from jaxllm.errors import UserError, unknown
 from jaxllm.models import get_preset
 from jaxllm.optim import OptimConfig, stochastic_round
@@ -54,8 +55,8 @@ class StochasticRoundingConfig(TrainConfig):
     """The run that all share, and the grid, which sets its precision, seed, optim.name and learning rate."""
 
     methods: tuple[str, ...] = tuple(METHODS)
-    learning_rates: tuple[float, ...] = (3e-5, 4e-3, 8e-3, 1.6e-2)  # peaks; at the lowest nearest stagnates
-    seeds: tuple[int, ...] = (0, 1, 2)  # none: train nothing
+    learning_rates: tuple[Positive, ...] = (3e-5, 4e-3, 8e-3, 1.6e-2)  # peaks; the lowest stagnates
+    seeds: tuple[Seed, ...] = (0, 1, 2)  # none: train nothing
     compiled: tuple[tuple[str, str, int], ...] = ()  # steps to compile: (model, machine, sequences)
 
     def __post_init__(self):

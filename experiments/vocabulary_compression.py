@@ -33,6 +33,7 @@ from jaxllm import data, models, parallel
 from jaxllm.atomic import write_figure
 from jaxllm.cli.experiment import run_experiment
 from jaxllm.cli.train import open_presets
+from jaxllm.config import CountOrZero, Seed
 from jaxllm.errors import UserError
 from jaxllm.models import get_preset
 from jaxllm.optim import OptimConfig
@@ -55,8 +56,8 @@ class VocabularyCompressionConfig(TrainConfig):
         "own/merge_order", "own/merge_tree", "own/frequency", "own/random",
         "logits/merge_tree", "shared/merge_tree",
     )  # fmt: skip
-    seeds: tuple[int, ...] = (0, 1, 2)
-    detail_batches: int = 8  # held-out batches that are scored token by token; 0: all
+    seeds: tuple[Seed, ...] = (0, 1, 2)
+    detail_batches: CountOrZero = 8  # held-out batches that are scored token by token; 0: all
 
     def __post_init__(self):
         super().__post_init__()

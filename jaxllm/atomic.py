@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from jaxllm.errors import UserError
+from jaxllm.user_cache import user_cache_folder
 
 _PARTIAL = ".partial-"
 _STALE_SECONDS = 24 * 3600
@@ -81,7 +82,9 @@ def _remove_stale(folder: Path) -> None:
 
 
 def _cannot_write(folder: Path, error: OSError) -> UserError:
-    return UserError(
-        f"cannot write in the folder '{folder}' ({error.strerror or error}); free some space "
-        "there, or choose a folder that can be written (for the data cache: cache_dir)"
-    )
+    choose = "choose a folder that can be written"
+    with contextlib.suppress(UserError):
+        if folder.is_relative_to(user_cache_folder()):
+            choose = "set the environment variable XDG_CACHE_HOME to a folder that can be written"
+    reason = error.strerror or error
+    return UserError(f"cannot write in the folder '{folder}' ({reason}); free some space there, or {choose}")

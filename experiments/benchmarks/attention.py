@@ -25,6 +25,7 @@ from tqdm import tqdm
 from experiments.benchmarks import attention_bytes
 from jaxllm import targets
 from jaxllm.cli.experiment import run_experiment
+from jaxllm.config import Config, Count, UserPath
 from jaxllm.errors import UserError
 from jaxllm.report import Claim, Report
 
@@ -32,17 +33,17 @@ SOURCE = "issue: kernels"
 
 
 @dataclass(frozen=True)
-class AttentionConfig:
+class AttentionConfig(Config):
     """The shape, and how often to time it."""
 
-    batch: int = 8
-    length: int = 1024
-    heads: int = 12
-    head_dim: int = 64
-    repeats: int = 5  # of each timing
+    batch: Count = 8
+    length: Count = 1024
+    heads: Count = 12
+    head_dim: Count = 64
+    repeats: Count = 5  # of each timing
     cpu: bool = True  # run on this CPU
     machines: bool = True  # compile for machines that are not here
-    out: str = "runs/attention"
+    out: UserPath = "runs/attention"
 
 
 def main(config: AttentionConfig, preset: str = "small") -> Report:

@@ -28,22 +28,23 @@ from tqdm import tqdm
 
 from jaxllm import targets
 from jaxllm.cli.experiment import run_experiment
+from jaxllm.config import Config, Count, UserPath
 from jaxllm.report import Claim, Report
 
 MIB = 2**20
 
 
 @dataclass(frozen=True)
-class CrossEntropyConfig:
+class CrossEntropyConfig(Config):
     """Sizes of the loss, and where it is compiled for."""
 
-    tokens: int = 4096
-    width: int = 768
-    vocab: int = 50257
-    repeats: int = 3  # of each timing
+    tokens: Count = 4096
+    width: Count = 768
+    vocab: Count = 50257
+    repeats: Count = 3  # of each timing
     targets: tuple[str, ...] = ("v5e-1", "v6e-1", "h100")
-    target_tokens: int = 8192  # of the compiled cases
-    out: str = "runs/cross_entropy"
+    target_tokens: Count = 8192  # of the compiled cases
+    out: UserPath = "runs/cross_entropy"
 
 
 def main(config: CrossEntropyConfig, preset: str = "small") -> Report:

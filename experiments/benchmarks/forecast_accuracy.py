@@ -27,6 +27,7 @@ from tqdm import tqdm
 from experiments.benchmarks.published_steps import PUBLISHED, PublishedStep
 from jaxllm.atomic import write_file
 from jaxllm.cli.experiment import run_experiment
+from jaxllm.config import Config, CountOrZero, UserPath
 from jaxllm.parallel import MeshConfig
 from jaxllm.report import Claim, Report, markdown_table
 from jaxllm.targets.analytic import estimate
@@ -40,12 +41,12 @@ _RELATIVES = {"h200": ("h100",), "b200": ("h100",), "l4": ("a100-80gb", "a100-40
 
 
 @dataclass(frozen=True)
-class AccuracyConfig:
+class AccuracyConfig(Config):
     """What to compile besides estimating."""
 
-    compile_up_to: int = 0  # devices: published runs on at most so many are also compiled
+    compile_up_to: CountOrZero = 0  # devices: published runs on at most so many are also compiled
     write: bool = False  # write the efficiencies into jaxllm/targets/calibrated.json
-    out: str = "runs/forecast_accuracy"
+    out: UserPath = "runs/forecast_accuracy"
 
 
 def main(config: AccuracyConfig, preset: str = "small") -> Report:

@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from jaxllm import models, targets
 from jaxllm.cli.experiment import run_experiment
+from jaxllm.config import Config, Count, UserPath
 from jaxllm.report import Claim, Report, markdown_table
 from jaxllm.train import TrainConfig
 from jaxllm.train.job import prepare_shapes
@@ -37,12 +38,12 @@ CASES = {
 
 
 @dataclass(frozen=True)
-class ForecastMemoryConfig:
+class ForecastMemoryConfig(Config):
     """How large the steps are."""
 
-    batch_size: int = 32
-    seq_len: int = 256
-    out: str = "runs/forecast_memory"
+    batch_size: Count = 32
+    seq_len: Count = 256
+    out: UserPath = "runs/forecast_memory"
 
 
 def main(config: ForecastMemoryConfig, preset: str = "small") -> Report:

@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from jaxllm import data, models
 from jaxllm.cli.experiment import run_experiment
+from jaxllm.config import Config, Count, Positive, Seed, UserPath
 from jaxllm.data.embedded import byte_alphabet, sotu_addresses
 from jaxllm.errors import UserError
 from jaxllm.models.huggingface import state_dict_from_params
@@ -41,14 +42,14 @@ _HOSTILE = (
 
 
 @dataclass(frozen=True)
-class FuzzPretrainedConfig:
+class FuzzPretrainedConfig(Config):
     """How many files to damage, and what a case may cost."""
 
-    cases: int = 500
-    seed: int = 0
-    max_seconds: float = 20.0  # for one case; more is a crash
-    max_memory: int = 1024  # MiB beyond what an undamaged model needs; more is a crash
-    out: str = "runs/fuzz_pretrained"
+    cases: Count = 500
+    seed: Seed = 0
+    max_seconds: Positive = 20.0  # for one case; more is a crash
+    max_memory: Count = 1024  # MiB beyond what an undamaged model needs; more is a crash
+    out: UserPath = "runs/fuzz_pretrained"
 
 
 def main(config: FuzzPretrainedConfig, preset: str = "small") -> Report:

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from jaxllm import compilation_cache, models
 from jaxllm.cli.experiment import run_experiment
+from jaxllm.config import Config, Count, UserPath
 from jaxllm.data.embedded import sotu_addresses
 from jaxllm.errors import UserError
 from jaxllm.generate import SamplingConfig, generate
@@ -28,14 +29,14 @@ TIE = 1e-4  # a first difference is excused where the two best logits are this c
 
 
 @dataclass(frozen=True)
-class GenerationConfig:
+class GenerationConfig(Config):
     """How many prompts and tokens, and how often to time them."""
 
-    prompts: int = 20
-    prompt_tokens: int = 32
-    new_tokens: int = 64
-    repeats: int = 5  # of each timing
-    out: str = "runs/generation"
+    prompts: Count = 20
+    prompt_tokens: Count = 32
+    new_tokens: Count = 64
+    repeats: Count = 5  # of each timing
+    out: UserPath = "runs/generation"
 
 
 def main(config: GenerationConfig, preset: str = "small") -> Report:

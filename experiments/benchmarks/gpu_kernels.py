@@ -28,6 +28,7 @@ from experiments.benchmarks.optimizers import BETAS, DECAY, RATE, make_optimizer
 from experiments.benchmarks.turns import dispatched
 from jaxllm import models
 from jaxllm.cli.experiment import run_experiment
+from jaxllm.config import Config, Count, UserPath
 from jaxllm.errors import UserError
 from jaxllm.report import Claim, Report, markdown_table
 
@@ -38,14 +39,14 @@ ATTENTIONS = {  # B, T, H, G, K
 
 
 @dataclass(frozen=True)
-class GpuKernelsConfig:
+class GpuKernelsConfig(Config):
     """What is timed, and how often."""
 
     kernels: tuple[str, ...] = ("attention", "cross_entropy", "adamw", "hadamard")
-    rounds: int = 7
-    tokens: int = 8192  # of the cross-entropy
+    rounds: Count = 7
+    tokens: Count = 8192  # of the cross-entropy
     model: str = "gpt2"  # whose width, vocabulary and parameters the other kernels get
-    out: str = "runs/gpu-kernels"
+    out: UserPath = "runs/gpu-kernels"
 
 
 def main(config: GpuKernelsConfig, preset: str = "small") -> Report:

@@ -25,6 +25,7 @@ from tqdm import tqdm
 from experiments.benchmarks.turns import dispatched
 from jaxllm.atomic import write_file
 from jaxllm.cli.experiment import run_experiment
+from jaxllm.config import Config, Count, UserPath
 from jaxllm.errors import UserError
 from jaxllm.models import get_preset
 from jaxllm.report import Claim, Report, markdown_table
@@ -35,7 +36,7 @@ _NEAR = 0.25  # of the measured time, that a forecast is to hit
 
 
 @dataclass(frozen=True)
-class GpuTrainingConfig:
+class GpuTrainingConfig(Config):
     """Which steps run, and how often."""
 
     cases: tuple[str, ...] = (
@@ -48,13 +49,13 @@ class GpuTrainingConfig:
         "gpt2-xl:8:full:bfloat16:adamw_bf16_sr",
     )
     rivals: tuple[str, ...] = ("plain", "torch-compile")
-    seq_len: int = 1024
-    rounds: int = 5
-    steps: int = 5  # of a round
+    seq_len: Count = 1024
+    rounds: Count = 5
+    steps: Count = 5  # of a round
     target: str = "h100"
-    forecasts: str = ""  # a file of forecasts
+    forecasts: UserPath = ""  # a file of forecasts
     write_forecasts: bool = False  # compile them for `target`, write that file and stop
-    out: str = "runs/gpu-training"
+    out: UserPath = "runs/gpu-training"
 
 
 def main(config: GpuTrainingConfig, preset: str = "small") -> Report:

@@ -27,6 +27,7 @@ from tqdm import tqdm
 from experiments.benchmarks.kernel_cases import CASES, Case
 from jaxllm import targets
 from jaxllm.cli.experiment import run_experiment
+from jaxllm.config import Config
 from jaxllm.report import markdown_table
 
 TARGETS = ("v5e-1", "v5p-8", "v6e-1", "h100", "a100-80gb")
@@ -144,7 +145,7 @@ def write(text: str, path: Path = README) -> None:
 
 
 @dataclass(frozen=True)
-class KernelResourcesConfig:
+class KernelResourcesConfig(Config):
     """Which kernels to compile, and where the table goes."""
 
     only: str = ""  # cases whose name contains this

@@ -20,20 +20,21 @@ import numpy as np
 from tqdm import tqdm
 
 from jaxllm.cli.experiment import run_experiment
+from jaxllm.config import Config, Count, Seed, UserPath
 from jaxllm.report import Claim, Report
 from jaxllm.train.load import load_run
 from jaxllm.train.writers import read_metrics
 
 
 @dataclass(frozen=True)
-class KillResumeConfig:
+class KillResumeConfig(Config):
     """How often to kill what."""
 
-    kills: int = 20
-    steps: int = 400
-    save_every: int = 3  # steps
-    seed: int = 0
-    out: str = "runs/kill_resume"
+    kills: Count = 20
+    steps: Count = 400
+    save_every: Count = 3  # steps
+    seed: Seed = 0
+    out: UserPath = "runs/kill_resume"
 
 
 def main(config: KillResumeConfig, preset: str = "small") -> Report:

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from experiments.benchmarks import local_processes
 from jaxllm.cli.experiment import run_experiment
+from jaxllm.config import Config, Count, UserPath
 from jaxllm.parallel.distributed import EXIT_CODE, HEARTBEAT_SECONDS
 from jaxllm.report import Claim, Report, markdown_table
 from jaxllm.train.load import load_run
@@ -38,13 +39,13 @@ _TOLERANCE = 1e-4  # of losses and parameters: sums of float32 in another order,
 
 
 @dataclass(frozen=True)
-class ManyHostsConfig:
+class ManyHostsConfig(Config):
     """How long a run is lost when."""
 
-    steps: int = 40
-    lost_at: int = 20  # steps
-    save_every: int = 7  # steps
-    out: str = "runs/many_hosts"
+    steps: Count = 40
+    lost_at: Count = 20  # steps
+    save_every: Count = 7  # steps
+    out: UserPath = "runs/many_hosts"
 
 
 def main(config: ManyHostsConfig, preset: str = "small") -> Report:

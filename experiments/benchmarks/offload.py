@@ -31,6 +31,7 @@ from tqdm import tqdm
 from experiments.tiled_machines import PUBLISHED, published_model
 from jaxllm import targets
 from jaxllm.cli.experiment import run_experiment
+from jaxllm.config import Config, Count, Positive, UserPath
 from jaxllm.errors import UserError, unknown
 from jaxllm.models import ModelConfig
 from jaxllm.optim import OptimConfig
@@ -54,17 +55,18 @@ PRECISIONS = {"adamw": "mixed_o1", "adamw_bf16_sr": "bfloat16"}  # of each optim
 
 
 @dataclass(frozen=True)
-class OffloadConfig:
+class OffloadConfig(Config):
     """Which machines, and where the state lies."""
 
     machines: tuple[str, ...] = ("h100", "a100-80gb", "v5e-1", "h100x8", _NODE, "v5e-8")
     ways: tuple[str, ...] = tuple(WAYS)
     optimizers: tuple[str, ...] = tuple(PRECISIONS)
-    seq_len: int = 1024
-    most: float = 200.0  # billions of parameters of the largest model that is tried
-    out: str = "runs/offload"
+    seq_len: Count = 1024
+    most: Positive = 200.0  # billions of parameters of the largest model that is tried
+    out: UserPath = "runs/offload"
 
     def __post_init__(self):
+        super().__post_init__()
         for name in self.ways:
             if name not in WAYS:
                 raise unknown("way", name, WAYS)

@@ -31,6 +31,7 @@ from tqdm import tqdm
 from experiments.benchmarks.turns import take_turns
 from jaxllm import host_memory, models, optim, targets
 from jaxllm.cli.experiment import run_experiment
+from jaxllm.config import Config, Count, CountOrZero, UserPath
 from jaxllm.models import ModelConfig
 from jaxllm.optim.orthogonal import STRATEGIES
 from jaxllm.report import Claim, Report
@@ -43,17 +44,17 @@ SHARE = 0.1  # of a training step
 
 
 @dataclass(frozen=True)
-class OptimizersConfig:
+class OptimizersConfig(Config):
     """Sizes of the parameters that are stepped, and where the step is compiled for."""
 
-    num_layers: int = 6  # of the model whose optimizers run here
-    embed_dim: int = 512
-    vocab_size: int = 50257
-    rounds: int = 9  # turns of each optimizer
+    num_layers: Count = 6  # of the model whose optimizers run here
+    embed_dim: Count = 512
+    vocab_size: Count = 50257
+    rounds: CountOrZero = 9  # turns of each optimizer; 0: time nothing
     targets: tuple[str, ...] = ("v5e-1", "h100")
     target_model: str = "gpt2"  # the preset that is compiled for them, and that shares are of
-    batch_tokens: int = 2**19  # of the training step that OrthoAdam's share is of
-    out: str = "runs/optimizers"
+    batch_tokens: Count = 2**19  # of the training step that OrthoAdam's share is of
+    out: UserPath = "runs/optimizers"
 
 
 PRESETS = {

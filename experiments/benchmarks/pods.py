@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from jaxllm import targets
 from jaxllm.cli.experiment import run_experiment
+from jaxllm.config import Config, Count, UserPath
 from jaxllm.errors import UserError
 from jaxllm.models import get_preset
 from jaxllm.parallel import MeshConfig
@@ -72,13 +73,13 @@ _PODS = (
 
 
 @dataclass(frozen=True)
-class PodsConfig:
+class PodsConfig(Config):
     """Which steps to compile."""
 
     plans: tuple[Plan, ...] = _PODS
-    batch_size: int = 1024  # sequences
-    seq_len: int = 4096
-    out: str = "runs/pods"
+    batch_size: Count = 1024  # sequences
+    seq_len: Count = 4096
+    out: UserPath = "runs/pods"
 
 
 PRESETS = {

@@ -14,6 +14,7 @@ import numpy as np
 
 from experiments.activation_outliers import COLUMNS, PAPER, table
 from jaxllm.cli.experiment import run_experiment
+from jaxllm.config import Config, Count, UserPath
 from jaxllm.data.embedded import sotu_addresses
 from jaxllm.errors import UserError
 from jaxllm.interpret import activation_statistics, kurtosis_limits, uniform_first_token_mass
@@ -23,15 +24,15 @@ from jaxllm.report import Claim, Report, markdown_table
 
 
 @dataclass(frozen=True)
-class PretrainedOutliersConfig:
+class PretrainedOutliersConfig(Config):
     """Which model, on how much text."""
 
-    model: str = ""  # a file, a folder or OWNER/NAME; empty: SmolLM2-135M-Instruct, downloaded once
-    texts: int = 8  # scored
-    calibration_texts: int = 16
-    seq_len: int = 512  # tokens of each text
-    batch_size: int = 4
-    out: str = "runs/pretrained_outliers"
+    model: UserPath = ""  # a file, a folder or OWNER/NAME; empty: SmolLM2-135M-Instruct, downloaded once
+    texts: Count = 8  # scored
+    calibration_texts: Count = 16
+    seq_len: Count = 512  # tokens of each text
+    batch_size: Count = 4
+    out: UserPath = "runs/pretrained_outliers"
 
 
 def main(config: PretrainedOutliersConfig, preset: str = "small") -> Report:

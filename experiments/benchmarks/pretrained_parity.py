@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from jaxllm import models
 from jaxllm.cli.experiment import run_experiment
+from jaxllm.config import Config, Count, UserPath
 from jaxllm.data.embedded import sotu_addresses
 from jaxllm.errors import UserError
 from jaxllm.generate import SamplingConfig, generate_text
@@ -28,14 +29,14 @@ _UNICODE = "Ünïcödé, naïve — 日本語のテキスト, Привет! 🙂
 
 
 @dataclass(frozen=True)
-class PretrainedParityConfig:
+class PretrainedParityConfig(Config):
     """Which model on which text."""
 
-    gguf: str = ""  # a Llama-family .gguf file; empty: SmolLM2-135M-Instruct, downloaded once
-    year: int = 1963  # of the address
-    window: int = 512  # tokens scored at a time
-    max_windows: int = 100
-    out: str = "runs/pretrained_parity"
+    gguf: UserPath = ""  # a Llama-family .gguf file; empty: SmolLM2-135M-Instruct, downloaded once
+    year: Count = 1963  # of the address
+    window: Count = 512  # tokens scored at a time
+    max_windows: Count = 100
+    out: UserPath = "runs/pretrained_parity"
 
 
 def main(config: PretrainedParityConfig, preset: str = "small") -> Report:

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from experiments.benchmarks.pretrained_outliers import openings
 from jaxllm import data, models
 from jaxllm.cli.experiment import run_experiment
+from jaxllm.config import Config, Count, CountOrZero, UserPath
 from jaxllm.errors import UserError
 from jaxllm.pretrained import fetch_smollm2, from_pretrained
 from jaxllm.report import Claim, Report, markdown_table
@@ -29,20 +30,20 @@ _OURS = "issue: vocabulary compression"
 
 
 @dataclass(frozen=True)
-class PretrainedVocabularyConfig:
+class PretrainedVocabularyConfig(Config):
     """Which model, which heads, on how much text."""
 
-    model: str = ""  # a file, a folder or OWNER/NAME; empty: SmolLM2-135M-Instruct, downloaded once
+    model: UserPath = ""  # a file, a folder or OWNER/NAME; empty: SmolLM2-135M-Instruct, downloaded once
     cases: tuple[str, ...] = (  # GROUP_HEAD/MAP or GROUP_HEAD/clusters, with /similar for slots by similarity
         "own/clusters", "own/merge_tree", "own/random", "hidden/merge_tree", "hidden/merge_tree/similar",
         "logits/merge_tree/similar", "shared/merge_tree/similar",
     )  # fmt: skip
-    texts: int = 8  # scored
-    fit_texts: int = 96
-    seq_len: int = 512  # tokens of each text
-    fit_steps: int = 200  # on tokens drawn from the dense head
-    tune_steps: int = 60  # on the text's own next tokens
-    out: str = "runs/pretrained_vocabulary"
+    texts: Count = 8  # scored
+    fit_texts: Count = 96
+    seq_len: Count = 512  # tokens of each text
+    fit_steps: CountOrZero = 200  # on tokens drawn from the dense head
+    tune_steps: CountOrZero = 60  # on the text's own next tokens
+    out: UserPath = "runs/pretrained_vocabulary"
 
 
 def main(config: PretrainedVocabularyConfig, preset: str = "small") -> Report:

@@ -22,6 +22,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from jaxllm.cli.experiment import run_experiment
+from jaxllm.config import Config, Count, Seed, UserPath
 from jaxllm.errors import UserError
 from jaxllm.report import Claim, Report
 
@@ -33,14 +34,14 @@ RECIPE = dict(
 
 
 @dataclass(frozen=True)
-class ShakespeareConfig:
+class ShakespeareConfig(Config):
     """What to compare on."""
 
-    data: str = ""  # Tiny Shakespeare, one text file
-    nanogpt: str = ""  # a checkout of nanoGPT; empty: only ours
-    seeds: tuple[int, ...] = (0, 1, 2)
-    steps: int = RECIPE["max_iters"]  # ours; nanoGPT keeps to its recipe
-    out: str = "runs/shakespeare-char-benchmark"
+    data: UserPath = ""  # Tiny Shakespeare, one text file
+    nanogpt: UserPath = ""  # a checkout of nanoGPT; empty: only ours
+    seeds: tuple[Seed, ...] = (0, 1, 2)
+    steps: Count = RECIPE["max_iters"]  # ours; nanoGPT keeps to its recipe
+    out: UserPath = "runs/shakespeare-char-benchmark"
 
 
 def main(config: ShakespeareConfig, preset: str = "small") -> Report:

@@ -19,6 +19,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from jaxllm.cli.experiment import run_experiment
+from jaxllm.config import Config, Count, UserPath
 from jaxllm.data.embedded import sotu_addresses
 from jaxllm.report import Claim, Report
 
@@ -26,13 +27,13 @@ LIMIT_MB = 300  # growth that counts as bounded: a third of the text
 
 
 @dataclass(frozen=True)
-class StreamTextConfig:
+class StreamTextConfig(Config):
     """How much text, and how to cut it."""
 
-    megabytes: int = 1000
-    tokenizer: str = "bytes"
-    batches: int = 300  # of 32 x 256 tokens, read after preparing
-    out: str = "runs/stream_text"
+    megabytes: Count = 1000
+    tokenizer: UserPath = "bytes"
+    batches: Count = 300  # of 32 x 256 tokens, read after preparing
+    out: UserPath = "runs/stream_text"
 
 
 _READER = """

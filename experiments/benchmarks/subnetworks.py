@@ -27,6 +27,7 @@ from tqdm import tqdm
 from experiments.benchmarks.turns import take_turns
 from jaxllm import host_memory, models, targets
 from jaxllm.cli.experiment import run_experiment
+from jaxllm.config import Config, Count, UserPath
 from jaxllm.models import get_preset
 from jaxllm.optim import make_optimizer
 from jaxllm.report import Claim, Report
@@ -40,19 +41,19 @@ PEAK = 0.5  # of the whole step's memory
 
 
 @dataclass(frozen=True)
-class SubnetworksConfig:
+class SubnetworksConfig(Config):
     """The step that runs here, and the one that is compiled."""
 
-    num_layers: int = 6  # of the model whose steps run here
-    embed_dim: int = 512
-    batch_size: int = 16
-    seq_len: int = 256
-    rounds: int = 5  # turns of each stage
+    num_layers: Count = 6  # of the model whose steps run here
+    embed_dim: Count = 512
+    batch_size: Count = 16
+    seq_len: Count = 256
+    rounds: Count = 5  # turns of each stage
     targets: tuple[str, ...] = ("v5e-1", "h100")
     target_model: str = "gpt2"  # the preset that is compiled for them, in bfloat16 on float32 weights
-    target_batch_size: int = 16
-    target_seq_len: int = 1024
-    out: str = "runs/subnetworks"
+    target_batch_size: Count = 16
+    target_seq_len: Count = 1024
+    out: UserPath = "runs/subnetworks"
 
 
 PRESETS = {

@@ -24,6 +24,7 @@ from experiments.benchmarks.maxtext_step import maxtext_peak
 from experiments.benchmarks.reference_step import reference_step
 from jaxllm import targets
 from jaxllm.cli.experiment import run_experiment
+from jaxllm.config import Config, Count, UserPath
 from jaxllm.errors import UserError
 from jaxllm.models import get_preset
 from jaxllm.parallel import MeshConfig
@@ -46,16 +47,16 @@ _MAXTEXT_ATTENTIONS = ("dot_product", "flash")
 
 
 @dataclass(frozen=True)
-class TargetsConfig:
+class TargetsConfig(Config):
     """Which steps to compile."""
 
     cases: tuple[tuple[str, str, int], ...] = _SMALL  # (model, machine, sequences a step)
     decoding: tuple[tuple[str, str, int], ...] = _DECODING  # (model, machine, rows)
-    seq_len: int = 1024  # also the slots of a decoding step's cache
+    seq_len: Count = 1024  # also the slots of a decoding step's cache
     policies: tuple[tuple[str, str], ...] = _POLICIES  # (precision, optimizer)
-    maxtext: str = ""  # a checkout of MaxText; empty: not compared
-    maxtext_python: str = "python3.12"  # an interpreter with its packages
-    out: str = "runs/targets"
+    maxtext: UserPath = ""  # a checkout of MaxText; empty: not compared
+    maxtext_python: UserPath = "python3.12"  # an interpreter with its packages
+    out: UserPath = "runs/targets"
 
 
 PRESETS = {

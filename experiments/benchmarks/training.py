@@ -18,6 +18,7 @@ import numpy as np
 from experiments.benchmarks.turns import take_turns, waiting_step
 from jaxllm import host_memory
 from jaxllm.cli.experiment import run_experiment
+from jaxllm.config import Config, Count, UserPath
 from jaxllm.errors import UserError, unknown
 from jaxllm.models import ModelConfig
 from jaxllm.report import Claim, Report
@@ -31,12 +32,12 @@ THREADS = 2
 
 
 @dataclass(frozen=True)
-class TrainingConfig:
+class TrainingConfig(Config):
     """Which shapes to time, and how often."""
 
     cases: tuple[str, ...] = tuple(CASES)
-    rounds: int = 7  # turns of each contender
-    out: str = "runs/training-benchmark"
+    rounds: Count = 7  # turns of each contender
+    out: UserPath = "runs/training-benchmark"
 
 
 def main(config: TrainingConfig, preset: str = "small") -> Report:

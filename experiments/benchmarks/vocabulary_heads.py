@@ -24,6 +24,7 @@ from experiments.benchmarks.turns import take_turns
 from experiments.vocabulary_heads import compile_step, get_head, largest_batch, make_step
 from jaxllm import targets
 from jaxllm.cli.experiment import run_experiment
+from jaxllm.config import Config, Count, CountOrZero, UserPath
 from jaxllm.models import ModelConfig
 from jaxllm.report import Claim, Report, markdown_table
 from jaxllm.train import TrainConfig
@@ -34,26 +35,27 @@ _PAPER, _ISSUE = "Vennam et al. (abstract)", "issue: vocabulary compression"
 
 
 @dataclass(frozen=True)
-class VocabularyHeadsConfig:
+class VocabularyHeadsConfig(Config):
     """The model, its step, and where it is compiled for."""
 
-    num_layers: int = 4
-    embed_dim: int = 256
-    num_heads: int = 8
-    vocab: int = 50257
-    seq_len: int = 512
+    num_layers: Count = 4
+    embed_dim: Count = 256
+    num_heads: Count = 8
+    vocab: Count = 50257
+    seq_len: Count = 512
     heads: tuple[str, ...] = (
         _FULL, _FUSED, "hidden/merge_tree", "own/merge_tree",
         "hidden/merge_tree+remat", "own/merge_tree+remat",
     )  # fmt: skip
     machines: tuple[str, ...] = ("cpu", "v5e-1", "h100")
-    batch_size: int = 32  # of the steps whose memory is compared
-    timed_batch_size: int = 4  # of those timed with equally many sequences
-    budget_mib: int = 2048  # of the steps with as many sequences as fit
-    rounds: int = 5  # turns of each head; 0: time nothing
-    out: str = "runs/vocabulary-heads"
+    batch_size: Count = 32  # of the steps whose memory is compared
+    timed_batch_size: Count = 4  # of those timed with equally many sequences
+    budget_mib: Count = 2048  # of the steps with as many sequences as fit
+    rounds: CountOrZero = 5  # turns of each head; 0: time nothing
+    out: UserPath = "runs/vocabulary-heads"
 
     def __post_init__(self):
+        super().__post_init__()
         for name in self.heads:
             get_head(name)  # raises for a name that is not known
 

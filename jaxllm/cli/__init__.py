@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from jaxllm.cli.parse import run
 from jaxllm.errors import unknown
+from jaxllm.quiet_start import quiet_start
 
 _COMMANDS = {
     "train": "train a model from scratch, or resume a run",
@@ -29,6 +30,7 @@ def _main(argv: Sequence[str]) -> None:
         return
     if argv[0] not in _COMMANDS:
         raise unknown("command", argv[0], _COMMANDS)
+    quiet_start()
     # A command's module is imported when it is used: `jaxllm --help` should not wait for jax.
     module = __import__(f"jaxllm.cli.{argv[0]}", fromlist=["main"])
     module.main(argv[1:])

@@ -9,6 +9,7 @@ import tyro
 
 from jaxllm.cli.parse import parse
 from jaxllm.cli.source import load_model
+from jaxllm.config import Config, UserPath
 from jaxllm.pretrained.save import check_new, save_pretrained
 
 _DESCRIPTION = """Write a model as a Hugging Face folder: config.json, safetensors, tokenizer.json.
@@ -21,11 +22,11 @@ _DESCRIPTION = """Write a model as a Hugging Face folder: config.json, safetenso
 
 
 @dataclass(frozen=True)
-class ConvertConfig:
+class ConvertConfig(Config):
     """Values of `jaxllm convert`: from what, to where, how."""
 
-    source: tyro.conf.Positional[str]  # training run, Hugging Face folder, .safetensors, .gguf, hub id
-    folder: tyro.conf.Positional[str]  # where to write; new or empty
+    source: tyro.conf.Positional[UserPath]  # training run, Hugging Face folder, .safetensors, .gguf, hub id
+    folder: tyro.conf.Positional[UserPath]  # where to write; new or empty
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of the written numbers
     max_shard_size: str = "5GB"  # larger models become several files
     checkpoint: Literal["latest", "best"] = "latest"  # of a training run

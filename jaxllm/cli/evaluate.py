@@ -15,6 +15,7 @@ from jaxllm import compilation_cache, data, score
 from jaxllm.atomic import write_file
 from jaxllm.cli.parse import parse
 from jaxllm.cli.source import load_model_and_tokenizer
+from jaxllm.config import Config, Count, CountOrZero, UserPath
 from jaxllm.errors import UserError, unknown
 from jaxllm.report import markdown_table
 
@@ -27,29 +28,27 @@ The model is a training run's folder, a Hugging Face folder, a .safetensors or .
 
 
 @dataclass(frozen=True)
-class EvaluateConfig:
+class EvaluateConfig(Config):
     """Values of `jaxllm evaluate`: which model, on what."""
 
-    model: tyro.conf.Positional[str]  # training run, Hugging Face folder, .safetensors, .gguf, hub id
-    data: str | None = None  # text to score: what `jaxllm train --data` takes
+    model: tyro.conf.Positional[UserPath]  # training run, Hugging Face folder, .safetensors, .gguf, hub id
+    data: UserPath | None = None  # text to score: what `jaxllm train --data` takes
     text_column: str = "text"  # where the text is, in jsonl, csv, tsv and tfds
-    window: int | None = None  # tokens read at once; the model's context if not given
-    stride: int | None = None  # tokens between windows; a shorter one gives each token more context
-    show: int = 10  # documents that get a line of their own
+    window: Count | None = None  # tokens read at once; the model's context if not given
+    stride: Count | None = None  # tokens between windows; a shorter one gives each token more context
+    show: CountOrZero = 10  # documents that get a line of their own
     tasks: str | None = None  # names of the harness's tasks, with commas between them
-    num_fewshot: int | None = None  # examples before each question; the task's own number if not given
-    limit: int | None = None  # questions of each task
-    include_path: str | None = None  # folder with task files of your own
+    num_fewshot: CountOrZero | None = None  # examples before each question; the task's number if not given
+    limit: Count | None = None  # questions of each task
+    include_path: UserPath | None = None  # folder with task files of your own
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of a pretrained model's numbers
     checkpoint: Literal["latest", "best"] = "latest"  # of a training run
-    out: str | None = None  # also write every figure there, as JSON
+    out: UserPath | None = None  # also write every figure there, as JSON
 
     def __post_init__(self):
+        super().__post_init__()
         if (self.data is None) == (self.tasks is None):
             raise UserError("give --data FILE or --tasks NAMES: one of the two says what to evaluate on")
-        for name in ("limit", "window", "stride"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1")
 
 
 def main(argv: Sequence[str]) -> None:

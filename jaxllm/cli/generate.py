@@ -10,21 +10,23 @@ import tyro
 from jaxllm import compilation_cache
 from jaxllm.cli.parse import parse
 from jaxllm.cli.source import load_model_and_tokenizer
+from jaxllm.config import Count, Seed, UserPath
 from jaxllm.generate import SamplingConfig, stream_text
+from jaxllm.generate.processors import Temperature
 
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateConfig(SamplingConfig):
     """Values of `jaxllm generate`: how to draw, from what, and how much."""
 
-    run: tyro.conf.Positional[str]  # a training run's folder, or a pretrained model: folder, file, hub id
+    run: tyro.conf.Positional[UserPath]  # a training run's folder, or a pretrained folder, file or hub id
     prompt: str = ""  # text to continue; empty starts a new document
-    max_new_tokens: int = 200
+    max_new_tokens: Count = 200
     stop: tuple[str, ...] = ()  # end before the first of these strings
-    samples: int = 1  # continuations to draw
-    temperature: float = 0.8  # 0: greedy
+    samples: Count = 1  # continuations to draw
+    temperature: Temperature = 0.8  # 0: greedy
     checkpoint: Literal["latest", "best"] = "latest"
-    seed: int = 0
+    seed: Seed = 0
 
     @property
     def sampling(self) -> SamplingConfig:

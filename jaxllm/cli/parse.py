@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import difflib
 import io
+import os
 import re
 import sys
 import traceback
@@ -12,7 +13,7 @@ from typing import TypeVar, get_type_hints
 
 import tyro
 
-from jaxllm.errors import UserError, unknown
+from jaxllm.errors import UserError, brief, unknown
 
 Config = TypeVar("Config")
 
@@ -37,7 +38,7 @@ def parse(
     """
     argv, preset = take(list(argv), "--preset") if presets is not None else (list(argv), None)
     preset = default_preset if preset is None else preset
-    default = None
+    default, description = None, description or ""  # python -OO keeps no docstrings
     if presets is not None:
         if preset not in presets:
             raise unknown("preset", preset, presets)
@@ -65,16 +66,25 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
     """Run a command; print bad input as one sentence and exit with code 2.
 
     Exceptions with an `exit_code` (an interrupted run, a loss that is not finite) are printed the
-    same way and exit with that.
+    same way and exit with that. So is what the system says of a file (no permission, a name too long).
+    Where nobody reads the output any more (`jaxllm ... | head`) the command ends without a word.
     """
+    with contextlib.suppress(AttributeError, ValueError):  # no stdout, or not a file
+        sys.stdout.reconfigure(errors="backslashreplace")  # a text in letters that the terminal does not know
     try:
-        return main(sys.argv[1:] if argv is None else argv)
+        main(sys.argv[1:] if argv is None else argv)
+        return sys.stdout and sys.stdout.flush()
     except UserError as error:
         said, code = f"error: {error}", 2
+    except BrokenPipeError:
+        said, code = "", 128 + 13
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
     except KeyboardInterrupt:
         said, code = "interrupted", 130
     except Exception as error:
-        if hasattr(error, "exit_code"):
+        if isinstance(error, OSError) and error.filename is not None:
+            said, code = f"error: {error.strerror}: {brief(error.filename, 200)}", 2
+        elif hasattr(error, "exit_code"):
             said, code = f"{error}", error.exit_code
         elif _among_others():
             said, code = traceback.format_exc(), 1
@@ -84,7 +94,8 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
         from jaxllm.parallel import leave
 
         leave(said, code)
-    print(said, file=sys.stderr)
+    if said:
+        print(said, file=sys.stderr)
     sys.exit(code)
 
 

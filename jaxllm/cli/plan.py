@@ -1,5 +1,6 @@
 """jaxllm plan"""
 
+import os
 import time
 from collections.abc import Sequence
 
@@ -50,13 +51,13 @@ def main(argv: Sequence[str]) -> None:
         target,
         Search(
             precisions=precisions,
-            optimizers=optimizers,
             compiles=_count(options["--compiles"]),
+            optimizers=optimizers or ((config.optim.name,) if "--optim.name" in given else None),
             **_fixed(config, given),
         ),
         progress=config.progress,
     )
-    out = options["--out"] or "plan.json"
+    out = os.path.expanduser(options["--out"] or "plan.json")
     found.write(out)
     memory = f"{target.num_devices} x {target.hbm_bytes / 2**30:.2f} GiB"
     batch = f"{config.batch_size} x {config.seq_len} tokens a step"

@@ -2,38 +2,33 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 
-from jaxllm.errors import UserError
+from jaxllm.config import Config, CountOrZero, Range
 
 # processor(logits_BV float32, tokens_BS int32, seen_BS bool) -> logits_BV; `seen` marks which slots
 # of `tokens` hold a token of the prompt or an earlier draw.
 Processor = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
+# Logits divided by less than this could overflow.
+Temperature = Annotated[float, Range(1e-6, or_value=0)]
+_Penalty = Annotated[float, Range(1e-6, 1e6)]
+_TopP = Annotated[float, Range(above=0, most=1)]
+_MinP = Annotated[float, Range(0, below=1)]
+
 
 @dataclass(frozen=True)
-class SamplingConfig:
+class SamplingConfig(Config):
     """How the next token is drawn. Applied in the order of the fields, as in transformers."""
 
-    repetition_penalty: float = 1.0  # > 1 makes seen tokens less likely (CTRL, arXiv 1909.05858)
-    temperature: float = 1.0  # 0: greedy
-    top_k: int = 0  # keep the k likeliest; 0: all
-    top_p: float = 1.0  # keep the likeliest that together reach p (nucleus, arXiv 1904.09751)
-    min_p: float = 0.0  # keep what has at least min_p of the likeliest's probability
-
-    def __post_init__(self):
-        if self.temperature < 0:
-            raise UserError(f"temperature is {self.temperature}; it must be 0 (greedy) or more")
-        if self.top_k < 0:
-            raise UserError(f"top_k is {self.top_k}; it must be 0 (all tokens) or more")
-        if not 0 < self.top_p <= 1:
-            raise UserError(f"top_p is {self.top_p}; it must be above 0 and at most 1")
-        if not 0 <= self.min_p < 1:
-            raise UserError(f"min_p is {self.min_p}; it must be at least 0 and below 1")
-        if self.repetition_penalty <= 0:
-            raise UserError(f"repetition_penalty is {self.repetition_penalty}; it must be above 0")
+    repetition_penalty: _Penalty = 1.0  # > 1 makes seen tokens less likely (CTRL, arXiv 1909.05858)
+    temperature: Temperature = 1.0  # 0: greedy
+    top_k: CountOrZero = 0  # keep the k likeliest; 0: all
+    top_p: _TopP = 1.0  # keep the likeliest that together reach p (nucleus, arXiv 1904.09751)
+    min_p: _MinP = 0.0  # keep what has at least min_p of the likeliest's probability
 
     def processors(self) -> tuple[Processor, ...]:
         """Return the processors that these values ask for."""

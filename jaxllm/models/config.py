@@ -2,9 +2,10 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-from jaxllm.errors import UserError, unknown
+from jaxllm.config import Config, OneOf, Positive, Range, Size
+from jaxllm.errors import UserError, brief
 from jaxllm.models.vocab_groups import VocabGroups
 
 ACTIVATIONS = ("gelu_tanh", "gelu", "silu", "relu")
@@ -28,16 +29,21 @@ REMAT = (
     "dots_with_no_batch_dims_saveable",
 )
 
+Layers = Annotated[int, Range(1, 4096)]
+_Window = Annotated[int, Range(0, 2**28)]
+_SinkLogit = Annotated[float, Range(or_value=-math.inf)]
+_Attention = Annotated[str, OneOf(ATTENTION_IMPLEMENTATIONS)]
+
 
 @dataclass(frozen=True)
-class ModelConfig:
+class ModelConfig(Config):
     """A decoder-only transformer. The defaults are GPT-2 small.
 
     Sizes given as None are replaced by their derived defaults when the config is made, so that a
     config holds plain numbers.
 
     Raises:
-      UserError: a size that does not divide, or a name that is not known.
+      UserError: a value that its field may not hold, or a size that does not divide.
 
     Examples:
       >>> config = ModelConfig(num_layers=2, embed_dim=64, num_heads=4)
@@ -49,40 +55,40 @@ class ModelConfig:
       jaxllm.errors.UserError: num_heads=5 does not divide embed_dim=64; ...
     """
 
-    vocab_size: int | None = 50257  # None: not known yet; a training run takes its tokenizer's
-    context_length: int = 1024  # longest text; the size of a learned position table
-    num_layers: int = 12
-    embed_dim: int = 768
-    num_heads: int = 12
-    num_kv_heads: int | None = None  # None: num_heads; fewer is grouped-query attention
-    head_dim: int | None = None  # None: embed_dim / num_heads
-    mlp_dim: int | None = None  # None: 4 * embed_dim
-    activation: str = "gelu_tanh"  # one of ACTIVATIONS
+    vocab_size: Size | None = 50257  # None: not known yet; a training run takes its tokenizer's
+    context_length: Size = 1024  # longest text; the size of a learned position table
+    num_layers: Layers = 12
+    embed_dim: Size = 768
+    num_heads: Size = 12
+    num_kv_heads: Size | None = None  # None: num_heads; fewer is grouped-query attention
+    head_dim: Size | None = None  # None: embed_dim / num_heads
+    mlp_dim: Size | None = None  # None: 4 * embed_dim
+    activation: Annotated[str, OneOf(ACTIVATIONS)] = "gelu_tanh"
     gated_mlp: bool = False  # SwiGLU and its kin: activation(x gate) * (x in)
-    norm: str = "layernorm"  # one of NORMS; rmsnorm_scalar has one gain a layer
-    norm_eps: float = 1e-5
+    norm: Annotated[str, OneOf(NORMS)] = "layernorm"  # rmsnorm_scalar has one gain a layer
+    norm_eps: Positive = 1e-5
     norm_bias: bool | None = None  # None: True for layernorm only
     qkv_bias: bool = True
     out_bias: bool = True  # of attention's output projection
     mlp_bias: bool = True
-    position: str = "learned"  # one of POSITIONS
-    rope_theta: float = 10000.0
+    position: Annotated[str, OneOf(POSITIONS)] = "learned"
+    rope_theta: Positive = 10000.0
     tie_embeddings: bool = True  # the head is the token table
     vocab_groups: VocabGroups | None = None  # predict a token's group, then the token in the group
-    group_head: str = "hidden"  # one of GROUP_HEADS; with vocab_groups alone
-    attention_scale: float | None = None  # None: 1 / sqrt(head_dim)
-    windows: tuple[int, ...] = (0,)  # keys a query sees, repeated over layers; 0: all before it
-    sink_logit: float | Literal["learned"] = -math.inf  # -inf: softmax; 0: softmax-1
-    init_std: float = 0.02
-    dtype: str = "float32"  # of matmuls and activations
-    param_dtype: str = "float32"
-    remat: str = "none"  # one of REMAT: what each layer keeps for the backward pass
-    attention_implementation: str | None = None  # None: the fastest for the backend
+    group_head: Annotated[str, OneOf(GROUP_HEADS)] = "hidden"  # with vocab_groups alone
+    attention_scale: Positive | None = None  # None: 1 / sqrt(head_dim)
+    windows: tuple[_Window, ...] = (0,)  # keys a query sees, repeated over layers; 0: all before it
+    sink_logit: _SinkLogit | Literal["learned"] = -math.inf  # -inf: softmax; 0: softmax-1
+    init_std: Positive = 0.02
+    dtype: Annotated[str, OneOf(DTYPES)] = "float32"  # of matmuls and activations
+    param_dtype: Annotated[str, OneOf(DTYPES)] = "float32"
+    remat: Annotated[str, OneOf(REMAT)] = "none"  # what each layer keeps for the backward pass
+    attention_implementation: _Attention | None = None  # None: the fastest for the backend
 
     def __post_init__(self):
-        _positive(self, "context_length", "num_layers", "embed_dim", "num_heads")
-        if self.vocab_size is not None:
-            _positive(self, "vocab_size")
+        if self.vocab_groups is not None:  # in a JSON file a plain text
+            object.__setattr__(self, "vocab_groups", VocabGroups.read(self.vocab_groups))
+        super().__post_init__()
         if self.head_dim is None:
             if self.embed_dim % self.num_heads:
                 raise UserError(
@@ -96,8 +102,6 @@ class ModelConfig:
             object.__setattr__(self, "mlp_dim", 4 * self.embed_dim)
         if self.norm_bias is None:
             object.__setattr__(self, "norm_bias", self.norm == "layernorm")
-        if self.vocab_groups is not None:  # in a JSON file a plain text
-            object.__setattr__(self, "vocab_groups", VocabGroups.read(self.vocab_groups))
         if self.vocab_groups is not None and self.vocab_size is None:
             object.__setattr__(self, "vocab_size", self.vocab_groups.vocab_size)
         if self.vocab_groups is not None and self.vocab_groups.vocab_size != self.vocab_size:
@@ -105,35 +109,17 @@ class ModelConfig:
                 f"vocab_groups are of {self.vocab_groups.vocab_size} tokens, of another tokenizer than "
                 f"vocab_size={self.vocab_size}; make them anew, or extend them if the vocabulary grew"
             )
-        # A list or None (no window) from a JSON file becomes the hashable form.
-        object.__setattr__(self, "windows", tuple(window or 0 for window in self.windows))
-        _positive(self, "num_kv_heads", "head_dim", "mlp_dim", "norm_eps", "rope_theta", "init_std")
         if self.num_heads % self.num_kv_heads:
             raise UserError(
                 f"num_kv_heads={self.num_kv_heads} does not divide num_heads={self.num_heads}"
             )
         if self.position == "rotary" and self.head_dim % 2:
             raise UserError(f"rotary positions need an even head_dim, not {self.head_dim}")
-        if not self.windows or self.num_layers % len(self.windows) or min(self.windows) < 0:
+        if not self.windows or self.num_layers % len(self.windows):
             raise UserError(
-                f"windows={self.windows} must hold sizes >= 0 whose count divides "
+                f"windows={brief(self.windows)} must hold a number of sizes that divides "
                 f"num_layers={self.num_layers}"
             )
-        if self.attention_scale is not None and self.attention_scale <= 0:
-            raise UserError(f"attention_scale={self.attention_scale} must be positive or None")
-        if isinstance(self.sink_logit, str) and self.sink_logit != "learned":
-            raise UserError(f"sink_logit='{self.sink_logit}' must be a number or 'learned'")
-        if not isinstance(self.sink_logit, str) and not self.sink_logit < math.inf:
-            raise UserError(f"sink_logit={self.sink_logit} must be below infinity")
-        _known(self, "activation", ACTIVATIONS)
-        _known(self, "norm", NORMS)
-        _known(self, "position", POSITIONS)
-        _known(self, "dtype", DTYPES)
-        _known(self, "param_dtype", DTYPES)
-        _known(self, "remat", REMAT)
-        _known(self, "group_head", GROUP_HEADS)
-        if self.attention_implementation is not None:
-            _known(self, "attention_implementation", ATTENTION_IMPLEMENTATIONS)
 
     @property
     def known_vocab_size(self) -> int:
@@ -204,13 +190,3 @@ class ModelConfig:
         kv_heads = self.num_kv_heads * self.head_dim
         return self.embed_dim * (2 * heads + 2 * kv_heads + self.mlp_dim * (2 + self.gated_mlp))
 
-
-def _positive(config: ModelConfig, *names: str) -> None:
-    for name in names:
-        if not getattr(config, name) > 0:
-            raise UserError(f"{name}={getattr(config, name)} must be positive")
-
-
-def _known(config: ModelConfig, name: str, known: tuple[str, ...]) -> None:
-    if getattr(config, name) not in known:
-        raise unknown(name, str(getattr(config, name)), known)

@@ -7,7 +7,9 @@ import zlib
 
 import numpy as np
 
-from jaxllm.errors import UserError
+from jaxllm.errors import UserError, brief
+
+_MOST_BYTES = 4 * 2**24  # of an order; a deflated text of a few bytes may claim more
 
 
 class VocabGroups(str):
@@ -59,12 +61,9 @@ class VocabGroups(str):
         Raises:
           UserError: it describes none.
         """
-        if text.count(";") != 2:
-            raise UserError(
-                f"model.vocab_groups '{text[:40]}' is not a map; set vocab_groups of a training run, which "
-                "makes one from its tokenizer, or give VocabGroups.of(order)"
-            )
-        return cls(text[:])  # of VocabGroups too: str() of one is the short form
+        if not isinstance(text, str):
+            raise UserError(f"model.vocab_groups is {brief(text)}; it must be a text that describes groups")
+        return _read(text[:])  # of VocabGroups too: str() of one is the short form
 
     def __str__(self):
         return f"VocabGroups({self.vocab_size} tokens in {self.num_groups} groups of {self.slots})"
@@ -120,6 +119,25 @@ class VocabGroups(str):
         if vocab_size < self.vocab_size:
             raise UserError(f"groups of {self.vocab_size} tokens cannot shrink to vocab_size={vocab_size}")
         return VocabGroups.of(np.concatenate([self.order, new]), self.slots, self.tokenizer)
+
+
+@functools.lru_cache(16)
+def _read(text: str) -> VocabGroups:
+    """Check a text that may come from anywhere; a config is made many times with the same one."""
+    try:
+        slots, _, packed = text.split(";")
+        unpacked = zlib.decompressobj()
+        steps = unpacked.decompress(base64.b64decode(packed, validate=True), _MOST_BYTES)
+        order = np.cumsum(np.frombuffer(steps, "<i4"), dtype=np.int64)
+        good = unpacked.eof and 1 <= int(slots) <= len(order)
+        if not good or not np.array_equal(np.sort(order), np.arange(len(order))):
+            raise ValueError
+    except (ValueError, zlib.error) as error:  # binascii.Error is a ValueError
+        raise UserError(
+            f"model.vocab_groups {brief(text, 40)} is not a map; set vocab_groups of a training run, which "
+            "makes one from its tokenizer, or give VocabGroups.of(order)"
+        ) from error
+    return VocabGroups(text)
 
 
 def _read_only(array: np.ndarray) -> np.ndarray:

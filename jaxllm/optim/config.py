@@ -1,22 +1,30 @@
 """The optimizer of a run, as values: which optax transformation, its schedule, decay and clipping."""
 
+import functools
 import importlib
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Annotated
 
+import jax
 import optax
 
-from jaxllm.errors import UserError, unknown
+from jaxllm.config import Config, CountOrZero, Fraction, NotNegative, Range
+from jaxllm.errors import UserError, bare, brief, unknown
+from jaxllm.optim.check_chain import must_be_last
 from jaxllm.optim.decay import decay_mask
 from jaxllm.optim.low_precision_adam import adamw_bf16_sr
 from jaxllm.optim.rotate import orthoadam
 from jaxllm.optim.schedules import ScheduleName, make_schedule
 
+# What a run offers to the function that builds its optimizer.
+_OFFERED = ("learning_rate", "b1", "b2", "eps", "weight_decay", "mask", "axes")
 _OWN = {"adamw_bf16_sr": adamw_bf16_sr, "orthoadam": orthoadam}
 
 
 @dataclass(frozen=True)
-class OptimConfig:
+class OptimConfig(Config):
     """Values from which `make_optimizer` builds the chain clip -> optimizer(schedule).
 
     Raises:
@@ -30,24 +38,21 @@ class OptimConfig:
 
     # an optax optimizer (adamw, lion, ...), adamw_bf16_sr, orthoadam, or "package.module:function"
     name: str = "adamw"
-    learning_rate: float = 6e-4  # the peak
+    learning_rate: NotNegative = 6e-4  # the peak
     schedule: ScheduleName = "cosine"
-    warmup_steps: int = 100
-    final_fraction: float = 0.1  # learning rate at the end, as a fraction of the peak
-    decay_fraction: float = 0.2  # wsd only: how much of the run decays
-    weight_decay: float = 0.1  # on matrices only, decoupled
-    beta1: float = 0.9
-    beta2: float = 0.95
-    eps: float = 1e-8
-    clip_norm: float = 1.0  # largest global gradient norm; 0: no clipping
+    warmup_steps: CountOrZero = 100
+    final_fraction: Fraction = 0.1  # learning rate at the end, as a fraction of the peak
+    decay_fraction: Fraction = 0.2  # wsd only: how much of the run decays
+    weight_decay: NotNegative = 0.1  # on matrices only, decoupled
+    beta1: Annotated[float, Range(0, below=1)] = 0.9
+    beta2: Annotated[float, Range(0, below=1)] = 0.95
+    eps: NotNegative = 1e-8
+    clip_norm: NotNegative = 1.0  # largest global gradient norm; 0: no clipping
+
+    _prefix = "optim."
 
     def __post_init__(self):
-        for field in ("learning_rate", "weight_decay", "clip_norm", "eps"):
-            if getattr(self, field) < 0:
-                raise UserError(f"optim.{field} is {getattr(self, field)}; it must not be negative")
-        for field in ("beta1", "beta2"):
-            if not 0 <= getattr(self, field) < 1:
-                raise UserError(f"optim.{field} is {getattr(self, field)}; it must be in [0, 1)")
+        super().__post_init__()
         _find(self.name)
 
     def make_schedule(self, steps: int) -> optax.Schedule:
@@ -91,29 +96,81 @@ def make_optimizer(config: OptimConfig, steps: int, axes) -> optax.GradientTrans
     build = _find(config.name)
     accepted = inspect.signature(build).parameters
     optimizer = build(**{k: v for k, v in offered.items() if k in accepted})
+    if not (callable(getattr(optimizer, "init", None)) and callable(getattr(optimizer, "update", None))):
+        raise UserError(
+            f"optim.name '{config.name}' returned {brief(optimizer, 40)}; expected a gradient "
+            "transformation, with init and update, as optax.chain returns"
+        )
     if not config.clip_norm:
         return optimizer
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)
 
 
-def _find(name):
+@functools.cache
+def keeps_small_updates(name: str) -> bool:
+    """Say whether an optimizer of this name rounds its updates so that none is lost on average.
+
+    It does where a link of its chain lands on values of the weights' type: stochastic rounding, Kahan
+    compensation, master weights.
+
+    Examples:
+      >>> keeps_small_updates("adamw"), keeps_small_updates("adamw_bf16_sr")
+      (False, True)
+    """
+    optimizer = make_optimizer(OptimConfig(name=name, clip_norm=0.0), steps=1, axes={"w": ("embed",)})
+    weights = {"w": jax.ShapeDtypeStruct((8,), "bfloat16")}
+    return must_be_last(jax.eval_shape(optimizer.init, weights)) is not None
+
+
+def _find(name: str) -> Callable:
+    """Return the function that builds an optimizer.
+
+    Raises:
+      UserError: there is none of this name, or it cannot be called with what a run offers.
+    """
     if ":" in name:
-        module, _, function = name.partition(":")
-        try:
-            return getattr(importlib.import_module(module), function)
-        except (ImportError, AttributeError) as error:
-            raise UserError(
-                f"optim.name '{name}' cannot be imported ({error}); "
-                "give an optax optimizer or an importable package.module:function"
-            ) from error
+        return _import(name)
+    if name not in _named():
+        raise unknown("optimizer", name, _named())
+    return _named()[name]
+
+
+@functools.cache
+def _named() -> dict[str, Callable]:
     optimizers = {n: getattr(optax, n) for n in dir(optax) if n[0].islower()} | _OWN
-    optimizers = {n: build for n, build in optimizers.items() if _takes_learning_rate(build)}
-    if name not in optimizers:
-        raise unknown("optimizer", name, optimizers)
-    return optimizers[name]
+    return {n: build for n, build in optimizers.items() if _takes_learning_rate(build)}
 
 
-def _takes_learning_rate(candidate):
+def _import(name: str) -> Callable:
+    module, _, function = name.partition(":")
+    try:
+        build = getattr(importlib.import_module(module), function)
+    except (Exception, SystemExit) as error:  # a module of the user's: its code may raise anything
+        raise UserError(
+            f"optim.name '{bare(name, 80)}' cannot be imported ({type(error).__name__}: {bare(error, 200)}); "
+            "give an optax optimizer or an importable package.module:function"
+        ) from error
+    if not callable(build) or not _can_be_called(build):
+        raise UserError(
+            f"optim.name '{bare(name, 80)}' is {brief(build, 40)}; expected a function of some of "
+            f"{', '.join(_OFFERED)} that returns a gradient transformation"
+        )
+    return build
+
+
+def _takes_learning_rate(candidate) -> bool:
     if not inspect.isfunction(candidate) or candidate.__name__.startswith("scale_by"):
         return False
-    return "learning_rate" in inspect.signature(candidate).parameters
+    return "learning_rate" in inspect.signature(candidate).parameters and _can_be_called(candidate)
+
+
+def _can_be_called(build) -> bool:
+    """Say whether a function needs no argument that a run does not offer, and can be meant for one."""
+    try:
+        parameters = inspect.signature(build).parameters.values()
+    except (TypeError, ValueError):  # built into Python, without a signature
+        return False
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    needed = {p.name for p in parameters if p.default is p.empty and p.kind not in variadic}
+    meant = inspect.isfunction(build) or any(p.name in _OFFERED for p in parameters)
+    return needed <= set(_OFFERED) and meant

@@ -2,20 +2,26 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import jax
 from jax.sharding import AxisType, Mesh
 
+from jaxllm.config import Config, Range
 from jaxllm.errors import UserError
+
+_Ways = Annotated[int, Range(1, or_value=-1)]
 
 
 @dataclass(frozen=True)
-class MeshConfig:
+class MeshConfig(Config):
     """How many ways each mesh axis splits the devices; their product is the number of devices."""
 
-    data: int = -1  # replicas of the parameters, each with its part of the batch; -1: what is left
-    fsdp: int = 1  # shards of parameters and optimizer state, each with its part of the batch
-    tensor: int = 1  # shards of heads, mlp and vocabulary, and between a layer's blocks of the tokens
+    data: _Ways = -1  # replicas of the parameters, each with its part of the batch; -1: what is left
+    fsdp: _Ways = 1  # shards of parameters and optimizer state, each with its part of the batch
+    tensor: _Ways = 1  # shards of heads, mlp and vocabulary, and between a layer's blocks of the tokens
+
+    _prefix = "mesh."
 
 
 def make_mesh(config: MeshConfig = MeshConfig(), devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -32,8 +38,8 @@ def make_mesh(config: MeshConfig = MeshConfig(), devices: Sequence[jax.Device] |
     sizes = {"data": config.data, "fsdp": config.fsdp, "tensor": config.tensor}
     shown = ", ".join(f"{name}={size}" for name, size in sizes.items())
     free = [name for name, size in sizes.items() if size == -1]
-    if len(free) > 1 or any(size == 0 or size < -1 for size in sizes.values()):
-        raise UserError(f"mesh {shown}: sizes must be positive, and at most one may be -1")
+    if len(free) > 1:
+        raise UserError(f"mesh {shown}: at most one size may be -1")
     if free:
         fixed = 1
         for size in sizes.values():

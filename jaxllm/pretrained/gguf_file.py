@@ -17,8 +17,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from jaxllm.errors import UserError
-from jaxllm.pretrained.messages import brief
+from jaxllm.errors import UserError, brief
 from jaxllm.pretrained.tensors import StoredTensor
 
 _MAX_METADATA = 64 * 2**20  # bytes; a vocabulary of 150,000 tokens takes 10 million

@@ -4,11 +4,10 @@ from typing import Any
 
 import numpy as np
 
-from jaxllm.errors import UserError, unknown
+from jaxllm.errors import UserError, bare, brief, unknown
 from jaxllm.models.config import ModelConfig
 from jaxllm.pretrained.config_file import checked_config
 from jaxllm.pretrained.gguf_file import GgufFile
-from jaxllm.pretrained.messages import bare, brief
 from jaxllm.pretrained.tensors import StoredTensor, Tensors
 
 _NAMES = {

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Any
 from jaxllm.data import bpe
 from jaxllm.data.companions import Companions
 from jaxllm.data.tokenizer import Tokenizer
-from jaxllm.errors import UserError, unknown
+from jaxllm.errors import UserError, bare, brief, unknown
 from jaxllm.pretrained.gguf_file import GgufFile
-from jaxllm.pretrained.messages import bare, brief
 
 if TYPE_CHECKING:
     import tokenizers

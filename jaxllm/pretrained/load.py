@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 
 from jaxllm.data.tokenizer import Tokenizer, load_tokenizer
-from jaxllm.errors import UserError
+from jaxllm.errors import UserError, brief
 from jaxllm.models.config import ModelConfig
 from jaxllm.models.huggingface import params_from_state_dict
 from jaxllm.pretrained import hub
@@ -15,7 +15,6 @@ from jaxllm.pretrained.config_file import read_config, read_index
 from jaxllm.pretrained.gguf_file import open_gguf
 from jaxllm.pretrained.gguf_model import gguf_config, gguf_tensors
 from jaxllm.pretrained.gguf_tokenizer import gguf_tokenizer
-from jaxllm.pretrained.messages import brief
 from jaxllm.pretrained.safetensors_file import open_safetensors
 from jaxllm.pretrained.tensors import Tensors, fit
 

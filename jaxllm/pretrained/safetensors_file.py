@@ -15,8 +15,8 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
-from jaxllm.errors import UserError
-from jaxllm.pretrained.messages import brief
+from jaxllm.errors import UserError, brief
+from jaxllm.json_file import parse_json
 from jaxllm.pretrained.tensors import StoredTensor
 
 _MAX_HEADER = 16 * 2**20  # bytes; a header has about 100 for each tensor
@@ -121,12 +121,7 @@ def _reader(path: Path, dtype: np.dtype, offset: int, shape: tuple) -> Callable[
 
 def _parse(text: bytes, path: Path) -> dict[str, dict]:
     """Return the header's entries, each with a known dtype, a shape and two offsets."""
-    try:
-        header = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"the header of '{path}' is not JSON: the file is damaged") from error
-    if not isinstance(header, dict):
-        raise UserError(f"the header of '{path}' is not a JSON object: the file is damaged")
+    header = parse_json(text, f"the header of '{path}', which is damaged,")
     header.pop("__metadata__", None)
     for name, entry in header.items():
         if len(name) > 256 or not name.isprintable():

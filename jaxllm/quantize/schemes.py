@@ -1,16 +1,18 @@
 """Which numbers share a grid, and how many bits it has."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from jaxllm.config import Config, Range
 
 Sharing = Literal["tensor", "channel"]
 
 
 @dataclass(frozen=True)
-class Scheme:
+class Scheme(Config):
     """How the linear layers of a model are quantised; every layer has grids of its own."""
 
-    bits: int
+    bits: Annotated[int, Range(2, 16)]
     method: Literal["absmax", "zeropoint"]  # of the weights; activations always take absmax
     weights: Sharing  # "channel": a grid for each output channel
     activations: Sharing | None  # "channel": a grid for each input channel; None: left alone

@@ -2,15 +2,19 @@
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 
+from jaxllm.config import Config, Range
 from jaxllm.errors import UserError
 from jaxllm.models import ModelConfig
 
+_Rate = Annotated[float, Range(above=0, most=1)]
+
 
 @dataclass(frozen=True)
-class Rates:
+class Rates(Config):
     """The parts of a model that are kept, each in (0, 1]: p_L, p_H and p_M of the paper.
 
     Raises:
@@ -19,19 +23,15 @@ class Rates:
     Examples:
       >>> Rates(layers=0.5, heads=1.5)
       Traceback (most recent call last):
-      jaxllm.errors.UserError: rates.heads=1.5 must be above 0 and at most 1
+      jaxllm.errors.UserError: rates.heads is 1.5; it must be a number of at most 1
     """
 
     # Of all layers; or for each layer how likely it is to be kept, which sums to a whole number of them.
-    layers: float | tuple[float, ...] = 1.0
-    heads: float = 1.0  # of every layer's attention heads, by whole groups that share keys where it can be
-    mlp: float = 1.0  # of every layer's neurons
+    layers: _Rate | tuple[_Rate, ...] = 1.0
+    heads: _Rate = 1.0  # of every layer's attention heads, by whole groups that share keys where it can be
+    mlp: _Rate = 1.0  # of every layer's neurons
 
-    def __post_init__(self):
-        for name, rate in dataclasses.asdict(self).items():
-            for each in rate if isinstance(rate, tuple) else (rate,):
-                if not 0 < each <= 1:
-                    raise UserError(f"rates.{name}={rate} must be above 0 and at most 1")
+    _prefix = "rates."
 
 
 def shrink(config: ModelConfig, rates: Rates) -> ModelConfig:

@@ -6,6 +6,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from jaxllm.config import Config, Count
 from jaxllm.errors import UserError, unknown
 from jaxllm.models import ModelConfig
 from jaxllm.subnetwork.rates import Rates, shrink
@@ -19,7 +20,7 @@ class Stage(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Schedule:
+class Schedule(Config):
     """Stages one after the other, to the end of the run, and how their subnetworks are drawn.
 
     Raises:
@@ -33,17 +34,16 @@ class Schedule:
 
     stages: tuple[Stage, ...]
     per_layer: bool = True  # see `sample`
-    mlp_block: int = 1  # see `sample`
+    mlp_block: Count = 1  # see `sample`
     # Whether a layer's output is multiplied by the inverse of its probability to be kept.
     layer_scale: Literal["none", "inverse"] = "none"
 
     def __post_init__(self):
+        super().__post_init__()
         ends = [0.0, *(stage.end for stage in self.stages)]
-        if ends[-1] != 1 or any(a >= b for a, b in zip(ends[:-1], ends[1:], strict=True)):
+        if ends[-1] != 1 or any(not a < b for a, b in zip(ends[:-1], ends[1:], strict=True)):
             shown = ", ".join(f"{end:g}" for end in ends[1:]) or "nothing"
             raise UserError(f"stages end at {shown}; each must end after the one before, the last at 1")
-        if self.layer_scale not in ("none", "inverse"):
-            raise unknown("layer_scale", self.layer_scale, ("none", "inverse"))
 
     def ends(self, steps: int) -> list[int]:
         """Return the step at which each stage of a run of so many steps ends.

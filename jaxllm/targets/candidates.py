@@ -4,14 +4,19 @@ import dataclasses
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Annotated, Literal
 
-from jaxllm.errors import UserError, unknown
+from jaxllm.config import Config, Count, OneOf
+from jaxllm.errors import UserError
+from jaxllm.models.config import REMAT
 from jaxllm.optim import OptimConfig
+from jaxllm.optim.config import keeps_small_updates
 from jaxllm.parallel import MeshConfig
 from jaxllm.targets.analytic import mesh_sizes
 from jaxllm.targets.catalog import Target
 from jaxllm.train import PRECISIONS, TrainConfig
 from jaxllm.train.config import ENGINES
+from jaxllm.train.precision import get_precision
 
 # Policies worth trying: they differ in what they keep. The others that a model knows are variants.
 REMATS = ("none", "dots", "full", "offload")
@@ -19,8 +24,12 @@ OFFLOADS = ("none", "optimizer", "state")
 
 
 @dataclass(frozen=True)
-class Search:
+class Search(Config):
     """What a plan may change. Precision and optimizer change numbers, so they stay unless allowed.
+
+    Weights in bfloat16 alone lose small updates where each is rounded to nearest. A choice of precisions
+    therefore pairs them with `adamw_bf16_sr` in place of `adamw`, and offers them with no other optimizer
+    that rounds so.
 
     None means: the config's own precision and optimizer; every remat policy of REMATS, every number of
     parts, every mesh and every offload that is possible, as one compiled step and in tiles. On a CPU, whose
@@ -30,28 +39,21 @@ class Search:
       UserError: an unknown precision or optimizer, or a number out of range.
     """
 
-    precisions: tuple[str, ...] | None = None  # names of policies, or ("any",)
+    precisions: tuple[Annotated[str, OneOf((*PRECISIONS, "any"))], ...] | None = None
     optimizers: tuple[str, ...] | None = None  # values of optim.name
-    remats: tuple[str, ...] | None = None
-    accumulates: tuple[int, ...] | None = None
+    remats: tuple[Annotated[str, OneOf(REMAT)], ...] | None = None
+    accumulates: tuple[Count, ...] | None = None
     meshes: tuple[MeshConfig, ...] | None = None
-    offloads: tuple[str, ...] | None = None
-    engines: tuple[str, ...] | None = None  # of ENGINES; tiles are simulated where they compute the run
-    compiles: int = 2  # plans that the compiler is asked about: each takes it a minute or so
+    offloads: tuple[Annotated[str, OneOf(OFFLOADS)], ...] | None = None
+    engines: tuple[Literal[ENGINES], ...] | None = None  # tiles: simulated where they compute the run
+    compiles: Count = 2  # plans that the compiler is asked about: each takes it a minute or so
 
     def __post_init__(self):
-        if self.precisions == ("any",):
+        super().__post_init__()
+        if "any" in (self.precisions or ()):
             object.__setattr__(self, "precisions", tuple(PRECISIONS))
-        for name in self.precisions or ():
-            if name not in PRECISIONS:
-                raise unknown("precision", name, [*PRECISIONS, "any"])
-        for name in self.engines or ():
-            if name not in ENGINES:
-                raise unknown("engine", name, ENGINES)
         for name in self.optimizers or ():
             OptimConfig(name=name)  # raises for an unknown one
-        if self.compiles < 1:
-            raise UserError(f"compiles is {self.compiles}; at least 1 plan must be compiled")
 
 
 def candidates(config: TrainConfig, target: Target, search: Search = Search()) -> list[TrainConfig]:
@@ -74,8 +76,7 @@ def candidates(config: TrainConfig, target: Target, search: Search = Search()) -
             offload=offload,
             engine="jit",
         )
-        for precision in search.precisions or (config.precision,)
-        for optimizer in search.optimizers or (config.optim.name,)
+        for precision, optimizer in _numerics(config, search)
         for remat, offload in _memories(config, target, search)
         for mesh in meshes
         for parts in _parts(config, mesh, search)
@@ -86,6 +87,21 @@ def candidates(config: TrainConfig, target: Target, search: Search = Search()) -
             f"{target.name}; choose a batch that is a multiple of {target.num_devices}, or a smaller target"
         )
     return found
+
+
+def _numerics(config: TrainConfig, search: Search) -> Iterator[tuple[str, str]]:
+    """Yield (precision, optimizer)."""
+    precisions = search.precisions or (config.precision,)
+    names = search.optimizers or (config.optim.name,)
+    for precision in precisions:
+        coarse = search.precisions and get_precision(precision).needs_rounding
+        for name in names:
+            if coarse and not keeps_small_updates(name):
+                if name == "adamw" and search.optimizers is None:
+                    name = "adamw_bf16_sr"
+                elif len(precisions) > 1:
+                    continue
+            yield precision, name
 
 
 def _memories(config: TrainConfig, target: Target, search: Search) -> Iterator[tuple[str, str]]:

@@ -6,12 +6,14 @@ import hashlib
 import importlib.util
 import json
 import os
+import warnings
 from importlib import metadata
 from pathlib import Path
 
 import jax
 
 from jaxllm.atomic import write_file
+from jaxllm.errors import UserError
 from jaxllm.source_digest import source_digest
 from jaxllm.targets.catalog import Target
 from jaxllm.targets.forecast import Forecast
@@ -42,7 +44,10 @@ def cached_forecast(config: TrainConfig, target: Target) -> Forecast:
         except (ValueError, KeyError, TypeError):
             pass  # written by another version, or cut short: made again below
     forecast = compile_train_step(config, target)
-    write_file(path, json.dumps(forecast.to_dict()).encode())
+    try:
+        write_file(path, json.dumps(forecast.to_dict()).encode())
+    except UserError as error:
+        warnings.warn(f"the forecast is not kept for the next time: {error}", stacklevel=2)
     return forecast
 
 

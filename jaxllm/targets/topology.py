@@ -6,14 +6,13 @@ import importlib
 import importlib.util
 import logging
 import os
-import sys
-import tempfile
 from collections.abc import Iterator
 
 import jax
 from jax._src import xla_bridge
 
 from jaxllm.errors import UserError
+from jaxllm.quiet_start import held_stderr
 from jaxllm.targets.catalog import Target, get_target
 from jaxllm.targets.gpu_configs import gpu_target_config
 
@@ -137,7 +136,7 @@ def _load_libtpu() -> None:
     if xla_client.pjrt_plugin_loaded("tpu") and xla_client.pjrt_plugin_initialized("tpu"):
         return
     _start_default_backend()
-    with _environment(_LIBTPU), _quiet():
+    with _environment(_LIBTPU), held_stderr():
         xla_bridge.make_pjrt_tpu_topology("v5e:2x2")
 
 
@@ -148,7 +147,7 @@ def _load_cuda_plugin() -> None:
         return
     name = next(name for name in _CUDA_PLUGINS if _installed(name))
     # The check that is skipped wants a driver and the CUDA libraries, which only running needs.
-    with _environment({"JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1"}), _quiet():
+    with _environment({"JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1"}), held_stderr():
         importlib.import_module(name).initialize()
 
 
@@ -160,7 +159,7 @@ def _start_default_backend() -> None:
     level = logger.level
     logger.setLevel(logging.CRITICAL)  # it tells of a CUDA plugin without a driver, with a traceback
     try:
-        with _quiet():
+        with held_stderr():
             jax.devices()
     finally:
         logger.setLevel(level)
@@ -176,24 +175,6 @@ def _environment(values: dict[str, str]) -> Iterator[None]:
     finally:
         for name in added:
             os.environ.pop(name, None)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Hold back what native code prints to stderr, and show it if the block raises."""
-    sys.stderr.flush()
-    kept = os.dup(2)
-    with tempfile.TemporaryFile() as held:
-        os.dup2(held.fileno(), 2)
-        try:
-            yield
-        except BaseException:
-            held.seek(0)
-            os.write(kept, held.read())
-            raise
-        finally:
-            os.dup2(kept, 2)
-            os.close(kept)
 
 
 def _installed(module: str) -> bool:

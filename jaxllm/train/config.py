@@ -2,67 +2,61 @@
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from jaxllm.config import Config, Count, CountOrZero, NotNegative, OneOf, Seed, Size, UserPath, from_plain
 from jaxllm.data import parse_groups
-from jaxllm.errors import UserError, unknown
+from jaxllm.errors import UserError, brief
 from jaxllm.models import ModelConfig, get_preset
 from jaxllm.optim import OptimConfig
 from jaxllm.parallel import MeshConfig
 from jaxllm.subnetwork import get_schedule
 from jaxllm.tiles.config import TilesConfig
-from jaxllm.train.precision import get_precision
+from jaxllm.train.precision import PRECISIONS
 
 ENGINES = ("jit", "tiles")
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(Config):
     """A training run. `steps`, `batch_size` and `seq_len` decide how many tokens it sees."""
 
     model: ModelConfig = field(default_factory=lambda: get_preset("gpt2-micro", vocab_size=None))
-    data: str = "sotu"  # "sotu" (embedded), a file or folder, .jsonl/.csv/.tsv, or tfds:NAME
-    tokenizer: str = "bpe:1024"  # gpt2, bytes, char, bpe:SIZE (trained on the data), tokenizer.json
+    data: UserPath = "sotu"  # "sotu" (embedded), a file or folder, .jsonl/.csv/.tsv, or tfds:NAME
+    tokenizer: UserPath = "bpe:1024"  # gpt2, bytes, char, bpe:SIZE (trained on the data), tokenizer.json
     vocab_groups: str | None = None  # ORDER or ORDER:K of jaxllm.data.VOCAB_ORDERS: model.vocab_groups
     text_column: str = "text"  # where the text is, in jsonl, csv, tsv and tfds
     isolate_documents: bool = True  # attention and loss stay inside a document
-    seq_len: int = 256  # tokens
-    batch_size: int = 16  # sequences a step, over all devices
-    accumulate: int = 1  # parts a batch is computed in, one after another; with offload=state, in each layer
-    steps: int = 1000  # optimizer steps of the whole run; the schedule spans them
-    stop_after: int = 0  # leave, saved, after this many steps of this session; 0: do them all
-    precision: str = "float32"  # float32, mixed_o1, mixed_o2 or bfloat16
-    z_loss: float = 0.0  # weight of mean(logsumexp^2) (PaLM, arXiv 2204.02311, section 5)
+    seq_len: Size = 256  # tokens
+    batch_size: Size = 16  # sequences a step, over all devices
+    accumulate: Count = 1  # parts a batch is computed in, one by one; with offload=state, in each layer
+    steps: Count = 1000  # optimizer steps of the whole run; the schedule spans them
+    stop_after: CountOrZero = 0  # leave, saved, after this many steps of this session; 0: do them all
+    precision: Annotated[str, OneOf(tuple(PRECISIONS))] = "float32"
+    z_loss: NotNegative = 0.0  # weight of mean(logsumexp^2) (PaLM, arXiv 2204.02311, section 5)
     optim: OptimConfig = OptimConfig()
     subnetwork: str | None = None  # a schedule of `subnetwork.SCHEDULES`: train random parts of the model
     unsampled: Literal["zero_grad", "freeze"] = "zero_grad"  # what the optimizer does to the other parts
     mesh: MeshConfig = MeshConfig()
     offload: Literal["none", "optimizer", "state"] = "none"  # to the host: moments, or layers too
-    engine: Literal["jit", "tiles"] = "jit"  # one compiled step, or tile tasks that a scheduler places
+    engine: Literal[ENGINES] = "jit"  # one compiled step, or tile tasks that a scheduler places
     tiles: TilesConfig = TilesConfig()  # with the engine "tiles" alone
     distributed: bool = False  # join the other processes of a multi-host run
-    seed: int = 0  # of the parameters, the order of the data and every draw
-    out: str = "runs/train"  # folder of checkpoints, metrics, plots; a run in it is resumed
-    eval_every: int = 250  # steps; also at the end
-    eval_batches: int = 20  # held-out batches an evaluation reads; 0: all
-    final_eval_batches: int = 0  # the same for the evaluation after the last step
-    save_every: int = 250  # steps; also at the end and when interrupted
-    keep_last: int = 2  # checkpoints
-    keep_best: int = 1  # checkpoints, by held-out loss
-    log_every: int = 10  # steps
+    seed: Seed = 0  # of the parameters, the order of the data and every draw
+    out: UserPath = "runs/train"  # folder of checkpoints, metrics, plots; a run in it is resumed
+    eval_every: Count = 250  # steps; also at the end
+    eval_batches: CountOrZero = 20  # held-out batches an evaluation reads; 0: all
+    final_eval_batches: CountOrZero = 0  # the same for the evaluation after the last step
+    save_every: Count = 250  # steps; also at the end and when interrupted
+    keep_last: Count = 2  # checkpoints
+    keep_best: CountOrZero = 1  # checkpoints, by held-out loss
+    log_every: Count = 10  # steps
     progress: bool = True  # show a progress bar
     tensorboard: bool = False  # also write TensorBoard events
-    profile: int = 0  # trace this many steps with jax.profiler, into OUT/profile
+    profile: CountOrZero = 0  # trace this many steps with jax.profiler, into OUT/profile
 
     def __post_init__(self):
-        positive = ("seq_len", "batch_size", "accumulate", "steps", "eval_every", "save_every",
-                    "keep_last", "log_every")  # fmt: skip
-        not_negative = ("stop_after", "eval_batches", "final_eval_batches", "keep_best", "profile",
-                        "z_loss", "seed")  # fmt: skip
-        for names, least in ((positive, 1), (not_negative, 0)):
-            for name in names:
-                if getattr(self, name) < least:
-                    raise UserError(f"{name} is {getattr(self, name)}; it must be at least {least}")
+        super().__post_init__()
         if self.batch_size % self.accumulate:
             raise UserError(
                 f"batch_size {self.batch_size} cannot be computed in accumulate={self.accumulate} "
@@ -75,14 +69,9 @@ class TrainConfig:
             )
         if self.vocab_groups is not None:
             parse_groups(self.vocab_groups)
-        get_precision(self.precision)
         if self.subnetwork is not None:
             get_schedule(self.subnetwork, self.model.num_layers, self.steps)
-        if self.engine not in ENGINES:
-            raise unknown("engine", self.engine, ENGINES)
         _check_offload(self)
-        if self.unsampled not in ("zero_grad", "freeze"):
-            raise unknown("unsampled", self.unsampled, ("zero_grad", "freeze"))
 
     @property
     def tokens_per_step(self) -> int:
@@ -92,8 +81,6 @@ class TrainConfig:
 
 def _check_offload(config: TrainConfig) -> None:
     kind = config.offload
-    if kind not in ("none", "optimizer", "state"):
-        raise unknown("offload", kind, ("none", "optimizer", "state"))
     if kind == "optimizer" and config.engine == "tiles":
         raise UserError(
             "offload=optimizer is of one compiled step, and the engine tiles moves what it needs itself; set "
@@ -142,8 +129,7 @@ def plain_run(config: TrainConfig, **changes: Any) -> TrainConfig:
 
 def model_from_dict(values: dict[str, Any]) -> ModelConfig:
     """Return the model config that `to_dict` turned into plain values."""
-    infinity = {"inf": float("inf"), "-inf": float("-inf")}
-    return ModelConfig(**{k: infinity.get(v, v) if isinstance(v, str) else v for k, v in values.items()})
+    return from_plain(ModelConfig, values, "the model of a checkpoint")
 
 
 def check_same_run(saved: dict[str, Any], asked: dict[str, Any], folder: str) -> None:
@@ -156,7 +142,7 @@ def check_same_run(saved: dict[str, Any], asked: dict[str, Any], folder: str) ->
     decisive = {f.name for f in dataclasses.fields(TrainConfig)} - set(_FREE)
     for name, (was, now) in differences(saved, asked).items():
         if name.split(".")[0] in decisive:
-            old, new = (f"{value}"[:60] for value in (was, now))  # a map is long
+            old, new = (brief(value, 60) for value in (was, now))  # a map is long
             raise UserError(
                 f"the checkpoint in {folder} was written with {name}={old}, this run asks for {new}; use "
                 "the same value or another --out"

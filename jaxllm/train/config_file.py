@@ -1,13 +1,11 @@
 """A training run's config as a JSON file, which a plan writes and `jaxllm train --config` reads."""
 
-import dataclasses
-import json
-from pathlib import Path
-from typing import Any, get_type_hints
+import os
+from typing import Any
 
-from jaxllm.errors import UserError, unknown
-from jaxllm.models import ModelConfig
-from jaxllm.train.config import TrainConfig, model_from_dict
+from jaxllm.config import from_plain
+from jaxllm.json_file import read_json
+from jaxllm.train.config import TrainConfig
 
 
 def read_config(path) -> TrainConfig:
@@ -16,11 +14,8 @@ def read_config(path) -> TrainConfig:
     Raises:
       UserError: no such file, not JSON, or a field or value that a run does not know.
     """
-    try:
-        values = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, ValueError) as error:
-        raise UserError(f"cannot read a config from '{path}' ({error}); give a plan's JSON file") from error
-    return config_from_dict(values, str(path))
+    path = os.path.expanduser(path)
+    return config_from_dict(read_json(path), path)
 
 
 def config_from_dict(values: dict[str, Any], source: str = "config") -> TrainConfig:
@@ -30,21 +25,4 @@ def config_from_dict(values: dict[str, Any], source: str = "config") -> TrainCon
       values: field to value, nested ones as dicts.
       source: where they come from, for messages.
     """
-    return _build(TrainConfig, values, source)
-
-
-def _build(kind: type, values: Any, source: str):
-    if not isinstance(values, dict):
-        raise UserError(f"{source} holds {type(values).__name__} where an object of fields was expected")
-    kinds = get_type_hints(kind)
-    for name in values:
-        if name not in kinds:
-            raise unknown(f"field in {source}:", name, kinds)
-    nested = [name for name in values if dataclasses.is_dataclass(kinds[name])]
-    values = values | {name: _build(kinds[name], values[name], f"{source}: {name}") for name in nested}
-    try:
-        return model_from_dict(values) if kind is ModelConfig else kind(**values)
-    except UserError:
-        raise
-    except TypeError as error:
-        raise UserError(f"{source}: a value is of the wrong type ({error})") from error
+    return from_plain(TrainConfig, values, source)

@@ -16,6 +16,7 @@ from jaxllm.train.interrupt import Interrupted, StopRequest
 from jaxllm.train.job import Job, prepare
 from jaxllm.train.load import TOKENIZER_FILE
 from jaxllm.train.log import MetricsLog, NonFiniteLoss
+from jaxllm.train.precision import warn_of_lost_updates
 from jaxllm.train.profiler import Profiler
 from jaxllm.train.state import TrainState
 from jaxllm.train.timing import Stopwatch, seconds_since_process_start
@@ -54,6 +55,9 @@ def train(config: TrainConfig, *, loss=None, optimizer=None, subnetworks=None, d
     host_memory.keep_freed_memory()
     job = prepare(config, loss=loss, optimizer=optimizer, subnetworks=subnetworks, devices=devices)
     config, out = job.config, Path(config.out)
+    if jax.process_index() == 0:
+        own = f"the optimizer '{config.optim.name}'" if optimizer is None else "the given optimizer"
+        warn_of_lost_updates(config.precision, own, job.shapes.opt_state)
     check_room(out, job.shapes, copies=config.keep_last + config.keep_best + 1)
     with losses_told():
         check_shared(out)

@@ -1,11 +1,13 @@
 """Precision policies, named for what the literature compares."""
 
+import warnings
 from dataclasses import dataclass
 
 import optax
 
 from jaxllm.errors import unknown
 from jaxllm.optim import with_master_weights
+from jaxllm.optim.check_chain import must_be_last
 
 
 @dataclass(frozen=True)
@@ -19,6 +21,11 @@ class Precision:
     param_dtype: str
     dtype: str  # of matrix products and activations
     master_weights: bool = False  # a float32 copy in the optimizer's state
+
+    @property
+    def needs_rounding(self) -> bool:
+        """Whether the stored weights are too coarse for updates that are rounded to nearest."""
+        return self.param_dtype != "float32" and not self.master_weights
 
     def wrap(self, optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
         """Return the optimizer, run on master weights if the policy keeps them."""
@@ -48,3 +55,20 @@ def get_precision(name: str) -> Precision:
     if name not in PRECISIONS:
         raise unknown("precision", name, PRECISIONS)
     return PRECISIONS[name]
+
+
+def warn_of_lost_updates(precision: str, optimizer: str, opt_state) -> None:
+    """Warn if weights below float32 get updates rounded to nearest, which loses the small ones.
+
+    Args:
+      precision: name of the policy.
+      optimizer: what to call the optimizer.
+      opt_state: its state, or the shapes of it.
+    """
+    if get_precision(precision).needs_rounding and must_be_last(opt_state) is None:
+        warnings.warn(
+            f"{optimizer} rounds its updates of {precision} weights to nearest: those below half a step of a "
+            "weight are lost, and training stalls; use optim.name=adamw_bf16_sr, end your chain with "
+            "jaxllm.optim.stochastic_round, or choose precision=mixed_o2",
+            stacklevel=3,
+        )

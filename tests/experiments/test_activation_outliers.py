@@ -139,7 +139,7 @@ def test_claims_are_made_only_of_variants_that_were_run():
         (dict(variants=("softmax+adam",)), "is not attention\\+optimizer\\+norm"),
         (dict(variants=("softmax2+adam+rmsnorm",)), "did you mean 'softmax'"),
         (dict(seeds=()), "give at least one"),
-        (dict(measured_batches=0), "give at least one"),
+        (dict(measured_batches=0), "at least 1"),
     ],
 )
 def test_bad_input_is_one_sentence(changes, message):

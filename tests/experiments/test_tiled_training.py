@@ -83,8 +83,8 @@ def test_fsdp_s_bytes_grow_with_what_they_are_made_of():
     "changes, message",
     [
         (dict(simulate=("a100x9",)), "unknown machine 'a100x9'; did you mean 'a100x"),
-        (dict(cuts=()), r"cuts is \(\); give at least one number"),
-        (dict(rounds=0), "rounds is 0; give at least one number, none below 1"),
+        (dict(cuts=()), "cuts is empty; give at least one number"),
+        (dict(rounds=0), "rounds is 0; it must be a whole number of at least 1"),
         (dict(sequences=17), "sequences is 17; choose a multiple of 16"),
     ],
 )

@@ -64,7 +64,7 @@ def test_counts_hold_for_every_option(overrides):
         (dict(windows=(0, 4, 8)), "divides num_layers"),
         (dict(remat="dot"), "did you mean 'dots'"),
         (dict(dtype="float23"), "did you mean 'float32'"),
-        (dict(vocab_size=0), "vocab_size=0 must be positive"),
+        (dict(vocab_size=0), "vocab_size is 0; it must be a whole number of at least 1"),
         (dict(sink_logit="learnt"), "'learned'"),
         (dict(attention_implementation="xls"), "did you mean 'xla'"),
     ],

@@ -132,7 +132,7 @@ CASES = {
     "missing field": (edit_config(n_layer="GONE"), ["no 'n_layer'"]),
     "text for a size": (edit_config(n_embd="64"), ["n_embd is '64'", "whole number"]),
     "huge size": (edit_config(vocab_size=10**15), ["vocab_size is 1000000000000000", "whole number"]),
-    "many layers": (edit_config(n_layer=10**6), ["1000000 layers"]),
+    "many layers": (edit_config(n_layer=10**6), ["n_layer is 1000000", "at most 4096"]),
     "heads and width": (edit_config(n_head=5), ["num_heads=5", "embed_dim=64"]),
     "activation": (edit_config(activation_function="mish"), ["unknown activation 'mish'"]),
     "quantised": (edit_config(quantization_config={"bits": 4}), ["quantization_config", "not supported"]),

@@ -85,7 +85,7 @@ def test_without_such_flags_numerics_stay_and_the_rest_is_searched(searches, tmp
         (["--target", "v5e"], ["how large the slice is"]),
         (["--target", "v5e-1", "--batch", "many"], ["--batch-size", "many"]),
         (["--target", "v5e-1", "--compiles", "few"], ["--compiles", "few"]),
-        (["--target", "v5e-1", "--precision", "fp8"], ["unknown precision 'fp8'"]),
+        (["--target", "v5e-1", "--precision", "fp8"], ["unknown precisions 'fp8'"]),
         (["--target", "v5e-1", "--acumulate", "2"], ["--acumulate", "did you mean '--accumulate'"]),
         (["--target", "v5e-16", "--batch", "3"], ["batch 3 cannot be spread over the 16 devices"]),
         (["--target", "v5e-1", "--preset", "llama-2-7b", "--batch", "1"], ["none of", "fits v5e-1"]),

@@ -245,7 +245,7 @@ def test_a_model_that_is_not_gpt2_is_refused(changes, message):
 
 
 def test_bad_sizes_are_one_sentence():
-    with pytest.raises(UserError, match="tile size seq=-1 cannot cover anything"):
+    with pytest.raises(UserError, match="tiles.sizes.seq is -1; it must be a whole number of at least 0"):
         TileSizes(seq=-1)
     with pytest.raises(UserError, match="a batch of 3 cannot be computed in accumulate=2 equal parts"):
         gpt2_step(MODEL, TileSizes(), *SHAPE, StepOptions(accumulate=2))

@@ -1,13 +1,17 @@
 """What each precision policy stores, and that all of them learn."""
 
 import dataclasses
+import warnings
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
+from jaxllm.optim import adamw_bf16_sr, kahan_compensate, stochastic_round, with_master_weights
 from jaxllm.train import PRECISIONS, prepare, train
+from jaxllm.train.precision import get_precision, warn_of_lost_updates
 from jaxllm.train.writers import read_metrics
 
 # policy -> (type of parameters, of moments, bytes a parameter with both moments and master copy)
@@ -29,6 +33,26 @@ def test_state_has_the_types_and_bytes_of_its_policy(tiny, name):
     count = job.model.num_params
     held = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(job.shapes.params) + arrays)
     assert held == bytes_a_parameter * count
+
+
+@pytest.mark.parametrize(
+    "precision, optimizer, warns",
+    [
+        ("bfloat16", optax.adamw(1e-3), True),
+        ("bfloat16", optax.chain(optax.lion(1e-3), stochastic_round()), False),
+        ("bfloat16", optax.masked(kahan_compensate(), True), False),
+        ("bfloat16", adamw_bf16_sr(1e-3), False),
+        ("mixed_o2", with_master_weights(optax.adamw(1e-3)), False),
+        ("float32", optax.adamw(1e-3), False),
+    ],
+)
+def test_updates_that_rounding_loses_are_warned_of(precision, optimizer, warns):
+    state = jax.eval_shape(optimizer.init, jnp.zeros(8, get_precision(precision).param_dtype))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        warn_of_lost_updates(precision, "this optimizer", state)
+    assert len(caught) == warns
+    assert all("adamw_bf16_sr" in str(one.message) for one in caught)
 
 
 @pytest.mark.parametrize("name", PRECISIONS)
