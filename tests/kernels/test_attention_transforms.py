@@ -7,7 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
-from jaxllm_kernels.attention import api, attention, attention_with_lse, first_token_mass
+from jaxllm_kernels.attention import (
+    api,
+    attention,
+    attention_with_lse,
+    first_token_mass,
+    pallas_gpu,
+    pallas_tpu,
+)
 
 from tests.kernels.attention_oracle import answer, assert_close, make_call
 
@@ -15,13 +22,21 @@ TOLERANCE = 1e-5  # float32, relative to the largest number
 SMALL = dict(B=2, T=20, H=4, G=2, K=8, segmented=True, window=12, sink="learned")
 
 
-@pytest.fixture(params=["xla", "pallas_tpu", "pallas_gpu"])
+def fast(*names):
+    """Run with every implementation, the named ones in the fast suite: interpreted kernels are slow."""
+    marks = {name: () if name in names else pytest.mark.slow for name in ("xla", "pallas_tpu", "pallas_gpu")}
+    params = [pytest.param(name, marks=mark) for name, mark in marks.items()]
+    return pytest.mark.parametrize("implementation", params, indirect=True)
+
+
+@pytest.fixture
 def implementation(request, monkeypatch):
     """Name an implementation; the kernels are interpreted."""
     name = request.param
     if name != "xla":
-        for table in (api._FORWARD, api._BACKWARD):
-            monkeypatch.setitem(table, name, functools.partial(table[name], interpret=True))
+        kernel = {"pallas_tpu": pallas_tpu, "pallas_gpu": pallas_gpu}[name]
+        for table, run in ((api._FORWARD, kernel.forward), (api._BACKWARD, kernel.backward)):
+            monkeypatch.setitem(table, name, functools.partial(run, interpret=True))
     return name
 
 
@@ -45,6 +60,7 @@ def everything(call, implementation, wrap=lambda run: run):
 
 
 @pytest.mark.parametrize("wrap", [lambda run: run, jax.checkpoint], ids=["plain", "remat"])
+@fast("xla", "pallas_tpu")
 def test_output_and_logsumexp_carry_gradients(implementation, wrap):
     call = make_call(**SMALL)
     assert_close(everything(call, implementation, wrap), call, TOLERANCE)
@@ -57,6 +73,7 @@ def test_the_reference_returns_the_same():
         assert_close(everything(call, "reference"), call, TOLERANCE)
 
 
+@fast("xla", "pallas_gpu")
 def test_vmap_and_scan_match_single_calls(implementation):
     calls = [make_call(**(SMALL | dict(seed=seed))) for seed in range(2)]
     stacked = [jnp.stack([getattr(call, name) for call in calls]) for name in ("query", "key", "value")]
@@ -77,6 +94,7 @@ def test_vmap_and_scan_match_single_calls(implementation):
                 assert np.abs(a[i] - b).max() <= TOLERANCE * 10
 
 
+@fast("xla", "pallas_tpu")
 def test_shard_map_over_batch_and_heads_matches_one_device(implementation):
     if len(jax.devices()) < 8:
         pytest.skip("needs 8 simulated devices")

@@ -12,15 +12,18 @@ from jaxllm_kernels.attention.visibility import NOTHING, visible
 from jaxllm_kernels.compat import varying_like
 from jaxllm_kernels.dispatch import dispatch
 
+# Each is traced once for given shapes and options: every attention of every program is traced for all
+# platforms (`dispatch`), and without this a kernel would be again for each.
+_traced_once = functools.partial(jax.jit, static_argnames=("scale", "causal", "window"), inline=True)
 _FORWARD = {
-    "xla": xla.forward,
-    "pallas_tpu": pallas_tpu.forward,
-    "pallas_gpu": pallas_gpu.forward,
+    "xla": _traced_once(xla.forward),
+    "pallas_tpu": _traced_once(pallas_tpu.forward),
+    "pallas_gpu": _traced_once(pallas_gpu.forward),
 }
 _BACKWARD = {
-    "xla": xla.backward,
-    "pallas_tpu": pallas_tpu.backward,
-    "pallas_gpu": pallas_gpu.backward,
+    "xla": _traced_once(xla.backward),
+    "pallas_tpu": _traced_once(pallas_tpu.backward),
+    "pallas_gpu": _traced_once(pallas_gpu.backward),
 }
 IMPLEMENTATIONS = ("reference", *_FORWARD, "cudnn")
 
