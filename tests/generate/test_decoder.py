@@ -8,9 +8,11 @@ import pytest
 from jaxllm import models
 from jaxllm.errors import UserError
 from jaxllm.generate import Decoder, SamplingConfig, generate
+from tests.models.random_params import random_params
 
 CONFIG = models.get_preset("llama-nano", vocab_size=256)
-PARAMS = jax.tree.map(lambda w: 3 * w, models.init(CONFIG, jax.random.key(1)))
+PARAMS = random_params(CONFIG)
+TRUNK = jax.jit(models.trunk, static_argnums=0)
 OPTIONS = dict(max_new_tokens=6, tokens_per_call=6, sampling=SamplingConfig(temperature=0))
 
 
@@ -33,7 +35,7 @@ def test_prefill_and_steps_equal_the_full_forward_pass():
         hidden, cache = decoder.step(tokens[:, t], cache)
         states.append(hidden)
     for row, begin in enumerate((0, 2)):
-        expected = models.trunk(CONFIG, PARAMS, tokens[row : row + 1, begin:])[0, 3 - begin :]
+        expected = TRUNK(CONFIG, PARAMS, tokens[row : row + 1, begin:])[0, 3 - begin :]
         np.testing.assert_allclose(jnp.stack(states)[:, row], expected, atol=2e-5)
 
 

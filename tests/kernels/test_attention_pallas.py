@@ -47,8 +47,14 @@ CASES = {
 }
 
 
+# Between them a window, documents, groups, a learned sink, a tail, and rows that see nothing.
+FAST = {"segments and window", "rows that see nothing, sink"}
+
+
 @pytest.mark.parametrize("kernel", KERNELS)
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=() if case in FAST else pytest.mark.slow) for case in CASES]
+)
 def test_interpreted_kernels_match_float64(case, kernel):
     call = make_call(**CASES[case])
     ours = run(KERNELS[kernel], call, interpret=True)
@@ -58,7 +64,7 @@ def test_interpreted_kernels_match_float64(case, kernel):
     assert np.all(np.asarray(ours[0])[blind] == 0) and np.all(np.asarray(ours[2])[blind] == 0)
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("kernel", ["pallas_gpu", pytest.param("pallas_tpu", marks=pytest.mark.slow)])
 def test_bfloat16_inputs_accumulate_in_float32(kernel):
     call = make_call(T=300, H=1, K=64, sink="learned")
     out, lse, *gradients = run(KERNELS[kernel], call, "bfloat16", interpret=True)
@@ -66,6 +72,7 @@ def test_bfloat16_inputs_accumulate_in_float32(kernel):
     assert_close((out, lse, *gradients), call, TOLERANCE["bfloat16"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel", KERNELS)
 @hypothesis.settings(max_examples=2, deadline=None, derandomize=True)
 @hypothesis.given(
@@ -86,8 +93,8 @@ def test_any_shape(kernel, T, S, R, K, causal, window, sink):
     "options",
     [
         dict(T=300, H=2, G=1, K=16, sink="learned"),
-        dict(T=300, S=200, H=1, K=16, window=70),
-        dict(B=2, T=200, H=1, K=16, segmented=True),
+        pytest.param(dict(T=300, S=200, H=1, K=16, window=70), marks=pytest.mark.slow),
+        pytest.param(dict(B=2, T=200, H=1, K=16, segmented=True), marks=pytest.mark.slow),
     ],
 )
 def test_the_tpu_simulator_finds_no_race_nor_read_of_unwritten_memory(options, monkeypatch):

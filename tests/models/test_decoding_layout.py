@@ -1,6 +1,7 @@
 """Parameters rearranged for decoding are the same model."""
 
 import dataclasses
+import functools
 
 import jax
 import numpy as np
@@ -9,40 +10,50 @@ import pytest
 from jaxllm import models
 from jaxllm.models import decoding_layout
 from jaxllm.models.linear import Panels, to_panels
+from tests.models.random_params import random_params
+
+TOKENS = np.random.default_rng(2).integers(0, 256, (2, 12))
+MASK = np.arange(12) >= np.array([[0], [3]])
+DECODE = jax.jit(models.decode, static_argnums=0)
+
+
+@functools.cache
+def model(name, dtype):
+    """Return (config, params, hidden states as decoded from the parameters as they are)."""
+    config = dataclasses.replace(models.get_preset(name), dtype=dtype)
+    params = random_params(config, scale=0.05)
+    return config, params, decoded(config, params, apart=False)
+
+
+def decoded(config, params, apart):
+    cache = models.init_cache(config, 2, 12, apart=apart)
+    first, cache = DECODE(config, params, TOKENS[:, :9], cache, mask_BT=MASK[:, :9])
+    steps = []
+    for t in range(9, 12):
+        hidden, cache = DECODE(config, params, TOKENS[:, t : t + 1], cache)
+        steps.append(hidden)
+    return np.concatenate([first, *steps], axis=1).astype(np.float32)
 
 
 @pytest.mark.parametrize("dtype, tolerance", [("float32", 1e-5), ("bfloat16", 2e-2)])
 @pytest.mark.parametrize("name", ["gpt2-nano", "gpt-neo-nano", "llama-nano"])
 @pytest.mark.parametrize("apart", [True, False])
 def test_decodes_the_same_hidden_states(name, dtype, tolerance, apart, monkeypatch):
-    config = dataclasses.replace(models.get_preset(name), dtype=dtype)
-    params = models.init(config, jax.random.key(0))
-    params = jax.tree.map(lambda w: w + 0.05 * jax.random.normal(jax.random.key(1), w.shape), params)
-    tokens = jax.random.randint(jax.random.key(2), (2, 12), 0, config.vocab_size)
-    mask = np.arange(12) >= np.array([[0], [3]])
+    config, params, expected = model(name, dtype)
     if not apart:
         monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
     arranged = models.for_decoding(config, params)
     monkeypatch.undo()
     assert isinstance(arranged["layers"], tuple) == apart
 
-    def decoded(params, apart):
-        cache = models.init_cache(config, 2, 12, apart=apart)
-        first, cache = models.decode(config, params, tokens[:, :9], cache, mask_BT=mask[:, :9])
-        steps = []
-        for t in range(9, 12):
-            hidden, cache = models.decode(config, params, tokens[:, t : t + 1], cache)
-            steps.append(hidden)
-        return np.concatenate([first, *steps], axis=1).astype(np.float32)
-
-    ours, expected = decoded(arranged, apart), decoded(params, False)
-    difference = np.abs(ours - expected)[mask].max()
+    ours = decoded(config, arranged, apart)
+    difference = np.abs(ours - expected)[MASK].max()
     assert difference <= tolerance * np.abs(expected).max(), difference
 
 
 def test_matrices_are_cast_once_and_gains_are_not():
     config = dataclasses.replace(models.get_preset("llama-nano"), dtype="bfloat16")
-    arranged = models.for_decoding(config, models.init(config, jax.random.key(0)))
+    arranged = models.for_decoding(config, random_params(config))
     layer = arranged["layers"][0]
     assert layer["mlp"]["gate"].weight_PIW.dtype == "bfloat16"
     assert layer["attn_norm"]["scale"].dtype == "float32"
@@ -52,7 +63,7 @@ def test_every_matrix_of_a_layer_is_arranged():
     # One that a new family adds and the list forgets would still work, and be slow in silence.
     for name in ("gpt2-nano", "llama-nano"):
         config = models.get_preset(name)
-        layer = decoding_layout.for_decoding(config, models.init(config, jax.random.key(0)))["layers"][0]
+        layer = decoding_layout.for_decoding(config, random_params(config))["layers"][0]
         left = [
             names for names, w in jax.tree_util.tree_leaves_with_path(layer, is_leaf=_is_panels)
             if not _is_panels(w) and w.ndim > 1 and "bias" not in str(names[-1])

@@ -125,10 +125,14 @@ def test_one_group_of_tied_vectors_is_the_dense_tied_head():
     one = models.VocabGroups.of(ORDER, V)
     config, params = model("own", groups=one)
     dense = dataclasses.replace(config, vocab_groups=None)
-    expected = jax.nn.log_softmax(models.logits(dense, params, HIDDEN))
-    np.testing.assert_allclose(models.logits(config, params, HIDDEN), expected, atol=1e-5)
-    got, _ = models.hidden_loss(config, params, HIDDEN, TARGETS, mask=MASK)
-    expected, _ = models.hidden_loss(dense, params, HIDDEN, TARGETS, mask=MASK)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def run(config):
+        loss, _ = models.hidden_loss(config, params, HIDDEN, TARGETS, mask=MASK)
+        return models.logits(config, params, HIDDEN), loss
+
+    (log_probs, got), (logits, expected) = run(config), run(dense)
+    np.testing.assert_allclose(log_probs, jax.nn.log_softmax(logits), atol=1e-5)
     assert float(got) == pytest.approx(float(expected), rel=1e-6)
 
 
@@ -153,7 +157,7 @@ def test_counts_are_those_of_the_arrays(head, tied):
 
 def test_gains_start_at_one_do_not_decay_and_groups_do_not_rotate():
     config, _ = model("hidden")
-    params, axes = models.init(config, jax.random.key(0)), models.axes(config)
+    params, axes = jax.jit(models.init, static_argnums=0)(config, jax.random.key(0)), models.axes(config)
     assert (np.asarray(params["head"]["scale"]) == 1).all() and not np.asarray(params["head"]["shift"]).any()
     assert decay_mask(axes)["head"] == dict(
         groups=True, groups_bias=False, slots=True, scale=False, shift=False
@@ -198,8 +202,8 @@ def test_drawn_tokens_have_the_distribution_that_evaluation_sees(head, tied):
     """20,000 draws, chi-squared at p = 1e-3; their log-probabilities to 2e-5."""
     config, params = model(head, tied)
     hidden = HIDDEN[0, 0]
-    log_probs = np.asarray(models.logits(config, params, hidden))
     rows = jnp.broadcast_to(hidden, (20_000, len(hidden)))
+    log_probs = computed(head, tied)[0][0, 0]
     tokens, drawn = jax.jit(lambda k: models.draw_token(config, params, rows, k))(jax.random.key(3))
     np.testing.assert_allclose(drawn, log_probs[tokens], atol=2e-5)
     expected = 20_000 * np.exp(log_probs.astype(np.float64))

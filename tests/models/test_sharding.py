@@ -1,5 +1,7 @@
 """A model spread over devices computes what it computes on one."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -12,22 +14,24 @@ TOKENS = np.random.default_rng(0).integers(0, 64, (8, 24))
 
 @pytest.mark.parametrize(
     ("name", "mesh_config"),
-    [("llama-nano", MeshConfig(data=2, fsdp=2, tensor=2)), ("gpt-neo-nano", MeshConfig(fsdp=8))],
+    [
+        ("llama-nano", MeshConfig(data=2, fsdp=2, tensor=2)),
+        pytest.param("gpt-neo-nano", MeshConfig(fsdp=8), marks=pytest.mark.slow),
+    ],
 )
 def test_loss_and_gradients_on_a_mesh(name, mesh_config):
     if jax.device_count() < 8:
         pytest.skip("needs 8 (simulated) devices")
     config = models.get_preset(name, vocab_size=64, sink_logit="learned")
-    params = models.init(config, jax.random.key(0))
+    init = functools.partial(models.init, config)
+    params = jax.jit(init)(jax.random.key(0))
     step = jax.value_and_grad(lambda p, t: models.loss(config, p, t, t, z_loss=1e-3)[0])
     value, gradients = jax.jit(step)(params, TOKENS)
 
     mesh = make_mesh(mesh_config)
     places = shardings(models.axes(config), models.shapes(config), mesh)
     with jax.set_mesh(mesh):
-        drawn = jax.jit(models.init, static_argnums=0, out_shardings=places)(
-            config, jax.random.key(0)
-        )
+        drawn = jax.jit(init, out_shardings=places)(jax.random.key(0))
         sharded_value, sharded = jax.jit(step, out_shardings=(None, places))(drawn, TOKENS)
     query = drawn["layers"]["attn"]["query"]
     assert query.addressable_shards[0].data.size < query.size  # it was spread at all
