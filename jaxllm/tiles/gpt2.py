@@ -58,7 +58,7 @@ class TiledStep:
     grads: Mapping[Path, Tensor]
     loss: Tensor  # [], summed
     squares: Tensor | None  # [], of the gradient
-    failed: Tensor | None  # [], whether this or an earlier step's loss or gradient was not finite
+    failed: Tensor | None  # [], whether this or an earlier step's loss, gradient or update was not finite
     updates: Tensor | None  # [], how many steps were not
 
 
@@ -124,9 +124,10 @@ class _Builder:
         self.count = p.tensor("count", (), (), self.dtype, given=True)
         self.rates = p.tensor("rates", (3,), (3,), self.dtype, given=True)
         self.loss = p.tensor("loss", (), (), self.dtype)
-        self.squares = self.failed = self.updates = None
+        self.squares = self.unsound = self.failed = self.updates = None
         if options.clip_norm is not None:
             self.squares = p.tensor("squares", (), (), self.dtype)
+            self.unsound = p.tensor("unsound", (), (), self.dtype)
             self.failed = p.tensor("failed", (), (), "bool", given=True)
             self.updates = p.tensor("updates", (), (), "int32", given=True)
         constants = self._declare_origins()
@@ -307,26 +308,35 @@ class _Builder:
     def _update(self):
         p, o = self.program, self.options
         decays = flat(self.config, decay_mask(models.axes(self.config)))
+
+        def submit(op, path, index, moment, *more, read=()):
+            moments = () if moment is None else (tree[path][index] for tree in (self.first, self.second))
+            p.submit(
+                op, (Mode.R, self.grads[path][index]), (Mode.R, self.rates[0]), *read,
+                (Mode.R if more else Mode.RW, self.params[path][index]), *((moment, m) for m in moments),
+                *more, b1=o.b1, b2=o.b2, eps=o.eps, clip=o.clip_norm, first=o.first,
+                decay=o.weight_decay if decays[path] else 0.0,
+            )  # fmt: skip
+
         extra = []
         if o.clip_norm is not None:
             for tensor in self.grads.values():
                 for handle in tensor.handles():
                     p.submit(kernels.SQUARE_SUM, (Mode.R, handle), p.adding(self.squares[()], Mode.REDUX))
-            p.submit(kernels.JUDGE, (Mode.R, self.loss[()]), (Mode.R, self.squares[()]),
+            squares = (Mode.R, self.squares[()])
+            # All updates are tried before the first is written: one that is not finite changes nothing.
+            for path, tensor in self.params.items():
+                for index in tensor.indices():
+                    submit(kernels.ADAMW_UNSOUND, path, index, None if o.first else Mode.R,
+                           p.adding(self.unsound[()], Mode.REDUX), read=(squares,))  # fmt: skip
+            p.submit(kernels.JUDGE, (Mode.R, self.loss[()]), squares, (Mode.R, self.unsound[()]),
                      (Mode.RW, self.failed[()]), (Mode.RW, self.updates[()]))  # fmt: skip
-            extra = [(Mode.R, self.squares[()]), (Mode.R, self.failed[()])]
-        moment = Mode.W if o.first else Mode.RW
+            extra = [squares, (Mode.R, self.failed[()])]
         for path, tensor in self.params.items():
-            kept = [tree[path] for tree in (self.first, self.second)]
             for index in tensor.indices():
-                p.submit(
-                    kernels.ADAMW, (Mode.R, self.grads[path][index]), (Mode.R, self.rates[0]), *extra,
-                    (Mode.RW, tensor[index]), *((moment, moments[index]) for moments in kept),
-                    b1=o.b1, b2=o.b2, eps=o.eps, clip=o.clip_norm, first=o.first,
-                    decay=o.weight_decay if decays[path] else 0.0,
-                )  # fmt: skip
+                submit(kernels.ADAMW, path, index, Mode.W if o.first else Mode.RW, read=extra)
             p.invalidate(self.grads[path])
-            p.wont_use(tensor, *kept)
+            p.wont_use(tensor, self.first[path], self.second[path])
 
     def _attention(self, a):
         scale = self.config.attention_scale

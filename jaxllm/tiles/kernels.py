@@ -214,13 +214,13 @@ def _square_sum(x):
     return (jnp.sum(jnp.square(x)),)
 
 
-def _judge(loss, squares, failed, updates):
-    """Return whether this or an earlier step's loss or gradient was not finite, and the steps before."""
-    failed = failed | ~jnp.isfinite(loss) | ~jnp.isfinite(squares)
+def _judge(loss, squares, unsound, failed, updates):
+    """Return whether this or an earlier step is not finite, and the steps before."""
+    failed = failed | ~jnp.isfinite(loss) | ~jnp.isfinite(squares) | (unsound > 0)
     return failed, updates + ~failed
 
 
-def _adamw(gradient, rates, *rest, b1, b2, eps, decay, clip, first: bool):
+def _adamw(gradient, rates, *rest, first: bool, clip, **options):
     """Return parameter and moments after a step; the second moment is kept as its square root.
 
     Args:
@@ -228,22 +228,39 @@ def _adamw(gradient, rates, *rest, b1, b2, eps, decay, clip, first: bool):
       rest: [squared gradient norm, failed,] parameter[, first moment, root of the second].
       clip: largest gradient norm; 0: none. None: norm and `failed` are not among the rest.
       first: step 1, which writes the moments and does not read them.
+      options: b1, b2, eps, decay.
     """
-    failed = False
-    if clip is not None:
-        squares, failed, *rest = rest
-        if clip:
-            norm = jnp.sqrt(squares)
-            gradient = jnp.where(norm < clip, gradient, gradient / norm * clip)
-    parameter, *moments = rest
-    m, r = (jnp.zeros_like(parameter),) * 2 if first else moments
+    if clip is None:
+        return _after_adamw(gradient, rates, *_old(first, *rest), **options)
+    squares, failed, *rest = rest
+    old = _old(first, *rest)
+    new = _after_adamw(_clipped(gradient, squares, clip), rates, *old, **options)
+    return tuple(jnp.where(failed, a, b) for a, b in zip(old, new, strict=True))
+
+
+def _adamw_unsound(gradient, rates, squares, *rest, first: bool, clip, **options):
+    """Return how many of `_adamw`'s new parameters are not finite or moments are NaN; it writes none."""
+    new = _after_adamw(_clipped(gradient, squares, clip), rates, *_old(first, *rest), **options)
+    bad = ~jnp.isfinite(new[0]) | jnp.isnan(new[1]) | jnp.isnan(new[2])
+    return (jnp.sum(bad, dtype=squares.dtype),)
+
+
+def _old(first: bool, parameter, *moments):
+    return (parameter, *((jnp.zeros_like(parameter),) * 2 if first else moments))
+
+
+def _clipped(gradient, squares, clip):
+    norm = jnp.sqrt(squares)
+    return jnp.where(norm < clip, gradient, gradient / norm * clip) if clip else gradient
+
+
+def _after_adamw(gradient, rates, parameter, m, r, *, b1, b2, eps, decay):
     rate, bias1, bias2 = rates[0], rates[1], rates[2]
     # hypot(sqrt(b2) r, sqrt(1 - b2) g), whose squares a float32 holds for any gradient that trains.
     new_m = b1 * m + (1 - b1) * gradient
     new_r = jnp.sqrt(b2 * jnp.square(r) + (1 - b2) * jnp.square(gradient))
     step = new_m / bias1 / (new_r / jnp.sqrt(bias2) + eps) + decay * parameter
-    new = (parameter - rate * step, new_m, new_r)
-    return tuple(jnp.where(failed, old, now) for old, now in zip((parameter, m, r), new, strict=True))
+    return parameter - rate * step, new_m, new_r
 
 
 EMBEDDING = Op("embedding", _embedding)
@@ -269,3 +286,4 @@ SUM_ROWS = Op("sum_rows", _sum_rows)
 SQUARE_SUM = Op("square_sum", _square_sum)
 JUDGE = Op("judge", _judge)
 ADAMW = Op("adamw", _adamw)
+ADAMW_UNSOUND = Op("adamw_unsound", _adamw_unsound)

@@ -99,14 +99,14 @@ class Job:
 
 
 def language_model_loss(config: TrainConfig, *, apart: bool = False) -> LossFunction:
-    """Return the next-token loss of a run, (params, batch, key) -> (mean, aux).
+    """Return the next-token loss of a run, (params, batch, key) -> (mean, sums).
 
     Args:
       config: the run.
       apart: take the stack of layers apart.
     """
 
-    def loss(params, batch, key, z_loss=config.z_loss):
+    def loss(params, batch, key):
         del key
         if apart:
             params = models.layers_apart(params)
@@ -118,7 +118,7 @@ def language_model_loss(config: TrainConfig, *, apart: bool = False) -> LossFunc
             batch["targets"],
             mask=batch["mask"],
             segment_ids=segments,
-            z_loss=z_loss,
+            z_loss=config.z_loss,
             parts=config.accumulate if config.offload == "state" else 1,
         )
 
@@ -137,7 +137,7 @@ def prepare(
 
     Args:
       config: the run.
-      loss: replaces next-token cross-entropy; (params, batch, key) -> (mean, aux).
+      loss: replaces next-token cross-entropy; (params, batch, key) -> (mean, sums), see `LossFunction`.
       optimizer: replaces the chain that `config.optim` describes.
       subnetworks: replaces the schedule that `config.subnetwork` names.
       devices: which to use; None is all.
@@ -244,15 +244,33 @@ def _build(config, corpus, mesh, loss, optimizer, subnetworks) -> Job:
         train_steps = ((config.steps, tiled_step(config, shapes, list(mesh.devices.flat), plain)),)
     else:
         train_steps = tuple(zip(ends, [train_step(s.rates) for s in subnetworks.stages], strict=True))
-    return Job(
+    job = Job(
         config=config,
         corpus=corpus,
         mesh=mesh,
         shapes=shapes,
         init=_init_in_turn(init, shardings),
         train_steps=train_steps,
-        eval_step=jax.jit(_on(mesh, make_eval_step(partial(eval_loss, z_loss=0.0)))),
+        eval_step=jax.jit(_on(mesh, make_eval_step(eval_loss))),
         schedule=schedule,
+    )
+    if loss is not None:
+        _check_loss(jax.eval_shape(_on(mesh, loss), shapes.params, job.batch_shapes, jax.random.key(0)))
+    return job
+
+
+def _check_loss(returned) -> None:
+    """Check what a loss from outside returns.
+
+    Raises:
+      UserError: something else than (mean, {"token_count": ...}), both scalars.
+    """
+    match returned:
+        case (jax.ShapeDtypeStruct(shape=()), {"token_count": jax.ShapeDtypeStruct(shape=())}):
+            return
+    raise UserError(
+        "loss= must return (mean, sums): a scalar, and a dict with the scalar 'token_count', what the mean was "
+        f"divided by; it returned {str(jax.tree.map(lambda x: f'{x.dtype}{list(x.shape)}', returned))[:200]}"
     )
 
 

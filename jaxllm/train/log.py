@@ -1,5 +1,6 @@
 """Metrics read one step late, so that the device never waits for the host."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -9,16 +10,20 @@ from jaxllm.train.writers import Writers
 
 
 class NonFiniteLoss(Exception):
-    """The loss or its gradient became infinite or not a number."""
+    """The loss, its gradient or the update became infinite or not a number."""
 
     exit_code = 1
 
     def __init__(self, step: int, position: dict[str, Any], metrics):
+        loss, norm = float(metrics["loss"]), float(metrics["grad_norm"])
+        if math.isfinite(loss) and math.isfinite(norm):
+            what, remedy = "the update was not finite", "raise optim.eps, lower optim.learning_rate"
+        else:
+            what = "the loss or its gradient was not finite"
+            remedy = "lower optim.learning_rate, lengthen optim.warmup_steps"
         super().__init__(
-            f"the loss or its gradient was not finite at step {step} (loss "
-            f"{float(metrics['loss']):.4g}, gradient norm {float(metrics['grad_norm']):.4g}); the state "
-            "from before it is saved: lower optim.learning_rate, lengthen optim.warmup_steps or "
-            "look at the data"
+            f"{what} at step {step} (loss {loss:.4g}, gradient norm {norm:.4g}); the state from before it is "
+            f"saved: {remedy} or look at the data"
         )
         self.updates = step - 1  # that the state holds
         self.position = position  # of the data, before the offending batch

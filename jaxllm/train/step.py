@@ -1,5 +1,6 @@
 """One update of the parameters, and one evaluation, as pure functions to be jitted."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,8 @@ import optax
 from jaxllm import parallel
 from jaxllm.train.state import TrainState
 
-# loss(params, batch, key) -> (mean loss over the batch's counted tokens, {"token_count": ..., ...})
+# loss(params, batch, key) -> (mean over the batch's counted tokens, sums). sums["token_count"] is what the
+# mean was divided by; sums["loss_sum"], if it is there, is what an evaluation reports, without regularisers.
 LossFunction = Callable[[Any, Any, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
 # view(key) -> (params -> the params that the loss takes, what the optimizer is told was sampled)
 View = Callable[[jax.Array], tuple[Callable[[Any], Any], dict[str, jax.Array]]]
@@ -30,15 +32,16 @@ def make_train_step(
     of the mean over the whole batch. Part a takes rows a, a+accumulate, ...: rows that a device
     already holds.
 
-    A step whose loss or gradient is not finite changes nothing but `state.failed`, and neither does
-    any step after it: the state stays the one from before.
+    A step whose loss, gradient or new parameters are not finite, or that puts NaN into the optimizer's
+    state, changes nothing but `state.failed`, and neither does any step after it: the state stays the one
+    from before.
 
     With a `view` the loss is a function of other parameters, made from the state's by a linear function
     that is drawn once a step (a subnetwork's, `subnetwork.make_view`): gradients of parts are computed and
     summed for those, and transposed once.
 
     Args:
-      loss: (params, batch, key) -> (mean, aux with "token_count").
+      loss: (params, batch, key) -> (mean, sums); see LossFunction.
       optimizer: the chain.
       accumulate: parts a batch is cut into; must divide its first axis.
       view: (key) -> (linear function, sampled); the optimizer's update is called with `sampled=`.
@@ -70,7 +73,7 @@ def make_train_step(
         zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), small)
         start = (jnp.zeros(()), jnp.zeros(()), zeros)
         (total, count, grads), _ = jax.lax.scan(add, start, (parts, jax.random.split(key, accumulate)))
-        scale = 1 / jnp.maximum(count, 1)
+        scale = 1 / jnp.where(count == 0, 1, count)  # weights may sum to less than 1
         grads = _transpose(seen, params, jax.tree.map(lambda g: g * scale, grads))
         return total * scale, count, grads
 
@@ -90,17 +93,31 @@ def make_train_step(
         return state, {"loss": mean, "grad_norm": norm, "failed": failed, "token_count": count}
 
     def update(kept, grads, failed, extra):
-        step, params, opt_state = kept
         norm = optax.tree.norm(jax.tree.map(lambda g: g.astype(jnp.float32), grads))
-        with jax.named_scope("optimizer"):
-            updates, new_opt_state = optimizer.update(grads, opt_state, params, **extra)
-            new_params = optax.apply_updates(params, updates)
-        failed |= ~jnp.isfinite(norm)
+        # Computed twice, since the old state must not be overwritten before the verdict. The barrier keeps
+        # XLA from merging the two: the first is then fused into its reductions and stores nothing.
+        tried = updated(jax.tree.map(jax.lax.optimization_barrier, kept), grads, extra)
+        failed |= ~jnp.isfinite(norm) | ~_is_sound(*tried)
+        new = updated(kept, grads, extra)
         # The select is fused into the update, which reads the old values anyway.
-        new = (step + 1, new_params, new_opt_state)
         return jax.tree.map(lambda new, old: jnp.where(failed, old, new), new, kept), (norm, failed)
 
+    @functools.partial(jax.jit, inline=True)  # traced once for its two calls
+    def updated(kept, grads, extra):
+        step, params, opt_state = kept
+        with jax.named_scope("optimizer"):
+            updates, opt_state = optimizer.update(grads, opt_state, params, **extra)
+            return step + 1, optax.apply_updates(params, updates), opt_state
+
     return step
+
+
+def _is_sound(step, params, opt_state):
+    """Return whether training can go on from a state: infinities may be an optimizer's, a NaN never is."""
+    del step
+    bad = [~jnp.isfinite(x) for x in jax.tree.leaves(params)]
+    bad += [jnp.isnan(x) for x in jax.tree.leaves(opt_state) if jnp.issubdtype(x.dtype, jnp.inexact)]
+    return functools.reduce(jnp.logical_and, [~jnp.any(x) for x in bad])
 
 
 def _everything(params):
@@ -114,11 +131,16 @@ def _transpose(linear, params, cotangents):
 
 
 def make_eval_step(loss: LossFunction):
-    """Return step(params, batch) -> (sum of the loss over counted tokens, their number), float32."""
+    """Return step(params, batch) -> (sum of the loss over counted tokens, their number), float32.
+
+    The sum is the loss function's `loss_sum`, or its mean times its count where it has none.
+    """
 
     def step(params, batch):
-        mean, aux = loss(params, batch, jax.random.key(0))
-        count = aux["token_count"].astype(jnp.float32)
+        mean, sums = loss(params, batch, jax.random.key(0))
+        count = sums["token_count"].astype(jnp.float32)
+        if "loss_sum" in sums:
+            mean = sums["loss_sum"] / jnp.where(count == 0, 1, count)
         return mean * count, count
 
     return step

@@ -164,11 +164,26 @@ def test_adamw_is_optax_s_with_the_second_moment_as_its_root(draw, tolerance, cl
 def test_a_failed_step_changes_nothing(draw):
     p, m, r = draw(4), draw(4), draw(4)
     rates, options = np.ones(3), dict(b1=0.9, b2=0.99, eps=1e-8, decay=0.1, clip=1.0, first=False)
-    failed, updates = kernels._judge(1.0, jnp.inf, False, 7)
-    assert failed and updates == 7 and kernels._judge(1.0, 2.0, False, 7)[1] == 8
+    failed, updates = kernels._judge(1.0, jnp.inf, 0.0, False, 7)
+    assert failed and updates == 7 and kernels._judge(1.0, 2.0, 0.0, False, 7)[1] == 8
+    assert kernels._judge(1.0, 2.0, 1.0, False, 7)[0]
     got = kernels._adamw(draw(4) * np.nan, rates, jnp.inf, failed, p, m, r, **options)
     for new, old in zip(got, (p, m, r), strict=True):
         np.testing.assert_array_equal(new, old)
+
+
+def test_parameters_that_an_update_would_spoil_are_counted_before_it(draw):
+    p, m, r = draw(5), draw(5), abs(draw(5))
+    gradient = draw(5)
+    m[:2] = r[:2] = gradient[:2] = 0  # 0 / (0 + eps)
+    m[2] = np.nan
+    options = dict(b1=0.9, b2=0.99, decay=0.1, clip=1.0, first=False)
+
+    def unsound(rates, eps):
+        return int(kernels._adamw_unsound(gradient, rates, jnp.float32(4), p, m, r, eps=eps, **options)[0])
+
+    assert unsound(np.ones(3), 1e-8) == 1 and unsound(np.ones(3), 0.0) == 3
+    assert unsound(np.array([np.inf, 1, 1]), 1e-8) == 5
 
 
 def test_parts_are_merged_into_accumulators_and_the_first_is_one():

@@ -1,20 +1,23 @@
 """The train step against a plain float64 loop, and what it does when numbers go bad."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
+from jaxllm import parallel
 from jaxllm.train.state import TrainState, init_state
-from jaxllm.train.step import make_train_step
+from jaxllm.train.step import make_eval_step, make_train_step
 
 
 def linear_loss(params, batch, key):
     """Mean squared error of a linear model over the rows that the mask counts."""
     error = batch["x"].astype(params["w"].dtype) @ params["w"] - batch["y"]
     count = jnp.sum(batch["mask"])
-    return jnp.sum(batch["mask"] * error**2) / jnp.maximum(count, 1), {"token_count": count}
+    return jnp.sum(batch["mask"] * error**2) / jnp.where(count == 0, 1, count), {"token_count": count}
 
 
 def make_batch(rows=12, width=5, seed=0):
@@ -43,12 +46,14 @@ def adamw_float64(w, gradients, lr, b1, b2, eps, decay):
     return w
 
 
-@pytest.mark.parametrize("accumulate", [1, 2, 3, 6])
-def test_steps_equal_adamw_in_float64_whatever_the_accumulation(accumulate):
+@pytest.mark.parametrize("accumulate, weight", [(1, 1.0), (2, 1.0), (3, 0.02), (6, 1.0)])
+def test_steps_equal_adamw_in_float64_whatever_the_accumulation(accumulate, weight):
+    """Also where the weights of a batch sum to less than 1: 7 x 0.02."""
     optimizer = optax.adamw(1e-2, b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.1)
     state = start(optimizer)
     step = jax.jit(make_train_step(linear_loss, optimizer, accumulate=accumulate))
     batches = [make_batch(seed=s) for s in range(5)]
+    batches = [batch | {"mask": batch["mask"] * np.float32(weight)} for batch in batches]
 
     def gradient(batch):
         x, y, mask = (np.float64(batch[k]) for k in ("x", "y", "mask"))
@@ -58,10 +63,12 @@ def test_steps_equal_adamw_in_float64_whatever_the_accumulation(accumulate):
         state.params["w"], [gradient(b) for b in batches], 1e-2, 0.9, 0.95, 1e-8, 0.1
     )
     for batch in batches:
+        before = state.params
         state, metrics = step(state, batch)
     np.testing.assert_allclose(state.params["w"], expected, atol=2e-6)
     assert int(state.step) == 5
-    assert float(metrics["token_count"]) == batches[-1]["mask"].sum()
+    assert float(metrics["token_count"]) == pytest.approx(batches[-1]["mask"].sum())
+    assert float(metrics["loss"]) == pytest.approx(float(linear_loss(before, batches[-1], None)[0]), rel=1e-5)
 
 
 def test_accumulated_gradients_are_summed_in_float32():
@@ -135,6 +142,78 @@ def test_a_non_finite_step_and_all_after_it_change_nothing(bad):
         jax.tree.map(
             np.testing.assert_array_equal, getattr(good, name), getattr(later, name)
         )
+
+
+def spoils(name, bad):
+    """Return SGD whose third update makes the parameters, or its own state alone, `bad`."""
+
+    def update(grads, state, params):
+        count, kept = state
+        wrong = jnp.where(count == 2, bad, 0.0)
+        updates = jax.tree.map(lambda g: -0.01 * g + (wrong if name == "params" else 0), grads)
+        return updates, (count + 1, kept + (wrong if name == "state" else 0))
+
+    return optax.GradientTransformation(lambda params: (jnp.zeros((), int), jnp.zeros(3)), update)
+
+
+@pytest.mark.parametrize(
+    "optimizer, good_steps, fails",
+    [
+        (spoils("params", np.nan), 2, True),
+        (spoils("params", np.inf), 2, True),
+        (spoils("state", np.nan), 2, True),
+        (spoils("state", np.inf), 2, False),  # an optimizer may keep one: the best loss so far
+        (optax.adam(1e-2, eps=0.0), 0, True),  # 0 / 0 where no gradient has been
+        (optax.adam(float("nan")), 0, True),
+        (optax.adam(1e39), 0, True),
+    ],
+)
+@pytest.mark.parametrize("host", [False, True])
+def test_an_update_that_is_not_finite_leaves_the_state_from_before(optimizer, good_steps, fails, host):
+    """Whether the update is computed at once or from rows of the host's memory."""
+    if host and jax.__version_info__ < (0, 10):
+        pytest.skip("XLA for CPUs aborts")
+    state = start(optimizer)
+    if host:
+        mesh = jax.make_mesh((1,), ("data",), devices=jax.devices()[:1])
+        here = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+        state = jax.device_put(state, here)
+        away = jax.device_put(state.params, parallel.in_host_memory(here))
+        state = dataclasses.replace(state, params=away)
+    places = jax.tree.map(lambda x: x.sharding, state)
+    step = jax.jit(make_train_step(on_device(linear_loss), optimizer), out_shardings=(places, None))
+    batch = make_batch()
+    batch["x"][:, 1] = 0
+    failed = []
+    for number in range(4):
+        before, (state, metrics) = state, step(state, batch)
+        failed.append(bool(metrics["failed"]))
+        assert np.isfinite(metrics["loss"]) and np.isfinite(metrics["grad_norm"])
+        if failed[-1]:
+            for name in ("step", "params", "opt_state"):
+                jax.tree.map(np.testing.assert_array_equal, getattr(before, name), getattr(state, name))
+    assert failed == [fails and number >= good_steps for number in range(4)]
+    assert int(state.step) == (good_steps if fails else 4)
+
+
+def on_device(loss):
+    return lambda params, *others: loss(jax.device_put(params, jax.memory.Space.Device), *others)
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_an_evaluation_sums_the_loss_that_is_told_or_the_mean(told):
+    """And calls a loss with parameters, batch and key, which is all that was promised."""
+
+    def loss(params, batch, key, /):
+        mean, sums = linear_loss(params, batch, key)
+        total = mean * sums["token_count"]
+        return mean + 5.0, sums | ({"loss_sum": total} if told else {})
+
+    state, batch = start(optax.sgd(0.1)), make_batch()
+    got, count = jax.jit(make_eval_step(loss))(state.params, batch)
+    x, y, mask, w = (np.float64(v) for v in (batch["x"], batch["y"], batch["mask"], state.params["w"]))
+    want = np.sum(mask * (x @ w - y) ** 2) + (0 if told else 5 * mask.sum())
+    assert float(got) == pytest.approx(want, rel=1e-6) and float(count) == mask.sum()
 
 
 def test_each_step_draws_from_its_own_key():

@@ -10,7 +10,7 @@ from jaxllm.errors import UserError
 from jaxllm.tiles import kernels
 from jaxllm.tiles.config import TilesConfig, TileSizes
 from jaxllm.tiles.execute import TaskFailed
-from jaxllm.train import NonFiniteLoss, train
+from jaxllm.train import NonFiniteLoss, prepare, train
 from jaxllm.train.checkpoint import Checkpoints
 from jaxllm.train.writers import read_metrics
 
@@ -67,6 +67,18 @@ def test_a_loss_that_is_not_finite_leaves_the_state_from_before(small):
         train(config, devices=ONE)
     with Checkpoints(f"{config.out}/checkpoints") as kept:
         assert kept.latest() == failure.value.updates
+
+
+def test_an_update_that_is_not_finite_is_named_and_leaves_the_state_from_before(small):
+    """Positions past seq_len have no gradient: 0 / (0 + eps) is NaN in the first update."""
+    config = small(optim=dataclasses.replace(small().optim, eps=0.0))
+    with pytest.raises(NonFiniteLoss, match="the update was not finite at step 1 .* raise optim.eps"):
+        train(config, devices=ONE)
+    with Checkpoints(f"{config.out}/checkpoints") as kept:
+        assert kept.latest() == 0
+        state, _ = kept.restore(0, prepare(config, devices=ONE).shapes)
+    before = prepare(config, devices=ONE).init(jax.random.key(config.seed))
+    jax.tree.map(np.testing.assert_array_equal, state.params, before.params)
 
 
 @pytest.mark.parametrize(
