@@ -85,14 +85,14 @@ def full_logits_loss(run: TrainConfig, *, apart: bool = False) -> LossFunction:
     model = with_precision(run).model
     apart = apart and model.remat == "none"  # as in `train`: a CPU would compute nothing again
 
-    def loss(params, batch, key, z_loss=0.0):
-        del key, z_loss
+    def loss(params, batch, key):
+        del key
         params = models.layers_apart(params) if apart else params
         segments = batch["segment_ids"] if run.isolate_documents else None
         logits_BTV = models.apply(model, params, batch["tokens"], segment_ids=segments)
         loss_BT = optax.softmax_cross_entropy_with_integer_labels(logits_BTV, batch["targets"])
         count = jnp.sum(batch["mask"])
-        return jnp.sum(loss_BT * batch["mask"]) / jnp.maximum(count, 1), {"token_count": count}
+        return jnp.sum(loss_BT * batch["mask"]) / jnp.where(count == 0, 1, count), {"token_count": count}
 
     return loss
 

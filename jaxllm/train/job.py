@@ -268,9 +268,10 @@ def _check_loss(returned) -> None:
     match returned:
         case (jax.ShapeDtypeStruct(shape=()), {"token_count": jax.ShapeDtypeStruct(shape=())}):
             return
+    shapes = str(jax.tree.map(lambda x: f"{x.dtype}{list(x.shape)}", returned))
     raise UserError(
-        "loss= must return (mean, sums): a scalar, and a dict with the scalar 'token_count', what the mean was "
-        f"divided by; it returned {str(jax.tree.map(lambda x: f'{x.dtype}{list(x.shape)}', returned))[:200]}"
+        "loss= must return (mean, sums): a scalar, and a dict with the scalar 'token_count', what the mean "
+        f"was divided by; it returned {shapes[:200]}"
     )
 
 

@@ -57,7 +57,7 @@ def make_train_step(
             return loss(seen(params), batch, key)
 
         (mean, aux), grads = jax.value_and_grad(of_seen, has_aux=True)(params)
-        return mean, aux["token_count"], grads
+        return mean, jnp.asarray(aux["token_count"], jnp.float32), grads
 
     def accumulated(params, batch, key, seen):
         small = seen(params)
@@ -68,7 +68,7 @@ def make_train_step(
         def add(total, part_and_key):
             mean, count, grads = gradients(small, *part_and_key)
             grads = jax.tree.map(lambda g: g.astype(jnp.float32) * count, grads)
-            return jax.tree.map(jnp.add, total, (mean * count, count.astype(jnp.float32), grads)), None
+            return jax.tree.map(jnp.add, total, (mean * count, count, grads)), None
 
         zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), small)
         start = (jnp.zeros(()), jnp.zeros(()), zeros)
@@ -138,7 +138,7 @@ def make_eval_step(loss: LossFunction):
 
     def step(params, batch):
         mean, sums = loss(params, batch, jax.random.key(0))
-        count = sums["token_count"].astype(jnp.float32)
+        count = jnp.asarray(sums["token_count"], jnp.float32)
         if "loss_sum" in sums:
             mean = sums["loss_sum"] / jnp.where(count == 0, 1, count)
         return mean * count, count

@@ -185,7 +185,7 @@ def test_an_update_that_is_not_finite_leaves_the_state_from_before(optimizer, go
     batch = make_batch()
     batch["x"][:, 1] = 0
     failed = []
-    for number in range(4):
+    for _ in range(4):
         before, (state, metrics) = state, step(state, batch)
         failed.append(bool(metrics["failed"]))
         assert np.isfinite(metrics["loss"]) and np.isfinite(metrics["grad_norm"])
