@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jaxllm_kernels.adamw_update import adamw_update, pallas_tpu, reference
+from jaxllm_kernels.adamw_update import adamw_update, reference
 
 SHAPES = [(), (1,), (7,), (3, 5), (0, 4), (16, 128), (33, 130), (2, 16, 257), (2, 3, 4, 5)]
 HYPER = dict(learning_rate=3e-3, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.1)
@@ -195,13 +195,7 @@ BAD = {
     "random_bits have shape": dict(round_weights=True, random_bits=jnp.zeros((2, 3), jnp.uint32)),
     "give uint32": dict(round_moments=True, random_bits=jnp.zeros((2, 2), jnp.uint16)),
     "generator 'rbg' is not one of": dict(round_weights=True, seed=SEED, generator="rbg"),
-    "implementation 'cuda' is not one of": dict(implementation="cuda"),
-    "the TPU's own": dict(round_weights=True, seed=SEED, generator="hardware"),
-    "two axes or more": dict(
-        implementation="pallas_tpu", **{k: jnp.zeros(3) for k in
-        ("weights", "first_moment", "second_moment", "gradient")},
-    ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("message", BAD)
@@ -209,8 +203,3 @@ def test_bad_input_is_named_in_one_sentence(message):
     arrays = dict.fromkeys(("weights", "first_moment", "second_moment", "gradient"), jnp.zeros((2, 2)))
     with pytest.raises(ValueError, match=message):
         adamw_update(**{**arrays, **HYPER, "step": 1, **BAD[message]})
-
-
-def test_kernel_declines_shapes_whose_leading_axes_do_not_join_for_free():
-    assert "15" in pallas_tpu.cannot((2, 15, 128))
-    assert pallas_tpu.cannot((2, 16, 128)) is None and pallas_tpu.cannot((15, 130)) is None

@@ -7,14 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
-from jaxllm_kernels.attention import (
-    api,
-    attention,
-    attention_with_lse,
-    first_token_mass,
-    pallas_gpu,
-    pallas_tpu,
-)
+from jaxllm_kernels.attention import api, attention, attention_with_lse, pallas_gpu, pallas_tpu
 
 from tests.kernels.attention_oracle import answer, assert_close, make_call
 
@@ -113,24 +106,6 @@ def test_shard_map_over_batch_and_heads_matches_one_device(implementation):
         )
 
     assert_close(everything(call, implementation, over_devices), call, TOLERANCE)
-
-
-@pytest.mark.parametrize("options", [SMALL, dict(T=9, causal=False), dict(T=9, window=3, sink=0)])
-def test_first_token_mass_is_the_first_probability(options):
-    call = make_call(**options)
-    where = dict(causal=call.causal, window=call.window)
-    if call.segments is not None:
-        where["segment_ids_BT"] = jnp.asarray(call.segments)
-    sink = None if call.sink is None else jnp.asarray(call.sink, jnp.float32)
-
-    @jax.jit
-    def measure(query, key, value):
-        _, lse = attention_with_lse(query, key, value, sink=sink, **where)
-        return first_token_mass(query, key, lse, **where)
-
-    mass = measure(call.query, call.key, call.value)
-    assert mass.dtype == jnp.float32
-    assert np.abs(mass - answer(call).probs[..., 0].swapaxes(1, 2)).max() <= TOLERANCE
 
 
 def test_memory_grows_linearly_with_the_length():

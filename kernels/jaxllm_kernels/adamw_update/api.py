@@ -5,13 +5,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxllm_kernels.adamw_update import arithmetic, pallas_tpu, xla
-from jaxllm_kernels.adamw_update import random_bits as counter
+from jaxllm_kernels.adamw_update import arithmetic, xla
+from jaxllm_kernels.adamw_update.random_bits import GENERATORS, random_words
 from jaxllm_kernels.compat import sharded_like
-from jaxllm_kernels.dispatch import dispatch
 
-IMPLEMENTATIONS = ("xla", "pallas_tpu")
-GENERATORS = (*counter.GENERATORS, "hardware")
 _FLOATS = (jnp.bfloat16, jnp.float32)
 
 
@@ -40,7 +37,6 @@ def adamw_update(
     random_bits: jax.Array | None = None,
     seed: jax.Array | None = None,
     generator: str = "hash",
-    implementation: str | None = None,
 ) -> AdamWArrays:
     """Return weights and moments after one AdamW step, each stored in the dtype it came in.
 
@@ -70,13 +66,10 @@ def adamw_update(
       seed: or a uint32 [2] from which `generator` computes the bits inside the loop, as a function
         of it and of each element's index; fold in the step and the parameter (`fold_in`), and under
         shard_map with sharded weights the shard, but never the replica.
-      generator: "hash", "threefry" (jax.random's, bit for bit), or "hardware" (the TPU's own; only
-        with implementation="pallas_tpu").
-      implementation: None and "xla": one fused loop; "pallas_tpu".
+      generator: "hash", or "threefry" (jax.random's, bit for bit).
 
     Raises:
-      ValueError: shapes or dtypes that do not fit, no source of random bits, an implementation that
-        cannot run this.
+      ValueError: shapes or dtypes that do not fit, no source of random bits.
 
     Examples:
       >>> w, zero = jnp.full(3, 256.0, jnp.bfloat16), jnp.zeros(3, jnp.bfloat16)
@@ -86,29 +79,15 @@ def adamw_update(
     """
     arrays = (weights, first_moment, second_moment, gradient)
     rounds = {"round_weights": round_weights, "round_moments": round_moments}
-    _check(arrays, random_bits, seed, generator, rounds, implementation)
+    _check(arrays, random_bits, seed, generator, rounds)
     scalars = arithmetic.scalars(learning_rate, b1, b2, eps, weight_decay, step)
     words = random_bits
-    if words is None and any(rounds.values()) and generator != "hardware":
-        words = sharded_like(counter.random_words(seed, weights.shape, generator), weights)
-
-    def with_xla(*operands):
-        return xla.adamw_update(*operands[:-1], **rounds)
-
-    def with_pallas_tpu(*operands):
-        return pallas_tpu.adamw_update(*operands, **rounds)
-
-    candidates, cannot = {"xla": with_xla}, {}
-    # By name alone: XLA's loop moves the same bytes and takes any shape.
-    if implementation == "pallas_tpu":
-        candidates["pallas_tpu"] = with_pallas_tpu
-        cannot["pallas_tpu"] = pallas_tpu.cannot(weights.shape)
-    seed = jnp.zeros(2, jnp.int32) if seed is None else jax.lax.bitcast_convert_type(seed, jnp.int32)
-    operands = (*arrays, scalars, words, seed)
-    return AdamWArrays(*dispatch("adamw_update", implementation, candidates, cannot, *operands))
+    if words is None and any(rounds.values()):
+        words = sharded_like(random_words(seed, weights.shape, generator), weights)
+    return AdamWArrays(*xla.adamw_update(*arrays, scalars, words, **rounds))
 
 
-def _check(arrays, bits, seed, generator, rounds, implementation):
+def _check(arrays, bits, seed, generator, rounds):
     weights = arrays[0]
     for name, array in zip(("first_moment", "second_moment", "gradient"), arrays[1:], strict=True):
         if array.shape != weights.shape:
@@ -118,8 +97,6 @@ def _check(arrays, bits, seed, generator, rounds, implementation):
             raise ValueError(f"{name} is {array.dtype}; it must be bfloat16 or float32")
     if generator not in GENERATORS:
         raise ValueError(f"generator '{generator}' is not one of {GENERATORS}")
-    if implementation not in (None, *IMPLEMENTATIONS):
-        raise ValueError(f"implementation '{implementation}' is not one of {IMPLEMENTATIONS}")
     if not any(rounds.values()):
         return
     if (bits is None) == (seed is None):
@@ -133,5 +110,3 @@ def _check(arrays, bits, seed, generator, rounds, implementation):
         raise ValueError(
             f"random_bits are {bits.dtype}; give uint32, or uint16 where only the weights are rounded"
         )
-    if generator == "hardware" and bits is None and implementation != "pallas_tpu":
-        raise ValueError("generator 'hardware' is the TPU's own: it needs implementation='pallas_tpu'")

@@ -1,4 +1,4 @@
-"""The float32 arithmetic of one AdamW step, shared by the implementations."""
+"""The float32 arithmetic of one AdamW step, and its storage."""
 
 import jax
 import jax.numpy as jnp

@@ -3,7 +3,6 @@
 from jaxllm_kernels.attention.api import IMPLEMENTATIONS as IMPLEMENTATIONS
 from jaxllm_kernels.attention.api import attention as attention
 from jaxllm_kernels.attention.api import attention_with_lse as attention_with_lse
-from jaxllm_kernels.attention.api import first_token_mass as first_token_mass
 from jaxllm_kernels.attention.api import sink_logits as sink_logits
 from jaxllm_kernels.attention.reference import attention_probs as attention_probs
 from jaxllm_kernels.attention.reference import attention_scores as attention_scores

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxllm_kernels.attention import cudnn, pallas_gpu, pallas_tpu, reference, xla
-from jaxllm_kernels.attention.visibility import NOTHING, visible
+from jaxllm_kernels.attention.visibility import NOTHING
 from jaxllm_kernels.compat import varying_like
 from jaxllm_kernels.dispatch import dispatch
 
@@ -88,32 +88,6 @@ def attention_with_lse(
     """
     given = _Given(scale, causal, window, segment_ids_BT, mask_BTS, sink, implementation)
     return _attention(query_BTHK, key_BSGK, value_BSGK, given, with_lse=True)
-
-
-def first_token_mass(
-    query_BTHK: jax.Array,
-    key_BSGK: jax.Array,
-    lse_BHT: jax.Array,
-    *,
-    scale: float | None = None,
-    causal: bool = True,
-    window: int | None = None,
-    segment_ids_BT: jax.Array | None = None,
-) -> jax.Array:
-    """Return each query's probability of key 0, float32 [B, T, H], without a gradient.
-
-    Needs the scores of one key only, so it costs next to nothing. Other arguments as they were
-    given to `attention_with_lse`, which returned lse_BHT.
-    """
-    T, H, K = query_BTHK.shape[1:]
-    first_B1GK = key_BSGK[:, :1]
-    scores_BHT1 = reference.attention_scores(query_BTHK, first_B1GK, _scale(scale, K))
-    mass_BTH = jnp.exp(scores_BHT1[..., 0] - lse_BHT).swapaxes(1, 2)
-    seen = visible(T, 1, causal=causal, window=window)
-    seen = jnp.ones((1, T, 1), bool) if seen is None else seen[:, 0]
-    if segment_ids_BT is not None:
-        seen = seen & (segment_ids_BT == segment_ids_BT[:, :1])[..., None]
-    return jax.lax.stop_gradient(jnp.where(seen, mass_BTH, 0.0))
 
 
 class _Given(NamedTuple):
