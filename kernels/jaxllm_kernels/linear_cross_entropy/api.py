@@ -37,8 +37,6 @@ def linear_cross_entropy(
     limits_BT: jax.Array | None = None,
     vocab_axis: int = 1,
     z_loss: float = 0.0,
-    label_smoothing: float = 0.0,
-    softcap: float | None = None,
     vocab_axis_name: str | tuple[str, ...] | None = None,
     logits_bytes: int | None = None,
     implementation: str | None = None,
@@ -60,8 +58,6 @@ def linear_cross_entropy(
       limits_BT: int, at least 1: a token's softmax is over this many leading columns; None: all.
       vocab_axis: which axis of weights is the vocabulary.
       z_loss: coefficient of logsumexp**2, added to each token's loss (PaLM, arXiv 2204.02311).
-      label_smoothing: share of each label that is spread evenly over its token's columns.
-      softcap: logits become softcap * tanh(logits / softcap); None: as they are.
       vocab_axis_name: inside `shard_map`, the mesh axes over which weights' vocabulary is spread,
         in equal parts; labels and limits count from the first column of the first part.
       logits_bytes: upper bound of one chunk's float32 logits on one device; None: the platform's.
@@ -74,7 +70,7 @@ def linear_cross_entropy(
       >>> print(f"{sums.total / 3:.4f}")  # log 8
       2.0794
     """
-    options = Options(vocab_axis, float(z_loss), float(label_smoothing), softcap, vocab_axis_name)
+    options = Options(vocab_axis, float(z_loss), vocab_axis_name)
     _check(hidden_BTD, weights, labels_BT, token_weights_BT, limits_BT, options, implementation)
     if token_weights_BT is None:
         token_weights_BT = jnp.ones(labels_BT.shape, jnp.float32)
@@ -100,19 +96,16 @@ def token_log_probs(
     *,
     limits_BT: jax.Array | None = None,
     vocab_axis: int = 1,
-    label_smoothing: float = 0.0,
-    softcap: float | None = None,
     vocab_axis_name: str | tuple[str, ...] | None = None,
     logits_bytes: int | None = None,
     implementation: str | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Return (log softmax(hidden @ weights)[label], logsumexp of the logits), float32 [B, T] each.
 
-    With label_smoothing the first is the mean log-probability under the smoothed label. Labels must
-    be in [0, V). Differentiable any number of times; a gradient recomputes the logits. "xla" and
-    "reference" are so in forward mode too. Arguments as in `linear_cross_entropy`.
+    Labels must be in [0, V). Differentiable any number of times; a gradient recomputes the logits.
+    "xla" and "reference" are so in forward mode too. Arguments as in `linear_cross_entropy`.
     """
-    options = Options(vocab_axis, 0.0, float(label_smoothing), softcap, vocab_axis_name)
+    options = Options(vocab_axis, vocab_axis_name=vocab_axis_name)
     _check(hidden_BTD, weights, labels_BT, None, limits_BT, options, implementation)
     if implementation == "reference":
         return reference.token_log_probs(hidden_BTD, weights, labels_BT, limits_BT, options)
@@ -122,10 +115,9 @@ def token_log_probs(
         stats = _dispatch(fixed, arrays, xla.token_stats, None)
     else:
         stats = _token_stats(*arrays, fixed)
-    lse_BT, label_BT, total_BT = (x_BT.reshape(labels_BT.shape) for x_BT in stats)
-    columns = options.columns(weights.shape[vocab_axis], limits_BT)
+    lse_BT, label_BT = (x_BT.reshape(labels_BT.shape) for x_BT in stats)
     lse_BT = options.combine(lse_BT)
-    loss_BT, _ = options.losses(lse_BT, label_BT, total_BT, columns)
+    loss_BT, _ = options.losses(lse_BT, label_BT)
     if vocab_axis_name is not None:
         loss_BT = jax.lax.psum(loss_BT, vocab_axis_name)
     return -loss_BT, lse_BT
@@ -171,15 +163,13 @@ def _kernel_sums(
     """Do what xla.loss_sums or xla.loss_and_gradients does, with a module's kernels."""
     hidden_ND, *local = _flat(hidden_BTD, weights, labels_BT, limits_BT, options)
     weight_N = token_weights_BT.reshape(-1)
-    lse_N, label_N, total_N = module.stats(hidden_ND, weights, *local, options=options)
+    lse_N, label_N = module.stats(hidden_ND, weights, *local, options=options)
     lse_N = options.combine(lse_N)
-    limits_N = None if limits_BT is None else limits_BT.reshape(-1)
-    columns = options.columns(weights.shape[options.vocab_axis], limits_N)
-    losses = options.losses(lse_N, label_N, total_N, columns)
+    losses = options.losses(lse_N, label_N)
     sums = tuple(jnp.sum(weight_N * x_N) for x_N in losses)
     if not with_gradients:
         return sums
-    slopes = options.slopes(lse_N, weight_N, columns)
+    slopes = options.slopes(lse_N, weight_N)
     d_hidden_ND, d_weights = module.gradients(
         hidden_ND, weights, *local, lse_N, slopes, options=options
     )
@@ -188,7 +178,7 @@ def _kernel_sums(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def _token_stats(hidden_BTD, weights, labels_BT, limits_BT, fixed: _Fixed):
-    """Return (logsumexp, label's logit, sum of logits), [B, T] each, of one vocabulary shard."""
+    """Return (logsumexp, label's logit), [B, T] each, of one vocabulary shard."""
     return _dispatch(fixed, (hidden_BTD, weights, labels_BT, limits_BT), xla.token_stats, _kernel_stats)
 
 
@@ -205,10 +195,10 @@ def _token_stats_backward(fixed, saved, cotangents):
 _token_stats.defvjp(_token_stats_forward, _token_stats_backward)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(8,))
-def _token_gradients(hidden_BTD, weights, labels_BT, limits_BT, lse_BT, by_lse, by_label, by_any, fixed):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(7,))
+def _token_gradients(hidden_BTD, weights, labels_BT, limits_BT, lse_BT, by_lse, by_label, fixed):
     """Return the gradients of hidden and weights for given gradients of the statistics."""
-    arrays = hidden_BTD, weights, labels_BT, limits_BT, lse_BT, by_lse, by_label, by_any
+    arrays = hidden_BTD, weights, labels_BT, limits_BT, lse_BT, by_lse, by_label
     return _dispatch(fixed, arrays, _xla_token_gradients, _kernel_token_gradients)
 
 
@@ -253,8 +243,6 @@ def _kernel_token_gradients(
 ):
     hidden_ND, *local = _flat(hidden_BTD, weights, labels_BT, limits_BT, options)
     lse_N, *slopes = (x_BT.reshape(-1) for x_BT in (lse_BT, *slopes))
-    if not options.label_smoothing:
-        slopes[2] = None
     d_hidden_ND, d_weights = module.gradients(
         hidden_ND, weights, *local, lse_N, slopes, options=options
     )
@@ -337,7 +325,3 @@ def _check(hidden, weights, labels, token_weights, limits, options: Options, imp
     for name, array in {"labels": labels, "token_weights": token_weights, "limits": limits}.items():
         if array is not None and array.shape != hidden.shape[:-1]:
             raise ValueError(f"{name} {array.shape} do not fit hidden {hidden.shape}")
-    if not 0.0 <= options.label_smoothing < 1.0:
-        raise ValueError(f"label_smoothing {options.label_smoothing} is not in [0, 1)")
-    if options.softcap is not None and not options.softcap > 0.0:
-        raise ValueError(f"softcap {options.softcap} is not a positive number or None")

@@ -27,13 +27,7 @@ class Options(NamedTuple):
 
     vocab_axis: int = 1
     z_loss: float = 0.0
-    label_smoothing: float = 0.0
-    softcap: float | None = None
     vocab_axis_name: str | tuple[str, ...] | None = None
-
-    def cap(self, logits):
-        """Return softcap * tanh(logits / softcap), or the logits."""
-        return logits if self.softcap is None else self.softcap * jnp.tanh(logits / self.softcap)
 
     def local(self, labels, limits, weights):
         """Return labels and limits counted from this shard's first column of the vocabulary."""
@@ -53,35 +47,20 @@ class Options(NamedTuple):
         top = jax.lax.pmax(jax.lax.stop_gradient(lse), self.vocab_axis_name)
         return top + jnp.log(jax.lax.psum(jnp.exp(lse - top), self.vocab_axis_name))
 
-    def columns(self, vocab_size: int, limits):
-        """Return how many logits each token has, over all shards."""
-        return vocab_size * self.shards() if limits is None else limits
+    def losses(self, lse, label):
+        """Return (-log probability of the label, z-loss) of each token.
 
-    def losses(self, lse, label, total, columns):
-        """Return (-log probability of the smoothed label, z-loss) of each token.
-
-        With the vocabulary in shards: this shard's share, since its label and total are.
+        With the vocabulary in shards: this shard's share, since its label's logit is.
         """
         lse_share = lse / self.shards()
-        smooth = self.label_smoothing
-        loss = lse_share - (1.0 - smooth) * label
-        if smooth:
-            loss -= smooth * total / columns
-        return loss, self.z_loss * lse * lse_share
+        return lse_share - label, self.z_loss * lse * lse_share
 
-    def slopes(self, lse, weight, columns):
-        """Return the loss's derivatives for (logsumexp, label's logit, every logit) of each token."""
+    def slopes(self, lse, weight):
+        """Return the loss's derivatives for (logsumexp, label's logit) of each token."""
         by_lse = weight * (1.0 + 2.0 * self.z_loss * lse) if self.z_loss else weight
-        smooth = self.label_smoothing
-        by_any = -smooth * weight / columns if smooth else None
-        return by_lse, (smooth - 1.0) * weight, by_any
+        return by_lse, -weight
 
     def d_logits(self, logits, is_label, lse, slopes):
-        """Return the loss's derivative for the logits before the softcap."""
-        by_lse, by_label, by_any = slopes
-        d = by_lse * jnp.exp(logits - lse) + jnp.where(is_label, by_label, 0.0)
-        if by_any is not None:
-            d += jnp.where(logits > MASKED, by_any, 0.0)
-        if self.softcap is not None:
-            d *= 1.0 - jnp.square(jnp.maximum(logits, -self.softcap) / self.softcap)
-        return d
+        """Return the loss's derivative for the logits."""
+        by_lse, by_label = slopes
+        return by_lse * jnp.exp(logits - lse) + jnp.where(is_label, by_label, 0.0)

@@ -43,21 +43,19 @@ def cannot(hidden, weights, options: Options) -> str | None:
     return None
 
 
-def _tiles(hidden_ND, options: Options) -> Tiles:
-    tiles = _TILES[hidden_ND.dtype.itemsize]
-    # tanh and its slope need registers too.
-    return tiles if options.softcap is None else tiles._replace(tokens=64)
+def _tiles(hidden_ND) -> Tiles:
+    return _TILES[hidden_ND.dtype.itemsize]
 
 
 def stats(hidden_ND, weights, labels_N, limits_N, *, options: Options, interpret=False):
-    """Return (logsumexp, label's logit, sum of logits), float32 [N] each.
+    """Return (logsumexp, label's logit), float32 [N] each.
 
     Args: as in `pallas_tpu.stats`.
     """
     N, D = hidden_ND.shape
     weights = weights.astype(hidden_ND.dtype)
     V = weights.shape[options.vocab_axis]
-    tiles = _tiles(hidden_ND, options)
+    tiles = _tiles(hidden_ND)
     token_blocks, vocab_blocks = pl.cdiv(N, tiles.tokens), pl.cdiv(V, tiles.vocab)
     each = pl.cdiv(vocab_blocks, min(pl.cdiv(PROGRAMS, token_blocks), vocab_blocks))
     splits = pl.cdiv(vocab_blocks, each)
@@ -71,43 +69,39 @@ def stats(hidden_ND, weights, labels_N, limits_N, *, options: Options, interpret
             _whole_spec(weights, options, tiles),
             *[pl.BlockSpec((tiles.tokens,), lambda i, s: (i,))] * len(ints),
         ],
-        out_specs=[pl.BlockSpec((None, tiles.tokens), lambda i, s: (s, i))] * 3,
-        out_shape=[partial] * 3,
+        out_specs=[pl.BlockSpec((None, tiles.tokens), lambda i, s: (s, i))] * 2,
+        out_shape=[partial] * 2,
         compiler_params=plgpu.CompilerParams(num_warps=tiles.warps, num_stages=tiles.stages),
         interpret=interpret,
         name="linear_cross_entropy_stats",
     )
     with declared_cost(_cost(N, D, V, hidden_ND.dtype.itemsize, 0)):
-        lse_SN, label_SN, total_SN = call(hidden_ND, weights, *ints)
-    sums = jax.nn.logsumexp(lse_SN, axis=0), jnp.sum(label_SN, axis=0), jnp.sum(total_SN, axis=0)
-    return tuple(x_N[:N] for x_N in sums)
+        lse_SN, label_SN = call(hidden_ND, weights, *ints)
+    return jax.nn.logsumexp(lse_SN, axis=0)[:N], jnp.sum(label_SN, axis=0)[:N]
 
 
 def _stats_kernel(
-    hidden_ref, weights_ref, labels_ref, limits_ref, firsts_ref, lse_ref, label_ref, total_ref,
+    hidden_ref, weights_ref, labels_ref, limits_ref, firsts_ref, lse_ref, label_ref,
     *, options: Options, tiles: Tiles, each, N, V, D,
 ):  # fmt: skip
     i, split = pl.program_id(0), pl.program_id(1)
     ints = _of_tokens((labels_ref, limits_ref, firsts_ref), i, tiles, N)
 
     def block(j, carry):
-        max_n, sum_n, label_n, total_n = carry
+        max_n, sum_n, label_n = carry
         logits_nv, is_label_nv = _logits(hidden_ref, weights_ref, ints, i, j, options, tiles, N, V, D)
         higher_n = jnp.maximum(max_n, jnp.max(logits_nv, axis=1))
         sum_n = sum_n * jnp.exp(max_n - higher_n)
         sum_n += jnp.sum(jnp.exp(logits_nv - higher_n[:, None]), axis=1)
         label_n += jnp.sum(jnp.where(is_label_nv, logits_nv, 0.0), axis=1)
-        if options.label_smoothing:
-            total_n += jnp.sum(jnp.where(logits_nv > MASKED, logits_nv, 0.0), axis=1)
-        return higher_n, sum_n, label_n, total_n
+        return higher_n, sum_n, label_n
 
     zero_n = jnp.zeros(tiles.tokens, jnp.float32)
     last = jnp.minimum((split + 1) * each, pl.cdiv(V, tiles.vocab))
-    carry = (jnp.full(tiles.tokens, MASKED, jnp.float32), zero_n, zero_n, zero_n)
-    max_n, sum_n, label_n, total_n = jax.lax.fori_loop(split * each, last, block, carry)
+    carry = (jnp.full(tiles.tokens, MASKED, jnp.float32), zero_n, zero_n)
+    max_n, sum_n, label_n = jax.lax.fori_loop(split * each, last, block, carry)
     lse_ref[...] = max_n + jnp.log(sum_n)
     label_ref[...] = label_n
-    total_ref[...] = total_n
 
 
 def gradients(hidden_ND, weights, labels_N, limits_N, lse_N, slopes, *, options, interpret=False):
@@ -116,13 +110,10 @@ def gradients(hidden_ND, weights, labels_N, limits_N, lse_N, slopes, *, options,
     Args: as in `pallas_tpu.gradients`.
     """
     N, D = hidden_ND.shape
-    vocab_axis, tile = options.vocab_axis, _tiles(hidden_ND, options).vocab
+    vocab_axis, tile = options.vocab_axis, _tiles(hidden_ND).vocab
     V = weights.shape[vocab_axis]
     most = max(SLICE_BYTES // (N * hidden_ND.dtype.itemsize) // tile * tile, tile)
     width = min(pl.cdiv(pl.cdiv(V, pl.cdiv(V, most)), tile) * tile, V)
-    by_lse_N, by_label_N, by_any_N = slopes
-    by_any_N = jnp.zeros_like(lse_N) if by_any_N is None else by_any_N
-    floats = lse_N, by_lse_N, by_label_N, by_any_N
 
     def step(carry, new):
         d_hidden_ND, d_weights = carry
@@ -132,7 +123,7 @@ def gradients(hidden_ND, weights, labels_N, limits_N, lse_N, slopes, *, options,
         narrow = narrow.astype(hidden_ND.dtype)
         firsts_N = jnp.full_like(labels_N, new - start)
         ints = labels_N - start, jnp.minimum(limits_N - start, width), firsts_N
-        d_logits_NW = _d_logits(hidden_ND, narrow, (*ints, *floats), options, interpret)
+        d_logits_NW = _d_logits(hidden_ND, narrow, (*ints, lse_N, *slopes), options, interpret)
         d_hidden_ND += dot_general_float32(d_logits_NW, narrow, (((1,), (vocab_axis,)), ((), ())))
         pair = (d_logits_NW, hidden_ND) if vocab_axis == 0 else (hidden_ND, d_logits_NW)
         piece = dot_general_float32(*pair, (((0,), (0,)), ((), ())))
@@ -150,7 +141,7 @@ def gradients(hidden_ND, weights, labels_N, limits_N, lse_N, slopes, *, options,
 def _d_logits(hidden_ND, weights, of_tokens, options: Options, interpret):
     """Return the loss's derivative for the logits of a slice of the vocabulary, [N, its width]."""
     (N, D), V = hidden_ND.shape, weights.shape[options.vocab_axis]
-    tiles = _tiles(hidden_ND, options)
+    tiles = _tiles(hidden_ND)
     call = pl.pallas_call(
         functools.partial(_d_logits_kernel, options=options, tiles=tiles, N=N, V=V, D=D),
         grid=(pl.cdiv(N, tiles.tokens), pl.cdiv(V, tiles.vocab)),
@@ -172,10 +163,9 @@ def _d_logits(hidden_ND, weights, of_tokens, options: Options, interpret):
 def _d_logits_kernel(hidden_ref, weights_ref, *refs, options: Options, tiles: Tiles, N, V, D):
     *of_tokens, out_ref = refs
     i, j = pl.program_id(0), pl.program_id(1)
-    *ints, lse_n1, by_lse_n1, by_label_n1, by_any_n1 = _of_tokens(of_tokens, i, tiles, N)
+    *ints, lse_n1, by_lse_n1, by_label_n1 = _of_tokens(of_tokens, i, tiles, N)
     logits_nv, is_label_nv = _logits(hidden_ref, weights_ref, ints, i, j, options, tiles, N, V, D)
-    slopes = (by_lse_n1, by_label_n1, by_any_n1 if options.label_smoothing else None)
-    d_logits_nv = options.d_logits(logits_nv, is_label_nv, lse_n1, slopes)
+    d_logits_nv = options.d_logits(logits_nv, is_label_nv, lse_n1, (by_lse_n1, by_label_n1))
     tokens = _inside(i * tiles.tokens, tiles.tokens, N)
     mask = _both(tokens, _inside(j * tiles.vocab, tiles.vocab, V), d_logits_nv.shape)
     plgpu.store(out_ref.at[...], d_logits_nv.astype(out_ref.dtype), mask=mask)
@@ -208,7 +198,6 @@ def _logits(hidden_ref, weights_ref, ints, i, j, options: Options, tiles: Tiles,
 
     zeros_nv = jnp.zeros((tiles.tokens, tiles.vocab), jnp.float32)
     logits_nv = jax.lax.fori_loop(0, pl.cdiv(D, tiles.channels), channels_block, zeros_nv)
-    logits_nv = options.cap(logits_nv)
     labels_n1, limits_n1, firsts_n1 = ints
     columns_1v = (j * tiles.vocab + jnp.arange(tiles.vocab))[None, :]
     exists_nv = (columns_1v < limits_n1) & (columns_1v >= firsts_n1)

@@ -59,7 +59,7 @@ def _blocks(table, D: int, itemsize: int, N: int, V: int) -> Blocks:
 
 
 def stats(hidden_ND, weights, labels_N, limits_N, *, options: Options, interpret=False):
-    """Return (logsumexp, label's logit, sum of logits), float32 [N] each.
+    """Return (logsumexp, label's logit), float32 [N] each.
 
     Args:
       hidden_ND: [N, D].
@@ -83,15 +83,15 @@ def stats(hidden_ND, weights, labels_N, limits_N, *, options: Options, interpret
             _weights_spec(blocks.vocab, D, options, lambda i, j: j),
             pl.BlockSpec((2, blocks.tokens), lambda i, j: (0, i)),
         ],
-        out_specs=[row_spec] * 3,
-        out_shape=[shape_like(row.shape, row.dtype, hidden_ND, weights)] * 3,
-        scratch_shapes=[pltpu.VMEM((1, blocks.tokens), jnp.float32)] * 4,
+        out_specs=[row_spec] * 2,
+        out_shape=[shape_like(row.shape, row.dtype, hidden_ND, weights)] * 2,
+        scratch_shapes=[pltpu.VMEM((1, blocks.tokens), jnp.float32)] * 3,
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=VMEM_BYTES
         ),
         cost_estimate=pl.CostEstimate(
             flops=2 * N * V * D,
-            transcendentals=N * V * (1 if options.softcap is None else 2),
+            transcendentals=N * V,
             bytes_accessed=hidden_ND.nbytes + padded // blocks.tokens * weights.nbytes,
         ),
         interpret=interpret,
@@ -101,15 +101,15 @@ def stats(hidden_ND, weights, labels_N, limits_N, *, options: Options, interpret
 
 
 def _stats_kernel(
-    hidden_ref, weights_ref, ints_ref, lse_ref, label_ref, total_ref, *scratch, options: Options
-):
-    max_ref, sum_ref, label_sum_ref, total_sum_ref = scratch
+    hidden_ref, weights_ref, ints_ref, lse_ref, label_ref, max_ref, sum_ref, label_sum_ref,
+    *, options: Options,
+):  # fmt: skip
     j = pl.program_id(1)
 
     @pl.when(j == 0)
     def _start():
         max_ref[...] = jnp.full_like(max_ref, MASKED)
-        for ref in (sum_ref, label_sum_ref, total_sum_ref):
+        for ref in (sum_ref, label_sum_ref):
             ref[...] = jnp.zeros_like(ref)
 
     logits_vn, is_label_vn = _logits(hidden_ref, weights_ref, ints_ref, j, options)
@@ -119,15 +119,11 @@ def _stats_kernel(
     )
     max_ref[...] = max_1n
     label_sum_ref[...] += jnp.sum(jnp.where(is_label_vn, logits_vn, 0.0), axis=0, keepdims=True)
-    if options.label_smoothing:
-        exists_vn = logits_vn > MASKED
-        total_sum_ref[...] += jnp.sum(jnp.where(exists_vn, logits_vn, 0.0), axis=0, keepdims=True)
 
     @pl.when(j == pl.num_programs(1) - 1)
     def _finish():
         lse_ref[...] = max_ref[...] + jnp.log(sum_ref[...])
         label_ref[...] = label_sum_ref[...]
-        total_ref[...] = total_sum_ref[...]
 
 
 def gradients(hidden_ND, weights, labels_N, limits_N, lse_N, slopes, *, options, interpret=False):
@@ -135,14 +131,13 @@ def gradients(hidden_ND, weights, labels_N, limits_N, lse_N, slopes, *, options,
 
     Args: as in `stats`, and
       lse_N: float32 [N], over the whole vocabulary where this is a shard.
-      slopes: float32 [N] each: derivatives for logsumexp, label's logit and (or None) every logit.
+      slopes: float32 [N] each: derivatives for logsumexp and label's logit.
     """
     N, D = hidden_ND.shape
     narrow = weights.astype(hidden_ND.dtype)
     V = weights.shape[options.vocab_axis]
     blocks = _blocks(_GRADIENTS, D, hidden_ND.dtype.itemsize, N, V)
-    by_lse_N, by_label_N, by_any_N = slopes
-    floats = _stack(lse_N, by_lse_N, by_label_N, jnp.zeros_like(lse_N) if by_any_N is None else by_any_N)
+    floats = _stack(lse_N, *slopes)
     ints = _stack(labels_N, jnp.minimum(limits_N, V))
     call_tokens = blocks.call_tokens
     # Padding has slopes 0, so it adds nothing.
@@ -165,7 +160,7 @@ def gradients(hidden_ND, weights, labels_N, limits_N, lse_N, slopes, *, options,
     return d_hidden_SnD.reshape(-1, D)[:N], d_weights
 
 
-def _gradients_call(weights, blocks: Blocks, options, interpret, d_weights, hidden_SD, ints_2S, floats_4S):
+def _gradients_call(weights, blocks: Blocks, options, interpret, d_weights, hidden_SD, ints_2S, floats_3S):
     (S, D), V = hidden_SD.shape, weights.shape[options.vocab_axis]
     weights_spec = _weights_spec(blocks.vocab, D, options, lambda j, i: j)
     # A block of the weights' gradient is read before it is written, by the same program. (jax 0.10's
@@ -178,7 +173,7 @@ def _gradients_call(weights, blocks: Blocks, options, interpret, d_weights, hidd
             pl.BlockSpec((blocks.tokens, D), lambda j, i: (i, 0)),
             weights_spec,
             pl.BlockSpec((2, blocks.tokens), lambda j, i: (0, i)),
-            pl.BlockSpec((4, blocks.tokens), lambda j, i: (0, i)),
+            pl.BlockSpec((3, blocks.tokens), lambda j, i: (0, i)),
             weights_spec,
         ],
         out_specs=[pl.BlockSpec((S, D), lambda j, i: (0, 0)), weights_spec],
@@ -193,13 +188,13 @@ def _gradients_call(weights, blocks: Blocks, options, interpret, d_weights, hidd
         ),
         cost_estimate=pl.CostEstimate(
             flops=6 * S * V * D,
-            transcendentals=S * V * (1 if options.softcap is None else 2),
+            transcendentals=S * V,
             bytes_accessed=weights.nbytes + 2 * d_weights.nbytes
             + pl.cdiv(V, blocks.vocab) * hidden_SD.nbytes,
         ),
         interpret=interpret,
         name="linear_cross_entropy_gradients",
-    )(hidden_SD, weights, ints_2S, floats_4S, d_weights)  # fmt: skip
+    )(hidden_SD, weights, ints_2S, floats_3S, d_weights)  # fmt: skip
 
 
 def _gradients_kernel(
@@ -218,8 +213,7 @@ def _gradients_kernel(
             weights_ref[...] = jnp.where(columns < rest, block, jnp.zeros_like(block))
 
     logits_vn, is_label_vn = _logits(hidden_ref, weights_ref, ints_ref, j, options)
-    lse_1n, by_lse_1n, by_label_1n, by_any_1n = (floats_ref[k : k + 1, :] for k in range(4))
-    slopes = (by_lse_1n, by_label_1n, by_any_1n if options.label_smoothing else None)
+    lse_1n, *slopes = (floats_ref[k : k + 1, :] for k in range(3))
     d_logits_vn = options.d_logits(logits_vn, is_label_vn, lse_1n, slopes).astype(hidden_ref.dtype)
 
     more_nD = _dot(d_logits_vn, weights_ref[...], 0, vocab_axis)
@@ -245,7 +239,7 @@ def _gradients_kernel(
 
 def _logits(hidden_ref, weights_ref, ints_ref, j, options: Options):
     """Return (logits [v, n] of block j of the vocabulary, where each is its token's label)."""
-    logits_vn = options.cap(_dot(weights_ref[...], hidden_ref[...], 1 - options.vocab_axis, 1))
+    logits_vn = _dot(weights_ref[...], hidden_ref[...], 1 - options.vocab_axis, 1)
     v = logits_vn.shape[0]
     columns_vn = j * v + jax.lax.broadcasted_iota(jnp.int32, logits_vn.shape, 0)
     exists_vn = columns_vn < ints_ref[1:2, :]

@@ -16,16 +16,12 @@ def token_log_probs(hidden, weights, labels, limits, options: Options):
     logits = jnp.einsum(
         "...d,dv->...v", hidden, weights_DV.astype(hidden.dtype), preferred_element_type=wide
     )
-    logits = options.cap(logits)
     columns = jnp.arange(logits.shape[-1])
     exists = jnp.ones_like(columns, bool) if limits is None else columns < limits[..., None]
     logits = jnp.where(exists, logits, MASKED)
     lse = jax.nn.logsumexp(logits, axis=-1)
     log_probs = logits - lse[..., None]
     log_prob = jnp.take_along_axis(log_probs, labels[..., None], axis=-1)[..., 0]
-    if options.label_smoothing:
-        mean = jnp.mean(log_probs, axis=-1, where=jnp.broadcast_to(exists, log_probs.shape))
-        log_prob += options.label_smoothing * (mean - log_prob)
     return log_prob, lse
 
 

@@ -20,8 +20,8 @@ def loss_sums(hidden_BTD, weights, labels_BT, counted_BT, limits_BT, *, options,
     def add(sums, piece):
         hidden_BtD, labels_Bt, counted_Bt, limits_Bt = piece
         stats, _ = _stats(hidden_BtD, weights, labels_Bt, limits_Bt, options, sizes)
-        parts = _parts(stats, weights, counted_Bt, limits_Bt, options)[0]
-        return jax.tree.map(jnp.add, sums, parts), None
+        more = _sums(stats, counted_Bt, options)[0]
+        return jax.tree.map(jnp.add, sums, more), None
 
     zero = _zeros((), hidden_BTD)
     pieces = (hidden_BTD, labels_BT, counted_BT, limits_BT)
@@ -37,11 +37,11 @@ def loss_and_gradients(hidden_BTD, weights, labels_BT, counted_BT, limits_BT, *,
         stats, blocks = _stats(
             hidden_BtD, weights, labels_Bt, limits_Bt, options, sizes, keep_logits=True
         )
-        parts, *slopes = _parts(stats, weights, counted_Bt, limits_Bt, options)
+        more, *slopes = _sums(stats, counted_Bt, options)
         d_hidden_BtD, d_weights = _gradients(
             hidden_BtD, weights, labels_Bt, slopes, blocks, d_weights, options, sizes
         )
-        return (jax.tree.map(jnp.add, sums, parts), d_weights), d_hidden_BtD
+        return (jax.tree.map(jnp.add, sums, more), d_weights), d_hidden_BtD
 
     zero = _zeros((), hidden_BTD)
     carry = ((zero, zero), _zeros(weights.shape, hidden_BTD))
@@ -52,7 +52,7 @@ def loss_and_gradients(hidden_BTD, weights, labels_BT, counted_BT, limits_BT, *,
 
 
 def token_stats(hidden_BTD, weights, labels_BT, limits_BT, *, options, sizes):
-    """Return (logsumexp, label's logit, sum of logits), float32 [B, T] each, of one shard.
+    """Return (logsumexp, label's logit), float32 [B, T] each, of one shard.
 
     Differentiable any number of times, forward and backward; a gradient recomputes each chunk.
     """
@@ -110,7 +110,6 @@ def _logits(hidden_BtD, weights, start, new, length, limits_Bt, options: Options
     logits_Btv = dot_general_float32(
         hidden_BtD, block, (((2,), (1 - options.vocab_axis,)), ((), ()))
     )
-    logits_Btv = options.cap(logits_Btv)
     columns = _columns(logits_Btv.shape, start)
     if new is not start:
         logits_Btv = jnp.where(columns >= new, logits_Btv, MASKED)
@@ -123,14 +122,12 @@ def _zeros(shape, like):
     return varying_like(jnp.zeros(shape, jnp.float32), like)
 
 
-def _parts(stats, weights, counted_Bt, limits_Bt, options: Options):
+def _sums(stats, counted_Bt, options: Options):
     """Return ((cross-entropy, z-loss) of a chunk, logsumexp, its losses' slopes)."""
-    lse_Bt, label_Bt, total_Bt = stats
+    lse_Bt, label_Bt = stats
     lse_Bt = options.combine(lse_Bt)
-    columns = options.columns(weights.shape[options.vocab_axis], limits_Bt)
-    parts = options.losses(lse_Bt, label_Bt, total_Bt, columns)
-    parts = tuple(jnp.sum(counted_Bt * x_Bt) for x_Bt in parts)
-    return parts, lse_Bt, options.slopes(lse_Bt, counted_Bt, columns)
+    sums = tuple(jnp.sum(counted_Bt * x_Bt) for x_Bt in options.losses(lse_Bt, label_Bt))
+    return sums, lse_Bt, options.slopes(lse_Bt, counted_Bt)
 
 
 def _columns(shape, start):
@@ -138,7 +135,7 @@ def _columns(shape, start):
 
 
 def _stats(hidden_BtD, weights, labels_Bt, limits_Bt, options, sizes, keep_logits=False):
-    """Return ((logsumexp, label's logit, sum of logits), logits by block or None) of a chunk."""
+    """Return ((logsumexp, label's logit), logits by block or None) of a chunk."""
     length, starts = _blocks(weights.shape[options.vocab_axis], sizes.block)
     labels_Bt, limits_Bt = options.local(labels_Bt, limits_Bt, weights)
 
@@ -146,31 +143,29 @@ def _stats(hidden_BtD, weights, labels_Bt, limits_Bt, options, sizes, keep_logit
         logits_Btv = _logits(hidden_BtD, weights, start, new, length, limits_Bt, options)
         max_Bt = jnp.max(logits_Btv, axis=-1)
         # A comparison, not a gather: it fuses, and a sharded vocabulary stays sharded.
-        exists = logits_Btv > MASKED
-        hit = exists & (_columns(logits_Btv.shape, start) == labels_Bt[..., None])
+        hit = (logits_Btv > MASKED) & (_columns(logits_Btv.shape, start) == labels_Bt[..., None])
         label_Bt = jnp.sum(jnp.where(hit, logits_Btv, 0.0), axis=-1)
-        total_Bt = jnp.sum(jnp.where(exists, logits_Btv, 0.0), axis=-1)
-        return logits_Btv, max_Bt, label_Bt, total_Bt
+        return logits_Btv, max_Bt, label_Bt
 
     if starts is None:
-        logits_BtV, _, label_Bt, total_Bt = one(0, 0)
+        logits_BtV, _, label_Bt = one(0, 0)
         lse_Bt = jax.nn.logsumexp(logits_BtV, axis=-1)
-        return (lse_Bt, label_Bt, total_Bt), logits_BtV if keep_logits else None
+        return (lse_Bt, label_Bt), logits_BtV if keep_logits else None
 
     def step(carry, block):
-        max_Bt, sum_Bt, label_Bt, total_Bt = carry
-        logits_Btv, block_max_Bt, block_label_Bt, block_total_Bt = one(*block)
+        max_Bt, sum_Bt, label_Bt = carry
+        logits_Btv, block_max_Bt, block_label_Bt = one(*block)
         higher_Bt = jnp.maximum(max_Bt, block_max_Bt)
         sum_Bt = sum_Bt * jnp.exp(max_Bt - higher_Bt) + jnp.sum(
             jnp.exp(logits_Btv - higher_Bt[..., None]), axis=-1
         )
-        carry = (higher_Bt, sum_Bt, label_Bt + block_label_Bt, total_Bt + block_total_Bt)
+        carry = (higher_Bt, sum_Bt, label_Bt + block_label_Bt)
         return carry, logits_Btv if keep_logits else None
 
     zero_Bt = _zeros(labels_Bt.shape, hidden_BtD)
-    carry = (zero_Bt + MASKED, zero_Bt, zero_Bt, zero_Bt)
-    (max_Bt, sum_Bt, label_Bt, total_Bt), blocks = jax.lax.scan(step, carry, starts)
-    return (max_Bt + jnp.log(sum_Bt), label_Bt, total_Bt), blocks
+    carry = (zero_Bt + MASKED, zero_Bt, zero_Bt)
+    (max_Bt, sum_Bt, label_Bt), blocks = jax.lax.scan(step, carry, starts)
+    return (max_Bt + jnp.log(sum_Bt), label_Bt), blocks
 
 
 def _gradients(hidden_BtD, weights, labels_Bt, slopes, blocks, d_weights, options, sizes):
