@@ -182,7 +182,7 @@ def _compare_words(config: ScoringConfig, ours, rivals: Rivals) -> dict[str, flo
     sentences = [s for s in sentences if 3 < len(s.split()) < 60][: config.sentences]
     worst = {}
     for boundary in tqdm(("sum", "corrected"), desc="words", unit="policy"):
-        got = score.word_surprisals(*ours, [s.split() for s in sentences], boundary=boundary, start_id=start)
+        got = score.word_surprisals(*ours, [s.split() for s in sentences], boundary=boundary, begin=start)
         worst[f"largest_difference_bits/{boundary}/minicons"] = 0.0
         for sentence, mine in zip(sentences, got, strict=True):
             [theirs] = scorer.word_score_tokenized(

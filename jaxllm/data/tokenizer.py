@@ -51,6 +51,11 @@ def begin_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
     return tokenizer.begin_ids if isinstance(tokenizer, bpe.HuggingFaceTokenizer) else ()
 
 
+def start_id(tokenizer: Tokenizer) -> int:
+    """Return the id that stands before a document's first token: BOS, or the end of another document."""
+    return [tokenizer.eos_id, *begin_ids(tokenizer)][-1]
+
+
 def stop_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
     """Return the ids that end what a model writes: a document's end and, in chat models, a turn's."""
     return tokenizer.stop_ids if isinstance(tokenizer, bpe.HuggingFaceTokenizer) else (tokenizer.eos_id,)

@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxllm.atomic import new_folder
 from jaxllm.data.bpe import HuggingFaceTokenizer
-from jaxllm.data.tokenizer import Tokenizer, begin_ids
+from jaxllm.data.tokenizer import Tokenizer, start_id
 from jaxllm.errors import UserError
 from jaxllm.models.config import ModelConfig
 from jaxllm.models.huggingface import state_dict_from_params, tensor_shapes
@@ -69,7 +69,7 @@ def _ends(tokenizer: Tokenizer | None) -> dict:
     if tokenizer is None:
         return {"eos_token_id": None, "bos_token_id": None}
     declared = tokenizer.companions.generation if isinstance(tokenizer, HuggingFaceTokenizer) else {}
-    begin = next(iter(begin_ids(tokenizer)), tokenizer.eos_id)
+    begin = start_id(tokenizer)
     return {
         "eos_token_id": declared.get("eos_token_id", tokenizer.eos_id),
         "bos_token_id": declared.get("bos_token_id", begin),

@@ -7,6 +7,7 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import normalize_gen_kwargs
 
 from jaxllm import models
+from jaxllm.data import start_id
 from jaxllm.generate import Decoder, SamplingConfig, generate_text
 from jaxllm.score.choices import score_choices
 from jaxllm.score.sequences import TOKENS_PER_BATCH, score_sequences
@@ -24,7 +25,7 @@ class HarnessModel(TemplateLM):
       config: the model.
       params: its parameters.
       tokenizer: from `jaxllm.data.load_tokenizer`.
-      prefix_id: read before a text that has nothing before it; None is the end-of-text token.
+      prefix_id: read before a text that has nothing before it; None is `data.start_id`.
       max_gen_toks: new tokens of a request that names no number.
       tokens_per_batch: what one call of the model computes.
     """
@@ -42,7 +43,7 @@ class HarnessModel(TemplateLM):
         super().__init__()
         self.config, self.params = config, params
         self._ids = tokenizer
-        self._prefix_id = tokenizer.eos_id if prefix_id is None else prefix_id
+        self._prefix_id = start_id(tokenizer) if prefix_id is None else prefix_id
         self._max_gen_toks, self._tokens_per_batch = max_gen_toks, tokens_per_batch
 
     @property

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxllm import models
+from jaxllm.data import start_id
 from jaxllm.errors import UserError
 from jaxllm.score.sequences import TOKENS_PER_BATCH, score_sequences
 
@@ -106,7 +107,8 @@ def score_texts(
 ) -> list[TextScore]:
     """Score texts of any length, each by itself.
 
-    Each text is read after the tokenizer's end-of-text token, so that its first token is scored too.
+    Each text is read after the token that begins a document (`data.start_id`), so that its first token is
+    scored too.
 
     Args:
       config: the model.
@@ -126,7 +128,8 @@ def score_texts(
         raise UserError(
             f"window is {window}; it must be from 1 to the model's context of {config.context_length} tokens"
         )
-    documents = [[tokenizer.eos_id, *ids] for ids in tokenizer.encode_batch(list(texts))]
+    start = start_id(tokenizer)
+    documents = [[start, *ids] for ids in tokenizer.encode_batch(list(texts))]
     windows = [(d, w) for d, ids in enumerate(documents) for w in rolling_windows(len(ids), window, stride)]
     sequences = [documents[d][w.begin : w.end] for d, w in windows]
     scores = score_sequences(

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxllm import models
+from jaxllm.data import start_id
 from jaxllm.errors import UserError, unknown
 from jaxllm.score.sequences import TOKENS_PER_BATCH, map_sequences
 from jaxllm.score.texts import rolling_windows
@@ -26,7 +27,7 @@ def word_surprisals(
     *,
     base: float = 2.0,
     boundary: Literal["sum", "corrected"] = "sum",
-    start_id: int | None = None,
+    begin: int | None = None,
     stride: int | None = None,
     tokens_per_batch: int = TOKENS_PER_BATCH,
 ) -> list[np.ndarray]:
@@ -49,7 +50,7 @@ def word_surprisals(
       texts: the words of each text, without whitespace.
       base: of the logarithm: 2 gives bits, math.e nats.
       boundary: "sum" (of the tokens' surprisals, as most studies) or "corrected".
-      start_id: read before the first word, so that it is predicted too; None is the end-of-text token.
+      begin: id that is read before the first word, so that it is predicted too; None is `data.start_id`.
       stride: tokens between the windows that a text longer than the context is read in; None is half of the
         context. See `rolling_windows`.
       tokens_per_batch: see `score_sequences`.
@@ -62,12 +63,12 @@ def word_surprisals(
         raise unknown("boundary", boundary, BOUNDARIES)
     if not (base > 1 and math.isfinite(base)):
         raise UserError(f"base is {base}; it must be finite and above 1, such as 2 (bits)")
-    start_id = tokenizer.eos_id if start_id is None else start_id
+    begin = start_id(tokenizer) if begin is None else begin
     window = config.context_length
     stride = max(1, window // 2) if stride is None else stride
     aligned = [_align(tokenizer, words) for words in texts]
     # The token at the end is never scored: the word before it needs the distribution there.
-    documents = [[start_id, *ids.tolist(), tokenizer.eos_id] for ids, _ in aligned]
+    documents = [[begin, *ids.tolist(), tokenizer.eos_id] for ids, _ in aligned]
     windows = [(d, w) for d, ids in enumerate(documents) for w in rolling_windows(len(ids), window, stride)]
     begins_V = begins_word(tokenizer, config.vocab_size) if boundary == "corrected" else None
     scores = map_sequences(
