@@ -282,9 +282,13 @@ def _init_in_turn(init, shardings):
     if not away:
         return jax.jit(init, out_shardings=shardings)
     here = [i for i in range(len(places)) if i not in away]
+    init = jax.jit(init, inline=True)  # traced once for all
 
     def some(which):
-        take = lambda key: [jax.tree.leaves(init(key))[i] for i in which]  # noqa: E731
+        def take(key):
+            leaves = jax.tree.leaves(init(key))
+            return [leaves[i] for i in which]
+
         return jax.jit(take, out_shardings=[places[i] for i in which])
 
     def run(key):

@@ -13,6 +13,7 @@ from jaxllm.errors import UserError
 from jaxllm.optim import decay_mask, scale_by_ortho_adam, stochastic_round
 from jaxllm.parallel import MeshConfig
 from jaxllm.train import prepare
+from tests.train.steps import take_steps
 
 MESH = MeshConfig(data=1, fsdp=2, tensor=4)
 STEPS = 20
@@ -36,20 +37,11 @@ def make_chain(config):
     )
 
 
-def run(config, **options):
-    """Return the losses of all steps, and the state after them."""
-    job = prepare(config, optimizer=make_chain(config), **options)
-    state, batches, losses = job.init(jax.random.key(0)), job.batches(), []
-    for _ in range(STEPS):
-        state, metrics = job.train_step(state, job.put(next(batches)))
-        losses.append(float(metrics["loss"]))
-    return np.array(losses), state
-
-
 def test_ortho_adam_and_stochastic_rounding_train_gpt2_on_a_mesh_as_on_one_device(config):
     """With parameters and both moments split two ways over embed and four over mlp, at the end too."""
-    split, state = run(dataclasses.replace(config, mesh=MESH))
-    alone, _ = run(config, devices=jax.devices()[:1])
+    optimizer = make_chain(config)
+    split, state = take_steps(dataclasses.replace(config, mesh=MESH), STEPS, optimizer=optimizer)
+    alone, _ = take_steps(config, STEPS, optimizer=optimizer, devices=jax.devices()[:1])
     assert split[-1] < 0.6 * split[0]
     # bfloat16 sums in another order, and the few weights that round otherwise for it.
     np.testing.assert_allclose(split, alone, atol=5e-3)

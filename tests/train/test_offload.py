@@ -14,6 +14,7 @@ from jaxllm.subnetwork import Rates, Schedule, Stage
 from jaxllm.tiles import TilesConfig
 from jaxllm.train import TrainConfig, state
 from jaxllm.train.job import prepare
+from tests.train.steps import take_steps
 
 pytestmark = pytest.mark.skipif(jax.__version_info__ < (0, 10), reason="XLA for CPUs aborts")
 
@@ -25,18 +26,6 @@ def small_arrays_move(monkeypatch):
 
 def with_remat(config: TrainConfig, remat: str) -> TrainConfig:
     return dataclasses.replace(config, model=dataclasses.replace(config.model, remat=remat))
-
-
-def steps(config: TrainConfig, number=3, **options):
-    """Take some steps; return (losses, the state)."""
-    job = prepare(config, **options)
-    state = job.init(jax.random.key(0))
-    batches = iter(job.batches())
-    losses = []
-    for step in range(number):
-        state, metrics = job.train_step_at(step)(state, job.put(next(batches)))
-        losses.append(float(metrics["loss"]))
-    return losses, state
 
 
 def numbers(tree):
@@ -52,14 +41,17 @@ def on_host(tree):
 
 
 ONE = MeshConfig(data=8)
+SLOW = pytest.mark.slow
 SPLIT = MeshConfig(data=1, fsdp=4, tensor=2)
 
 
-@pytest.mark.parametrize("mesh", [ONE, SPLIT], ids=["replicas", "fsdp x tensor"])
+@pytest.mark.parametrize(
+    "mesh", [pytest.param(ONE, id="replicas", marks=SLOW), pytest.param(SPLIT, id="fsdp x tensor")]
+)
 def test_moments_in_the_host_s_memory_change_no_bit(tiny, mesh):
     config = tiny(mesh=mesh)
-    losses, plain = steps(config)
-    losses_away, away = steps(dataclasses.replace(config, offload="optimizer"))
+    losses, plain = take_steps(config, 3)
+    losses_away, away = take_steps(dataclasses.replace(config, offload="optimizer"), 3)
     assert losses_away == losses
     for a, b in zip(numbers(plain), numbers(away), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -71,17 +63,17 @@ def test_moments_in_the_host_s_memory_change_no_bit(tiny, mesh):
 @pytest.mark.parametrize(
     "remat, parts, changes",
     [
-        ("full", 1, {}),
-        ("dots", 2, {}),
-        ("offload", 2, {}),
+        pytest.param("full", 1, {}, marks=SLOW),
+        pytest.param("dots", 2, {}, marks=SLOW),
+        pytest.param("offload", 2, {}, marks=SLOW),
         ("offload", 2, dict(position="rotary", num_kv_heads=2, norm="rmsnorm", windows=(0, 8))),
     ],
 )
 def test_layers_come_from_the_host_s_memory_for_the_same_losses(tiny, remat, parts, changes):
     config = with_remat(tiny(mesh=SPLIT, accumulate=parts), remat)
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, **changes))
-    losses, plain = steps(with_remat(config, "full"))
-    losses_away, away = steps(dataclasses.replace(config, offload="state"))
+    losses, plain = take_steps(with_remat(config, "full"), 3)
+    losses_away, away = take_steps(dataclasses.replace(config, offload="state"), 3)
     np.testing.assert_allclose(losses_away, losses, rtol=1e-6)
     for a, b in zip(numbers(plain.params), numbers(away.params), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
@@ -90,14 +82,15 @@ def test_layers_come_from_the_host_s_memory_for_the_same_losses(tiny, remat, par
     }
 
 
+@SLOW
 def test_tiles_train_a_model_whose_arrays_lie_in_the_host_s_memory(tiny):
     """What tiles start from, evaluation and checkpoints are of it; the numbers are the compiled step's."""
     config, devices = tiny(steps=3, mesh=MeshConfig(1, 1, 1)), jax.devices()[:1]
     plain_job = prepare(config, devices=devices)
-    losses, plain = steps(config, devices=devices)
+    losses, plain = take_steps(config, 3, devices=devices)
     tiles = TilesConfig(device_bytes=400_000, flash=True)
     config = dataclasses.replace(config, engine="tiles", offload="state", tiles=tiles)
-    losses_tiled, tiled = steps(config, devices=devices)
+    losses_tiled, tiled = take_steps(config, 3, devices=devices)
     np.testing.assert_allclose(losses_tiled, losses, rtol=1e-5)
     assert on_host(tiled.params) and on_host(tiled.opt_state)
     for a, b in zip(numbers(plain.params), numbers(tiled.params), strict=True):
@@ -108,6 +101,7 @@ def test_tiles_train_a_model_whose_arrays_lie_in_the_host_s_memory(tiny):
     np.testing.assert_allclose(got, want, rtol=1e-4)
 
 
+@SLOW
 def test_a_run_moves_to_the_host_and_back_between_sessions(tiny):
     """A checkpoint knows nothing of memories: a run may be resumed with another offload."""
     config = tiny(steps=4)
@@ -118,13 +112,14 @@ def test_a_run_moves_to_the_host_and_back_between_sessions(tiny):
         np.testing.assert_array_equal(a, b)
 
 
+@SLOW
 def test_stochastic_rounding_and_subnetworks_compose_with_moments_in_the_host_s_memory(tiny):
     config = tiny(
         precision="bfloat16", optim=OptimConfig(name="adamw_bf16_sr", learning_rate=1e-2, warmup_steps=2),
         subnetwork="est-gpt2-like", mesh=ONE,
     )  # fmt: skip
-    losses, plain = steps(config, number=1)
-    losses_away, away = steps(dataclasses.replace(config, offload="optimizer"), number=1)
+    losses, plain = take_steps(config, 1)
+    losses_away, away = take_steps(dataclasses.replace(config, offload="optimizer"), 1)
     assert losses_away == losses
     for a, b in zip(numbers(plain), numbers(away), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -135,24 +130,26 @@ def test_stochastic_rounding_and_subnetworks_compose_with_moments_in_the_host_s_
     "remat, parts, rates, changes",
     [
         ("full", 1, Rates(layers=0.5, heads=0.5, mlp=0.5), {}),
-        ("dots", 2, Rates(heads=0.5), {}),
-        ("offload", 2, Rates(layers=0.5, mlp=0.5), dict(position="rotary", norm="rmsnorm", windows=(0, 8))),
+        pytest.param("dots", 2, Rates(heads=0.5), {}, marks=SLOW),
+        pytest.param("offload", 2, Rates(layers=0.5, mlp=0.5),
+                     dict(position="rotary", norm="rmsnorm", windows=(0, 8)), marks=SLOW),
     ],
-)
+)  # fmt: skip
 def test_subnetworks_are_cut_out_of_layers_that_come_from_the_host_s_memory(
     tiny, remat, parts, rates, changes
 ):
     config = with_remat(tiny(mesh=SPLIT, accumulate=parts), remat)
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, num_layers=4, **changes))
     drawn = dict(subnetworks=Schedule((Stage(1.0, rates),), layer_scale="inverse"))
-    losses, plain = steps(with_remat(config, "full"), **drawn)
-    losses_away, away = steps(dataclasses.replace(config, offload="state"), **drawn)
+    losses, plain = take_steps(with_remat(config, "full"), 3, **drawn)
+    losses_away, away = take_steps(dataclasses.replace(config, offload="state"), 3, **drawn)
     np.testing.assert_allclose(losses_away, losses, rtol=1e-6)
     for a, b in zip(numbers(plain.params), numbers(away.params), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
     assert on_host(away.params) and on_host(away.opt_state)
-    whole, _ = steps(with_remat(config, "full"))
-    assert abs(whole[-1] - losses[-1]) > 1e-4  # another model was run
+    job = prepare(with_remat(config, "full"), **drawn)
+    total, count = job.eval_step(job.init(jax.random.key(0)).params, job.put(next(job.batches())))
+    assert abs(total / count - losses[0]) > 1e-4  # what is evaluated, the whole model, is another one
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """What each precision policy stores, and that all of them learn."""
 
-import dataclasses
 import warnings
 
 import jax
@@ -10,9 +9,9 @@ import optax
 import pytest
 
 from jaxllm.optim import adamw_bf16_sr, kahan_compensate, stochastic_round, with_master_weights
-from jaxllm.train import PRECISIONS, prepare, train
+from jaxllm.train import PRECISIONS, prepare
 from jaxllm.train.precision import get_precision, warn_of_lost_updates
-from jaxllm.train.writers import read_metrics
+from tests.train.steps import take_steps
 
 # policy -> (type of parameters, of moments, bytes a parameter with both moments and master copy)
 STORED = {
@@ -59,20 +58,19 @@ def test_updates_that_rounding_loses_are_warned_of(precision, optimizer, warns):
 def test_matrix_products_run_in_the_policys_type(tiny, name):
     job = prepare(tiny(precision=name))
     batch = jax.tree.map(jnp.asarray, next(job.batches()))
-    program = str(jax.make_jaxpr(job.train_step)(job.init(jax.random.key(0)), batch))
+    program = str(jax.make_jaxpr(job.train_step)(job.shapes, batch))
     products = [line for line in program.splitlines() if "dot_general" in line]
     narrow = [line for line in products if "bf16" in line]
     assert len(products) > 10
     assert bool(narrow) == (name != "float32")
 
 
-def test_every_policy_follows_float32(tiny, tmp_path):
+def test_every_policy_follows_float32(tiny):
     """12 steps; bfloat16 keeps 8 bits, and the loss of a batch of 128 tokens averages its noise."""
-    losses = {}
-    for name in PRECISIONS:
-        config = tiny(precision=name, steps=12, out=str(tmp_path / name))
-        train(dataclasses.replace(config), devices=jax.devices()[:1])
-        losses[name] = np.array([row["loss"] for row in read_metrics(config.out) if "loss" in row])
+    losses = {
+        name: take_steps(tiny(precision=name, steps=12), 12, devices=jax.devices()[:1])[0]
+        for name in PRECISIONS
+    }
     assert losses["float32"][-1] < losses["float32"][0] - 1
     for name in ("mixed_o1", "mixed_o2"):
         np.testing.assert_allclose(losses[name], losses["float32"], atol=0.02, err_msg=name)

@@ -10,22 +10,13 @@ import pytest
 from jaxllm import models
 from jaxllm.parallel import MeshConfig
 from jaxllm.train import prepare
+from tests.train.steps import take_steps
 
 MESHES = {
     "data": MeshConfig(data=8),
     "fsdp": MeshConfig(data=1, fsdp=8),
     "fsdp x tensor": MeshConfig(data=1, fsdp=2, tensor=4),
 }
-
-
-def losses(config, **options):
-    """Take six steps; return their losses."""
-    job = prepare(config, **options)
-    state, batches, losses = job.init(jax.random.key(0)), job.batches(), []
-    for _ in range(6):
-        state, metrics = job.train_step(state, job.put(next(batches)))
-        losses.append(float(metrics["loss"]))
-    return losses
 
 
 @pytest.fixture
@@ -46,8 +37,8 @@ def alone():
 )
 def test_losses_are_the_same_on_every_mesh(wide, mesh, alone):
     """Those of one device are computed once."""
-    alone["losses"] = alone.get("losses") or losses(wide, devices=jax.devices()[:1])
-    split = losses(dataclasses.replace(wide, mesh=MESHES[mesh]))
+    alone["losses"] = alone.get("losses") or take_steps(wide, 6, devices=jax.devices()[:1])[0]
+    split, _ = take_steps(dataclasses.replace(wide, mesh=MESHES[mesh]), 6)
     np.testing.assert_allclose(split, alone["losses"], atol=1e-5)
 
 

@@ -29,7 +29,7 @@ def small(tiny):
     return lambda **values: tiny(**(dict(engine="tiles", model=model, save_every=2) | values))
 
 
-def test_an_engine_resumes_what_the_other_began(small, tmp_path):
+def test_an_engine_resumes_what_the_other_began(small, tmp_path, steps_shared):
     straight = small(engine="jit", out=str(tmp_path / "straight"))
     mixed = small(out=str(tmp_path / "mixed"))
     want = train(straight, devices=ONE)
