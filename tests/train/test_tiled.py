@@ -96,7 +96,7 @@ def test_what_tiles_do_not_compute_is_refused(tiny, values, message):
 
 
 def test_bad_values_of_the_engine_are_refused():
-    with pytest.raises(UserError, match="unknown policy 'heft'"):
+    with pytest.raises(UserError, match="unknown tiles.policy 'heft'"):
         TilesConfig(policy="heft")
     with pytest.raises(UserError, match="tiles.device_bytes is -1"):
         TilesConfig(device_bytes=-1)
