@@ -38,7 +38,14 @@ def races_found():
     return interpret_pallas_call.races.races_found
 
 
-@pytest.mark.parametrize(("shape", "block_size"), [((33, 256), 64), ((2, 16, 512), 256), ((300, 1024), 1024)])
+@pytest.mark.parametrize(
+    ("shape", "block_size"),
+    [
+        ((33, 256), 64),
+        pytest.param((2, 16, 512), 256, marks=pytest.mark.slow),
+        pytest.param((300, 1024), 1024, marks=pytest.mark.slow),
+    ],
+)
 def test_hadamard_kernel_in_the_simulator(shape, block_size, simulator):
     x, signs = jax.random.normal(jax.random.key(0), shape), random_signs(SEED, shape[-1])
     got = hadamard_tpu.hadamard_rotate(x, signs, block_size=block_size, inverse=False, interpret=simulator)
@@ -63,8 +70,10 @@ def loops_over(text, elements):
 
 
 @pytest.mark.targets
-@pytest.mark.parametrize("round_moments", [False, True])
-@pytest.mark.parametrize("target", TPUS + GPUS)
+@pytest.mark.parametrize(
+    ("target", "round_moments"),
+    [*((target, True) for target in TPUS + GPUS), ("v5e-1", False), ("h100", False)],
+)
 def test_adamw_compiles_to_one_loop_without_temporaries(target, round_moments):
     def step(w, m, v, g, seed, t):
         rounds = dict(round_weights=True, round_moments=round_moments)
@@ -80,8 +89,7 @@ def test_adamw_compiles_to_one_loop_without_temporaries(target, round_moments):
 
 @pytest.mark.targets
 @pytest.mark.parametrize("target", TPUS + GPUS)
-@pytest.mark.parametrize("block_size", [64, 512])
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize(("block_size", "dtype"), [(64, "bfloat16"), (512, "float32")])
 def test_hadamard_kernel_is_what_the_platform_gets_and_it_compiles(target, block_size, dtype):
     def there_and_back(x, signs):
         rotated = hadamard_rotate(x, block_size=block_size, signs=signs)

@@ -1,5 +1,7 @@
 """Stochastic rounding: unbiased, exact where it can be, and its random words as good as they must be."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -86,9 +88,14 @@ def test_mean_of_many_draws_is_the_value(generator):
     low = (x.view(np.uint32) & 0xFFFF0000).view(np.float32).astype(np.float64)
     high = ((x.view(np.uint32) & 0xFFFF0000) + 0x10000).view(np.float32).astype(np.float64)
     p = (x - low) / (high - low)
-    words = random_words(SEED, (100_000, 64), generator)
-    for part in (words & 0xFFFF, words >> 16):
-        draws = np.asarray(stochastic_round(jnp.broadcast_to(x, part.shape), part)).astype(np.float64)
+
+    @functools.partial(jax.jit, static_argnums=1)
+    def drawn(seed, upper):
+        words = random_words(seed, (100_000, 64), generator)
+        return stochastic_round(jnp.broadcast_to(x, words.shape), words >> 16 if upper else words & 0xFFFF)
+
+    for upper in (False, True):
+        draws = np.asarray(drawn(SEED, upper)).astype(np.float64)
         z = (draws.mean(0) - x) / (np.abs(high - low) * np.sqrt(p * (1 - p) / 100_000))
         assert np.abs(z).max() < 5
         assert np.mean(z**2) == pytest.approx(1, abs=5 * np.sqrt(2 / 64))

@@ -72,7 +72,7 @@ def test_loss_is_that_of_the_dense_distribution(form, logits_bytes):
 @pytest.mark.parametrize("form", FORMS)
 def test_joint_log_probs_are_the_dense_ones_and_sum_to_one(form):
     hidden, weights, _, _ = inputs(form)
-    joint = joint_log_probs(hidden, weights, SIZES, scale=SCALE[form])
+    joint = jax.jit(lambda h, w: joint_log_probs(h, w, SIZES, scale=SCALE[form]))(hidden, weights)
     assert np.abs(jax.nn.logsumexp(joint, axis=(-2, -1))).max() <= 1e-5
     np.testing.assert_allclose(
         joint[..., GROUP, SLOT], dense_log_probs(hidden, weights, form), atol=2e-5, rtol=1e-5
@@ -110,8 +110,8 @@ def test_tokens_of_weight_0_may_be_anything(form):
         ).total
 
     odd = np.where(mask, groups, -100), np.where(mask, slots, 10**6)
-    got = jax.value_and_grad(total)(weights, *odd)
-    expected = jax.value_and_grad(total)(weights, groups, slots)
+    step = jax.jit(jax.value_and_grad(total))
+    got, expected = step(weights, *odd), step(weights, groups, slots)
     jax.tree.map(np.testing.assert_array_equal, got, expected)
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(got[1]))
 
@@ -123,12 +123,14 @@ def test_one_group_is_the_ordinary_head():
     weights = GroupedWeights(
         jnp.zeros((D, 1)), jnp.zeros(1), head, jnp.ones((1, D)), jnp.zeros((1, D))
     )
-    sums = grouped_cross_entropy(hidden, weights, np.zeros_like(tokens), tokens, np.array([V]))
-    assert sums.total == pytest.approx(float(linear_cross_entropy(hidden, head, tokens).total), rel=1e-6)
+    run = jax.jit(grouped_cross_entropy)
+    expected = float(jax.jit(linear_cross_entropy)(hidden, head, tokens).total)
+    sums = run(hidden, weights, np.zeros_like(tokens), tokens, np.array([V]))
+    assert sums.total == pytest.approx(expected, rel=1e-6)
     assert sums.group == 0
     each = GroupedWeights(head, jnp.zeros(V), jnp.zeros((D, 1)), jnp.ones((V, D)), jnp.zeros((V, D)))
-    sums = grouped_cross_entropy(hidden, each, tokens, np.zeros_like(tokens), np.ones(V, int))
-    assert sums.total == pytest.approx(float(linear_cross_entropy(hidden, head, tokens).total), rel=1e-6)
+    sums = run(hidden, each, tokens, np.zeros_like(tokens), np.ones(V, int))
+    assert sums.total == pytest.approx(expected, rel=1e-6)
 
 
 def test_own_weights_take_a_group_in_several_blocks():

@@ -93,9 +93,20 @@ def assert_close(got, expected, tolerance):
         assert error <= limit, f"{name}: {error:.2g} > {limit:.2g}"
 
 
+# Plain and with everything, one layout each; the others are slow: interpreted kernels.
+FAST = {(0, 1), (len(OPTIONS) - 1, 0)}
+
+
 @pytest.mark.parametrize("implementation", ["xla", *PALLAS])
-@pytest.mark.parametrize("vocab_axis", [0, 1])
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize(
+    ("options", "vocab_axis"),
+    [
+        pytest.param(options, axis, marks=() if (i, axis) in FAST else pytest.mark.slow)
+        for i, options in enumerate(OPTIONS)
+        for axis in (0, 1)
+    ],
+    ids=str,
+)
 def test_loss_and_gradients_match_float64(implementation, vocab_axis, options, interpreted, monkeypatch):
     monkeypatch.setattr(  # so that a small vocabulary is cut into blocks, the last one ragged
         "jaxllm_kernels.linear_cross_entropy.api.CPU_SIZES", CPU_SIZES._replace(block=128)
@@ -108,7 +119,7 @@ def test_loss_and_gradients_match_float64(implementation, vocab_axis, options, i
 
 
 @pytest.mark.parametrize("implementation", ["xla", *PALLAS])
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float32", marks=pytest.mark.slow)])
 def test_dtypes(implementation, dtype, interpreted):
     arrays = inputs(70, 40, 300, dtype=dtype)
     got = run(interpreted(implementation), arrays)
@@ -116,6 +127,7 @@ def test_dtypes(implementation, dtype, interpreted):
     assert_close(got, in_float64(*arrays), TOLERANCE[dtype])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("implementation", ["xla", *PALLAS])
 @hypothesis.given(
     N=st.integers(1, 300), D=st.integers(1, 70), V=st.integers(1, 700), vocab_axis=st.sampled_from([0, 1]),
@@ -135,8 +147,11 @@ def test_any_shape(implementation, N, D, V, vocab_axis, limited, z_loss, interpr
 
 # One call of the kernel and several; a vocabulary that its blocks divide (so that the gradient is
 # updated in place) and one that they do not.
-@pytest.mark.parametrize(("N", "V"), [(300, 517), (300, 512)])
-@pytest.mark.parametrize("vocab_axis", [0, 1])
+@pytest.mark.parametrize(
+    ("N", "V", "vocab_axis"),
+    [(300, 517, 0)]
+    + [pytest.param(300, *case, marks=pytest.mark.slow) for case in ((517, 1), (512, 0), (512, 1))],
+)
 def test_tpu_kernels_in_the_simulator(N, V, vocab_axis, interpreted, monkeypatch):
     blocks = pallas_tpu.Blocks(tokens=128, vocab=256, call_tokens=256)
     monkeypatch.setattr(pallas_tpu, "_STATS", {8192: blocks})
@@ -181,7 +196,8 @@ def test_token_log_probs_have_second_derivatives(implementation, interpreted):
 
         return jnp.sum(jnp.sin(jax.grad(value)(hidden)))
 
-    got, expected = (jax.grad(slope)(hidden, name) for name in (implementation, "reference"))
+    step = jax.jit(jax.grad(slope), static_argnums=1)
+    got, expected = (step(hidden, name) for name in (implementation, "reference"))
     assert np.abs(got - expected).max() <= 1e-4 * np.abs(expected).max()
 
 
@@ -204,7 +220,7 @@ def test_under_vmap_scan_and_remat(implementation, interpreted):
         return jax.lax.scan(step, 0.0, parts)[0]
 
     whole = functools.partial(loss, implementation="reference")
-    expected = jax.value_and_grad(whole)(weights, hidden, labels.clip(0), token_weights)
+    expected = jax.jit(jax.value_and_grad(whole))(weights, hidden, labels.clip(0), token_weights)
     for form in (by_vmap, by_scan):
         got = jax.jit(jax.value_and_grad(form))(weights)
         assert got[0] == pytest.approx(float(expected[0]), rel=1e-5)

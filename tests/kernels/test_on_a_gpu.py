@@ -1,6 +1,6 @@
 """The kernels as a real GPU runs them, against float64.
 
-    JAX_PLATFORMS=cuda python -m pytest tests/kernels/test_on_a_gpu.py
+    JAX_PLATFORMS=cuda python -m pytest -m gpu
 
 The other tests interpret the kernels or only compile them. Nothing here runs where there is no GPU.
 """

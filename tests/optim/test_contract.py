@@ -19,7 +19,14 @@ from tests.optim.contract import (
     start,
 )
 
-every_optimizer = pytest.mark.parametrize("name", OPTIMIZERS)
+# optax's own hold the suite itself to account: one of them in the fast suite.
+every_optimizer = pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name in ("optax.lion", "optax.sgd") else ())
+        for name in OPTIMIZERS
+    ],
+)
 
 
 def build(name):
@@ -71,8 +78,15 @@ def test_types_are_stable_and_nothing_is_compiled_twice(name):
     assert_same(params, plain(name, 3))
 
 
-@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=["Auto", "Explicit"])
-@every_optimizer
+# Every optimizer on one kind of mesh, in turn; on the other kind in the slow suite.
+MESHES = [
+    pytest.param(name, kind, id=f"{name}-{kind.name}", marks=() if (i + j) % 2 == 0 else pytest.mark.slow)
+    for i, name in enumerate(OPTIMIZERS)
+    for j, kind in enumerate((AxisType.Auto, AxisType.Explicit))
+]
+
+
+@pytest.mark.parametrize(("name", "kind"), MESHES)
 def test_state_is_sharded_like_the_parameters_and_stays_so(name, kind):
     """On 4 x 2 devices; and where it gets to is where one device gets to."""
     optimizer, params = build(name)

@@ -29,6 +29,11 @@ def seen(axes=AXES, **options):
     return rotate(optax.trace(decay=0.0), axes, **options)
 
 
+def first_update(link, grads, **extra):
+    """Return (updates, state) of a first step."""
+    return jax.jit(lambda g: link.update(g, link.init(g), **extra))(grads)
+
+
 @pytest.mark.smoke
 @pytest.mark.parametrize(
     ("strategy", "length"), [("hadamard", 300), ("hadamard", 768), ("block", 300), ("kronecker", 768)]
@@ -37,7 +42,7 @@ def test_q_is_orthogonal_and_dense(strategy, length):
     """|Q Q^T - 1| at most 1e-5; within a block (128, 128, all) no entry is 0 or 1 but by chance."""
     link = seen({"w": (None, "embed")}, strategy=strategy)
     eye = {"w": jnp.eye(length)}
-    updates, state = link.update(eye, link.init(eye))
+    updates, state = first_update(link, eye)
     Q = np.asarray(state.inner.trace["w"], np.float64).T
     np.testing.assert_allclose(Q @ Q.T, np.eye(length), atol=1e-5)
     np.testing.assert_allclose(updates["w"], eye["w"], atol=1e-5)
@@ -56,7 +61,7 @@ def test_rotation_is_the_kronecker_product_of_its_axes(strategy):
     block_size = STRATEGIES[strategy]
     link = seen(strategy=strategy, block_size=block_size, seed=3)
     grads = tree(0)
-    updates, state = jax.jit(link.update)(grads, link.init(grads))
+    updates, state = first_update(link, grads)
     for name, g in grads.items():
         flat = np.asarray(g, np.float64).ravel()
         expected = (dense(strategy, block_size, name, seed=3) @ flat).reshape(g.shape)
@@ -161,10 +166,10 @@ def test_rows_of_absent_words_and_positions_stay_bit_for_bit():
 def test_layers_share_their_rotation_and_do_not_mix():
     link = seen()
     grads = tree(0) | {"w": jnp.stack([tree(0)["w"][0]] * 2).at[1].multiply(2)}
-    first = link.update(grads, link.init(grads))[1].inner.trace["w"]
+    first = first_update(link, grads)[1].inner.trace["w"]
     np.testing.assert_allclose(2 * first[0], first[1], rtol=1e-6)
     grads["w"] = grads["w"].at[1].set(0)
-    assert not np.any(link.update(grads, link.init(grads))[1].inner.trace["w"][1])
+    assert not np.any(first_update(link, grads)[1].inner.trace["w"][1])
 
 
 def test_every_axis_has_a_basis_of_its_own():
@@ -176,7 +181,7 @@ def test_every_axis_has_a_basis_of_its_own():
         for seed in (0, 1):
             link = seen(axes, strategy=strategy, seed=seed)
             grads = dict.fromkeys(axes, eye)
-            trace = link.update(grads, link.init(grads))[1].inner.trace
+            trace = first_update(link, grads)[1].inner.trace
             found += [trace["a"], trace["b"], trace["c"].T]
         for i in range(6):
             for j in range(i):
@@ -189,7 +194,7 @@ def test_one_entry_alone_spreads_as_the_square_root_of_its_axis():
     g = {"w": jnp.zeros(64).at[5].set(0.3)}
     for strategy in STRATEGIES:
         link = scale_by_ortho_adam({"w": ("embed",)}, eps=0.0, strategy=strategy)
-        updates, _ = link.update(g, link.init(g))
+        updates, _ = first_update(link, g)
         np.testing.assert_allclose(jnp.linalg.norm(updates["w"]), 8.0, rtol=1e-4)
 
 
@@ -222,7 +227,7 @@ def test_extra_arguments_reach_what_is_wrapped():
             jax.tree.map(lambda u: value * u, updates), state),
     )  # fmt: skip
     link = rotate(scaled, AXES)
-    updates, _ = link.update(tree(0), link.init(tree(0)), value=3.0)
+    updates, _ = first_update(link, tree(0), value=3.0)
     assert_trees(updates, jax.tree.map(lambda x: 3 * x, tree(0)), atol=1e-5)
 
 
