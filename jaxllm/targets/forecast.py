@@ -4,7 +4,9 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+from jaxllm.targets import memory_plot
 from jaxllm.targets.catalog import Target
+from jaxllm.targets.units import as_size, as_time
 
 
 @dataclass(frozen=True)
@@ -86,12 +88,60 @@ class Forecast:
         return cls(target=Target(**values.pop("target")), timeline=timeline, **values)
 
     def __str__(self) -> str:
-        from jaxllm.targets.render import table
-
-        return table(self)
+        """Return the forecast in lines that a person reads."""
+        target = self.target
+        limit = target.hbm_bytes
+        device = "device" if target.num_devices == 1 else f"device of {target.num_devices}"
+        over = max(self.peak_bytes - limit, self.host_bytes - target.host_bytes)
+        verdict = "fits" if self.fits else f"DOES NOT FIT: {as_size(over)} too much"
+        lines = [
+            f"{self.name} compiled for {target.name}, per {device}",
+            f"  memory   {as_size(self.peak_bytes)} of {as_size(limit)} "
+            f"({self.peak_bytes / limit:.0%}), {verdict}",
+        ]
+        if self.failure:
+            lines.append(f"  the compiler stopped: {self.failure}")
+        for label, size in sorted(self.breakdown.items(), key=lambda item: -item[1]):
+            if size >= 0.001 * self.peak_bytes:
+                lines.append(f"    {label:<32} {as_size(size):>10}  {size / self.peak_bytes:6.1%}")
+        if self.host_bytes:
+            held = f"{as_size(self.host_bytes)} of {as_size(target.host_bytes)}"
+            lines.append(f"  host     {held} in the host's memory")
+        if self.failure:
+            return "\n".join(lines)
+        dtype = max(self.flops, key=self.flops.get, default="bf16")
+        sent = ", ".join(f"{axis} {as_size(size)}" for axis, size in self.collective_bytes.items())
+        lines += [
+            f"  estimate {as_time(self.seconds)} a run, {self.bound} bound, MFU {self.mfu:.1%}"
+            f" (efficiency {target.efficiency:g})",
+            f"    compute  {as_time(self.compute_seconds):>10}  "
+            f"{sum(self.flops.values()) / 1e12:.4g} TFLOP of matrix products "
+            f"at {target.peak_flops[dtype] / 1e12:.0f} TFLOP/s",
+            f"    memory   {as_time(self.memory_seconds):>10}  {as_size(self.bytes_moved)} moved "
+            f"at {target.hbm_bandwidth / 1e9:.0f} GB/s",
+            f"    network  {as_time(self.network_seconds):>10}  {sent or 'nothing'} sent, "
+            f"{as_time(self.exposed_network_seconds)} with nothing beside it",
+            f"    roofline {as_time(self.roofline_seconds):>10}  operation by operation",
+        ]
+        if self.host_bytes_moved:
+            speed = f"{target.host_link_bandwidth / 1e9:.0f} GB/s"
+            lines.insert(
+                -1,
+                f"    host     {as_time(self.host_seconds):>10}  {as_size(self.host_bytes_moved)} moved at "
+                f"{speed}, {as_time(self.exposed_host_seconds)} with nothing beside it",
+            )
+        if self.compiler_seconds:
+            lines.append(f"    compiler {as_time(self.compiler_seconds):>10}  its own cycle estimates")
+        if self.model_flops:
+            ratio = sum(self.flops.values()) / self.model_flops
+            silent = self.silent_kernels
+            kernels = f" and {silent} kernel calls' uncounted ones" if silent else ""
+            lines.append(f"  the program does {ratio:.2f} x the model's FLOPs{kernels}; compiled in "
+                         f"{self.compile_wall_seconds:.0f} s")  # fmt: skip
+        return "\n".join(lines)
 
     def plot(self, path) -> None:
         """Write a picture of memory over the program, with the device's limit, as PNG."""
-        from jaxllm.targets.render import plot
-
-        plot(self, path)
+        title = f"{self.name} compiled for {self.target.name}"
+        device, limit = self.target.name, self.target.hbm_bytes
+        memory_plot.plot(path, title, device, limit, self.peak_bytes, self.breakdown, self.timeline)
