@@ -51,7 +51,10 @@ def test_greedy_equals_full_forward_passes_for_prompts_of_any_length(preset):
         np.testing.assert_allclose(drawn.log_probs[row], log_probs, atol=2e-4)
 
 
-@pytest.mark.parametrize("preset", ["gpt2-nano", "gpt-neo-nano", "llama-nano"])
+@pytest.mark.parametrize(
+    "preset",
+    ["gpt2-nano", *(pytest.param(name, marks=pytest.mark.slow) for name in ("gpt-neo-nano", "llama-nano"))],
+)
 def test_past_the_context_each_token_is_drawn_from_the_last_window(preset):
     """As nanoGPT does: positions begin anew with every window, of learned and of rotary models."""
     config = models.get_preset(preset, vocab_size=256, context_length=12)

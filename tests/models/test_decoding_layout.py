@@ -91,7 +91,7 @@ def test_laying_out_again_returns_the_same_arrays(apart, monkeypatch):
     if not apart:
         monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
     config = dataclasses.replace(models.get_preset("llama-nano"), dtype="bfloat16")
-    params = models.init(config, jax.random.key(0))
+    params = random_params(config)
     once = models.for_decoding(config, params)
     again = models.for_decoding(config, once)
     assert jax.tree.structure(once) == jax.tree.structure(again)
@@ -101,7 +101,7 @@ def test_laying_out_again_returns_the_same_arrays(apart, monkeypatch):
 
 def test_layers_that_are_apart_are_laid_out_as_stacked_ones_are():
     config = models.get_preset("gpt2-nano")
-    params = models.init(config, jax.random.key(0))
+    params = random_params(config)
     stacked = models.for_decoding(config, params)
     apart = models.for_decoding(config, models.layers_apart(params))
     assert jax.tree.structure(stacked) == jax.tree.structure(apart)

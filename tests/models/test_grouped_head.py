@@ -171,7 +171,7 @@ def test_gains_start_at_one_do_not_decay_and_groups_do_not_rotate():
     assert moved.tolist() == [g == 2 for g in range(GROUPS.num_groups)]
 
 
-@pytest.mark.parametrize("head", ["hidden", "own"])
+@pytest.mark.parametrize("head", [pytest.param("hidden", marks=pytest.mark.slow), "own"])
 def test_loss_and_gradients_on_a_mesh(head):
     if jax.device_count() < 8:
         pytest.skip("needs 8 (simulated) devices")

@@ -15,6 +15,14 @@ from jaxllm.models.transformer import _layer, rotary_table
 from tests.models.random_params import random_params
 
 NAMES = ("gpt2-nano", "gpt-neo-nano", "llama-nano")
+
+
+def fast(*names):
+    """Run with every family, the named ones in the fast suite."""
+    marks = {name: () if name in names else pytest.mark.slow for name in NAMES}
+    return pytest.mark.parametrize("name", [pytest.param(name, marks=mark) for name, mark in marks.items()])
+
+
 VOCAB = 61
 
 
@@ -62,7 +70,7 @@ def test_a_window_limits_how_far_back_a_layer_sees():
     assert reached.tolist() == [5 <= i <= 9 for i in range(12)]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@fast("gpt-neo-nano")
 def test_scan_equals_a_python_loop(name):
     config, params = model(name, num_layers=2 * len(model(name)[0].windows))
     tokens = jnp.asarray(text((2, 11)))
@@ -144,7 +152,7 @@ def test_cached_decoding_equals_the_full_forward(name):
     assert int(cache["length"]) == 14
 
 
-@pytest.mark.parametrize("name", NAMES)
+@fast("gpt2-nano")
 def test_left_padding_does_not_change_what_a_row_decodes(name):
     config, params = model(name)
     lengths, total, new = [4, 9, 7], 9, 5
@@ -185,7 +193,7 @@ def test_greedy_decoding_with_a_cache_equals_rereading_the_text():
     assert cached.tolist() == reread.tolist()
 
 
-@pytest.mark.parametrize("name", NAMES)
+@fast("llama-nano")
 def test_bfloat16_stays_near_float32(name):
     # bfloat16 keeps 8 bits: a relative 2**-8 a rounding, a few of them in two layers.
     tokens = text((2, 16))
@@ -260,7 +268,7 @@ def test_too_many_tokens_for_the_position_table_are_refused():
         models.trunk(config, params, text((1, 33)))
 
 
-@pytest.mark.parametrize("name", ["gpt2-nano", "llama-nano"])
+@fast("gpt2-nano")
 def test_a_new_model_predicts_nothing_in_particular(name):
     config = models.get_preset(name)
 

@@ -24,7 +24,11 @@ from tests.optim.rotate_oracle import AXES, STRATEGIES, assert_trees, ortho_adam
 
 
 @pytest.mark.parametrize(
-    ("kind", "strategy"), [(AxisType.Auto, "kronecker"), (AxisType.Explicit, "hadamard")]
+    ("kind", "strategy"),
+    [
+        pytest.param(AxisType.Auto, "kronecker", marks=pytest.mark.slow),
+        (AxisType.Explicit, "hadamard"),
+    ],
 )
 def test_sharded_under_jit_is_one_device(kind, strategy):
     """Both axes of a matrix rotate and are split; the state lies as the parameters do."""
@@ -41,6 +45,7 @@ def test_sharded_under_jit_is_one_device(kind, strategy):
         assert x.sharding.is_equivalent_to(sharding, 3)
 
 
+@pytest.mark.slow  # a run
 def test_a_run_on_a_mesh_saves_restores_and_goes_on_bit_for_bit(tmp_path):
     """By the name `orthoadam`, two ways over embed and four over heads, mlp and words; the paper's norm."""
     model = models.ModelConfig(

@@ -86,6 +86,7 @@ def test_a_tied_head_is_written_once_and_buffers_are_left_alone(tmp_path):
     assert_same(from_pretrained(tmp_path / "model").params, params)
 
 
+@pytest.mark.torch  # whose extra brings the package
 def test_the_safetensors_package_reads_our_file_and_we_read_its(tmp_path):
     theirs = pytest.importorskip("safetensors.numpy")
     draw = np.random.default_rng(0)

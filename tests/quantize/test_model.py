@@ -118,7 +118,8 @@ def test_perplexity_counts_the_tokens_that_count():
     segments = (np.arange(16) > 8) * np.ones((4, 1), int)
     rows = [dict(tokens=TOKENS[i : i + 2], targets=targets[i : i + 2], mask=mask[i : i + 2],
                  segment_ids=segments[i : i + 2]) for i in (0, 2)]  # fmt: skip
-    logits = np.asarray(models.apply(config, params, TOKENS, segment_ids=segments), np.float64)
+    read = jax.jit(lambda p: models.apply(config, p, TOKENS, segment_ids=segments))
+    logits = np.asarray(read(params), np.float64)
     top = logits.max(-1, keepdims=True)
     log_probs = logits - top - np.log(np.exp(logits - top).sum(-1, keepdims=True))
     scores = np.take_along_axis(log_probs, targets[..., None], -1)[..., 0]
@@ -137,7 +138,7 @@ def counting():
         return {"tokens": tokens[:, :-1], "targets": tokens[:, 1:]}
 
     optimizer = optax.adam(1e-2)
-    params = models.init(config, jax.random.key(0))
+    params = jax.jit(models.init, static_argnums=0)(config, jax.random.key(0))
 
     @jax.jit
     def step(params, state, batch):

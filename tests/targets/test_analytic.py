@@ -66,7 +66,7 @@ def test_state_bytes_are_those_of_arrays_placed_on_a_real_mesh():
     assert analytic.state_bytes(config, sizes) == (sum(theirs), sum(mine) - sum(theirs))
 
 
-@pytest.mark.parametrize("model", ["gpt2", "tinyllama-1.1b"])
+@pytest.mark.parametrize("model", [pytest.param("gpt2", marks=pytest.mark.slow), "tinyllama-1.1b"])
 def test_matmul_flops_are_those_of_the_traced_step(model):
     """Counted in the jaxpr of loss and gradient of two unrolled layers, every dot_general of it."""
     for remat in ("none", "full", "dots"):
@@ -100,7 +100,7 @@ def _dots(jaxpr, times=1):
                     yield from _dots(inner, repeat)
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float32", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("remat", ["none", "dots", "full"])
 @pytest.mark.parametrize("model", ["gpt2", "tinyllama-1.1b", "smollm2-135m"])
 def test_kept_bytes_are_what_autodiff_saves(model, remat, dtype):

@@ -10,6 +10,7 @@ from jaxllm.errors import UserError
 from jaxllm.optim import OptimConfig
 from jaxllm.parallel import MeshConfig
 from jaxllm.subnetwork import Rates, Schedule, Stage
+from jaxllm.targets import compiled
 from jaxllm.targets.analytic import estimate
 from jaxllm.targets.train_step import with_vocabulary
 from jaxllm.train import TrainConfig, prepare
@@ -53,8 +54,9 @@ def test_every_family_s_training_step_compiles(family, name):
         assert any("fsdp" in axis for axis in forecast.collective_bytes)
 
 
-@pytest.mark.parametrize("remat", ["full", "dots"])
-def test_what_layers_compute_again_is_not_kept_on_a_cpu(remat):
+@pytest.mark.slow
+@pytest.mark.parametrize("remat, most", [("full", 0.4), ("dots", 0.7)])
+def test_what_layers_compute_again_is_not_kept_on_a_cpu(remat, most):
     """XLA for CPUs would merge it with what was computed first, were both in one place."""
     model = models.get_preset("gpt2-nano", num_layers=8, embed_dim=64, vocab_size=256)
     peaks = {
@@ -63,7 +65,7 @@ def test_what_layers_compute_again_is_not_kept_on_a_cpu(remat):
         ).peak_bytes
         for kept in ("none", remat)
     }
-    assert peaks[remat] < (0.4 if remat == "full" else 0.7) * peaks["none"]
+    assert peaks[remat] < most * peaks["none"]
 
 
 @pytest.mark.parametrize("name", [available("v5e-1"), available("h100")])
@@ -229,8 +231,11 @@ def test_gradients_of_split_weights_are_scattered(name):
     assert sent["data+fsdp"] < 0.01 * least, (sent, least)  # norms' gains and the loss
 
 
-def test_tensor_shards_keep_their_part_of_a_sequence():
+@pytest.mark.slow
+def test_tensor_shards_keep_their_part_of_a_sequence(monkeypatch):
     """Of what 16 layers keep, which outweighs all else that lives then, each of 4 shards has a quarter."""
+    # The tests' own flags leave out what a user's program has, and arrays live longer without it.
+    monkeypatch.setattr(compiled, "compiler_options", lambda target: {"xla_cpu_use_fusion_emitters": True})
     sizes = dict(num_layers=16, embed_dim=64, num_heads=4, num_kv_heads=4, vocab_size=64)
     model = models.get_preset("llama-nano", remat="full", context_length=256, **sizes)
     config = run(model=model, seq_len=256, batch_size=16, precision="float32", mesh=MeshConfig(2, 1, 4))
