@@ -140,7 +140,7 @@ def train_once(name: str, run: TrainConfig, config: VocabularyCompressionConfig)
     def measure():
         one_cpu = jax.device_count() == 1 and jax.default_backend() == "cpu"
         with contextlib.redirect_stdout(io.StringIO()):
-            trained = train(run, loss=get_head(name).loss(run, apart=one_cpu))
+            trained = train(run, loss=get_head(name).loss(run, unstacked=one_cpu))
         groups = _split(trained.job, config)
         details = score_tokens(trained.job, trained.params, groups, config.detail_batches)
         return dict(loss=trained.evaluation.loss, parameters=trained.job.model.num_params, **details)

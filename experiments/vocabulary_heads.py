@@ -37,9 +37,9 @@ class Head(NamedTuple):
         model = dataclasses.replace(run.model, **changed)
         return dataclasses.replace(run, model=model, vocab_groups=self.groups)
 
-    def loss(self, run: TrainConfig, *, apart: bool = False) -> LossFunction | None:
+    def loss(self, run: TrainConfig, *, unstacked: bool = False) -> LossFunction | None:
         """Return the loss that `train` takes; None: its own, which never has all logits in memory."""
-        return full_logits_loss(self.of(run), apart=apart) if self.full_logits else None
+        return full_logits_loss(self.of(run), unstacked=unstacked) if self.full_logits else None
 
 
 _DENSE = {
@@ -75,19 +75,19 @@ def get_head(name: str) -> Head:
     return Head(tied=tied, group_head=group_head, groups=groups)
 
 
-def full_logits_loss(run: TrainConfig, *, apart: bool = False) -> LossFunction:
+def full_logits_loss(run: TrainConfig, *, unstacked: bool = False) -> LossFunction:
     """Return next-token cross-entropy by optax on float32 logits of the whole batch.
 
     Args:
       run: the run.
-      apart: take the stack of layers apart, as `train` does on one CPU device.
+      unstacked: take the stack of layers apart, as `train` does on one CPU device.
     """
     model = with_precision(run).model
-    apart = apart and model.remat == "none"  # as in `train`: a CPU would compute nothing again
+    unstacked = unstacked and model.remat == "none"  # as in `train`: a CPU would compute nothing again
 
     def loss(params, batch, key):
         del key
-        params = models.layers_apart(params) if apart else params
+        params = models.layers_apart(params) if unstacked else params
         segments = batch["segment_ids"] if run.isolate_documents else None
         logits_BTV = models.apply(model, params, batch["tokens"], segment_ids=segments)
         loss_BT = optax.softmax_cross_entropy_with_integer_labels(logits_BTV, batch["targets"])
@@ -103,8 +103,8 @@ def compile_step(name: str, run: TrainConfig, machine: str) -> targets.Forecast:
     Raises:
       UserError: the machine's compiler is not installed.
     """
-    head, apart = get_head(name), targets.get_target(machine).platform == "cpu"
-    return targets.compile_train_step(head.of(run), machine, loss=head.loss(run, apart=apart))
+    head, unstacked = get_head(name), targets.get_target(machine).platform == "cpu"
+    return targets.compile_train_step(head.of(run), machine, loss=head.loss(run, unstacked=unstacked))
 
 
 def largest_batch(name: str, run: TrainConfig, budget: int) -> int:
@@ -139,7 +139,7 @@ def make_step(name: str, run: TrainConfig):
     host_memory.keep_freed_memory()
     head = get_head(name)
     run = with_vocabulary(head.of(run))
-    job = prepare_shapes(run, loss=head.loss(run, apart=True), devices=jax.devices()[:1])
+    job = prepare_shapes(run, loss=head.loss(run, unstacked=True), devices=jax.devices()[:1])
     # Tokens as unequally frequent as words: the sorted loss depends on it.
     ranks = np.random.default_rng(0).zipf(1.2, (run.batch_size, run.seq_len + 1))
     return waiting_step(job, ((ranks - 1) % run.model.vocab_size).astype(np.int32))

@@ -21,7 +21,7 @@ def loss(
     mask: jax.Array | None = None,
     segment_ids: jax.Array | None = None,
     z_loss: float = 0.0,
-    parts: int = 1,
+    microbatches: int = 1,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Return (mean loss over the tokens that count, sums to log).
 
@@ -31,7 +31,7 @@ def loss(
       mask: [B, T] bool or weights; None: every token counts.
       segment_ids: see `trunk`.
       z_loss: coefficient of logsumexp(logits)**2, added to each token's loss.
-      parts: see `trunk`.
+      microbatches: see `trunk`.
 
     Returns:
       The float32 mean of cross-entropy plus z-loss (0 if nothing counts), and {"loss_sum": summed
@@ -50,7 +50,7 @@ def loss(
       >>> float(sums["token_count"])
       16.0
     """
-    hidden_BTD = trunk(config, params, tokens_BT, segment_ids=segment_ids, parts=parts)
+    hidden_BTD = trunk(config, params, tokens_BT, segment_ids=segment_ids, microbatches=microbatches)
     return hidden_loss(config, params, hidden_BTD, targets_BT, mask=mask, z_loss=z_loss)
 
 
@@ -133,14 +133,15 @@ def _on_head(config, params, function, hidden_BTD, *arrays_BT, sums=None):
     batch = spread(("batch", None), hidden_BTD.shape[:2])
     if batch is None:
         return function(hidden_BTD, weights, *arrays_BT, vocab_axis=vocab_axis)
-    # The layers' backward pass waits for the head's gradient to be summed: until then it is a whole one.
+    # Barrier: reduce the head's gradient before the layers' backward pass starts, so that the unreduced
+    # one is freed.
     hidden_BTD, weights = jax.lax.optimization_barrier((hidden_BTD, weights))
     weights_spec = spread(("vocab", "embed") if vocab_axis == 0 else ("embed", "vocab"), weights.shape)
     vocab_axes, width_axes = (mesh_axes(weights_spec[axis]) for axis in (vocab_axis, 1 - vocab_axis))
 
     def on_part(hidden_BTD, weights, *arrays_BT):
         if width_axes:
-            # Here and not by in_specs, whose transpose would sum whole gradients and then cut them.
+            # all_gather's transpose reduce-scatters; in_specs' would all-reduce.
             weights = weights.astype(hidden_BTD.dtype)
             weights = jax.lax.all_gather(weights, width_axes, axis=1 - vocab_axis, tiled=True)
         options = dict(vocab_axis=vocab_axis, vocab_axis_name=vocab_axes or None)

@@ -43,7 +43,7 @@ def trunk(
     positions: jax.Array | None = None,
     segment_ids: jax.Array | None = None,
     sites: Sites | None = None,
-    parts: int = 1,
+    microbatches: int = 1,
 ) -> jax.Array:
     """Return hidden states after the final norm: [B, T, D] in `config.dtype`.
 
@@ -53,13 +53,12 @@ def trunk(
       segment_ids: int [B, T], one number a document of a packed row; documents do not see each
         other.
       sites: activations to edit (to capture them use `capture`).
-      parts: how many parts of the batch a layer is computed in, one after another, before the next layer;
-        must divide B.
+      microbatches: how many each layer takes one after another, before the next layer; must divide B.
 
     Raises:
       UserError: more tokens than a learned position table has.
     """
-    options = dict(positions=positions, segment_ids=segment_ids, parts=parts)
+    options = dict(positions=positions, segment_ids=segment_ids, microbatches=microbatches)
     return capture(config, params, tokens_BT, sites, **options)[0]
 
 
@@ -71,12 +70,12 @@ def capture(
     *,
     positions: jax.Array | None = None,
     segment_ids: jax.Array | None = None,
-    parts: int = 1,
+    microbatches: int = 1,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Return (hidden states as `trunk` does, {site: values stacked over layers}).
 
-    With `sites.keep`, what that returns for each layer is stacked instead; if the batch is computed in
-    `parts` (see `trunk`) its first axis must be the batch's.
+    With `sites.keep`, what that returns for each layer is stacked instead; if a layer takes
+    `microbatches` (see `trunk`) its first axis must be the batch's.
 
     Examples:
       >>> from jaxllm import models
@@ -94,7 +93,7 @@ def capture(
                 f"{tokens_BT.shape[1]} tokens do not fit context_length={config.context_length}"
             )
     hidden_BTD, captured, _ = _run(
-        config, params, tokens_BT, positions, segment_ids, sites, None, parts
+        config, params, tokens_BT, positions, segment_ids, sites, None, microbatches
     )
     return hidden_BTD, captured
 
@@ -180,7 +179,7 @@ def _positions(tokens_BT, segment_ids):
     return index_BT - jax.lax.cummax(jnp.where(starts_BT, index_BT, 0), axis=1)
 
 
-def _run(config, params, tokens_BT, positions_BT, segment_ids_BT, sites, cache, parts=1):
+def _run(config, params, tokens_BT, positions_BT, segment_ids_BT, sites, cache, microbatches=1):
     """Embed, scan the layers, normalise; return (hidden_BTD, captured, cache)."""
     outer = Tap(sites)
     with jax.named_scope("embed"):
@@ -189,8 +188,8 @@ def _run(config, params, tokens_BT, positions_BT, segment_ids_BT, sites, cache, 
     if config.position == "rotary":
         rotary = rotary_table(positions_BT, config.head_dim, config.rope_theta)
     layer = functools.partial(_layer, config, sites=sites)
-    if parts > 1:
-        layer = functools.partial(_in_parts, layer, parts)
+    if microbatches > 1:
+        layer = functools.partial(_by_microbatches, layer, microbatches)
     layer = functools.partial(layer, rotary=rotary, segment_ids_BT=segment_ids_BT)
     run_layers = _each_layer if isinstance(params["layers"], tuple) else _scan_layers
     with jax.named_scope("layers"):
@@ -236,32 +235,33 @@ def _layer(config, params, x_BTD, index, window, cache, *, rotary, segment_ids_B
     return x_BTD, tap.kept(), cache
 
 
-def _in_parts(layer, parts, params, x_BTD, index, window, cache, **rows):
-    """Run one layer on a part of the batch after another, of which each is computed again for gradients."""
+def _by_microbatches(layer, count, params, x_BTD, index, window, cache, **rows):
+    """Run the layer by microbatches, rematerialising each."""
 
-    def cut(x):  # part a takes rows a, a + parts, ...: rows that a device holds already
-        return jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0)
+    def cut(x):  # microbatch a takes rows a, a + count, ...: rows that a device holds already
+        return jnp.moveaxis(x.reshape(-1, count, *x.shape[1:]), 1, 0)
 
     def join(x):
         return jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:])
 
-    # The parts' gradients are summed in float32; a narrower type survives the way there and back.
+    # Accumulate gradients in float32: the scan sums them in the type of `wide`, and casting narrow weights
+    # to it and back loses nothing.
     wide = jax.tree.map(lambda w: w.astype(jnp.float32), params)
 
     @jax.checkpoint
-    def one(wide, part):
-        x_BTD, rows = part
+    def one(wide, microbatch):
+        x_BTD, rows = microbatch
         narrow = jax.tree.map(lambda w, like: w.astype(like.dtype), wide, params)
         x_BTD, captured, _ = layer(narrow, x_BTD, index, window, None, **rows)
         return x_BTD, captured
 
     cut_rows = jax.tree.map(cut, (x_BTD, rows))
-    _, (x_PBTD, captured) = jax.lax.scan(lambda _, part: (None, one(wide, part)), None, cut_rows)
+    _, (x_PBTD, captured) = jax.lax.scan(lambda _, rows: (None, one(wide, rows)), None, cut_rows)
     return join(x_PBTD), jax.tree.map(join, captured), cache
 
 
 def _each_layer(config, layer, params, x_BTD, cache):
-    """Run layers that are apart one after the other, each with a cache of its own."""
+    """Run unstacked layers one after the other, each with a cache of its own."""
     captured, keys, values = [], [], []
     for index, layer_params in enumerate(params):
         window = config.windows[index % len(config.windows)]

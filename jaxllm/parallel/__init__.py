@@ -2,7 +2,7 @@
 
 from jaxllm.parallel.distributed import ProcessLost as ProcessLost
 from jaxllm.parallel.distributed import initialize as initialize
-from jaxllm.parallel.distributed import is_loss as is_loss
+from jaxllm.parallel.distributed import is_process_lost as is_process_lost
 from jaxllm.parallel.distributed import leave as leave
 from jaxllm.parallel.distributed import losses_told as losses_told
 from jaxllm.parallel.memory import HOST_MEMORY as HOST_MEMORY

@@ -69,7 +69,7 @@ def initialize() -> None:
     _on_abort(f"another process of the run was lost, or jax failed as said above; {_HOW_TO_GO_ON}\n")
 
 
-def is_loss(error: BaseException) -> bool:
+def is_process_lost(error: BaseException) -> bool:
     """Return whether an error says that another process of this run is gone."""
     # jax has no type of its own for it.
     if not isinstance(error, RuntimeError | ValueError) or isinstance(error, UserError):
@@ -87,7 +87,7 @@ def losses_told() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if not is_loss(error):
+        if not is_process_lost(error):
             raise
         reason = " ".join(str(error).split())[:200]
         raise ProcessLost(

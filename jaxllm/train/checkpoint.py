@@ -18,7 +18,7 @@ from orbax.checkpoint import args as ocp_args
 from orbax.checkpoint import checkpoint_managers as policies
 
 from jaxllm.errors import UserError
-from jaxllm.parallel import is_loss
+from jaxllm.parallel import is_process_lost
 from jaxllm.train.state import TrainState
 
 
@@ -129,7 +129,7 @@ class Checkpoints:
         return self
 
     def __exit__(self, kind, error, _):
-        if error is not None and is_loss(error):
+        if error is not None and is_process_lost(error):
             return  # closing would wait for the part of a save that a lost process owes
         try:
             with _clear_errors(self.folder):
@@ -206,7 +206,7 @@ def _clear_errors(folder):
     try:
         yield
     except (OSError, ValueError) as error:  # tensorstore reports a full disk as ValueError
-        if is_loss(error):
+        if is_process_lost(error):
             raise
         _remove_partial(folder)
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0][:200]

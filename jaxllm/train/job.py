@@ -98,17 +98,17 @@ class Job:
         return NamedSharding(self.mesh, parallel.partition_spec(("batch", None), shape, self.mesh))
 
 
-def language_model_loss(config: TrainConfig, *, apart: bool = False) -> LossFunction:
+def language_model_loss(config: TrainConfig, *, unstacked: bool = False) -> LossFunction:
     """Return the next-token loss of a run, (params, batch, key) -> (mean, sums).
 
     Args:
       config: the run.
-      apart: take the stack of layers apart.
+      unstacked: take the stack of layers apart.
     """
 
     def loss(params, batch, key):
         del key
-        if apart:
+        if unstacked:
             params = models.layers_apart(params)
         segments = batch["segment_ids"] if config.isolate_documents else None
         return models.loss(
@@ -119,7 +119,7 @@ def language_model_loss(config: TrainConfig, *, apart: bool = False) -> LossFunc
             mask=batch["mask"],
             segment_ids=segments,
             z_loss=config.z_loss,
-            parts=config.accumulate if config.offload == "state" else 1,
+            microbatches=config.accumulate if config.offload == "state" else 1,
         )
 
     return loss
@@ -215,8 +215,8 @@ def _build(config, corpus, mesh, loss, optimizer, subnetworks) -> Job:
     optimizer = get_precision(config.precision).wrap(optimizer)
     if config.model.remat == "offload":
         parallel.in_host_memory(NamedSharding(mesh, PartitionSpec()))  # raises if there is none
-    apart = _faster_apart(config, mesh)
-    eval_loss = loss or language_model_loss(config, apart=apart)
+    unstacked = _faster_unstacked(config, mesh)
+    eval_loss = loss or language_model_loss(config, unstacked=unstacked)
 
     init = partial(init_state, partial(models.init, config.model), optimizer)
     shapes = jax.eval_shape(lambda: init(jax.random.key(0)))
@@ -230,7 +230,7 @@ def _build(config, corpus, mesh, loss, optimizer, subnetworks) -> Job:
     def train_step(rates: Rates):
         part = dataclasses.replace(config, model=shrink(config.model, rates))
         step = make_train_step(
-            loss or language_model_loss(part, apart=apart),
+            loss or language_model_loss(part, unstacked=unstacked),
             optimizer,
             accumulate=1 if config.offload == "state" else config.accumulate,
             view=make_view(config.model, rates, subnetworks, axes, shards=mesh.shape["tensor"], cut=cut),
@@ -300,7 +300,7 @@ def _init_in_turn(init, shardings):
     return run
 
 
-def _faster_apart(config: TrainConfig, mesh) -> bool:
+def _faster_unstacked(config: TrainConfig, mesh) -> bool:
     """Return whether to take the stack of layers apart, although it takes longer to compile.
 
     A scan copies what the backward pass needs into stacks that it first fills with zeros: a quarter of
@@ -310,7 +310,7 @@ def _faster_apart(config: TrainConfig, mesh) -> bool:
     if config.offload == "state":
         return False
     if mesh.devices.flat[0].platform == "cpu":
-        # Not on several simulated devices: collectives of layers that are apart can run in different
+        # Not on several simulated devices: collectives of unstacked layers can run in different
         # orders there, and wait for each other. And XLA for CPUs merges what is computed again with what was
         # computed first, if both are in one place: nothing would be saved.
         return mesh.size == 1 and config.model.remat in ("none", "everything_saveable")
