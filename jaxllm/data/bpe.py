@@ -1,12 +1,13 @@
 """Tokenizers that the `tokenizers` library runs: GPT-2's, a trained BPE, any tokenizer.json."""
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import itertools
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ import numpy as np
 from jaxllm.atomic import write_file
 from jaxllm.data import embedded
 from jaxllm.data.companions import Companions
-from jaxllm.errors import UserError
+from jaxllm.errors import UserError, brief
 
 if TYPE_CHECKING:
     import tokenizers
@@ -78,19 +79,22 @@ class HuggingFaceTokenizer:
 
     def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
         """Return one array of ids a text, on all cores."""
-        encodings = self._documents.encode_batch_fast(texts, add_special_tokens=False)
-        return [np.array(encoding.ids, np.int32) for encoding in encodings]
+        with _library("cannot encode a text"):
+            encodings = self._documents.encode_batch_fast(texts, add_special_tokens=False)
+            return [np.array(encoding.ids, np.int32) for encoding in encodings]
 
     def encode_with_ends(self, text: str) -> tuple[np.ndarray, np.ndarray]:
         """Return ids [n], and for each the offset in characters where its text ends, int32 [n]."""
-        encoding = self._documents.encode(text, add_special_tokens=False)
-        return np.array(encoding.ids, np.int32), np.array([end for _, end in encoding.offsets], np.int32)
+        with _library("cannot encode a text"):
+            encoding = self._documents.encode(text, add_special_tokens=False)
+            return np.array(encoding.ids, np.int32), np.array([end for _, end in encoding.offsets], np.int32)
 
     def encode_prompt(self, text: str) -> np.ndarray:
         """Return ids [n], int32: `begin_ids`, then the text with every special token recognised."""
-        ids = self.backend.encode(text, add_special_tokens=False).ids
-        begun = tuple(ids[: len(self.begin_ids)]) == self.begin_ids  # Chat templates write BOS themselves.
-        return np.array(ids if begun else [*self.begin_ids, *ids], np.int32)
+        with _library("cannot encode a text"):
+            ids = self.backend.encode(text, add_special_tokens=False).ids
+            begun = tuple(ids[: len(self.begin_ids)]) == self.begin_ids  # Chat templates write BOS.
+            return np.array(ids if begun else [*self.begin_ids, *ids], np.int32)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text; eos and other special tokens appear by name.
@@ -98,7 +102,8 @@ class HuggingFaceTokenizer:
         A byte that belongs to no character reads as U+FFFD, and changes nothing before it: a text that
         is decoded while it grows changes in its last character only.
         """
-        return self.backend.decode(self._whole_characters(map(int, ids)), skip_special_tokens=False)
+        with _library("cannot decode ids"):
+            return self.backend.decode(self._whole_characters(map(int, ids)), skip_special_tokens=False)
 
     def save(self, path: str | os.PathLike) -> None:
         """Write a tokenizer.json that load_tokenizer and Hugging Face libraries read, and its companions."""
@@ -178,17 +183,23 @@ def from_json(content: str, name: str, companions: Companions = Companions()) ->
     """Return the tokenizer that a tokenizer.json's text describes; `name` is for messages."""
     import tokenizers
 
-    try:
+    with _library(f"'{name}' is not a Hugging Face tokenizer.json"):
         backend = tokenizers.Tokenizer.from_str(content)
-    except Exception as error:  # The library raises bare Exception for anything unreadable.
-        raise UserError(
-            f"the file '{name}' is not a Hugging Face tokenizer.json ({error}); expected one, or a "
-            "file that a jaxllm tokenizer saved"
-        ) from error
-    # A file may ask for truncation or padding; either would silently change the corpus.
-    backend.no_truncation()
-    backend.no_padding()
-    return _finish(backend, name, companions)
+        # A file may ask for truncation or padding; either would silently change the corpus.
+        backend.no_truncation()
+        backend.no_padding()
+        return _finish(backend, name, companions)
+
+
+@contextlib.contextmanager
+def _library(what: str) -> Iterator[None]:
+    """Tell what the `tokenizers` library raises in one sentence; a panic of its is not even an Exception."""
+    try:
+        yield
+    except (UserError, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        raise UserError(f"{what}: the tokenizers library says {brief(str(error))}; check the file") from error
 
 
 def _byte_level(model: "tokenizers.models.Model") -> "tokenizers.Tokenizer":
@@ -214,6 +225,7 @@ def _finish(
     if companions.add_bos is not None:
         _set_begin(backend, companions.token("bos_token") if companions.add_bos else None, name)
     tokenizer = HuggingFaceTokenizer(backend, eos_id, companions)
+    _ = tokenizer.begin_ids  # A broken post-processor shows here.
     if tokenizer.stop_ids[-1] >= tokenizer.vocab_size:
         raise UserError(
             f"{tokenizer.stop_ids[-1]} ends a text generated with the tokenizer '{name}' (eos_token_id), but "
@@ -238,8 +250,9 @@ def _set_begin(backend: "tokenizers.Tokenizer", bos: str | None, name: str) -> N
 def _begin_ids(backend: "tokenizers.Tokenizer") -> tuple[int, ...]:
     """Return the ids that the post-processor puts before a text."""
     try:
-        encoding = backend.encode("a")
+        backend.encode("a", add_special_tokens=False)
     except Exception:  # The library's, of a vocabulary with neither the letter nor an unknown token.
         return ()
+    encoding = backend.encode("a")
     pairs = zip(encoding.ids, encoding.special_tokens_mask, strict=True)
     return tuple(i for i, _ in itertools.takewhile(lambda pair: pair[1], pairs))

@@ -6,18 +6,18 @@ need is read out of them.
 
 import dataclasses
 import json
-import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from jaxllm.atomic import write_file
-from jaxllm.errors import UserError
+from jaxllm.errors import UserError, brief
+from jaxllm.json_file import read_json
 
 _TOKENIZER, _GENERATION, _TEMPLATE = "tokenizer_config.json", "generation_config.json", "chat_template.jinja"
 _MODEL = "config.json"
 NAMES = (_TOKENIZER, _GENERATION, _TEMPLATE)
-_MAX_BYTES = 1 << 24  # The largest published ones have a megabyte.
+_MOST_BYTES = 1 << 20  # of a chat template
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Companions:
         ids = [] if ids is None else ids if isinstance(ids, list) else [ids]
         if not all(type(i) is int and i >= 0 for i in ids):
             raise UserError(
-                f"{_GENERATION}: eos_token_id is {reprlib.repr(ids)}; expected an id, or a list of ids"
+                f"{_GENERATION}: eos_token_id is {brief(ids)}; expected an id, or a list of ids"
             )
         return ids
 
@@ -82,31 +82,21 @@ def read_companions(folder: Path) -> Companions:
     if not generation:
         model = _read_object(folder / _MODEL)
         generation = {name: model[name] for name in ("bos_token_id", "eos_token_id") if name in model}
-    return Companions(_read_object(folder / _TOKENIZER), generation, _read(folder / _TEMPLATE))
+    return Companions(_read_object(folder / _TOKENIZER), generation, _read_text(folder / _TEMPLATE))
 
 
 def _read_object(path: Path) -> dict[str, Any]:
-    text = _read(path)
-    try:
-        content = {} if text is None else json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"'{path}' is not JSON ({str(error)[:80]})") from error
-    if not isinstance(content, dict):
-        raise UserError(f"'{path}' holds no JSON object; expected names and values")
-    return content
+    return read_json(path) if path.exists() else {}
 
 
-def _read(path: Path) -> str | None:
+def _read_text(path: Path) -> str | None:
+    if not path.exists():
+        return None
     try:
         with open(path, "rb") as file:
-            content = file.read(_MAX_BYTES + 1)
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise UserError(f"cannot read '{path}' ({error.strerror})") from error
-    if len(content) > _MAX_BYTES:
-        raise UserError(f"'{path}' has more than {_MAX_BYTES:,} bytes, too many for what it should hold")
-    try:
+            content = file.read(_MOST_BYTES + 1)
+        if len(content) > _MOST_BYTES:
+            raise UserError(f"'{path}' has more than {_MOST_BYTES:,} bytes, too many for a chat template")
         return content.decode()
-    except UnicodeDecodeError as error:
-        raise UserError(f"'{path}' is not UTF-8 ({error.reason})") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read '{path}' ({error})") from error

@@ -64,11 +64,11 @@ def stop_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
 def encode_prompt(tokenizer: Tokenizer, text: str) -> list[int]:
     """Return the ids to continue: special tokens recognised, BOS first where the tokenizer asks for it.
 
-    An empty prompt is the start of a document: BOS, or the end of the document before.
+    An empty prompt is the start of a document, `start_id`.
     """
     is_theirs = isinstance(tokenizer, bpe.HuggingFaceTokenizer)
     ids = tokenizer.encode_prompt(text) if is_theirs else tokenizer.encode(text)
-    return list(map(int, ids)) or [tokenizer.eos_id]
+    return list(map(int, ids)) or [start_id(tokenizer)]
 
 
 def is_trained(spec: str) -> bool:

@@ -1,14 +1,16 @@
 """BOS, ends of turns, chat templates and byte fallback, on tokenizers of a few hundred ids."""
 
 import json
+import types
 
 import numpy as np
 import pytest
 
 from jaxllm import data, generate
 from jaxllm.cli import generate as cli
+from jaxllm.data import bpe
 from jaxllm.data.companions import Companions
-from jaxllm.data.tokenizer import begin_ids, encode_prompt, stop_ids
+from jaxllm.data.tokenizer import begin_ids, encode_prompt, start_id, stop_ids
 from jaxllm.errors import UserError
 from jaxllm.generate import stream_text
 from jaxllm.pretrained import from_pretrained, save_pretrained
@@ -76,13 +78,14 @@ def test_a_turn_is_one_id_and_the_end_of_a_document_stays_text(tmp_path):
     assert encode_prompt(tokenizer, "i<|endoftext|>") == [letters[-1], 0]
     assert encode_prompt(tokenizer, "") == [0]
     assert tokenizer.eos_id == 0 and stop_ids(tokenizer) == (0, 2, 258) and begin_ids(tokenizer) == ()
+    assert start_id(tokenizer) == 0
 
 
 def test_bos_comes_before_prompts_and_documents_where_the_tokenizer_asks(tmp_path):
     tokenizer = data.load_tokenizer(write_sentencepiece(tmp_path / "llama"))
     [the] = tokenizer.encode("the").tolist()
     assert encode_prompt(tokenizer, "the") == [1, the] == encode_prompt(tokenizer, "<s>the")[:1] + [the]
-    assert encode_prompt(tokenizer, "") == [1]
+    assert encode_prompt(tokenizer, "") == [1] == [start_id(tokenizer)]
     (tmp_path / "a.jsonl").write_text('{"text": "the"}\n{"text": "the the"}\n')
     corpus = data.prepare(tmp_path / "a.jsonl", tokenizer, seq_len=2, valid_fraction=0.3, cache_dir=tmp_path)
     documents = [corpus.train.document(0).tolist(), corpus.valid.document(0).tolist()]
@@ -207,6 +210,42 @@ def test_damaged_companions_are_told_in_one_sentence(name, content, message, tmp
     (write_chat(tmp_path / "chat") / name).write_text(content)
     with pytest.raises(UserError, match=message):
         data.load_tokenizer(tmp_path / "chat")
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("model", "vocab"), []),
+        (("post_processor", "special_tokens", "<s>", "ids"), [2**31]),
+        (("post_processor", "special_tokens"), {}),
+        (("added_tokens", 0, "id"), -1),
+        (("normalizer", "normalizers", 1, "pattern"), {"Regex": "("}),
+        (("decoder", "decoders", 0), {"type": "x" * 100_000}),
+    ],
+)
+def test_a_damaged_tokenizer_is_told_in_one_sentence(place, value, tmp_path):
+    folder = write_sentencepiece(tmp_path / "llama")
+    content = json.loads((folder / "tokenizer.json").read_text())
+    part = content
+    for key in place[:-1]:
+        part = part[key]
+    part[place[-1]] = value
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(UserError) as caught:
+        encode_prompt(data.load_tokenizer(folder), "the a")
+    assert len(str(caught.value)) < 400 and "\n" not in str(caught.value)
+
+
+def test_a_panic_of_the_library_is_told_too():
+    class Panic(BaseException):
+        """As pyo3's: no Exception."""
+
+    def panics(*args, **kwargs):
+        raise Panic("index out of bounds\n")
+
+    tokenizer = bpe.HuggingFaceTokenizer(types.SimpleNamespace(decode=panics, token_to_id=lambda _: None), 0)
+    with pytest.raises(UserError, match="cannot decode ids: the tokenizers library says 'index out"):
+        tokenizer.decode([1])
 
 
 @pytest.mark.torch
