@@ -218,7 +218,7 @@ def test_values_of_another_kind_are_refused():
         for name in ("context_length", "block_count", "embedding_length", "feed_forward_length",
                      "attention.head_count", "attention.layer_norm_rms_epsilon")
     }  # fmt: skip
-    with pytest.raises(UserError, match=r"is array\(\[1., 1.\]\); expected a whole number"):
+    with pytest.raises(UserError, match=r"is array\(\[1., 1.\]\); it must be a whole number"):
         gguf_config(GgufFile("model.gguf", metadata, {"token_embd.weight": tensor}))
 
 
