@@ -1,6 +1,7 @@
 """Tiny models of each family, with weights that make every parameter matter."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -22,11 +23,11 @@ FAMILIES = {
 
 def make_params(config, seed=0):
     """Return parameters with noise on top, so that biases are not 0 and gains not 1."""
-    params = models.init(config, jax.random.key(seed))
+    params = jax.jit(models.init, static_argnums=0)(config, jax.random.key(seed))
     leaves, tree = jax.tree.flatten(params)
     draw = np.random.default_rng(seed)
-    noisy = [leaf + 0.1 * draw.standard_normal(leaf.shape).astype(np.float32) for leaf in leaves]
-    return jax.tree.unflatten(tree, [leaf.astype(config.param_dtype) for leaf in noisy])
+    noisy = [np.float32(leaf) + 0.1 * draw.standard_normal(leaf.shape).astype(np.float32) for leaf in leaves]
+    return jax.tree.unflatten(tree, [jnp.asarray(leaf, config.param_dtype) for leaf in noisy])
 
 
 def assert_same(a, b):

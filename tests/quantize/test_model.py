@@ -33,6 +33,10 @@ def random_model(family):
     return config, random_params(config)
 
 
+def quantized(config, params, scheme):
+    return jax.jit(lambda p: quantize_weights(p, models.axes(config), scheme))(params)
+
+
 def linear_inputs(path):
     """Return how many input axes a parameter has, None if it is not a linear layer's weight."""
     *_, block, name = [part.key for part in path]
@@ -61,7 +65,7 @@ def by_hand(weight, scheme, inputs):
 def test_linear_weights_are_rounded_and_nothing_else(family, name):
     config, params = random_model(family)
     scheme = SCHEMES[name]
-    found = quantize_weights(params, models.axes(config), scheme)
+    found = quantized(config, params, scheme)
     count = 0
     for path, weight in jax.tree_util.tree_leaves_with_path(params):
         rounded = functools.reduce(lambda tree, part: tree[part.key], path, found)
@@ -178,7 +182,7 @@ def test_an_outlier_ruins_shared_activation_grids_and_spares_grids_of_channels(c
 def test_weights_alone_are_scored_as_the_rounded_model(counting):
     config, params, text, found = counting
     for name in ("zeropoint4", "zeropoint4_tensor"):
-        rounded = quantize_weights(params, models.axes(config), SCHEMES[name])
+        rounded = quantized(config, params, SCHEMES[name])
         expected = perplexity(config, rounded, text["batches"]) - found["perplexity"]
         assert found[name] == pytest.approx(expected, abs=1e-5)
     assert found["zeropoint4_tensor"] > found["zeropoint4"] > 0
