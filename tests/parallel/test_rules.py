@@ -64,17 +64,17 @@ def test_mesh_fills_in_what_is_left():
 
 
 @pytest.mark.parametrize(
-    "config, message",
+    "ways, message",
     [
-        (MeshConfig(fsdp=3), "fsdp=3.*8 devices"),
-        (MeshConfig(data=1), "data=1.*8 devices"),
-        (MeshConfig(data=-1, fsdp=-1), "at most one may be -1"),
-        (MeshConfig(tensor=0), "tensor=0"),
+        (dict(fsdp=3), "fsdp=3.*8 devices"),
+        (dict(data=1), "data=1.*8 devices"),
+        (dict(data=-1, fsdp=-1), "at most one may be -1"),
+        (dict(tensor=0), "mesh.tensor is 0"),
     ],
 )
-def test_a_mesh_that_does_not_cover_the_devices_is_refused(config, message):
+def test_a_mesh_that_does_not_cover_the_devices_is_refused(ways, message):
     with pytest.raises(UserError, match=message):
-        make_mesh(config)
+        make_mesh(MeshConfig(**ways))
 
 
 def test_constrain_places_activations_and_does_nothing_outside_a_mesh(mesh):
