@@ -68,7 +68,7 @@ def test_mesh_fills_in_what_is_left():
     [
         (dict(fsdp=3), "fsdp=3.*8 devices"),
         (dict(data=1), "data=1.*8 devices"),
-        (dict(data=-1, fsdp=-1), "at most one may be -1"),
+        (dict(data=-1, fsdp=-1), "at most one size may be -1"),
         (dict(tensor=0), "mesh.tensor is 0"),
     ],
 )
