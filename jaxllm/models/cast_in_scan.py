@@ -9,12 +9,12 @@ from jaxllm.parallel import on_host
 
 
 class _Stack(NamedTuple):
-    weight: jax.Array  # [L, ...] as it is kept: read, and given no gradient
-    cast: jax.Array  # [L, ...] in the products' type: given the gradient, and never read
+    weight: jax.Array  # [L, ...] in its own type: forward value (stop-gradient)
+    cast: jax.Array  # [L, ...] in the products' type: gradient carrier (value unused)
 
 
 def cast_in_scan(params: dict, dtype: str) -> dict:
-    """Return stacked parameters to scan over, of which `cut_layer` makes a layer's.
+    """Return stacked parameters to scan over; `cut_layer` slices and casts one layer of them.
 
     Matrices wider than the products' type become pairs, so that a scan stacks their gradients in the
     type in which products give them: half the bytes of a float32 stack, and the same numbers.
@@ -55,10 +55,10 @@ def _cast_jvp(primals, tangents):
 
 
 def _hidden(weight):
-    """Return the weight, and keep XLA for TPUs from casting the stack that it is cut from.
+    """Return the weight behind a barrier on its bits.
 
-    Of a stack that is only ever cut and cast it makes a narrower copy before the loop, which stays for
-    the whole step. It looks through any operation but one on the bits.
+    XLA for TPUs hoists the cast and keeps a bfloat16 copy of the whole stack for the step. It moves a cast
+    past any operation but one on the bits.
     """
     bits = jax.lax.bitcast_convert_type(weight, f"uint{8 * weight.dtype.itemsize}")
     return jax.lax.bitcast_convert_type(jax.lax.optimization_barrier(bits), weight.dtype)

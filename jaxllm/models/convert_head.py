@@ -170,7 +170,10 @@ def similar_groups(
 
 
 def _nearest_with_room(X_VD, means_GD, sizes):
-    """Return a group for each row: again and again all ask the nearest with room, which take the nearest."""
+    """Return a group for each row.
+
+    Assign in rounds: rows apply to their nearest open group; groups accept the closest.
+    """
     nearness_VG = X_VD @ means_GD.T - np.square(means_GD).sum(axis=1) / 2
     group_V, room_G = np.full(len(X_VD), -1), np.array(sizes)
     while (waiting := np.flatnonzero(group_V < 0)).size:

@@ -48,7 +48,7 @@ def loss_sums(
     weights = _weights(config, params)
 
     def on_part(hidden_BTD, weights, targets_BT, mask_BT):
-        # Whatever stands at a target that does not count must not reach a gather.
+        # Masked targets may hold any id; use 0 for indexing.
         rank_BT = jnp.asarray(config.vocab_groups.rank)[jnp.where(mask_BT != 0, targets_BT, 0)]
         return grouped_cross_entropy(
             hidden_BTD,

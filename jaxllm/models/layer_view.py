@@ -1,4 +1,4 @@
-"""Layers that do not run as they are kept: each is made smaller when its turn comes, or is left out."""
+"""Lazily sliced layers: shrunk or skipped when the scan reaches them."""
 
 import functools
 from collections.abc import Callable
@@ -13,14 +13,14 @@ import jax
 )
 @dataclass(frozen=True)
 class LayerView:
-    """A stack of layers, and what of each is run; `params["layers"]` may be one, and is scanned like a stack.
+    """A stack of layers and how to shrink each; `params["layers"]` may be one, and is scanned like a stack.
 
-    For where the whole stack, cut before it is scanned, would need too much memory: in the host's.
+    For a stack in the host's memory: slicing all of it before the scan would need too much on the device.
     """
 
     stack: dict  # parameters, each [L, ...]
-    rows: Any  # arrays, each [L, ...]: by which a layer is cut
-    kept: jax.Array | None  # bool [L]: a layer that is not kept passes its input on; None: all are
+    rows: Any  # arrays, each [L, ...]: what `cut` takes besides, such as indices of units
+    kept: jax.Array | None  # bool [L]: False passes the layer's input on; None: every layer runs
     cut: Callable  # (a layer's parameters, its rows) -> the parameters that run
 
     def run(self, layer: Callable, x_BTD: jax.Array) -> tuple[jax.Array, dict, None]:

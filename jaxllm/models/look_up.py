@@ -22,11 +22,11 @@ def look_up(table_VD: jax.Array, axes: Sequence[str | None], ids_BT: jax.Array, 
       ids_BT: int [B, T].
       dtype: of the result.
     """
-    lies = spread(axes, table_VD.shape)
-    if lies is None:
+    spec = spread(axes, table_VD.shape)
+    if spec is None:
         return table_VD[ids_BT].astype(dtype)
     lookup = spread(("lookup_batch", None), ids_BT.shape)
-    row_axes = mesh_axes(lies[0])
+    row_axes = mesh_axes(spec[0])
 
     def on_part(table_VD, ids_BT):
         if not row_axes:
@@ -36,5 +36,5 @@ def look_up(table_VD: jax.Array, axes: Sequence[str | None], ids_BT: jax.Array, 
         x_BTD = jnp.where(mine[..., None], table_VD[jnp.where(mine, ids_BT, 0)], 0)
         return jax.lax.psum(x_BTD.astype(dtype), row_axes)
 
-    out = PartitionSpec(*lookup, lies[1])
-    return on_shards(on_part, (lies, lookup), out)(table_VD, ids_BT)
+    out = PartitionSpec(*lookup, spec[1])
+    return on_shards(on_part, (spec, lookup), out)(table_VD, ids_BT)

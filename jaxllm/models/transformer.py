@@ -323,8 +323,8 @@ def _scan_layers(config, layer, params, x_BTD, cache):
 def _rematerialised(config, layer, window, *, prevent_cse, place=None):
     """Fix the layer's window, and wrap it in jax.checkpoint if the config asks for it.
 
-    With a `place` the parameters are a group's, and cut inside: what a checkpoint is given is kept, and
-    a scan keeps its own inputs for nothing, but of anything cut from them a copy, of all layers.
+    With a `place` the parameters are a group's. Slice inside jax.checkpoint: a slice passed in would be
+    saved as a residual for every layer, while the scan already holds its inputs.
     """
 
     def run(params, x_BTD, index, cache):

@@ -8,9 +8,9 @@ from jaxllm.parallel.rules import RULES, partition_spec
 
 
 def spread(axes: Sequence[str | None], shape: Sequence[int]) -> jax.sharding.PartitionSpec | None:
-    """Return how an array of these logical axes lies on the mesh in force; None without one.
+    """Return the spec of an array of these logical axes on the mesh in force; None without one.
 
-    Inside `jax.shard_map` the arrays are parts already, so there is none either.
+    Inside `jax.shard_map` the arrays are shards already, so there is none either.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1 or jax.sharding.AxisType.Manual in mesh.axis_types:

@@ -212,7 +212,7 @@ class _Program:
         """Return ((start, size, newer inputs) -> rows, how many there are, how many to take at once)."""
         length = outvars[0].aval.shape[0]
         rows, wholes, between = self._leaves(outvars)
-        # Outside of the loop that needs them. Rows of what has no rule are cut from all of it.
+        # Hoisted out of the loop. Variables without a row rule are computed whole, then sliced.
         wholes = {var: self.whole(var) for var in wholes}
         sources = {x: self.inputs[x] if on_host(self.inputs.get(x)) else self.whole(x) for x in rows}
 

@@ -72,7 +72,7 @@ def grouped_cross_entropy(
     if token_weights_BT is None:
         token_weights_BT = jnp.ones(groups_BT.shape, jnp.float32)
     token_weights_BT = jax.lax.stop_gradient(token_weights_BT.astype(jnp.float32))
-    # Whatever stands at a token that does not count must not reach a gather.
+    # Masked tokens may hold any group and slot; use 0 for indexing.
     counted_BT = token_weights_BT != 0
     groups_BT, slots_BT = (jnp.where(counted_BT, x_BT, 0) for x_BT in (groups_BT, slots_BT))
     common = dict(token_weights_BT=token_weights_BT, logits_bytes=logits_bytes)
