@@ -85,7 +85,10 @@ def sites_seen(config, params, sites):
     return jax.jit(lambda p: models.capture(config, p, TOKENS, sites)[1])(params)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family",
+    [pytest.param(name, marks=() if name == "gpt-neo-nano" else pytest.mark.slow) for name in FAMILIES],
+)
 def test_each_layer_s_inputs_lie_on_its_own_grid(family):
     config, params = random_model(family)
     # Calibrated on half of the text, so that some values exceed the grid and are clipped.
