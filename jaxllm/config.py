@@ -328,7 +328,11 @@ def _text(names, is_path, value):
         raise _Misfit("a text in UTF-8", right_type=True) from None
     if "\0" in value:
         raise _Misfit("a text without the character 0", right_type=True)
-    return os.path.expanduser(value) if is_path else value
+    if not is_path:
+        return value
+    if len(value.encode()) >= 4096 or max(len(part.encode()) for part in value.split("/")) > 255:
+        raise _Misfit("a path whose names the system can hold, of at most 255 bytes", right_type=True)
+    return os.path.expanduser(value)
 
 
 def _instance(kind, value):

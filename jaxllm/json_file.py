@@ -14,6 +14,15 @@ def read_json(path: str | os.PathLike, *, most_bytes: int = 2**24) -> dict[str, 
     Raises:
       UserError: the file cannot be read, has more than `most_bytes`, is not JSON or holds no object.
     """
+    return parse_json(read_bounded(path, most_bytes), brief(os.fspath(path), 300))
+
+
+def read_bounded(path: str | os.PathLike, most_bytes: int) -> bytes:
+    """Return the content of a file.
+
+    Raises:
+      UserError: the file cannot be read or has more than `most_bytes`.
+    """
     name = brief(os.fspath(path), 300)
     try:
         with Path(path).open("rb") as file:
@@ -22,7 +31,7 @@ def read_json(path: str | os.PathLike, *, most_bytes: int = 2**24) -> dict[str, 
         raise UserError(f"cannot read {name} ({getattr(error, 'strerror', None) or error})") from error
     if len(text) > most_bytes:
         raise UserError(f"{name} has more than {most_bytes:,} bytes, too many for what it should hold")
-    return parse_json(text, name)
+    return text
 
 
 def parse_json(text: bytes | str, name: str) -> dict[str, Any]:

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from importlib.metadata import entry_points
 from pathlib import Path
 
+from jaxllm.errors import UserError
+
 # NVIDIA's driver on Linux, on Jetson boards, on Windows' subsystem for Linux; TPUs.
 _DEVICES = ("nvidia*", "nvhost-ctrl*", "nvmap", "dxg", "accel*", "vfio/[0-9]*")
 _SETTINGS = ("JAX_PLATFORMS", "JAX_FORCE_TPU_INIT", "TPU_NAME", "TPU_WORKER_ID", "TPU_WORKER_HOSTNAMES")
@@ -39,7 +41,7 @@ def quiet_start() -> None:
 
 @contextlib.contextmanager
 def held_stderr() -> Iterator[None]:
-    """Hold back what native code prints to stderr, and show it if the block raises."""
+    """Hold back what native code prints to stderr, and show it if the block raises, except for a UserError."""
     try:
         sys.stderr.flush()
         kept = os.dup(2)
@@ -50,6 +52,8 @@ def held_stderr() -> Iterator[None]:
         os.dup2(held.fileno(), 2)
         try:
             yield
+        except UserError:  # which says it
+            raise
         except BaseException:
             held.seek(0)
             os.write(kept, held.read())

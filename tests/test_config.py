@@ -96,6 +96,8 @@ BAD = [
     (dict(flag=1), "flag is 1; it must be true or false"),
     (dict(folder="a\0b"), "without the character 0"),
     (dict(folder="\udcff"), "a text in UTF-8"),
+    (dict(folder="runs/" + "A" * 256), "of at most 255 bytes"),
+    (dict(folder="runs/" * 1000), "a path whose names the system can hold"),
     (dict(inner={}), "it must be a Inner"),
 ]
 

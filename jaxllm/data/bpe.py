@@ -17,11 +17,13 @@ from jaxllm.atomic import write_file
 from jaxllm.data import embedded
 from jaxllm.data.companions import Companions
 from jaxllm.errors import UserError, brief
+from jaxllm.quiet_start import held_stderr
 
 if TYPE_CHECKING:
     import tokenizers
 
 END_OF_TEXT = "<|endoftext|>"
+_PROBE = "The naïve \N{SNOWMAN} of 1984,\n\tagain!"  # letters, digits, spaces, more than one byte
 MIN_SIZE = 257  # Every byte, and the end-of-text token.
 
 # What ends a document in published vocabularies, the first found wins. Names of turn ends
@@ -183,11 +185,12 @@ def from_json(content: str, name: str, companions: Companions = Companions()) ->
     """Return the tokenizer that a tokenizer.json's text describes; `name` is for messages."""
     import tokenizers
 
-    with _library(f"'{name}' is not a Hugging Face tokenizer.json"):
+    with held_stderr(), _library(f"'{name}' is not a Hugging Face tokenizer.json"):  # a panic prints a trace
         backend = tokenizers.Tokenizer.from_str(content)
         # A file may ask for truncation or padding; either would silently change the corpus.
         backend.no_truncation()
         backend.no_padding()
+        backend.decode(backend.encode(_PROBE).ids)  # some parts fail only when they are used
         return _finish(backend, name, companions)
 
 

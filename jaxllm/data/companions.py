@@ -12,7 +12,7 @@ from typing import Any
 
 from jaxllm.atomic import write_file
 from jaxllm.errors import UserError, brief
-from jaxllm.json_file import read_json
+from jaxllm.json_file import read_bounded, read_json
 
 _TOKENIZER, _GENERATION, _TEMPLATE = "tokenizer_config.json", "generation_config.json", "chat_template.jinja"
 _MODEL = "config.json"
@@ -39,8 +39,9 @@ class Companions:
         """The Jinja template that writes a conversation, if there is one; of several the default."""
         template = self.tokenizer.get("chat_template") if self.template is None else self.template
         if isinstance(template, list):
-            named = {entry.get("name"): entry for entry in template if isinstance(entry, dict)}
-            template = named.get("default", {}).get("template")
+            entries = [entry for entry in template if isinstance(entry, dict)]
+            default = [entry for entry in entries if entry.get("name") == "default"]
+            template = default[-1].get("template") if default else None
         return template if isinstance(template, str) else None
 
     def token(self, name: str) -> str | None:
@@ -93,10 +94,6 @@ def _read_text(path: Path) -> str | None:
     if not path.exists():
         return None
     try:
-        with open(path, "rb") as file:
-            content = file.read(_MOST_BYTES + 1)
-        if len(content) > _MOST_BYTES:
-            raise UserError(f"'{path}' has more than {_MOST_BYTES:,} bytes, too many for a chat template")
-        return content.decode()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read '{path}' ({error})") from error
+        return read_bounded(path, _MOST_BYTES).decode()
+    except UnicodeDecodeError as error:
+        raise UserError(f"'{path}' is not UTF-8 ({error.reason})") from error

@@ -1,6 +1,5 @@
 """Choose a tokenizer by name: "gpt2", "bytes", "char", "bpe:4096", or a saved file."""
 
-import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,7 +10,11 @@ import numpy as np
 from jaxllm.data import bpe
 from jaxllm.data.companions import Companions, read_companions
 from jaxllm.data.simple_tokenizers import ByteTokenizer, CharTokenizer
-from jaxllm.errors import UserError, unknown
+from jaxllm.errors import UserError, brief, unknown
+from jaxllm.json_file import parse_json, read_bounded
+
+_MOST_BYTES, _MOST_IDS = 2**28, 2**24
+_MOST_TRAINED = 2**20  # the library makes room for so many before it has read a text
 
 
 class Tokenizer(Protocol):
@@ -125,28 +128,38 @@ def load_tokenizer(spec: str | os.PathLike, *, documents: Iterable[str] | None =
 
 def _bpe_size(spec: str) -> int:
     size = spec.removeprefix("bpe:")
-    if not size.isdecimal() or int(size) < bpe.MIN_SIZE:
+    if not size.isdecimal() or len(size) > 7 or not bpe.MIN_SIZE <= int(size) <= _MOST_TRAINED:
         raise UserError(
-            f"the tokenizer '{spec}' needs a whole number of at least {bpe.MIN_SIZE} after 'bpe:' "
-            "(the 256 bytes and the end-of-text token), such as bpe:4096"
+            f"the tokenizer {brief(spec)} needs a whole number of at least {bpe.MIN_SIZE} (the 256 bytes and "
+            f"the end-of-text token) and at most {_MOST_TRAINED} after 'bpe:', such as bpe:4096"
         )
     return int(size)
 
 
 def _load_file(path: Path) -> Tokenizer:
-    try:
-        text = path.read_text(encoding="utf-8")
-        content = json.loads(text)
-    except OSError as error:
-        raise UserError(f"cannot read the tokenizer '{path}' ({error.strerror})") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(
-            f"the tokenizer file '{path}' is not JSON; expected a Hugging Face tokenizer.json"
-        ) from error
-    kind = content.get("jaxllm_tokenizer") if isinstance(content, dict) else None
+    text = read_bounded(path, _MOST_BYTES)
+    content = parse_json(text, f"the tokenizer file '{path}'")
+    kind = content.get("jaxllm_tokenizer")
     if kind == "bytes":
         return ByteTokenizer()
     if kind == "char" and isinstance(content.get("alphabet"), str):
         return CharTokenizer(content["alphabet"])
     companions = read_companions(path.parent) if path.name == "tokenizer.json" else Companions()
-    return bpe.from_json(text, str(path), companions)
+    _check_ids(content, path)
+    return bpe.from_json(text.decode(), str(path), companions)
+
+
+def _check_ids(content: dict, path: Path) -> None:
+    """Refuse ids that are given twice, or too large: the library makes room for all ids below one."""
+    model, added = content.get("model"), content.get("added_tokens")
+    vocab = model.get("vocab") if isinstance(model, dict) else None
+    ids = [one for one in vocab.values() if type(one) is int] if isinstance(vocab, dict) else []
+    if len(set(ids)) < len(ids):
+        raise UserError(f"the tokenizer file '{path}' gives two tokens the same id; the file is damaged")
+    ids += [token.get("id") for token in added if isinstance(token, dict)] if isinstance(added, list) else []
+    for one in ids:
+        if type(one) is int and not 0 <= one < _MOST_IDS:
+            raise UserError(
+                f"the tokenizer file '{path}' gives a token the id {brief(one)}; expected one from 0 to "
+                f"{_MOST_IDS - 1}"
+            )

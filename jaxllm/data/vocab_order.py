@@ -9,7 +9,7 @@ import json
 import numpy as np
 
 from jaxllm.data.tokenizer import Tokenizer
-from jaxllm.errors import UserError, unknown
+from jaxllm.errors import UserError, brief, unknown
 
 VOCAB_ORDERS = {
     "merge_order": "by id, which is the order of the merges in GPT-2's and our own BPE",
@@ -66,10 +66,10 @@ def parse_groups(spec: str) -> tuple[str, int | None]:
     name, colon, slots = spec.partition(":")
     if name not in VOCAB_ORDERS:
         raise unknown("order of the vocabulary", name, VOCAB_ORDERS)
-    if colon and not slots.isdecimal():
+    if colon and not (slots.isdecimal() and 0 < len(slots) < 10):
         raise UserError(
-            f"vocab_groups '{spec}' has '{slots}' where the number of tokens of a group should be; write "
-            f"{name} or, for example, {name}:224"
+            f"vocab_groups {brief(spec)} has {brief(slots)} where the number of tokens of a group should be; "
+            f"write {name} or, for example, {name}:224"
         )
     return name, int(slots) if colon else None
 

@@ -195,9 +195,8 @@ def _check(config, prompts, max_new_tokens):
         raise UserError("a prompt is empty; give at least one token (the end-of-text token will do)")
     if max_new_tokens < 1:
         raise UserError(f"max_new_tokens is {max_new_tokens}; it must be at least 1")
-    highest = max(max(p) for p in prompts)
-    if highest >= config.vocab_size:
-        raise UserError(
-            f"the prompt holds id {highest}, beyond the vocabulary of {config.vocab_size}; "
-            "use the tokenizer the model was trained with"
-        )
+    for prompt in prompts:
+        try:
+            models.check_ids(np.asarray(prompt), config.known_vocab_size, "a prompt's ids")
+        except UserError as error:
+            raise UserError(f"{error}; use the tokenizer the model was trained with") from error

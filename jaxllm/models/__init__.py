@@ -19,6 +19,7 @@ from jaxllm.models.convert_head import to_dense_head as to_dense_head
 from jaxllm.models.convert_head import to_grouped_head as to_grouped_head
 from jaxllm.models.decoding_layout import for_decoding as for_decoding
 from jaxllm.models.grouped_head import draw_token as draw_token
+from jaxllm.models.ids import check_ids as check_ids
 from jaxllm.models.layer_view import LayerView as LayerView
 from jaxllm.models.layers_apart import layers_apart as layers_apart
 from jaxllm.models.loss import hidden_loss as hidden_loss

@@ -8,6 +8,7 @@ from jaxllm_kernels import linear_cross_entropy as kernel
 from jaxllm.errors import UserError
 from jaxllm.models import grouped_head
 from jaxllm.models.config import ModelConfig
+from jaxllm.models.ids import check_ids
 from jaxllm.models.transformer import head_weights, trunk
 from jaxllm.parallel import mesh_axes, on_shards, spread
 
@@ -27,7 +28,8 @@ def loss(
 
     Args:
       tokens_BT: int [B, T].
-      targets_BT: int [B, T], the token after each; any value where the mask is 0.
+      targets_BT: int [B, T], the token after each; any value where the mask is 0. A negative one (-100)
+        does not count either; one beyond the vocabulary that counts makes the mean NaN.
       mask: [B, T] bool or weights; None: every token counts.
       segment_ids: see `trunk`.
       z_loss: coefficient of logsumexp(logits)**2, added to each token's loss.
@@ -39,7 +41,8 @@ def loss(
       head of groups also "group_loss_sum" and "slot_loss_sum", the two parts of loss_sum.
 
     Raises:
-      UserError: a z_loss for a head of groups, which has no one logsumexp.
+      UserError: a z_loss for a head of groups, which has no one logsumexp; ids that are fractions or,
+        outside of jit, that the vocabulary does not have.
 
     Examples:
       >>> from jaxllm import models
@@ -64,7 +67,7 @@ def hidden_loss(
     z_loss: float = 0.0,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Return what `loss` does, from the hidden states that `trunk` gave."""
-    mask_BT = jnp.ones(targets_BT.shape, jnp.float32) if mask is None else mask.astype(jnp.float32)
+    mask_BT = _counted(config, targets_BT, mask)
     if config.vocab_groups is not None and z_loss:
         raise UserError(f"z_loss={z_loss} is of one softmax and vocab_groups makes two; set it to 0")
     with jax.named_scope("loss"):
@@ -78,6 +81,17 @@ def hidden_loss(
     token_count = jnp.sum(mask_BT)
     mean = sums.total / jnp.where(token_count == 0, 1.0, token_count)
     return mean, logged | {"token_count": token_count}
+
+
+def _counted(config: ModelConfig, targets_BT: jax.Array, mask: jax.Array | None) -> jax.Array:
+    """Return each target's weight, float32 [B, T]: 0 for a negative one, NaN for one that cannot be meant."""
+    mask_BT = jnp.ones(targets_BT.shape, jnp.float32) if mask is None else mask.astype(jnp.float32)
+    if not isinstance(mask_BT, jax.core.Tracer) and not isinstance(targets_BT, jax.core.Tracer):
+        check_ids(jnp.where(mask_BT != 0, targets_BT, -1), config.known_vocab_size, "targets")
+    else:
+        check_ids(targets_BT, config.known_vocab_size, "targets")
+    beyond_BT = (targets_BT >= config.known_vocab_size) & (mask_BT != 0)
+    return jnp.where(targets_BT < 0, 0.0, jnp.where(beyond_BT, jnp.nan, mask_BT))
 
 
 def token_log_probs(

@@ -14,6 +14,7 @@ from jaxllm.models.attention import attention_block
 from jaxllm.models.cache import LayerCache
 from jaxllm.models.cast_in_scan import cast_in_scan, cut_layer
 from jaxllm.models.config import ModelConfig
+from jaxllm.models.ids import check_ids
 from jaxllm.models.layer_view import LayerView
 from jaxllm.models.look_up import look_up
 from jaxllm.models.mlp import mlp_block
@@ -56,7 +57,8 @@ def trunk(
       microbatches: how many each layer takes one after another, before the next layer; must divide B.
 
     Raises:
-      UserError: more tokens than a learned position table has.
+      UserError: more tokens than a learned position table has; ids that are fractions or, outside of jit,
+        that the vocabulary does not have.
     """
     options = dict(positions=positions, segment_ids=segment_ids, microbatches=microbatches)
     return capture(config, params, tokens_BT, sites, **options)[0]
@@ -86,6 +88,7 @@ def capture(
       >>> values["attn_probs"].shape  # layers, batch, heads, queries, keys
       (2, 1, 2, 5, 5)
     """
+    check_ids(tokens_BT, config.known_vocab_size)
     if positions is None:
         positions = _positions(tokens_BT, segment_ids)
         if config.position == "learned" and tokens_BT.shape[1] > config.context_length:
@@ -117,6 +120,7 @@ def decode(
       (hidden_BTD after the final norm, the cache with the tokens added). Hidden states at padding
       are meaningless but finite; where the cache has no slot left for the tokens, all are NaN.
     """
+    check_ids(tokens_BT, config.known_vocab_size)
     T = tokens_BT.shape[1]
     if T > cache["valid"].shape[1]:
         raise UserError(f"{T} tokens do not fit a cache of {cache['valid'].shape[1]}")

@@ -99,7 +99,7 @@ def test_commands_print_nothing_but_their_own_words_and_run_without_docstrings(t
     """With the compilers of other machines installed, and at Python's highest optimisation."""
     command = [sys.executable, "-OO", "-m", "jaxllm.cli", "train", "--preset", "gpt2-nano", "--steps", "2",
                "--seq-len", "16", "--batch-size", "2", "--tokenizer", "bytes", "--no-progress",
-               "--eval-batches", "1", "--final-eval-batches", "1", "--out", str(tmp_path / "run")]  # fmt: skip
+               "--eval-batches", "1", "--final-eval-batches", "1", "--out", str(tmp_path)]  # fmt: skip
     env = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_PLATFORMS")}
     done = subprocess.run(command, capture_output=True, text=True, env=env, check=True)
     assert done.stderr == "", done.stderr

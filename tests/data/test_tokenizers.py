@@ -186,7 +186,7 @@ def write(path, content):
         (lambda p: "char", "'char' is trained on text: pass documents="),
         (lambda p: p / "missing.json", "no tokenizer at '.*missing.json'; give the path"),
         (lambda p: p, "no tokenizer at '.*tokenizer.json'; give the path"),
-        (lambda p: write(p / "x.json", "hello"), "x.json' is not JSON; expected a Hugging Face"),
+        (lambda p: write(p / "x.json", "hello"), "x.json' is not JSON"),
         (lambda p: write(p / "x.json", "{}"), "x.json' is not a Hugging Face tokenizer.json"),
     ],
 )

@@ -60,7 +60,8 @@ def grouped_cross_entropy(
       groups_BT: int [B, T], each token's group in [0, G); any value where the token weight is 0.
       slots_BT: int [B, T], its place in the group, below the group's size; likewise.
       group_sizes_G: int [G], how many slots of each group hold tokens; at least 1.
-      token_weights_BT: [B, T] weight of each token, 0 leaves it out; None: all 1. No gradient.
+      token_weights_BT: [B, T] weight of each token, 0 leaves it out; None: 1, or 0 where the group is
+        negative. No gradient.
       scale: what weights' scale and shift apply to: "hidden", t = (h * a + b) W, or "logits",
         t = (h W) * a + b, with a and b of the token's group. The first is the richer one. "none":
         there are none, t = h W, W shared or the group's own.
@@ -70,7 +71,7 @@ def grouped_cross_entropy(
     _check(hidden_BTD, weights, groups_BT, slots_BT, group_sizes_G, scale)
     group_sizes_G = jnp.asarray(group_sizes_G)
     if token_weights_BT is None:
-        token_weights_BT = jnp.ones(groups_BT.shape, jnp.float32)
+        token_weights_BT = groups_BT >= 0
     token_weights_BT = jax.lax.stop_gradient(token_weights_BT.astype(jnp.float32))
     # Masked tokens may hold any group and slot; use 0 for indexing.
     counted_BT = token_weights_BT != 0

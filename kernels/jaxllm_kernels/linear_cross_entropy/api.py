@@ -54,7 +54,8 @@ def linear_cross_entropy(
       hidden_BTD: [B, T, D] or [N, D].
       weights: [D, V], or [V, D] with vocab_axis=0 (a tied token table): neither is transposed.
       labels_BT: int [B, T] or [N]; any value where the token weight is 0.
-      token_weights_BT: weight of each token, 0 leaves it out; None: all 1. No gradient.
+      token_weights_BT: weight of each token, 0 leaves it out; None: 1, or 0 where the label is negative
+        (-100, as torch has it). No gradient.
       limits_BT: int, at least 1: a token's softmax is over this many leading columns; None: all.
       vocab_axis: which axis of weights is the vocabulary.
       z_loss: coefficient of logsumexp**2, added to each token's loss (PaLM, arXiv 2204.02311).
@@ -73,8 +74,10 @@ def linear_cross_entropy(
     options = Options(vocab_axis, float(z_loss), vocab_axis_name)
     _check(hidden_BTD, weights, labels_BT, token_weights_BT, limits_BT, options, implementation)
     if token_weights_BT is None:
-        token_weights_BT = jnp.ones(labels_BT.shape, jnp.float32)
+        token_weights_BT = labels_BT >= 0
     token_weights_BT = jax.lax.stop_gradient(token_weights_BT.astype(jnp.float32))
+    # Labels that do not count may hold any id, which must not reach a gather.
+    labels_BT = jnp.where(token_weights_BT != 0, labels_BT, 0)
     if implementation == "reference":
         nll, z = reference.linear_cross_entropy(
             hidden_BTD, weights, labels_BT, token_weights_BT, limits_BT, options

@@ -1,0 +1,77 @@
+"""Token ids that no one meant: refused where they are known, loud where only the device sees them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jaxllm_kernels.linear_cross_entropy import linear_cross_entropy
+
+from jaxllm import models
+from jaxllm.errors import UserError
+from jaxllm.generate import generate
+
+CONFIG = models.get_preset("gpt2-nano", vocab_size=20, num_layers=1)
+GROUPED = models.get_preset(
+    "gpt2-nano", vocab_size=20, num_layers=1, vocab_groups=models.VocabGroups.of(np.arange(20))
+)
+
+
+@pytest.fixture(scope="module", params=[CONFIG, GROUPED], ids=["dense", "groups"])
+def model(request):
+    return request.param, models.init(request.param, jax.random.key(0))
+
+
+TOKENS = np.arange(8, dtype=np.int32).reshape(1, 8)
+
+
+@pytest.mark.parametrize(
+    "tokens, words",
+    [
+        (TOKENS.astype(np.float32), "float32; token ids must be whole numbers"),
+        (TOKENS - 1, "the id -1; the vocabulary has ids from 0 to 19"),
+        (TOKENS + 15, "the id 22"),
+    ],
+)
+def test_tokens_that_the_vocabulary_has_not_are_refused(tokens, words):
+    params = models.shapes(CONFIG)  # nothing is computed
+    for ids in (tokens, jnp.asarray(tokens)):
+        with pytest.raises(UserError, match=f"tokens .*{words}"):
+            models.apply(CONFIG, params, ids)
+    with pytest.raises(UserError, match="targets are of type float32"):
+        models.hidden_loss(CONFIG, params, jnp.zeros((1, 8, 64)), jnp.zeros((1, 8)))
+
+
+@pytest.mark.parametrize("prompt", [[1, -3], [1, 2.5], [1, 20]])
+def test_prompts_that_the_vocabulary_has_not_are_refused(prompt):
+    with pytest.raises(UserError, match="a prompt's ids .*; use the tokenizer"):
+        generate(CONFIG, models.shapes(CONFIG), [[1, 2], prompt], max_new_tokens=1)
+
+
+def test_negative_targets_do_not_count_and_ids_beyond_the_vocabulary_are_loud(model):
+    config, params = model
+    hidden = jax.random.normal(jax.random.key(1), (1, 8, config.embed_dim))
+
+    @jax.jit
+    def loss(targets, mask):
+        return models.hidden_loss(config, params, hidden, targets, mask=mask)
+
+    ones = jnp.ones((1, 8))
+    masked = ones.at[:, 2:5].set(0)
+    ignored = jnp.asarray(TOKENS).at[:, 2:5].set(-100)
+    mean, sums = loss(ignored, ones)
+    want, wanted = loss(jnp.asarray(TOKENS), masked)
+    assert float(mean) == pytest.approx(float(want), abs=1e-6) and float(sums["token_count"]) == 5
+    assert float(sums["loss_sum"]) == pytest.approx(float(wanted["loss_sum"]), abs=1e-5)
+    assert np.isnan(loss(ignored.at[0, 0].set(20), ones)[0])
+    assert float(loss(ignored.at[0, 2].set(99), masked)[0]) == pytest.approx(float(want), abs=1e-6)
+    with pytest.raises(UserError, match="targets hold the id 20"):
+        models.hidden_loss(config, params, hidden, ignored.at[0, 0].set(20))
+
+
+def test_the_kernel_leaves_out_negative_labels():
+    hidden, weights = jnp.ones((4, 3)), jnp.arange(15.0).reshape(3, 5)
+    labels = jnp.array([1, -100, 4, -1])
+    want = linear_cross_entropy(hidden[::2], weights, labels[::2]).total
+    for implementation in ("reference", "xla"):
+        found = linear_cross_entropy(hidden, weights, labels, implementation=implementation).total
+        assert float(found) == pytest.approx(float(want), rel=1e-6)
