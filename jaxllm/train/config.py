@@ -15,6 +15,7 @@ from jaxllm.tiles.config import TilesConfig
 from jaxllm.train.precision import PRECISIONS
 
 ENGINES = ("jit", "tiles")
+_MOST_TOKENS = 2**26  # a step; the largest published batches have a quarter of it
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,11 @@ class TrainConfig(Config):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.tokens_per_step > _MOST_TOKENS:
+            raise UserError(
+                f"batch_size {self.batch_size} x seq_len {self.seq_len} is {self.tokens_per_step} tokens a "
+                f"step; expected at most {_MOST_TOKENS}"
+            )
         if self.batch_size % self.accumulate:
             raise UserError(
                 f"batch_size {self.batch_size} cannot be computed in accumulate={self.accumulate} "

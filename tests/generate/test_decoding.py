@@ -191,7 +191,7 @@ def test_streamed_text_grows_and_ends_as_the_whole():
     "prompts, count, message",
     [
         ([[]], 5, "empty"),
-        ([[1, 999]], 5, "999.*256"),
+        ([[1, 999]], 5, "999.*255"),
         ([[1]], 0, "max_new"),
     ],
 )
