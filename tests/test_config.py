@@ -189,21 +189,21 @@ def test_a_config_comes_back_from_its_plain_values():
         assert from_plain(TrainConfig, json.loads(json.dumps(to_dict(config))), "a file") == config
 
 
-def variations(kind, values, path=()):
+def variations(values, path=()):
     """Yield (path, value): every field of a config set to everything that it is not."""
     hostile = (None, True, -1, 0, 0.5, 2**31, 10**400, math.nan, math.inf, -math.inf, 1e-40, "", "x", "nan",
                "-inf", "\0", "\ud800", "two\nlines", "A" * 100_000, [], {}, [[]], [0] * 5, {"a": {"b": []}},
                ["x", None], "3;x;" + "A" * 50)  # fmt: skip
     for name, value in values.items():
         if isinstance(value, dict):
-            yield from variations(kind, value, (*path, name))
+            yield from variations(value, (*path, name))
         for one in hostile:
             yield (*path, name), one
 
 
 def test_every_variation_of_a_plan_is_read_or_refused_in_one_short_sentence():
     refused = 0
-    for path, value in variations(TrainConfig, PLAIN):
+    for path, value in list(variations(PLAIN))[::3]:  # all: experiments/benchmarks/fuzz_configs.py
         tree = json.loads(json.dumps(PLAIN))
         node = tree
         for name in path[:-1]:
@@ -218,7 +218,7 @@ def test_every_variation_of_a_plan_is_read_or_refused_in_one_short_sentence():
             # What is read can be written, hashed and read again.
             hash(read)
             assert from_plain(TrainConfig, json.loads(json.dumps(to_dict(read))), "again") == read
-    assert refused > 1000
+    assert refused > 400
 
 
 @pytest.mark.parametrize("name", ["sys:path", "os:getcwd", "os.path:join", ".:x", ":x", "os:", "nowhere:x",
@@ -227,6 +227,11 @@ def test_an_optimizer_that_is_none_is_refused(name):
     with pytest.raises(UserError, match="optim.name .*(cannot be imported|expected a function of)") as error:
         OptimConfig(name=name)
     assert len(str(error.value)) < 1000
+
+
+def test_an_optimizer_that_needs_more_than_gradients_is_refused():
+    with pytest.raises(UserError, match="optimizer 'lbfgs' needs more than gradients .*'value'"):
+        OptimConfig(name="lbfgs")
 
 
 def test_an_optimizer_s_function_has_to_return_one(monkeypatch):

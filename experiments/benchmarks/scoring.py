@@ -24,6 +24,7 @@ from tqdm import tqdm
 from experiments.grid import publish
 from jaxllm import compilation_cache, score
 from jaxllm.cli.experiment import run_experiment
+from jaxllm.config import Config, Count, UserPath
 from jaxllm.data.embedded import sotu_addresses
 from jaxllm.errors import UserError
 from jaxllm.pretrained import fetch_smollm2, from_pretrained, save_pretrained
@@ -34,17 +35,17 @@ _CHOICES = 4
 
 
 @dataclass(frozen=True)
-class ScoringConfig:
+class ScoringConfig(Config):
     """How much is scored, and how often it is timed."""
 
     questions: str | None = None  # jsonl with the columns question and choices; None: endings of passages
-    count: int = 24  # questions, and as many last words
-    texts: int = 6  # whole texts
-    words: int = 400  # of a whole text
-    sentences: int = 40  # whose words' surprisals are compared
-    rival_batch_sizes: tuple[int, ...] = (1, 8)
-    repeats: int = 3  # of each timing
-    out: str = "runs/scoring"
+    count: Count = 24  # questions, and as many last words
+    texts: Count = 6  # whole texts
+    words: Count = 400  # of a whole text
+    sentences: Count = 40  # whose words' surprisals are compared
+    rival_batch_sizes: tuple[Count, ...] = (1, 8)
+    repeats: Count = 3  # of each timing
+    out: UserPath = "runs/scoring"
 
     def __post_init__(self):
         least = dict(count=_CHOICES, texts=1, words=1, sentences=1, repeats=1)

@@ -86,10 +86,7 @@ def hidden_loss(
 def _counted(config: ModelConfig, targets_BT: jax.Array, mask: jax.Array | None) -> jax.Array:
     """Return each target's weight, float32 [B, T]: 0 for a negative one, NaN for one that cannot be meant."""
     mask_BT = jnp.ones(targets_BT.shape, jnp.float32) if mask is None else mask.astype(jnp.float32)
-    if not isinstance(mask_BT, jax.core.Tracer) and not isinstance(targets_BT, jax.core.Tracer):
-        check_ids(jnp.where(mask_BT != 0, targets_BT, -1), config.known_vocab_size, "targets")
-    else:
-        check_ids(targets_BT, config.known_vocab_size, "targets")
+    check_ids(jnp.where(mask_BT != 0, targets_BT, -1), config.known_vocab_size, "targets")
     beyond_BT = (targets_BT >= config.known_vocab_size) & (mask_BT != 0)
     return jnp.where(targets_BT < 0, 0.0, jnp.where(beyond_BT, jnp.nan, mask_BT))
 

@@ -132,7 +132,23 @@ def _find(name: str) -> Callable:
         return _import(name)
     if name not in _named():
         raise unknown("optimizer", name, _named())
+    _check_update(name)
     return _named()[name]
+
+
+@functools.cache
+def _check_update(name: str) -> None:
+    """Check that an optimizer's update asks for no more than gradients, as lbfgs's line search does."""
+    build = _named()[name]
+    offered = {"learning_rate": 0.1, "mask": {"w": True}, "axes": {"w": ("embed",)}}
+    optimizer = build(**{k: v for k, v in offered.items() if k in inspect.signature(build).parameters})
+    weights = {"w": jax.ShapeDtypeStruct((8,), "float32")}
+    try:
+        jax.eval_shape(lambda w: optimizer.update(w, optimizer.init(w), w), weights)
+    except TypeError as error:
+        raise UserError(
+            f"optimizer '{name}' needs more than gradients ({bare(error, 200)}); choose another one"
+        ) from error
 
 
 @functools.cache
