@@ -41,7 +41,7 @@ def quiet_start() -> None:
 
 @contextlib.contextmanager
 def held_stderr() -> Iterator[None]:
-    """Hold back what native code prints to stderr, and show it if the block raises, except for a UserError."""
+    """Hold back what native code prints to stderr; show it if the block raises, but for a UserError."""
     try:
         sys.stderr.flush()
         kept = os.dup(2)
