@@ -50,7 +50,7 @@ def penalize_repetition(penalty: float) -> Processor:
     """Divide positive scores of seen tokens by `penalty` and multiply negative ones by it."""
 
     def process(logits_BV, tokens_BS, seen_BS):
-        rows = jnp.arange(logits_BV.shape[0])[:, None]
+        rows = jnp.arange(logits_BV.shape[0], dtype=jnp.int32)[:, None]
         counts_BV = jnp.zeros(logits_BV.shape, jnp.int32).at[rows, tokens_BS].max(seen_BS.astype(jnp.int32))
         penalized = jnp.where(logits_BV > 0, logits_BV / penalty, logits_BV * penalty)
         return jnp.where(counts_BV > 0, penalized, logits_BV)

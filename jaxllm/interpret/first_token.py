@@ -3,6 +3,7 @@
 Xiao et al. 2023 (arXiv 2309.17453) named it; Kaul et al. 2024 (arXiv 2410.17174) measure it as done here.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -52,16 +53,16 @@ def first_token_attention(
     scale = K**-0.5 if scale is None else scale
     sink_H = kernel.sink_logits(sink, H)
     if segment_ids_BT is None:
-        segment_ids_BT = jnp.zeros((B, T), int)
+        segment_ids_BT = jnp.zeros((B, T), jnp.int32)
     starts_BS = jnp.pad(
         segment_ids_BT[:, 1:] != segment_ids_BT[:, :-1], ((0, 0), (1, 0)), constant_values=True
     )
 
     def of_query(query_and_place):
         query_BHK, position, segment_B = query_and_place
-        distance_S = position - jnp.arange(T)
+        distance_S = position - jnp.arange(T, dtype=jnp.int32)
         seen_S = (distance_S >= 0) & ((distance_S < window) | (window == 0))
-        seen_BS = seen_S & (segment_B[:, None] == segment_ids_BT)
+        seen_BS = seen_S[None] & (segment_B[:, None] == segment_ids_BT)
         first_BS = seen_BS & starts_BS
         counts_B = jnp.any(first_BS, axis=1) & jnp.any(seen_BS & ~starts_BS, axis=1)
 
@@ -69,12 +70,13 @@ def first_token_attention(
         scores_BH1S = jnp.where(seen_BS[:, None, None], scores_BH1S, -jnp.inf)
         first_BH1S = (first_BS & counts_B[:, None])[:, None, None]
         largest_BH1S = scores_BH1S == jnp.max(scores_BH1S, axis=-1, keepdims=True)
-        argmax_BH1 = jnp.sum(largest_BH1S & first_BH1S, axis=-1) / jnp.sum(largest_BH1S, axis=-1)
+        count = functools.partial(jnp.sum, axis=-1, dtype=jnp.float32)
+        argmax_BH1 = count(largest_BH1S & first_BH1S) / count(largest_BH1S)
         probs_BH1S = kernel.attention_probs(scores_BH1S, None, sink_H)
         mass_BH1 = jnp.sum(probs_BH1S, axis=-1, where=first_BH1S)
         return argmax_BH1[..., 0], mass_BH1[..., 0], counts_B
 
-    by_query = (query_BTHK.swapaxes(0, 1), jnp.arange(T), segment_ids_BT.T)
+    by_query = (query_BTHK.swapaxes(0, 1), jnp.arange(T, dtype=jnp.int32), segment_ids_BT.T)
     values = jax.lax.map(of_query, by_query, batch_size=min(QUERIES, T))
     return FirstTokenAttention(*(value.swapaxes(0, 1) for value in values))
 

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+from jaxllm_kernels.dtypes import widened
 
 
 def kurtosis(x: jax.Array, axis: int = -1) -> jax.Array:
@@ -14,7 +15,7 @@ def kurtosis(x: jax.Array, axis: int = -1) -> jax.Array:
       >>> float(kurtosis(jnp.array([1.0, -1.0, 1.0, -1.0])))
       1.0
     """
-    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    x = x.astype(widened(x.dtype))
     centred = x - jnp.mean(x, axis, keepdims=True)
     # Far from zero the mean is rounded as coarsely as x is; a second one takes away what it left.
     centred = centred - jnp.mean(centred, axis, keepdims=True)

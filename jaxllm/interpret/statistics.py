@@ -86,7 +86,7 @@ def _sums(config, params, tokens_BT, segment_ids_BT) -> dict[str, tuple[jax.Arra
             captured["query"],
             captured["key"],
             scale=config.attention_scale,
-            window=jnp.array(config.windows)[layer % len(config.windows)],
+            window=jnp.array(config.windows, jnp.int32)[layer % len(config.windows)],
             sink=params["layers"]["attn"]["sink"][layer] if learned else config.sink_logit,
             segment_ids_BT=segment_ids_BT,
         )

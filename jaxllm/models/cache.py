@@ -64,8 +64,9 @@ class LayerCache(NamedTuple):
             # One more axis, even of length 1, would be reshaped away to be read: XLA fuses that with
             # the update, which the next step needs too, and so makes and copies the cache twice.
             if self.layer is None:
-                return jax.lax.dynamic_update_slice(cache, new, (0, 0, self.start, 0))
-            return jax.lax.dynamic_update_slice(cache, new[None], (self.layer, 0, 0, self.start, 0))
+                return jax.lax.dynamic_update_slice_in_dim(cache, new, self.start, axis=2)
+            zero = jnp.zeros_like(self.start)
+            return jax.lax.dynamic_update_slice(cache, new[None], (self.layer, zero, zero, self.start, zero))
 
         return self._replace(key=written(self.key, key_BTGK), value=written(self.value, value_BTGK))
 
@@ -90,8 +91,8 @@ class LayerCache(NamedTuple):
         Padding is on the left, so between two tokens of a row slots and positions differ by the
         same amount, and the window can be measured in slots.
         """
-        slot_S = jnp.arange(self.valid_BS.shape[1])
-        distance_TS = (self.start + jnp.arange(T))[:, None] - slot_S[None, :]
+        slot_S = jnp.arange(self.valid_BS.shape[1], dtype=jnp.int32)
+        distance_TS = (self.start + jnp.arange(T, dtype=jnp.int32))[:, None] - slot_S[None, :]
         near_TS = distance_TS >= 0
         if window:
             near_TS = near_TS & (distance_TS < window)

@@ -110,7 +110,7 @@ def fit_head(
             updates, state = optimizer.update(gradients, state, head)
             return (optax.apply_updates(head, updates), state), None
 
-        return jax.lax.scan(step, (head, optimizer.init(head)), jnp.arange(steps))[0][0]
+        return jax.lax.scan(step, (head, optimizer.init(head)), jnp.arange(steps, dtype=jnp.int32))[0][0]
 
     head = {name: value for name, value in params["head"].items() if name not in fixed}
     rest = {"embed": params["embed"], "head": fixed}
@@ -232,7 +232,7 @@ def _read_dense(config, params, hidden_ND, groups, key, draws=8):
     def read(rows, key):
         logits_NV = jax.nn.log_softmax(logits(config, params, rows))
         inside_NGK = logits_NV[:, groups.members]
-        exists_GK = jnp.arange(groups.slots) < jnp.asarray(groups.sizes)[:, None]
+        exists_GK = jnp.arange(groups.slots, dtype=jnp.int32) < jnp.asarray(groups.sizes)[:, None]
         marginals_NG = jax.nn.logsumexp(inside_NGK, axis=-1, where=exists_GK)
         # By the inverse of the distribution function: a random number a draw, not one a token of V.
         below_NV = jnp.cumsum(jnp.exp(logits_NV), axis=1)

@@ -88,7 +88,7 @@ def draw_token(
     """
     weights = _weights(config, params, table=False)
     key_group, key_slot = jax.random.split(key)
-    group_BG = jax.nn.log_softmax(_product(hidden_BD, weights.groups_DG) + weights.group_bias_G)
+    group_BG = jax.nn.log_softmax(_product(hidden_BD, weights.groups_DG) + weights.group_bias_G[None])
     group_B = jax.random.categorical(key_group, group_BG)
     slot_BK = _slot_log_probs(config, params, weights, hidden_BD, group_B)
     slot_B = jax.random.categorical(key_slot, slot_BK)
@@ -105,7 +105,7 @@ def token_log_probs(
     def of_row(hidden_and_targets):  # by rows: "own" reads the vectors [T, K, D] of each token's group
         hidden_TD, targets_T = hidden_and_targets
         rank_T = jnp.asarray(config.vocab_groups.rank)[targets_T]
-        group_TG = jax.nn.log_softmax(_product(hidden_TD, weights.groups_DG) + weights.group_bias_G)
+        group_TG = jax.nn.log_softmax(_product(hidden_TD, weights.groups_DG) + weights.group_bias_G[None])
         slot_TK = _slot_log_probs(config, params, weights, hidden_TD, rank_T // slots)
         return _pick(group_TG, rank_T // slots) + _pick(slot_TK, rank_T % slots)
 
@@ -125,7 +125,7 @@ def _slot_log_probs(config, params, weights: GroupedWeights, hidden_BD, group_B)
         slot_BK = _product(hidden_BD, weights.slots)
         if config.group_head == "logits":
             slot_BK = slot_BK * weights.scale_GX[group_B] + weights.shift_GX[group_B]
-    exists_BK = jnp.arange(groups.slots) < _sizes(config)[group_B][:, None]
+    exists_BK = jnp.arange(groups.slots, dtype=jnp.int32)[None] < _sizes(config)[group_B][:, None]
     return jax.nn.log_softmax(jnp.where(exists_BK, slot_BK, -jnp.inf))
 
 

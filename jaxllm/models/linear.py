@@ -85,7 +85,7 @@ def linears(
                 y_NO = x_NI @ matrix_IO.astype(x_NI.dtype)
         y = y_NO.reshape(*rows, *shape)
         if f"{name}_bias" in params:
-            y = y + params[f"{name}_bias"].astype(x.dtype)
+            y = y + params[f"{name}_bias"].astype(x.dtype)[None, None]
         outputs.append(y)
     return outputs
 

@@ -77,7 +77,7 @@ def hidden_loss(
         else:
             sums = grouped_head.loss_sums(config, params, hidden_BTD, targets_BT, mask_BT)
             parts = {"group_loss_sum": sums.group, "slot_loss_sum": sums.slot}
-            logged = {"loss_sum": sums.group + sums.slot, "z_loss": jnp.zeros(()), **parts}
+            logged = {"loss_sum": sums.group + sums.slot, "z_loss": jnp.zeros((), jnp.float32), **parts}
     token_count = jnp.sum(mask_BT)
     mean = sums.total / jnp.where(token_count == 0, 1.0, token_count)
     return mean, logged | {"token_count": token_count}

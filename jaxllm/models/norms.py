@@ -19,7 +19,12 @@ def normalize(x_BTD: jax.Array, params: dict, kind: str, eps: float) -> jax.Arra
     if kind == "layernorm":
         x = x - jnp.mean(x, axis=-1, keepdims=True)
     x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + eps)
-    x = x * params["scale"].astype(jnp.float32)
+    x = x * _per_channel(params["scale"], x)
     if "bias" in params:
-        x = x + params["bias"].astype(jnp.float32)
+        x = x + _per_channel(params["bias"], x)
     return x.astype(x_BTD.dtype)
+
+
+def _per_channel(values: jax.Array, x: jax.Array) -> jax.Array:
+    """Return [D] or a scalar in float32, as many axes as x: a user may forbid implicit ones."""
+    return jax.lax.broadcast_to_rank(values.astype(jnp.float32), x.ndim)

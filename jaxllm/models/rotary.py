@@ -9,7 +9,7 @@ def rotary_table(
 ) -> tuple[jax.Array, jax.Array]:
     """Return cosines and sines, each float32 [B, T, 1, K/2], of position * theta**(-2i/K)."""
     frequency_K = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
-    angle_BTK = positions_BT[..., None].astype(jnp.float32) * frequency_K
+    angle_BTK = positions_BT[..., None].astype(jnp.float32) * frequency_K[None, None]
     return jnp.cos(angle_BTK)[:, :, None, :], jnp.sin(angle_BTK)[:, :, None, :]
 
 

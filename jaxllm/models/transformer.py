@@ -128,7 +128,7 @@ def decode(
         mask_BT = jnp.ones(tokens_BT.shape, bool)
     seen_B1 = jnp.sum(cache["valid"], axis=1, keepdims=True, dtype=jnp.int32)
     positions_BT = seen_B1 + jnp.cumsum(mask_BT, axis=1, dtype=jnp.int32) - 1
-    valid_BS = jax.lax.dynamic_update_slice(cache["valid"], mask_BT, (0, cache["length"]))
+    valid_BS = jax.lax.dynamic_update_slice_in_dim(cache["valid"], mask_BT, cache["length"], axis=1)
     cache = cache | {"valid": valid_BS}
     hidden_BTD, _, cache = _run(
         config, params, tokens_BT, jnp.maximum(positions_BT, 0), None, None, cache
@@ -176,7 +176,7 @@ def head_weights(config: ModelConfig, params: dict) -> tuple[jax.Array, int]:
 
 
 def _positions(tokens_BT, segment_ids):
-    index_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
+    index_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1], dtype=jnp.int32), tokens_BT.shape)
     if segment_ids is None:
         return index_BT
     starts_BT = jnp.pad(segment_ids[:, 1:] != segment_ids[:, :-1], ((0, 0), (1, 0)))
@@ -314,7 +314,7 @@ def _scan_layers(config, layer, params, x_BTD, cache):
         return (x_BTD, keys_and_values), jax.tree.map(lambda *values: jnp.stack(values), *captured)
 
     keys_and_values = None if cache is None else (cache["key"], cache["value"])
-    indices = jnp.arange(len(jax.tree.leaves(params)[0]))
+    indices = jnp.arange(len(jax.tree.leaves(params)[0]), dtype=jnp.int32)
     (x_BTD, keys_and_values), captured = jax.lax.scan(
         body, (x_BTD, keys_and_values), (params, indices)
     )

@@ -19,7 +19,7 @@ def absmax(x: jax.Array, bits: int, largest: jax.Array) -> jax.Array:
       Array([-3.,  0.,  1.,  3.], dtype=float32)
     """
     top = 2 ** (bits - 1) - 1
-    step = largest.astype(jnp.float32) / top
+    step = jax.lax.broadcast_to_rank(largest, x.ndim).astype(jnp.float32) / top
     steps = jnp.round(x.astype(jnp.float32) / jnp.where(step == 0, 1, step))
     return (jnp.clip(steps, -top, top) * step).astype(x.dtype)
 
@@ -38,6 +38,7 @@ def zeropoint(x: jax.Array, bits: int, least: jax.Array, most: jax.Array) -> jax
       Array([-1.,  0.,  1.,  2.], dtype=float32)
     """
     top = 2**bits - 1
+    least, most = (jax.lax.broadcast_to_rank(bound, x.ndim) for bound in (least, most))
     width = most.astype(jnp.float32) - least.astype(jnp.float32)
     step = jnp.where(width == 0, 1, width / top)
     zero = jnp.round(-least.astype(jnp.float32) / step)

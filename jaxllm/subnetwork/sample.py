@@ -96,7 +96,7 @@ def sampled_units(config: ModelConfig, indices: dict[str, jax.Array]) -> dict[st
       [[False False]
        [ True False]]
     """
-    layers = indices.get("layers", jnp.arange(config.num_layers))
+    layers = indices.get("layers", jnp.arange(config.num_layers, dtype=jnp.int32))
     sizes = {"heads": config.num_heads, "kv_heads": config.num_kv_heads, "mlp": config.mlp_dim}
     drawn = {}
     if "layers" in indices:
@@ -104,14 +104,15 @@ def sampled_units(config: ModelConfig, indices: dict[str, jax.Array]) -> dict[st
     for name in sizes.keys() & indices.keys():
         parts = indices[name].shape[1]
         none = jnp.zeros((config.num_layers, parts, sizes[name] // parts), bool)
-        here = none.at[layers[:, None, None], jnp.arange(parts)[:, None], indices[name]].set(True)
+        rows, columns = layers[:, None, None], jnp.arange(parts, dtype=jnp.int32)[None, :, None]
+        here = none.at[rows, columns, indices[name]].set(True)
         drawn[name] = here.reshape(config.num_layers, sizes[name])
     return drawn
 
 
 def _draw(key, shape, kept: int) -> jax.Array:
     """Return `kept` of the last axis's positions, drawn anew for each row; ascending."""
-    order = jnp.argsort(jax.random.uniform(key, shape))
+    order = jnp.argsort(jax.random.uniform(key, shape, jnp.float32))
     return jnp.sort(order[..., :kept]).astype(jnp.int32)
 
 
@@ -126,12 +127,13 @@ def _draw_layers(key, probabilities: np.ndarray) -> jax.Array:
     order = jax.random.permutation(order_key, jnp.asarray(others))
     ends = jnp.cumsum(jnp.asarray(probabilities, jnp.float32)[order])
     ends = ends.at[-1].set(jnp.inf)  # no point is lost to rounding
-    points = jax.random.uniform(start_key) + jnp.arange(round(probabilities[others].sum()))
+    points = jnp.arange(round(probabilities[others].sum()), dtype=jnp.float32)
+    points = points + jax.random.uniform(start_key, (), jnp.float32)
     drawn = order[jnp.searchsorted(ends, points, side="right")]
     return jnp.sort(jnp.concatenate([jnp.asarray(certain), drawn])).astype(jnp.int32)
 
 
 def _neighbours(index: jax.Array, count: int) -> jax.Array:
     """Return the `count` members of each unit of the last axis, [..., n] to [..., n * count]."""
-    members = index[..., None] * count + jnp.arange(count, dtype=index.dtype)
+    members = index[..., None] * count + jnp.arange(count, dtype=index.dtype).reshape([1] * index.ndim + [-1])
     return members.reshape(*index.shape[:-1], -1)

@@ -134,7 +134,7 @@ def _masked(q_BTHK, k_BSHK, segments_BT, segments_BS, scale, diagonal):
     seen = segments_BT[:, :, None] == segments_BS[:, None, :]
     if diagonal is not None:
         T, S = seen.shape[1:]
-        seen &= jnp.arange(T)[:, None] + diagonal >= jnp.arange(S)
+        seen &= jnp.arange(T, dtype=jnp.int32)[:, None] + diagonal >= jnp.arange(S, dtype=jnp.int32)
     return jnp.where(seen[:, None], scores_BHTS, -jnp.inf)
 
 
@@ -198,7 +198,7 @@ def _cross_entropy(state_BT2, targets_BT, weights_BT, count, origin, logits_BTV)
     """Return the gradient in the logits' place, and part of the summed loss, its targets in this tile."""
     targets_BT = targets_BT - origin
     (probs,) = _softmax(state_BT2, logits_BTV)
-    hit = jnp.arange(logits_BTV.shape[-1]) == targets_BT[..., None]
+    hit = jnp.arange(logits_BTV.shape[-1], dtype=jnp.int32) == targets_BT[..., None]
     logsumexp_BT = state_BT2[..., 0] + jnp.log(state_BT2[..., 1])
     losses = jnp.sum(jnp.where(hit, logsumexp_BT[..., None] - logits_BTV, 0), axis=-1)
     gradient = (probs - hit) * (weights_BT / count)[..., None]

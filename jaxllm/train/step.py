@@ -71,7 +71,7 @@ def make_train_step(
             return jax.tree.map(jnp.add, total, (mean * count, count, grads)), None
 
         zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), small)
-        start = (jnp.zeros(()), jnp.zeros(()), zeros)
+        start = (jnp.zeros((), jnp.float32), jnp.zeros((), jnp.float32), zeros)
         (total, count, grads), _ = jax.lax.scan(add, start, (parts, jax.random.split(key, accumulate)))
         scale = 1 / jnp.where(count == 0, 1, count)  # weights may sum to less than 1
         grads = _transpose(seen, params, jax.tree.map(lambda g: g * scale, grads))
@@ -105,7 +105,8 @@ def make_train_step(
     @functools.partial(jax.jit, inline=True)  # traced once for its two calls
     def updated(kept, grads, extra):
         step, params, opt_state = kept
-        with jax.named_scope("optimizer"):
+        # optax itself mixes types: counts with decays, float32 updates with bfloat16 parameters.
+        with jax.named_scope("optimizer"), jax.numpy_dtype_promotion("standard"):
             updates, opt_state = optimizer.update(grads, opt_state, params, **extra)
             return step + 1, optax.apply_updates(params, updates), opt_state
 

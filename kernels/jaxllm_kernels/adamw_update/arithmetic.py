@@ -17,7 +17,7 @@ def scalars(learning_rate, b1, b2, eps, weight_decay, step) -> jax.Array:
 
     def correction(b):
         with np.errstate(divide="ignore"):  # b = 0 gives log -inf, and a correction of 1
-            return -jnp.expm1(t * (jnp.log(b) if isinstance(b, jax.Array) else np.log(b)))
+            return -jnp.expm1(t * (jnp.log(b) if isinstance(b, jax.Array) else float(np.log(b))))
 
     values = (
         b1, 1 - b1, b2, 1 - b2,

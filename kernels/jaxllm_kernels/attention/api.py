@@ -11,6 +11,7 @@ from jaxllm_kernels.attention import cudnn, pallas_gpu, pallas_tpu, reference, x
 from jaxllm_kernels.attention.visibility import NOTHING
 from jaxllm_kernels.compat import varying_like
 from jaxllm_kernels.dispatch import dispatch
+from jaxllm_kernels.dtypes import widened
 
 # Each is traced once for given shapes and options: every attention of every program is traced for all
 # platforms (`dispatch`), and without this a kernel would be again for each.
@@ -199,7 +200,7 @@ def sink_logits(sink: float | jax.Array | None, num_heads: int) -> jax.Array | N
     """Return one sink logit a head, [H], or None where a sink would have no weight."""
     if sink is None or (isinstance(sink, float | int) and sink == -math.inf):
         return None
-    wide = jnp.promote_types(jnp.result_type(sink), jnp.float32)
+    wide = widened(sink.dtype) if isinstance(sink, jax.Array) else jnp.float32
     return jnp.broadcast_to(jnp.asarray(sink, wide), (num_heads,))
 
 

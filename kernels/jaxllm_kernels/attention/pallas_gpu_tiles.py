@@ -77,7 +77,7 @@ def load_block(ref, start, total: int, K: int):
 
 def load_vector(ref, start, rows: int, total: int, before=()):
     """Load some entries of [*before, total]; what lies past the end is zero."""
-    mask = start + jnp.arange(rows) < total if total % rows else None
+    mask = start + jnp.arange(rows, dtype=jnp.int32) < total if total % rows else None
     return _load(ref.at[(*before, pl.ds(start, rows))], mask)
 
 
@@ -92,8 +92,8 @@ def masked_scores(query_tK, key_sK, scale, t0, s0, *, S, causal, window, ids, ma
     scores_ts = scale * jnp.dot(query_tK, key_sK.T, preferred_element_type=jnp.float32)
     if not masked:
         return scores_ts
-    t = t0 + jnp.arange(len(query_tK))[:, None]
-    s = s0 + jnp.arange(len(key_sK))[None, :]
+    t = t0 + jnp.arange(len(query_tK), dtype=jnp.int32)[:, None]
+    s = s0 + jnp.arange(len(key_sK), dtype=jnp.int32)[None, :]
     seen = []
     if S % len(key_sK):
         seen.append(s < S)
@@ -115,8 +115,8 @@ def _load(at, mask):
 def _inside(start, rows, total, K, width):
     mask = None
     if total % rows:
-        mask = (start + jnp.arange(rows) < total)[:, None]
+        mask = (start + jnp.arange(rows, dtype=jnp.int32) < total)[:, None]
     if K < width:
-        channels = (jnp.arange(width) < K)[None, :]
+        channels = (jnp.arange(width, dtype=jnp.int32) < K)[None, :]
         mask = channels if mask is None else mask & channels
     return None if mask is None else jnp.broadcast_to(mask, (rows, width))

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxllm_kernels.attention.visibility import visible
+from jaxllm_kernels.dtypes import widened
 
 
 def attention(
@@ -42,7 +43,7 @@ def attention_scores(query_BTHK: jax.Array, key_BSGK: jax.Array, scale: float) -
     B, T, H, K = query_BTHK.shape
     S, G = key_BSGK.shape[1:3]
     query_BTGRK = query_BTHK.reshape(B, T, G, H // G, K)
-    wide = jnp.promote_types(query_BTHK.dtype, jnp.float32)
+    wide = widened(query_BTHK.dtype)
     scores = jnp.einsum("btgrk,bsgk->bgrts", query_BTGRK, key_BSGK, preferred_element_type=wide)
     return scores.reshape(B, H, T, S) * scale
 

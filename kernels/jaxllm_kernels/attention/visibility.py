@@ -32,7 +32,7 @@ def visible(
       [[1, 0, 0], [1, 1, 0], [0, 1, 1]]
     """
     parts = []
-    distance_TS = jnp.arange(T)[:, None] - jnp.arange(S)[None, :]
+    distance_TS = jnp.arange(T, dtype=jnp.int32)[:, None] - jnp.arange(S, dtype=jnp.int32)[None, :]
     if causal:
         parts.append((distance_TS >= 0)[None, None])
     if window:

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jaxllm_kernels.attention import xla_loop
 from jaxllm_kernels.attention.layout import by_group, by_time, dot, for_rows
 from jaxllm_kernels.attention.visibility import NOTHING
+from jaxllm_kernels.dtypes import widened
 
 UNROLLED = 1024  # the longest text whose blocks are unrolled
 BLOCK = 128  # rows of scores held at a time
@@ -76,7 +77,7 @@ def sink_gradient(sink_H, lse_BHT, mean_BHT) -> jax.Array | None:
     """Return the cotangent of the sink logits: its value is zero, so its probability only loses."""
     if sink_H is None:
         return None
-    share_BHT = jnp.exp(sink_H.astype(lse_BHT.dtype)[:, None] - lse_BHT)
+    share_BHT = jnp.exp(sink_H.astype(lse_BHT.dtype)[None, :, None] - lse_BHT)
     return -jnp.sum(share_BHT * mean_BHT, axis=(0, 2)).astype(sink_H.dtype)
 
 
@@ -111,7 +112,7 @@ def _head_by_head(run, grouped, segment_ids_BT, mask_BTS):
 
     def in_turn(*grouped):
         flat = [x.reshape(B * G, *x.shape[2:]) for x in grouped]
-        results = jax.lax.map(one_head, (jnp.arange(B * G), flat))
+        results = jax.lax.map(one_head, (jnp.arange(B * G, dtype=jnp.int32), flat))
         return jax.tree.map(lambda x: x.reshape(B, G, *x.shape[1:]), results)
 
     return jax.lax.platform_dependent(*grouped, cpu=in_turn, default=all_at_once)
@@ -186,7 +187,7 @@ def _backward(
 
 
 def _wide(x: jax.Array):
-    return jnp.promote_types(x.dtype, jnp.float32)
+    return widened(x.dtype)
 
 
 def _cut(length: int) -> list[slice]:
@@ -219,9 +220,8 @@ def _hidden(queries, keys, segment_ids_BT, mask_BTS, causal, window, dtype):
 
     Added, not selected: XLA's CPU backend fuses an addition into its matmul and softmax kernels.
     """
-    distance_ts = (
-        jnp.arange(queries.start, queries.stop)[:, None] - jnp.arange(keys.start, keys.stop)[None]
-    )
+    t, s = (jnp.arange(cut.start, cut.stop, dtype=jnp.int32) for cut in (queries, keys))
+    distance_ts = t[:, None] - s[None]
     seen = []
     if causal:
         seen.append((distance_ts >= 0)[None])

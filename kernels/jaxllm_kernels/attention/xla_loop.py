@@ -13,6 +13,7 @@ from jax.lax import dynamic_slice_in_dim, dynamic_update_slice_in_dim
 from jaxllm_kernels.attention.layout import dot, for_rows
 from jaxllm_kernels.attention.visibility import NOTHING
 from jaxllm_kernels.compat import varying_like
+from jaxllm_kernels.dtypes import widened
 
 QUERIES, KEYS = 256, 512  # positions in a block
 
@@ -26,7 +27,7 @@ def forward(query_BGRTK, key_BGSK, value_BGSK, *more, scale, causal, window):
     """
     *sink_BGR, segment_ids_BT, mask_BTS = more
     (B, G, R, T, K), S, dtype = query_BGRTK.shape, key_BGSK.shape[2], query_BGRTK.dtype
-    wide = jnp.promote_types(dtype, jnp.float32)
+    wide = widened(dtype)
     query_BGRTK = _pad(query_BGRTK, 3, QUERIES)
     key_BGSK, value_BGSK = (_pad(x, 2, KEYS) for x in (key_BGSK, value_BGSK))
     hidden = _hider(T, S, segment_ids_BT, mask_BTS, causal, window, R, wide)
@@ -64,7 +65,7 @@ def forward(query_BGRTK, key_BGSK, value_BGSK, *more, scale, causal, window):
         return out_BGNK.reshape(B, G, R, QUERIES, K), lse_BGN.reshape(B, G, R, QUERIES)
 
     blocks = query_BGRTK.shape[3] // QUERIES
-    out, lse = jax.lax.map(queries_block, jnp.arange(blocks))  # blocks first
+    out, lse = jax.lax.map(queries_block, jnp.arange(blocks, dtype=jnp.int32))  # blocks first
     out_BGRTK = jnp.moveaxis(out, 0, 3).reshape(B, G, R, blocks * QUERIES, K)
     lse_BGRT = jnp.moveaxis(lse, 0, 3).reshape(B, G, R, blocks * QUERIES)
     return out_BGRTK[:, :, :, :T], lse_BGRT[..., :T]
@@ -112,7 +113,7 @@ def backward(
 
     blocks = key_BGSK.shape[2] // KEYS
     d_query_BGRTK = varying_like(jnp.zeros(query_BGRTK.shape, wide), *like)
-    d_query_BGRTK, gradients = jax.lax.scan(keys_block, d_query_BGRTK, jnp.arange(blocks))
+    d_query_BGRTK, gradients = jax.lax.scan(keys_block, d_query_BGRTK, jnp.arange(blocks, dtype=jnp.int32))
     d_key, d_value = (
         jnp.moveaxis(x, 0, 2).reshape(B, G, blocks * KEYS, K)[:, :, :S] for x in gradients
     )
@@ -143,8 +144,8 @@ def _hider(T, S, segment_ids_BT, mask_BTS, causal, window, R, dtype):
         mask_BTS = mask_BTS if mask_BTS.shape[1] == 1 else _pad(mask_BTS, 1, QUERIES)
 
     def hidden(i, j):
-        t = i * QUERIES + jnp.arange(QUERIES)[:, None]
-        s = j * KEYS + jnp.arange(KEYS)[None]
+        t = i * QUERIES + jnp.arange(QUERIES, dtype=jnp.int32)[:, None]
+        s = j * KEYS + jnp.arange(KEYS, dtype=jnp.int32)[None]
         seen = (s < S) & (t < T)
         if causal:
             seen = seen & (t >= s)

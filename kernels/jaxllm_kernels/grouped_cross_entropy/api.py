@@ -69,13 +69,15 @@ def grouped_cross_entropy(
       implementation: see `linear_cross_entropy`. scale="logits" and own weights know "xla" only.
     """
     _check(hidden_BTD, weights, groups_BT, slots_BT, group_sizes_G, scale)
-    group_sizes_G = jnp.asarray(group_sizes_G)
+    group_sizes_G = jnp.asarray(group_sizes_G, jnp.int32)
     if token_weights_BT is None:
         token_weights_BT = groups_BT >= 0
     token_weights_BT = jax.lax.stop_gradient(token_weights_BT.astype(jnp.float32))
     # Masked tokens may hold any group and slot; use 0 for indexing.
     counted_BT = token_weights_BT != 0
-    groups_BT, slots_BT = (jnp.where(counted_BT, x_BT, 0) for x_BT in (groups_BT, slots_BT))
+    groups_BT, slots_BT = (
+        jnp.where(counted_BT, jnp.asarray(x_BT, jnp.int32), 0) for x_BT in (groups_BT, slots_BT)
+    )
     common = dict(token_weights_BT=token_weights_BT, logits_bytes=logits_bytes)
 
     group = linear_cross_entropy(
@@ -132,7 +134,7 @@ def joint_log_probs(
         slot = _product(hidden, weights.slots)[..., None, :]
         if scale == "logits":
             slot = slot * weights.scale_GX + weights.shift_GX
-    exists_GK = jnp.arange(slot.shape[-1]) < group_sizes_G[:, None]
+    exists_GK = jnp.arange(slot.shape[-1], dtype=jnp.int32)[None] < group_sizes_G[:, None]
     slot = jax.nn.log_softmax(jnp.where(exists_GK, slot, MASKED), axis=-1)
     return jnp.where(exists_GK, jax.nn.log_softmax(group, axis=-1)[..., None] + slot, MASKED)
 
@@ -145,8 +147,8 @@ def _scaled_logits_loss(hidden_BTD, weights, groups_BT, slots_BT, limits_BT, tok
         hidden_BtD, groups_Bt, slots_Bt, limits_Bt, token_weights_Bt = piece
         logits_BtK = _product(hidden_BtD, weights.slots)
         logits_BtK = logits_BtK * weights.scale_GX[groups_Bt] + weights.shift_GX[groups_Bt]
-        columns_K = jnp.arange(logits_BtK.shape[-1])
-        logits_BtK = jnp.where(columns_K < limits_Bt[..., None], logits_BtK, MASKED)
+        columns_K = jnp.arange(logits_BtK.shape[-1], dtype=jnp.int32)
+        logits_BtK = jnp.where(columns_K[None, None] < limits_Bt[..., None], logits_BtK, MASKED)
         label_Bt = jnp.take_along_axis(logits_BtK, slots_Bt[..., None], axis=-1)[..., 0]
         loss_Bt = jax.nn.logsumexp(logits_BtK, axis=-1) - label_Bt
         return total + jnp.sum(token_weights_Bt * loss_Bt), None
@@ -155,7 +157,7 @@ def _scaled_logits_loss(hidden_BTD, weights, groups_BT, slots_BT, limits_BT, tok
     # Four arrays of a chunk's shape: logits, scale, shift and the logits' gradient.
     columns = 4 * weights.slots.shape[1]
     chunk = time_chunk(hidden_BTD.shape, columns, budget or DEVICE_SIZES.logits_bytes)
-    return over_chunks(add, varying_like(jnp.zeros(()), *pieces), pieces, chunk)[0]
+    return over_chunks(add, varying_like(jnp.zeros((), jnp.float32), *pieces), pieces, chunk)[0]
 
 
 def _product(hidden, weights_DX):

@@ -63,7 +63,7 @@ def _forward(hidden_ND, slots_GKD, labels):
         total += jnp.sum(block.token_weights_M * (lse_M - block.label_logits_M))
         return total, lse_PM.at[p].set(lse_M)
 
-    start = jnp.zeros(()), jnp.zeros(blocks.tokens_PM.shape)
+    start = jnp.zeros((), jnp.float32), jnp.zeros(blocks.tokens_PM.shape, jnp.float32)
     start = tuple(varying_like(x, hidden_ND) for x in start)
     total, lse_PM = jax.lax.fori_loop(0, blocks.count, add, start)
     return total, (hidden_ND, slots_GKD, labels, blocks, lse_PM)
@@ -75,7 +75,7 @@ def _backward(saved, d_total):
     def add(p, carry):
         d_hidden_ND, d_slots_GKD = carry
         block = _Block(hidden_ND, slots_GKD, labels, blocks, p)
-        columns_K = jnp.arange(slots_GKD.shape[1])
+        columns_K = jnp.arange(slots_GKD.shape[1], dtype=jnp.int32)
         error_MK = jnp.exp(block.logits_MK - lse_PM[p][:, None])
         error_MK -= columns_K == block.labels_M[:, None]
         error_MK = (error_MK * (d_total * block.token_weights_M)[:, None]).astype(hidden_ND.dtype)
@@ -104,7 +104,7 @@ class _Block:
         self.labels_M = labels.slots_N.at[self.tokens_M].get(mode="fill", fill_value=0)
         self.token_weights_M = labels.token_weights_N.at[self.tokens_M].get(mode="fill", fill_value=0)
         logits_MK = dot_general_float32(self.hidden_MD, self.weights_KD, (((1,), (1,)), ((), ())))
-        exists_K = jnp.arange(slots_GKD.shape[1]) < labels.sizes_G[group]
+        exists_K = jnp.arange(slots_GKD.shape[1], dtype=jnp.int32) < labels.sizes_G[group]
         self.logits_MK = jnp.where(exists_K, logits_MK, MASKED)
 
     @property
@@ -124,11 +124,11 @@ def _blocks(labels: _Labels, G: int) -> _Blocks:
     blocks_G = -(-counts_G // M)
     last_block_G = jnp.cumsum(blocks_G)
 
-    blocks_P = jnp.arange(P)
+    blocks_P = jnp.arange(P, dtype=jnp.int32)
     # Not searchsorted: inside shard_map jax 0.7 wants both of its arguments to vary alike.
     groups_P = jnp.minimum(jnp.sum(last_block_G <= blocks_P[:, None], axis=1), G - 1)
     first_P = (last_G - counts_G)[groups_P] + M * (blocks_P - (last_block_G - blocks_G)[groups_P])
-    places_PM = first_P[:, None] + jnp.arange(M)
+    places_PM = first_P[:, None] + jnp.arange(M, dtype=jnp.int32)
     exists_PM = places_PM < last_G[groups_P][:, None]
     tokens_PM = jnp.where(exists_PM, sorted_N[jnp.minimum(places_PM, N - 1)], N)
     return _Blocks(tokens_PM, groups_P, last_block_G[-1])

@@ -71,7 +71,8 @@ def _kernel(x_ref, matrix_ref, *refs, rows, tile, group, block_size, inverse):
     def step(i, carry):
         first_row = start + i * tile
         at = pl.ds(first_row, tile)
-        mask = jnp.broadcast_to((first_row + jnp.arange(tile) < rows)[:, None], (tile, LANES))
+        exists = first_row + jnp.arange(tile, dtype=jnp.int32) < rows
+        mask = jnp.broadcast_to(exists[:, None], (tile, LANES))
         tiles = rotate_group(
             lambda j: plgpu.load(x_ref.at[at, columns(j)], mask=mask, other=0),
             matrix,

@@ -73,6 +73,7 @@ def linear_cross_entropy(
     """
     options = Options(vocab_axis, float(z_loss), vocab_axis_name)
     _check(hidden_BTD, weights, labels_BT, token_weights_BT, limits_BT, options, implementation)
+    labels_BT, limits_BT = _int32(labels_BT, limits_BT)
     if token_weights_BT is None:
         token_weights_BT = labels_BT >= 0
     token_weights_BT = jax.lax.stop_gradient(token_weights_BT.astype(jnp.float32))
@@ -110,6 +111,7 @@ def token_log_probs(
     """
     options = Options(vocab_axis, vocab_axis_name=vocab_axis_name)
     _check(hidden_BTD, weights, labels_BT, None, limits_BT, options, implementation)
+    labels_BT, limits_BT = _int32(labels_BT, limits_BT)
     if implementation == "reference":
         return reference.token_log_probs(hidden_BTD, weights, labels_BT, limits_BT, options)
     arrays = _alike(*_with_batch(hidden_BTD, weights, labels_BT, limits_BT))
@@ -257,7 +259,7 @@ def _flat(hidden_BTD, weights, labels_BT, limits_BT, options: Options):
     labels_BT, limits_BT = options.local(labels_BT, limits_BT, weights)
     if limits_BT is None:
         limits_BT = jnp.full_like(labels_BT, weights.shape[options.vocab_axis])
-    labels_N, limits_N = (x_BT.astype(jnp.int32).reshape(-1) for x_BT in (labels_BT, limits_BT))
+    labels_N, limits_N = (x_BT.reshape(-1) for x_BT in (labels_BT, limits_BT))
     return hidden_BTD.reshape(-1, hidden_BTD.shape[-1]), labels_N, limits_N
 
 
@@ -301,6 +303,10 @@ def _automatic_devices() -> int:
     mesh = jax.sharding.get_abstract_mesh()
     kinds = zip(mesh.shape.values(), mesh.axis_types, strict=True)
     return math.prod(size for size, kind in kinds if kind != jax.sharding.AxisType.Manual)
+
+
+def _int32(*arrays):
+    return (x if x is None else jnp.asarray(x, jnp.int32) for x in arrays)
 
 
 def _with_batch(hidden, weights, *others):

@@ -134,7 +134,7 @@ def gradients(hidden_ND, weights, labels_N, limits_N, lse_N, slopes, *, options,
 
     zeros = [jnp.zeros(x.shape, jnp.float32) for x in (hidden_ND, weights)]
     zeros = tuple(varying_like(x, hidden_ND, weights) for x in zeros)
-    (d_hidden_ND, d_weights), _ = jax.lax.scan(step, zeros, jnp.arange(0, V, width))
+    (d_hidden_ND, d_weights), _ = jax.lax.scan(step, zeros, jnp.arange(0, V, width, dtype=jnp.int32))
     return d_hidden_ND.astype(hidden_ND.dtype), d_weights
 
 
@@ -199,7 +199,7 @@ def _logits(hidden_ref, weights_ref, ints, i, j, options: Options, tiles: Tiles,
     zeros_nv = jnp.zeros((tiles.tokens, tiles.vocab), jnp.float32)
     logits_nv = jax.lax.fori_loop(0, pl.cdiv(D, tiles.channels), channels_block, zeros_nv)
     labels_n1, limits_n1, firsts_n1 = ints
-    columns_1v = (j * tiles.vocab + jnp.arange(tiles.vocab))[None, :]
+    columns_1v = (j * tiles.vocab + jnp.arange(tiles.vocab, dtype=jnp.int32))[None, :]
     exists_nv = (columns_1v < limits_n1) & (columns_1v >= firsts_n1)
     is_label_nv = exists_nv & (columns_1v == labels_n1)
     return jnp.where(exists_nv, logits_nv, MASKED), is_label_nv
@@ -228,7 +228,7 @@ def _up(size, multiple):
 
 def _inside(start, length, total):
     """Return which of some indices are below the total; None: all, whatever the start."""
-    return start + jnp.arange(length) < total if total % length else None
+    return start + jnp.arange(length, dtype=jnp.int32) < total if total % length else None
 
 
 def _both(rows, columns, shape):

@@ -156,7 +156,7 @@ def gradients(hidden_ND, weights, labels_N, limits_N, lse_N, slopes, *, options,
         )
         return d_weights, d_hidden_nD
 
-    d_weights, d_hidden_SnD = jax.lax.scan(step, d_weights, jnp.arange(calls))
+    d_weights, d_hidden_SnD = jax.lax.scan(step, d_weights, jnp.arange(calls, dtype=jnp.int32))
     return d_hidden_SnD.reshape(-1, D)[:N], d_weights
 
 

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from jaxllm_kernels.dtypes import widened
 from jaxllm_kernels.linear_cross_entropy.options import MASKED, Options
 
 
@@ -12,11 +13,11 @@ def token_log_probs(hidden, weights, labels, limits, options: Options):
         axis = options.vocab_axis
         weights = jax.lax.all_gather(weights, options.vocab_axis_name, axis=axis, tiled=True)
     weights_DV = weights if options.vocab_axis == 1 else weights.T
-    wide = jnp.promote_types(hidden.dtype, jnp.float32)
+    wide = widened(hidden.dtype)
     logits = jnp.einsum(
         "...d,dv->...v", hidden, weights_DV.astype(hidden.dtype), preferred_element_type=wide
     )
-    columns = jnp.arange(logits.shape[-1])
+    columns = jnp.arange(logits.shape[-1], dtype=jnp.int32)
     exists = jnp.ones_like(columns, bool) if limits is None else columns < limits[..., None]
     logits = jnp.where(exists, logits, MASKED)
     lse = jax.nn.logsumexp(logits, axis=-1)

@@ -94,7 +94,7 @@ def _blocks(vocab_size: int, block: int | None):
     """
     if block is None or block >= vocab_size:
         return vocab_size, None
-    new = jnp.arange(0, vocab_size, block)
+    new = jnp.arange(0, vocab_size, block, dtype=jnp.int32)
     return block, (jnp.minimum(new, vocab_size - block), new)
 
 
@@ -219,7 +219,7 @@ def over_chunks(step, carry, arrays, chunk):
         outputs.append(out)
     elif full:
         body = lambda carry, index: step(carry, cut(index * chunk, chunk))
-        carry, out = jax.lax.scan(body, carry, jnp.arange(full))
+        carry, out = jax.lax.scan(body, carry, jnp.arange(full, dtype=jnp.int32))
         outputs.append(jax.tree.map(_join, out))
     if length % chunk:
         carry, out = step(carry, cut(full * chunk, length % chunk))
