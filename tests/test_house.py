@@ -43,6 +43,22 @@ def test_arrows_run_one_way(package):
                 assert not bad, f"{path.relative_to(ROOT)} imports {name}"
 
 
+# Position of the dtype among the arguments of what makes an array out of nothing.
+DTYPE_AT = {"arange": 3, "zeros": 1, "ones": 1, "full": 2, "eye": 3}
+
+
+def test_every_new_array_says_its_type():
+    """Under jax_enable_x64 one that does not is of 64 bits, and meets others of 32."""
+    for package in ("jaxllm", "kernels"):
+        for path in (ROOT / package).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if not (isinstance(node, ast.Call) and ast.unparse(node.func).startswith("jnp.")):
+                    continue
+                at = DTYPE_AT.get(ast.unparse(node.func).removeprefix("jnp."))
+                said = at is None or len(node.args) > at or any(k.arg == "dtype" for k in node.keywords)
+                assert said, f"{path.relative_to(ROOT)}:{node.lineno}: {ast.unparse(node)} says no dtype"
+
+
 def test_kernels_is_a_source_root_and_not_a_package():
     assert not (ROOT / "kernels" / "__init__.py").exists()
 
