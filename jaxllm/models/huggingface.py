@@ -13,6 +13,7 @@ import numpy as np
 
 from jaxllm.errors import UserError, unknown
 from jaxllm.models.config import ModelConfig
+from jaxllm.models.huggingface_buffers import check_buffer, is_buffer
 from jaxllm.models.parameters import declare
 
 
@@ -78,6 +79,7 @@ _LLAMA = {
     "final_norm/scale": Tensor("model.norm.weight"),
     "head/kernel": Tensor("lm_head.weight", output_first=True),
 }
+HEAD = "lm_head.weight"
 FAMILIES: dict[str, dict[str, Tensor]] = {"gpt2": _GPT2, "gpt_neo": _GPT_NEO, "llama": _LLAMA}
 
 
@@ -89,12 +91,13 @@ def params_from_state_dict(
     Args:
       family: one of FAMILIES, the `model_type` of a config.json.
       state_dict: tensors by Hugging Face name, with or without the leading "transformer." or
-        "model."; ones we have no use for (attention mask buffers) are left alone.
+        "model.". Each is used, or is what the model has without it: a tied head, a causal mask.
 
     Raises:
-      UserError: a tensor is missing or has the wrong shape.
+      UserError: a tensor is missing, has the wrong shape, or is left over.
     """
     table = _table(family)
+    check_left_over(config, family, state_dict)
     dtype = jnp.dtype(config.param_dtype)
 
     def read(path: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -151,8 +154,51 @@ def state_dict_from_params(config: ModelConfig, family: str, params: dict) -> di
     for name, parts in fused.items():
         state_dict[name] = np.concatenate([parts[part] for part in sorted(parts)], axis=-1)
     if config.tie_embeddings:
-        state_dict["lm_head.weight"] = state_dict[table["embed/tokens"].name]
+        state_dict[HEAD] = state_dict[table["embed/tokens"].name]
     return state_dict
+
+
+def full_name(family: str, name: str) -> str:
+    """Return what the whole model calls a tensor that the base model (GPT2Model) may have saved."""
+    prefix = _table(family)["final_norm/scale"].name.split(".", 1)[0] + "."
+    return name if name.startswith((prefix, "lm_head.")) else prefix + name
+
+
+def check_left_over(config: ModelConfig, family: str, state_dict: Mapping[str, np.ndarray]) -> None:
+    """Raise where a tensor is neither a parameter nor something that the model has without it.
+
+    Raises:
+      UserError: naming the tensor.
+    """
+    names = {}
+    for name in state_dict:
+        full = full_name(family, name)
+        if full in names:
+            raise UserError(f"the tensors '{names[full]}' and '{name}' are one parameter; keep one of them")
+        names[full] = name
+    parameters = {name for name, _ in tensor_shapes(config, family)}
+    tied = _table(family)["embed/tokens"].name
+    for full, name in names.items():
+        if full in parameters:
+            continue
+        if is_buffer(full):
+            check_buffer(config, full, state_dict[name])
+        elif full != HEAD or not config.tie_embeddings:
+            raise UserError(
+                f"the tensor '{name}' has no place in a {family} model with num_layers={config.num_layers}; "
+                "the checkpoint does not fit its config"
+            )
+        elif tied in names and not same_numbers(state_dict[name], state_dict[names[tied]]):
+            raise UserError(
+                f"the tensor '{name}' differs from '{names[tied]}', to which tie_embeddings=True ties it; "
+                "set tie_embeddings=False"
+            )
+
+
+def same_numbers(a: np.ndarray, b: np.ndarray) -> bool:
+    """Say whether two tables are equal, without a copy of either."""
+    rows = range(0, len(a), 4096)
+    return a.shape == b.shape and all(np.array_equal(a[r : r + 4096], b[r : r + 4096]) for r in rows)
 
 
 def _find(state_dict: Mapping[str, np.ndarray], name: str) -> np.ndarray:

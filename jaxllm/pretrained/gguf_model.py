@@ -26,6 +26,7 @@ _LAYER_NAMES = {
     "ffn_gate": "mlp.gate_proj",
     "ffn_down": "mlp.down_proj",
 }
+_ROPE_FACTORS = "rope_freqs.weight"
 
 
 def gguf_config(file: GgufFile, **overrides) -> ModelConfig:
@@ -86,7 +87,12 @@ def gguf_tensors(file: GgufFile, config: ModelConfig) -> Tensors:
         for part, count in heads.items():
             if f".{part}." in name and tensor.shape and tensor.shape[0] == count * config.head_dim:
                 tensor = _halves(tensor, count)
-        named[_their_name(name)] = tensor
+        theirs = _their_name(name)
+        if theirs in named:
+            raise UserError(f"'{file.path}' holds '{name}' under two names: the file is damaged")
+        if name == _ROPE_FACTORS and np.all(tensor.read() == 1):
+            continue  # the rotation is not scaled
+        named[theirs] = tensor
     return Tensors(named)
 
 

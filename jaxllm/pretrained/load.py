@@ -19,6 +19,7 @@ from jaxllm.pretrained.safetensors_file import open_safetensors
 from jaxllm.pretrained.tensors import Tensors, fit
 
 _INDEX = "model.safetensors.index.json"
+_ADAPTER = "adapter_model.safetensors"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".msgpack", ".h5")
 
 
@@ -70,7 +71,8 @@ def from_pretrained(
             f"the tokenizer of '{path}' has ids up to {tokenizer.vocab_size - 1}, but the model's "
             f"vocab_size is {config.vocab_size}; give the tokenizer that the model was trained with"
         )
-    params = params_from_state_dict(config, family, fit(tensors, config, family, str(path)))
+    config, tensors = fit(tensors, config, family, str(path))
+    params = params_from_state_dict(config, family, tensors)
     return Pretrained(config, _to_device(params), tokenizer)
 
 
@@ -109,6 +111,11 @@ def _find(source: str | os.PathLike) -> Path:
 
 def _open_folder(folder: Path) -> dict:
     """Return the stored tensors of model.safetensors, of the shards, or of the only file."""
+    if (folder / _ADAPTER).is_file():
+        raise UserError(
+            f"'{folder}' holds an adapter ({_ADAPTER}), without which the model is another; merge it into "
+            "the weights first (peft: merge_and_unload), or remove it"
+        )
     if (folder / "model.safetensors").is_file():
         return open_safetensors(folder / "model.safetensors")
     if not (folder / _INDEX).is_file():
@@ -136,6 +143,13 @@ def _open_folder(folder: Path) -> dict:
             raise UserError(
                 f"the shard '{folder / name}' has no tensor {brief(tensor)}, which the index promises"
             )
+    for name, stored in shards.items():
+        for tensor in stored:
+            if place.get(tensor) != name:
+                raise UserError(
+                    f"the shard '{folder / name}' holds the tensor {brief(tensor)}, which {_INDEX} does not "
+                    "place there; download the folder again"
+                )
     return {tensor: shards[name][tensor] for tensor, name in place.items()}
 
 

@@ -1,5 +1,6 @@
 """Named tensors that lie in files, each read when it is asked for."""
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
@@ -7,12 +8,7 @@ import numpy as np
 
 from jaxllm.errors import UserError
 from jaxllm.models.config import ModelConfig
-from jaxllm.models.huggingface import tensor_shapes
-
-_TRUNK = {"gpt2": "transformer.", "gpt_neo": "transformer.", "llama": "model."}
-# What old checkpoints store beside the weights: causal masks and rotary frequencies.
-_BUFFERS = (".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias",
-            "rotary_emb.inv_freq")  # fmt: skip
+from jaxllm.models.huggingface import FAMILIES, HEAD, check_left_over, full_name, same_numbers, tensor_shapes
 
 
 class StoredTensor(NamedTuple):
@@ -44,10 +40,12 @@ class Tensors(Mapping[str, np.ndarray]):
         return name in self.stored
 
 
-def fit(tensors: Tensors, config: ModelConfig, family: str, source: str) -> Tensors:
-    """Return the tensors that the model needs, under the names that the whole model gives them.
+def fit(tensors: Tensors, config: ModelConfig, family: str, source: str) -> tuple[ModelConfig, Tensors]:
+    """Return the config, and the tensors that it needs under the names that the whole model gives them.
 
-    Nothing is read: a checkpoint that does not fit is refused before memory is spent on it.
+    Every tensor is used, or holds what the model has without it. A head that is not the table of tokens
+    is used, whatever the config says of tying them. A checkpoint that does not fit is refused by its names
+    and shapes, before memory is spent on it.
 
     Args:
       tensors: all that the files hold, also by the base model's names (without "transformer.").
@@ -56,14 +54,11 @@ def fit(tensors: Tensors, config: ModelConfig, family: str, source: str) -> Tens
     Raises:
       UserError: naming the tensor that is missing, has another shape or dtype, or is left over.
     """
-    prefix = _TRUNK[family]
-    named = {
-        name if name.startswith((prefix, "lm_head.")) else prefix + name: tensor
-        for name, tensor in tensors.stored.items()
-    }
+    named = {full_name(family, name): tensor for name, tensor in tensors.stored.items()}
+    config = _untied_if_it_differs(config, family, named)
     needed = {}
     for name, shape in tensor_shapes(config, family):
-        tensor = named.pop(name, None)
+        tensor = named.get(name)
         if tensor is None:
             raise UserError(
                 f"'{source}' has no tensor '{name}', which a {family} model with "
@@ -76,14 +71,15 @@ def fit(tensors: Tensors, config: ModelConfig, family: str, source: str) -> Tens
             )
         _check_dtype(tensor)
         needed[name] = tensor
-    for name, tensor in named.items():
-        if name.endswith(_BUFFERS) or (name == "lm_head.weight" and config.tie_embeddings):
-            continue
-        raise UserError(
-            f"the tensor '{tensor.name}' in '{tensor.file}' has no place in a {family} model with "
-            f"num_layers={config.num_layers}; the file does not fit its config"
-        )
-    return Tensors(needed)
+    check_left_over(config, family, tensors)
+    return config, Tensors(needed)
+
+
+def _untied_if_it_differs(config: ModelConfig, family: str, named) -> ModelConfig:
+    head, table = named.get(HEAD), named.get(FAMILIES[family]["embed/tokens"].name)
+    if not config.tie_embeddings or head is None or table is None or same_numbers(head.read(), table.read()):
+        return config
+    return dataclasses.replace(config, tie_embeddings=False)
 
 
 def _check_dtype(tensor: StoredTensor) -> None:
