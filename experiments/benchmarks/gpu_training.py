@@ -29,6 +29,7 @@ from jaxllm.config import Config, Count, UserPath
 from jaxllm.errors import UserError
 from jaxllm.models import get_preset
 from jaxllm.report import Claim, Report, markdown_table
+from jaxllm.source_digest import source_digest
 from jaxllm.train import TrainConfig
 
 _RIVALS_POLICY = "mixed_o1:adamw"
@@ -68,7 +69,7 @@ def main(config: GpuTrainingConfig, preset: str = "small") -> Report:
     if platform != "gpu":
         raise UserError(f"this benchmark times a GPU, and jax runs on {platform} here; "
                         "--write-forecasts needs none")  # fmt: skip
-    forecasts = json.loads(Path(config.forecasts).read_text()) if config.forecasts else {}
+    forecasts = read_forecasts(config) if config.forecasts else {}
     metrics, claims, rows = {}, [], []
     peak_flops = _peak_flops(config.target)
     for case, run in tqdm(runs.items(), desc="steps", unit="case"):
@@ -151,6 +152,25 @@ def _peak_flops(target: str) -> float:
     return targets.get_target(target).peak_flops["bf16"]
 
 
+def _forecast_key(config: GpuTrainingConfig) -> dict:
+    """Return what decides a forecast besides its case."""
+    return {"target": config.target, "seq_len": config.seq_len, "code": source_digest()}
+
+
+def read_forecasts(config: GpuTrainingConfig) -> dict[str, dict]:
+    """Return {case: {who: forecast}} of the file.
+
+    Raises:
+      UserError: it was written for another target or length, or by other code.
+    """
+    kept, key = json.loads(Path(config.forecasts).read_text()), _forecast_key(config)
+    different = [name for name in key if kept.get("key", {}).get(name) != key[name]]
+    if different:
+        raise UserError(f"the forecasts in {config.forecasts} are of another {' and '.join(different)}; "
+                        "write them anew with --write-forecasts")  # fmt: skip
+    return kept["forecasts"]
+
+
 def _write_forecasts(config, runs, preset) -> Report:
     """Compile every case, and the plain step where it is compared, for a machine that need not be here."""
     from experiments.benchmarks.reference_step import reference_step
@@ -169,6 +189,7 @@ def _write_forecasts(config, runs, preset) -> Report:
         case: {who: {"seconds": f.seconds, "peak_bytes": f.peak_bytes} for who, f in by.items()}
         for case, by in found.items()
     }
+    values = {"key": _forecast_key(config), "forecasts": values}
     write_file(config.forecasts, (json.dumps(values, indent=1) + "\n").encode())
     print(f"wrote {config.forecasts}")
     return Report(

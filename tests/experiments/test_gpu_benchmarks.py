@@ -1,6 +1,6 @@
 """What the benchmarks of a GPU do where there is none: read cases, forecast, refuse to time."""
 
-import json
+import dataclasses
 from types import SimpleNamespace
 
 import jax
@@ -19,8 +19,11 @@ def test_forecasts_are_the_compilers(tmp_path, monkeypatch):
         cases=(case,), write_forecasts=True, forecasts=str(tmp_path / "f.json"), seq_len=32
     )
     gpu_training.main(config)
-    kept = json.loads((tmp_path / "f.json").read_text())
-    assert kept == {case: {"jaxllm": {"seconds": 0.25, "peak_bytes": 8}}}
+    expected = {case: {"jaxllm": {"seconds": 0.25, "peak_bytes": 8}}}
+    assert gpu_training.read_forecasts(config) == expected
+    for change in (dict(seq_len=64), dict(target="a100-80gb")):
+        with pytest.raises(UserError, match=f"are of another {next(iter(change))}; write them anew"):
+            gpu_training.read_forecasts(dataclasses.replace(config, **change))
 
 
 @pytest.mark.parametrize("case", ["gpt2", "gpt2:many:none:mixed_o1:adamw"])
