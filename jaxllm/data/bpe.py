@@ -125,21 +125,25 @@ class HuggingFaceTokenizer:
         return backend
 
     @functools.cached_property
+    def _byte_ids(self) -> list[int]:
+        """Return the id of each byte in a vocabulary that falls back to bytes; else nothing."""
+        ids = [self.backend.token_to_id(f"<0x{byte:02X}>") for byte in range(256)]
+        return [] if None in ids else ids
+
+    @functools.cached_property
     def _bytes(self) -> dict[int, int]:
-        """Return {id: byte} of a vocabulary that falls back to bytes; else nothing."""
-        ids = {byte: self.backend.token_to_id(f"<0x{byte:02X}>") for byte in range(256)}
-        return {} if None in ids.values() else {i: byte for byte, i in ids.items()}
+        return {i: byte for byte, i in enumerate(self._byte_ids)}
 
     def _whole_characters(self, ids: Iterable[int]) -> list[int]:
         """Put U+FFFD's bytes in place of bytes that are no character.
 
         The library would turn a whole run of bytes into U+FFFD for one that is wrong or still to come.
         """
-        whole, id_of = [], {byte: i for i, byte in self._bytes.items()}
+        whole = []
         for is_bytes, run in itertools.groupby(ids, self._bytes.__contains__):
             if is_bytes:
                 text = bytes(self._bytes[i] for i in run).decode(errors="replace")
-                run = (id_of[byte] for byte in text.encode())
+                run = (self._byte_ids[byte] for byte in text.encode())
             whole += run
         return whole
 
