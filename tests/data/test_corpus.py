@@ -130,6 +130,15 @@ def test_a_second_call_reads_the_cache_and_changed_content_does_not(tmp_path, mo
     assert changed.train.num_documents + changed.valid.num_documents == 59
 
 
+def test_text_that_other_code_read_is_read_again(tmp_path, monkeypatch):
+    """A reader that is corrected must not go on serving what the old one made of the same file."""
+    path, cache = write_jsonl(tmp_path / "a.jsonl", STORIES), tmp_path / "cache"
+    data.prepare(path, "bytes", seq_len=16, cache_dir=cache)
+    monkeypatch.setattr(corpus_module, "_reading_code", lambda: "corrected readers")
+    data.prepare(path, "bytes", seq_len=16, cache_dir=cache)
+    assert len(list((cache / "tokens").iterdir())) == 2
+
+
 def test_large_vocabularies_take_32_bits(tmp_path):
     from tokenizers import Tokenizer, models, pre_tokenizers
 
