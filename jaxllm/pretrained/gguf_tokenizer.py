@@ -1,8 +1,9 @@
 """The tokenizer that a GGUF file carries: vocabulary, merges and the kind of pre-tokenizer."""
 
 import warnings
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from jaxllm.data import bpe
 from jaxllm.data.companions import Companions
@@ -29,6 +30,8 @@ _PRE = {
     "default": "default", "gpt-2": "gpt2", "smollm": "digits",
     "llama-bpe": "llama3", "llama-v3": "llama3", "llama3": "llama3",
 }  # fmt: skip
+_WHOLE, _NUMBERS = "an array of whole numbers", "an array of numbers"
+_LONGEST = 4096  # characters; every way to cut a token in two is tried
 _CONTROL, _USER_DEFINED, _BYTE = 3, 4, 6  # values of tokenizer.ggml.token_type
 
 
@@ -46,9 +49,11 @@ def gguf_tokenizer(file: GgufFile) -> Tokenizer | None:
     if kind not in builders:
         raise UserError(f"{file.path}: {unknown('tokenizer model', bare(kind), builders)}")
     tokens = _get(file, "tokens", list)
+    if max(map(len, tokens), default=0) > _LONGEST:
+        raise UserError(f"{file.path}: a token of more than {_LONGEST} characters; the file is damaged")
     if len(set(tokens)) != len(tokens) or not tokens:
         raise UserError(f"{file.path}: the vocabulary is empty or holds the same token twice")
-    kinds = [int(one) for one in _get(file, "token_type", Sequence, [])]
+    kinds = [int(one) for one in _get(file, "token_type", _WHOLE, [])]
     backend = builders[kind](file, tokens, kinds)
     backend.add_special_tokens(_added(tokens, kinds, _CONTROL, special=True))
     backend.add_tokens(_added(tokens, kinds, _USER_DEFINED, special=False))
@@ -120,7 +125,7 @@ def _sentencepiece(file: GgufFile, tokens: list[str], kinds: list[int]) -> "toke
     from tokenizers import Tokenizer, decoders, models, normalizers
 
     vocab = {token: i for i, token in enumerate(tokens)}
-    scores = _get(file, "scores", Sequence)
+    scores = _get(file, "scores", _NUMBERS)
     if len(scores) != len(tokens):
         raise UserError(f"{file.path}: {len(scores)} scores for {len(tokens)} tokens")
     pairs = []
@@ -166,14 +171,20 @@ def _added(tokens: list[str], kinds: list[int], kind: int, *, special: bool) -> 
     ]
 
 
-def _get(file: GgufFile, name: str, kind: type, *default: Any) -> Any:
-    """Return a value of the tokenizer; `kind` Sequence means an array of numbers."""
+def _get(file: GgufFile, name: str, kind: type | str, *default: Any) -> Any:
+    """Return a value of the tokenizer; `kind` is a type, or _WHOLE or _NUMBERS for an array of such."""
     key = f"tokenizer.ggml.{name}"
     if key not in file.metadata:
         if default:
             return default[0]
         raise UserError(f"'{file.path}' has no value '{key}' in its header")
     value = file.metadata[key]
-    if not (hasattr(value, "dtype") if kind is Sequence else isinstance(value, kind)):
-        raise UserError(f"{file.path}: {key} is not of the expected kind ({kind.__name__})")
+    if kind in (_WHOLE, _NUMBERS):
+        good = isinstance(value, np.ndarray) and value.dtype.kind in ("iu" if kind is _WHOLE else "iuf")
+        good = good and bool(np.isfinite(value).all())
+    else:
+        good = type(value) is kind
+    if not good:
+        expected = kind if isinstance(kind, str) else kind.__name__
+        raise UserError(f"{file.path}: {key} is {brief(value)}; expected {expected}")
     return value

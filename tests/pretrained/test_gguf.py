@@ -156,9 +156,13 @@ def test_an_unusual_end_token_comes_from_the_header():
         (dict(model="gpt2", tokens=["a", "b"], merges=["ab"], pre="gpt-2"), "does not join two tokens"),
         (dict(model="gpt2", tokens=["a"], merges=[], pre="pixtral"), "unknown pre-tokenizer 'pixtral'"),
         (dict(model="gpt2", tokens=["a"], pre="gpt-2"), "no value 'tokenizer.ggml.merges'"),
-        (dict(model="gpt2", tokens=np.array([1])), "tokenizer.ggml.tokens is not of the expected kind"),
+        (dict(model="gpt2", tokens=np.array([1])), r"tokenizer.ggml.tokens is array\(\[1\]\); expected list"),
         (dict(model="gpt2", tokens=["a"], merges=[], eos_token_id=9, pre="gpt-2"), "no end-of-text token"),
         (dict(model="llama", tokens=["a", "</s>"], scores=np.zeros(1)), "1 scores for 2 tokens"),
+        (dict(model="llama", tokens=["a"], scores=np.array([np.nan])), "expected an array of numbers"),
+        (dict(model="gpt2", tokens=["a"], token_type=np.array([1.5])), "expected an array of whole numbers"),
+        (dict(model="gpt2", tokens=["a"], merges=[], eos_token_id=True, pre="gpt-2"), "True; expected int"),
+        (dict(model="llama", tokens=["a" * 10**6]), "a token of more than 4096 characters"),
     ],
 )
 def test_a_tokenizer_that_contradicts_itself(values, sentence):

@@ -117,6 +117,12 @@ CASES = {
     "missing shards": (
         index({"a": "model-1.safetensors", "b": "model-2.safetensors"}),
         ["lacks 2 of its 2 shards: model-1.safetensors, model-2.safetensors"]),
+    "shard with a name too long": (
+        index({"a": "A" * 100_000 + ".safetensors"}), ["tensor 'a' in 'AAAA", "name of a .safetensors"]),
+    "shard with a line in its name": (
+        index({"a": "two\nlines.safetensors"}), ["in 'two\\nlines.safetensors'"]),
+    "config too deep": (
+        lambda folder: (folder / "config.json").write_text('{"a":' * 10**5), ["is not JSON"]),
     "shard elsewhere": (
         index({"a": "../../secret.safetensors"}),
         ["'../../secret.safetensors'", "same folder"]),
