@@ -50,7 +50,9 @@ def wanted_update(optimizer: optax.GradientTransformation, grads, opt_state, par
     """
     if isinstance(opt_state, MasterWeightsState):
         grads, opt_state = _float32(grads), opt_state.inner
-    return optimizer.update(grads, opt_state, _float32(params))[0]
+    wide = _float32(params)
+    jax.eval_shape(optimizer.init, wide)  # links refuse types that no init was given
+    return optimizer.update(grads, opt_state, wide)[0]
 
 
 def observe_writes(job: Job) -> list[dict[str, float]]:
