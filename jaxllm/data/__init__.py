@@ -17,7 +17,7 @@ from jaxllm.data.baselines import bigram_bits_per_byte, unigram_bits_per_byte
 from jaxllm.data.batches import Batches, batches, eval_batches
 from jaxllm.data.corpus import Corpus, fingerprint, prepare
 from jaxllm.data.sources import read_documents
-from jaxllm.data.tokenizer import Tokenizer, load_tokenizer, start_id
+from jaxllm.data.tokenizer import Tokenizer, is_trained, load_tokenizer, start_id
 from jaxllm.data.tokens import Tokens
 from jaxllm.data.vocab_order import VOCAB_ORDERS, parse_groups, vocab_order
 
@@ -30,6 +30,7 @@ __all__ = [
     "batches",
     "bigram_bits_per_byte",
     "eval_batches",
+    "is_trained",
     "fingerprint",
     "load_tokenizer",
     "parse_groups",

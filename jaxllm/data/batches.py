@@ -92,6 +92,7 @@ def batches(
     rows = mine.map(functools.partial(_gather, tokens, seq_len=seq_len))
     identity = {
         "tokens": len(tokens),
+        "data": tokens.fingerprint,
         "batch_size": batch_size,
         "seq_len": seq_len,
         "seed": seed,
@@ -131,6 +132,8 @@ class Batches:
           UserError: if the state belongs to other data, or to another order of it.
         """
         for name, value in self._identity.items():
+            if name == "data" and name not in state:
+                continue  # saved before there were fingerprints
             if state.get(name) != value:
                 raise UserError(
                     f"the saved place in the data has {name}={state.get(name)} but this run has "

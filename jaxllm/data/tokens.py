@@ -1,6 +1,8 @@
 """A tokenised split on disk: one memory-mapped array of ids, and where each document starts."""
 
 import dataclasses
+import functools
+import hashlib
 import json
 from array import array
 from collections.abc import Iterator
@@ -25,6 +27,7 @@ class Tokens:
       ids: [N], uint16 or uint32, memory-mapped: only what is read enters memory.
       starts: [num_documents], int64: where each document's first id is; starts[0] is 0.
       num_bytes: UTF-8 bytes of the text, eos not counted: the divisor of bits per byte.
+      known_fingerprint: the `fingerprint`, where it was computed when the ids were written.
 
     Examples:
       >>> ids = np.array([5, 6, 0, 7, 0], np.uint16)  # Two documents; eos is 0.
@@ -36,6 +39,12 @@ class Tokens:
     ids: np.ndarray
     starts: np.ndarray
     num_bytes: int
+    known_fingerprint: str | None = None
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """A hash of the ids and of where documents start, whatever file they came from."""
+        return self.known_fingerprint or _fingerprint(hashlib.sha256(self.ids), self.starts)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -61,6 +70,7 @@ def write_tokens(assigned: Iterator, tokenizer: Tokenizer, folder: Path) -> None
     num_ids = dict.fromkeys(SPLITS, 0)
     num_bytes = dict.fromkeys(SPLITS, 0)
     inside = dict.fromkeys(SPLITS, False)  # Has the current document's start been noted?
+    hashes = {name: hashlib.sha256() for name in SPLITS}
     eos, begin = np.array([tokenizer.eos_id], dtype), np.array(begin_ids(tokenizer), dtype)
     with open(folder / "train.ids", "wb") as train, open(folder / "valid.ids", "wb") as valid:
         streams = {"train": train, "valid": valid}
@@ -73,12 +83,17 @@ def write_tokens(assigned: Iterator, tokenizer: Tokenizer, folder: Path) -> None
                 inside[name] = not piece.ends_document
                 if piece.ends_document:
                     ids = np.append(ids, eos)
-                streams[name].write(ids.astype(dtype).tobytes())
+                written = ids.astype(dtype).tobytes()
+                streams[name].write(written)
+                hashes[name].update(written)
                 num_ids[name] += len(ids)
                 num_bytes[name] += len(piece.text.encode())
+    fingerprints = {}
     for name in SPLITS:
-        np.array(starts[name], np.int64).tofile(folder / f"{name}.starts")
-    meta = {"dtype": dtype.name, "num_ids": num_ids, "num_bytes": num_bytes}
+        starts_N = np.array(starts[name], np.int64)
+        starts_N.tofile(folder / f"{name}.starts")
+        fingerprints[name] = _fingerprint(hashes[name], starts_N)
+    meta = {"dtype": dtype.name, "num_ids": num_ids, "num_bytes": num_bytes, "fingerprints": fingerprints}
     (folder / "meta.json").write_text(json.dumps(meta))
 
 
@@ -92,10 +107,15 @@ def open_tokens(folder: Path) -> dict[str, Tokens] | None:
             starts = _map(folder / f"{name}.starts", np.dtype(np.int64))
             if len(ids) != meta["num_ids"][name]:
                 return None
-            splits[name] = Tokens(ids, starts, meta["num_bytes"][name])
+            fingerprint = meta.get("fingerprints", {}).get(name)  # none in older caches
+            splits[name] = Tokens(ids, starts, meta["num_bytes"][name], fingerprint)
     except (OSError, ValueError, KeyError):
         return None
     return splits
+
+
+def _fingerprint(ids_hash, starts: np.ndarray) -> str:
+    return hashlib.sha256(ids_hash.digest() + np.asarray(starts, np.int64).tobytes()).hexdigest()[:32]
 
 
 def _map(path: Path, dtype: np.dtype) -> np.ndarray:

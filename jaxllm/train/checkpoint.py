@@ -2,24 +2,34 @@
 
 import contextlib
 import dataclasses
+import hashlib
+import json
 import logging
 import math
-import secrets
 import shutil
-import tempfile
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint import args as ocp_args
-from orbax.checkpoint import checkpoint_managers as policies
 
 from jaxllm.errors import UserError
 from jaxllm.parallel import is_process_lost
+from jaxllm.train.checksum import array_names, checksums
 from jaxllm.train.state import TrainState
+
+Read = TypeVar("Read")
+_SET_ASIDE = "damaged-"  # before the step, in the name of a checkpoint that newer ones take the place of
+_PARTIAL = ".orbax-checkpoint-tmp"  # after the step, of one that is being written or deleted
+
+
+class Damaged(Exception):
+    """A checkpoint cannot be read, or is not what was written."""
 
 
 class Checkpoints:
@@ -27,30 +37,92 @@ class Checkpoints:
 
     A checkpoint appears under its final name only when it is whole, so a run that is killed at any
     moment finds the last complete one. Saving copies the state to host memory and returns; files
-    are written while training goes on.
+    are written while training goes on. Reading changes nothing in the folder, so a run can be read
+    while it trains.
+
+    A checkpoint holds checksums of its arrays, its config and its place in the data. What it is read back
+    as is compared with them: `newest_whole` passes over one that is damaged.
     """
 
     def __init__(self, folder, *, keep_last: int = 2, keep_best: int = 1):
         self.folder = Path(folder).absolute()
-        keep = [policies.LatestN(keep_last)]
-        if keep_best:
-            keep.append(policies.BestN(get_metric_fn=lambda m: -m["heldout_loss"], n=keep_best))
-        options = ocp.CheckpointManagerOptions(
-            preservation_policy=policies.AnyPreservationPolicy(keep),
-            best_fn=lambda metrics: metrics["heldout_loss"],
-            best_mode="min",
-            cleanup_tmp_directories=True,
-        )
-        with _clear_errors(self.folder):
-            self._manager = ocp.CheckpointManager(self.folder, options=options)
+        self._keep_last, self._keep_best = keep_last, keep_best
+        self._writer: ocp.AsyncCheckpointer | None = None
+        self._losses: dict[int, float] = {}
+
+    def steps(self) -> list[int]:
+        """Return the steps that have a checkpoint, in order."""
+        found = self.folder.glob("*")
+        return sorted(int(path.name) for path in found if path.name.isdecimal() and path.is_dir())
 
     def latest(self) -> int | None:
         """Return the step of the newest checkpoint, or None."""
-        return self._manager.latest_step()
+        return max(self.steps(), default=None)
 
     def best(self) -> int | None:
         """Return the step of the checkpoint with the lowest held-out loss, or the newest."""
-        return self._manager.best_step() or self._manager.latest_step()
+        return min(reversed(self.steps()), key=self._loss, default=None)
+
+    def newest_whole(
+        self, read: Callable[[int], Read], first: int | None = None
+    ) -> tuple[int, Read, list[int]]:
+        """Read the newest checkpoint that is not damaged, and say on stderr which ones were passed over.
+
+        Args:
+          read: reads a checkpoint; what it raises, but for UserError, is taken for damage.
+          first: the one to try before the newest.
+
+        Returns:
+          (its step, what `read` returned, the damaged ones before it).
+
+        Raises:
+          UserError: there is none; names the damage.
+        """
+        steps = sorted(self.steps(), key=lambda step: (step == first, step), reverse=True)
+        damage: dict[int, str] = {}
+        for step in steps:
+            found, reason = self._try(read, step)
+            if reason is None:
+                if damage and jax.process_index() == 0:
+                    print(f"{_sentence(self.folder, damage)}; going on from {step}", file=sys.stderr)
+                return step, found, sorted(damage)
+            if (self.folder / str(step)).is_dir():  # else its run has deleted it meanwhile
+                damage[step] = reason
+        if not damage and self.steps() and self.steps() != sorted(steps):
+            return self.newest_whole(read, first)
+        if damage:
+            raise UserError(f"{_sentence(self.folder, damage)}; there is no whole one: choose another --out")
+        raise UserError(f"{self.folder} holds no finished checkpoint yet; train a few steps more")
+
+    def _try(self, read, step) -> tuple[Any, str | None]:
+        """Return (what was read, why it cannot be), the same verdict in all processes."""
+        found, reason = None, None
+        try:
+            found = read(step)
+        except (UserError, MemoryError, jax.errors.JaxRuntimeError):
+            raise
+        except Exception as error:
+            if is_process_lost(error):
+                raise
+            reason = f"{' '.join(str(error).split())[:160] or type(error).__name__}"
+        if jax.process_count() > 1:
+            whole = multihost_utils.process_allgather(np.int32(reason is None))
+            if reason is None and not whole.all():
+                reason = f"process {int(np.argmin(whole))} cannot read it"
+        return found, reason
+
+    def set_aside(self, steps: Sequence[int]) -> None:
+        """Rename damaged checkpoints, so that newer ones can take their names."""
+        if jax.process_index() == 0:
+            for step in steps:
+                aside = self.folder / f"{_SET_ASIDE}{step}"
+                shutil.rmtree(aside, ignore_errors=True)
+                with contextlib.suppress(OSError):
+                    (self.folder / str(step)).rename(aside)
+        for step in steps:
+            self._losses.pop(step, None)
+        if steps and jax.process_count() > 1:
+            multihost_utils.sync_global_devices("damaged checkpoints set aside")
 
     def save(
         self,
@@ -70,23 +142,46 @@ class Checkpoints:
           config: the run's config as plain values.
           heldout_loss: ranks the checkpoint for `best`; infinite if it was not measured.
         """
-        if step in self._manager.all_steps():
+        if step in self._losses or step in self.steps():
             return
         with _clear_errors(self.folder):
-            self._manager.save(
-                step,
+            if self._writer is None:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                if jax.process_index() == 0:
+                    _remove_partial(self.folder)  # what a killed run was writing
+                self._writer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
+            self.wait()
+            self._delete_superfluous()
+            arrays = _as_dict(state)
+            sums = {"arrays": checksums(arrays)}
+            sums |= {name: _text_checksum(x) for name, x in (("data", data), ("config", config))}
+            self._writer.save(
+                self.folder / str(step),
                 args=ocp_args.Composite(
-                    state=ocp_args.StandardSave(_as_dict(state)),
+                    state=ocp_args.StandardSave(arrays),
                     data=ocp_args.JsonSave(data),
                     config=ocp_args.JsonSave(config),
+                    checksums=ocp_args.JsonSave(sums),
+                    metrics=ocp_args.JsonSave({"heldout_loss": float(heldout_loss)}),
                 ),
-                metrics={"heldout_loss": float(heldout_loss)},
             )
+            self._losses[step] = float(heldout_loss)
 
     def config(self, step: int) -> dict[str, Any]:
-        """Return the config that a checkpoint was written with."""
-        restored = self._manager.restore(step, args=ocp_args.Composite(config=ocp_args.JsonRestore()))
-        return restored["config"]
+        """Return the config that a checkpoint was written with.
+
+        Raises:
+          Damaged: it is not what was written.
+        """
+        return self._json(step, "config", checked=True)
+
+    def position(self, step: int) -> dict[str, Any]:
+        """Return where the data stood, as it was saved.
+
+        Raises:
+          Damaged: it is not what was written.
+        """
+        return self._json(step, "data", checked=True)
 
     def restore(self, step: int, shapes: TrainState) -> tuple[TrainState, dict[str, Any]]:
         """Return the state, placed as `shapes` says, and the position in the data.
@@ -94,104 +189,132 @@ class Checkpoints:
         Args:
           step: which checkpoint.
           shapes: ShapeDtypeStructs with shardings; any mesh, not only the one it was saved from.
+
+        Raises:
+          Damaged: it is not what was written.
+          UserError: it holds other arrays than the run has.
         """
-        restored = self._manager.restore(
-            step,
-            args=ocp_args.Composite(
-                state=ocp_args.StandardRestore(_as_dict(shapes)), data=ocp_args.JsonRestore()
-            ),
+        position = self.position(step)
+        wanted = _as_dict(shapes)
+        self._check_names(step, wanted)
+        restored = ocp.StandardCheckpointHandler().restore(
+            self.folder / str(step) / "state", args=ocp_args.StandardRestore(wanted)
         )
+        self._check_arrays(step, restored)
         # Placed like the rest: jax would compile the step anew for a state that lies elsewhere.
         failed = jax.numpy.zeros((), bool, device=shapes.failed.sharding)
-        return TrainState(**restored["state"], failed=failed), restored["data"]
+        return TrainState(**restored, failed=failed), position
 
     def restore_params(self, step: int, shapes):
-        """Return the parameters alone, placed as `shapes` (ShapeDtypeStructs) says."""
+        """Return the parameters alone, placed as `shapes` (ShapeDtypeStructs) says.
+
+        Raises:
+          Damaged: they are not what was written.
+        """
         item = {"params": shapes}
-        restored = self._manager.restore(
-            step,
-            args=ocp_args.Composite(
-                state=ocp_args.PyTreeRestore(
-                    item,
-                    restore_args=ocp.checkpoint_utils.construct_restore_args(item),
-                    partial_restore=True,
-                )
+        restored = ocp.PyTreeCheckpointHandler().restore(
+            self.folder / str(step) / "state",
+            args=ocp_args.PyTreeRestore(
+                item, restore_args=ocp.checkpoint_utils.construct_restore_args(item), partial_restore=True
             ),
         )
-        return restored["state"]["params"]
+        self._check_arrays(step, {"params": restored["params"]})
+        return restored["params"]
 
     def wait(self) -> None:
         """Wait until everything saved is on disk."""
-        with _clear_errors(self.folder):
-            self._manager.wait_until_finished()
+        if self._writer is not None:
+            with _clear_errors(self.folder):
+                self._writer.wait_until_finished()
 
     def __enter__(self):
         return self
 
     def __exit__(self, kind, error, _):
-        if error is not None and is_process_lost(error):
+        if self._writer is None or (error is not None and is_process_lost(error)):
             return  # closing would wait for the part of a save that a lost process owes
         try:
             with _clear_errors(self.folder):
-                self._manager.close()
+                self._writer.close()
+                self._delete_superfluous()
         finally:
             if error is not None:
                 _remove_partial(self.folder)
 
+    def _json(self, step: int, name: str, *, checked: bool = False) -> dict[str, Any]:
+        folder = self.folder / str(step) / name
+        file = folder / "metadata"
+        file = file if file.exists() else folder / name  # what orbax's manager wrote
+        values = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(values, dict):
+            raise Damaged(f"its {name} is not what was written")
+        if checked and (sums := self._sums(step)) and sums[name] != _text_checksum(values):
+            raise Damaged(f"its {name} differs from its checksum")
+        return values
 
-def check_room(folder, shapes: TrainState, copies: int) -> None:
-    """Check that a run's folder can be written and has room for `copies` checkpoints of its state.
+    def _sums(self, step: int) -> dict[str, Any] | None:
+        """Return the checksums of a checkpoint; None of one from before there were any."""
+        try:
+            about = json.loads((self.folder / str(step) / "_CHECKPOINT_METADATA").read_text())
+            if "checksums" not in about["item_handlers"]:
+                return None
+        except (OSError, ValueError, LookupError, TypeError):
+            pass  # damaged itself, and nothing else needs it
+        return self._json(step, "checksums")
 
-    Those that are there already count as some of them.
+    def _check_names(self, step: int, wanted) -> None:
+        if (sums := self._sums(step)) is None:
+            return
+        if different := sorted(set(array_names(wanted)) ^ sums["arrays"].keys()):
+            raise UserError(
+                f"the checkpoint {self.folder / str(step)} holds another state than this run has (they "
+                f"differ in {', '.join(different)[:200]}); train with the same optimizer, or choose "
+                "another --out"
+            )
 
-    Raises:
-      UserError: it cannot, or has not; says how much is needed and free.
-    """
-    folder = Path(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        # A name of its own: every process of a run does this, in the same folder.
-        with tempfile.NamedTemporaryFile(dir=folder) as probe:
-            probe.write(b"x")
-    except OSError as error:
-        raise UserError(
-            f"cannot write to the folder {folder} ({error.strerror}); choose another --out"
-        ) from error
-    size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes))
-    there = sum(path.name.isdigit() for path in (folder / "checkpoints").glob("*"))
-    copies = max(1, copies - there)
-    free = shutil.disk_usage(folder).free
-    if free < copies * size:
-        raise UserError(
-            f"{copies} more checkpoints need {copies * size / 1e9:.2f} GB but {folder} has "
-            f"{free / 1e9:.2f} GB free; free some, keep fewer, or choose another --out"
-        )
+    def _check_arrays(self, step: int, tree) -> None:
+        if (sums := self._sums(step)) is None:
+            return
+        for name, number in checksums(tree).items():
+            if sums["arrays"][name] != number:
+                raise Damaged(f"{name} differs from its checksum")
 
+    def _loss(self, step: int) -> float:
+        """Return the held-out loss of a checkpoint; infinite if it cannot be read."""
+        if step not in self._losses:
+            try:
+                loss = float(self._json(step, "metrics")["heldout_loss"])
+            except Exception:  # whatever a damaged file may raise
+                return math.inf
+            self._losses[step] = math.inf if math.isnan(loss) else loss
+        return self._losses[step]
 
-def check_shared(folder) -> None:
-    """Check that all processes of a run see the same folder, where each writes its part of a checkpoint.
-
-    Raises:
-      UserError: in every process, if one of them does not find a file that process 0 made.
-    """
-    if jax.process_count() == 1:
-        return
-    number = np.int32(secrets.randbits(31))
-    if jax.process_index() == 0:
-        _mark(folder, number).touch()
-    number = multihost_utils.broadcast_one_to_all(number)
-    found = multihost_utils.process_allgather(np.int32(_mark(folder, number).exists()))
-    if jax.process_index() == 0:
-        _mark(folder, number).unlink()
-    if not found.all():
-        raise UserError(
-            f"process {int(np.argmin(found))} does not see what process 0 writes to {folder}; choose an "
-            "--out that all hosts share (NFS, Filestore, a mounted bucket)"
-        )
+    def _delete_superfluous(self) -> None:
+        """Delete the checkpoints that are neither among the last nor among the best."""
+        if jax.process_index() != 0:
+            return
+        steps = self.steps()
+        measured = sorted((s for s in steps if self._loss(s) < math.inf), key=lambda s: (self._loss(s), -s))
+        kept = {*steps[-self._keep_last :], *measured[: self._keep_best]}
+        for step in set(steps) - kept:
+            # Renamed first: a run that is killed here must not leave half of one.
+            gone = self.folder / f"{step}{_PARTIAL}"
+            with contextlib.suppress(OSError):
+                (self.folder / str(step)).rename(gone)
+            shutil.rmtree(gone, ignore_errors=True)
 
 
-def _mark(folder, number) -> Path:
-    return Path(folder) / f".shared-{int(number)}"
+def _sentence(folder: Path, damage: dict[int, str]) -> str:
+    if len(damage) == 1:
+        [(step, reason)] = damage.items()
+        return f"the checkpoint {folder / str(step)} is damaged ({reason})"
+    reasons = "; ".join(f"{step}: {reason}" for step, reason in list(damage.items())[:3])
+    return f"the checkpoints {', '.join(map(str, sorted(damage)))} in {folder} are damaged ({reasons})"
+
+
+def _text_checksum(values: dict[str, Any]) -> str:
+    text = json.dumps(values, sort_keys=True)
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:16]
 
 
 def _as_dict(state: TrainState) -> dict[str, Any]:
@@ -206,7 +329,7 @@ def _clear_errors(folder):
     try:
         yield
     except (OSError, ValueError) as error:  # tensorstore reports a full disk as ValueError
-        if is_process_lost(error):
+        if is_process_lost(error) or isinstance(error, UserError):
             raise
         _remove_partial(folder)
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0][:200]
@@ -217,13 +340,14 @@ def _clear_errors(folder):
 
 
 def _remove_partial(folder):
-    for partial in Path(folder).glob("*.orbax-checkpoint-tmp"):
+    for partial in Path(folder).glob(f"*{_PARTIAL}*"):
         shutil.rmtree(partial, ignore_errors=True)
 
 
 def _is_news(record: logging.LogRecord) -> bool:
     """Whether to show a log record: orbax logs, with tracebacks, errors that it also raises."""
-    return record.levelno < logging.ERROR or "orbax" not in record.pathname
+    return record.levelno < logging.ERROR or "orbax" not in f"{record.pathname} {record.getMessage()}"
 
 
-logging.getLogger("absl").addFilter(_is_news)
+for _logger in ("absl", "asyncio"):  # where its reads are tasks, asyncio tells of those that nobody awaited
+    logging.getLogger(_logger).addFilter(_is_news)

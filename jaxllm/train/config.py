@@ -45,6 +45,7 @@ class TrainConfig(Config):
     distributed: bool = False  # join the other processes of a multi-host run
     seed: Seed = 0  # of the parameters, the order of the data and every draw
     out: UserPath = "runs/train"  # folder of checkpoints, metrics, plots; a run in it is resumed
+    data_changed: Literal["refuse", "continue"] = "refuse"  # resuming, where the text is not as it was
     eval_every: Count = 250  # steps; also at the end
     eval_batches: CountOrZero = 20  # held-out batches an evaluation reads; 0: all
     final_eval_batches: CountOrZero = 0  # the same for the evaluation after the last step
@@ -101,9 +102,10 @@ def _check_offload(config: TrainConfig) -> None:
         )
 
 
-# What may differ between a checkpoint and the run that resumes it: nothing here changes the numbers.
-_FREE = ("steps", "stop_after", "out", "mesh", "offload", "engine", "tiles", "distributed", "eval_every",
-         "eval_batches", "final_eval_batches", "save_every",
+# What may differ between a checkpoint and the run that resumes it: nothing here changes the numbers, or
+# (data, tokenizer, length) `resume` compares what it stands for, and not what it is called.
+_FREE = ("data", "tokenizer", "text_column", "data_changed", "steps", "stop_after", "out", "mesh", "offload",
+         "engine", "tiles", "distributed", "eval_every", "eval_batches", "final_eval_batches", "save_every",
          "keep_last", "keep_best", "log_every", "progress", "tensorboard", "profile")  # fmt: skip
 
 

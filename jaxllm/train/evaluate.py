@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
@@ -18,7 +19,9 @@ class Evaluation:
     tokens: int  # that were scored
 
 
-def evaluate(job, params, *, max_batches: int = 0) -> Evaluation:
+def evaluate(
+    job, params, *, max_batches: int = 0, before_batch: Callable[[], None] = lambda: None
+) -> Evaluation:
     """Score parameters on the held-out documents.
 
     Bits per byte are nats a token, over ln 2, times the tokens a byte of the held-out text.
@@ -27,6 +30,7 @@ def evaluate(job, params, *, max_batches: int = 0) -> Evaluation:
       job: the run (`jaxllm.train.prepare`).
       params: the model's parameters.
       max_batches: read only so many batches, the same ones each time; 0 reads all.
+      before_batch: is called before each one.
     """
     valid = job.corpus.valid
     batches = data.eval_batches(
@@ -36,7 +40,10 @@ def evaluate(job, params, *, max_batches: int = 0) -> Evaluation:
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
-    sums = [job.eval_step(params, job.put(b)) for b in itertools.islice(batches, max_batches or None)]
+    sums = []
+    for batch in itertools.islice(batches, max_batches or None):
+        before_batch()
+        sums.append(job.eval_step(params, job.put(batch)))
     total = sum(float(loss) for loss, _ in sums)
     count = sum(float(n) for _, n in sums)
     mean = total / count

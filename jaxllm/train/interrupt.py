@@ -1,5 +1,6 @@
-"""Turn SIGTERM and Ctrl-C into a request to save and stop."""
+"""Turn SIGTERM, SIGHUP and Ctrl-C into a request to save and stop."""
 
+import os
 import signal
 import threading
 
@@ -16,10 +17,11 @@ class Interrupted(Exception):
 
 
 class StopRequest:
-    """Context in which SIGTERM and the first Ctrl-C are noted, not obeyed.
+    """Context in which SIGTERM, SIGHUP and the first Ctrl-C are noted, not obeyed.
 
-    A second Ctrl-C interrupts at once. With several processes all must stop at the same step, which
-    jax's preemption service agrees on; it handles SIGTERM by itself.
+    A second Ctrl-C interrupts at once. SIGHUP that is ignored (nohup) stays so. With several processes all
+    must stop at the same step, which jax's preemption service agrees on; it handles SIGTERM by itself, and
+    is passed SIGHUP as one.
     """
 
     def __init__(self):
@@ -32,9 +34,14 @@ class StopRequest:
         self.signum = signum
 
     def __enter__(self):
-        if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
-            for signum in (signal.SIGINT, signal.SIGTERM):
-                self._previous[signum] = signal.signal(signum, self._note)
+        if threading.current_thread() is not threading.main_thread():
+            return self
+        alone = jax.process_count() == 1
+        handlers = {signal.SIGINT: self._note, signal.SIGTERM: self._note} if alone else {}
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            handlers[signal.SIGHUP] = self._note if alone else _as_sigterm
+        for signum, handler in handlers.items():
+            self._previous[signum] = signal.signal(signum, handler)
         return self
 
     def __exit__(self, *_):
@@ -46,3 +53,7 @@ class StopRequest:
         if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step):
             self.signum = signal.SIGTERM
         return self.signum is not None
+
+
+def _as_sigterm(signum, frame):
+    os.kill(os.getpid(), signal.SIGTERM)

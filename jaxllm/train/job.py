@@ -45,6 +45,7 @@ class Job:
     train_steps: tuple[tuple[int, Any], ...]  # of each stage: (the step where it ends, its `train_step`)
     eval_step: Any  # (params, batch) -> (loss sum, count), jitted
     schedule: optax.Schedule | None  # of the learning rate; None with an optimizer from outside
+    subnetworks: Schedule  # what of the model is trained when
 
     @property
     def model(self) -> models.ModelConfig:
@@ -132,6 +133,8 @@ def prepare(
     optimizer: optax.GradientTransformation | None = None,
     subnetworks: Schedule | None = None,
     devices: Sequence[jax.Device] | None = None,
+    tokenizer: data.Tokenizer | None = None,
+    vocab_groups: models.VocabGroups | None = None,
 ) -> Job:
     """Read the data, resolve the config and build the step functions.
 
@@ -141,6 +144,8 @@ def prepare(
       optimizer: replaces the chain that `config.optim` describes.
       subnetworks: replaces the schedule that `config.subnetwork` names.
       devices: which to use; None is all.
+      tokenizer: replaces the one that `config.tokenizer` names.
+      vocab_groups: replaces those that `config.vocab_groups` names.
 
     Raises:
       UserError: the data, the model and the devices do not fit together.
@@ -148,9 +153,9 @@ def prepare(
     mesh = _make_mesh(config, devices)  # before the data: a mistake here shows at once
     subnetworks = _make_subnetworks(config, subnetworks, loss, mesh)
     corpus = data.prepare(
-        config.data, config.tokenizer, seq_len=config.seq_len, text_column=config.text_column
+        config.data, tokenizer or config.tokenizer, seq_len=config.seq_len, text_column=config.text_column
     )
-    config = _with_vocabulary(config, corpus)
+    config = _with_vocabulary(config, corpus, vocab_groups)
     return _build(config, corpus, mesh, loss, optimizer, subnetworks)
 
 
@@ -253,6 +258,7 @@ def _build(config, corpus, mesh, loss, optimizer, subnetworks) -> Job:
         train_steps=train_steps,
         eval_step=jax.jit(_on(mesh, make_eval_step(eval_loss))),
         schedule=schedule,
+        subnetworks=subnetworks,
     )
     if loss is not None:
         _check_loss(jax.eval_shape(_on(mesh, loss), shapes.params, job.batch_shapes, jax.random.key(0)))
@@ -331,7 +337,9 @@ def _on(mesh, function):
     return on_mesh
 
 
-def _with_vocabulary(config: TrainConfig, corpus: data.Corpus) -> TrainConfig:
+def _with_vocabulary(
+    config: TrainConfig, corpus: data.Corpus, made: models.VocabGroups | None
+) -> TrainConfig:
     """Fill in what the tokenizer decides."""
     tokenizer, groups = corpus.tokenizer, config.model.vocab_groups
     vocab_size = config.model.vocab_size or tokenizer.vocab_size
@@ -340,7 +348,9 @@ def _with_vocabulary(config: TrainConfig, corpus: data.Corpus) -> TrainConfig:
             f"tokenizer '{config.tokenizer}' has ids up to {tokenizer.vocab_size - 1}, beyond "
             f"model.vocab_size={vocab_size}; set it to at least {tokenizer.vocab_size}"
         )
-    if config.vocab_groups is not None:
+    if config.vocab_groups is not None and made is not None:
+        groups = made
+    elif config.vocab_groups is not None:
         name, slots = data.parse_groups(config.vocab_groups)
         # Counting reads all of the text, so only where the counts are used.
         counted = name == "frequency"

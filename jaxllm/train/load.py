@@ -1,14 +1,14 @@
 """A trained model back from the folder of its run."""
 
-from pathlib import Path
 from typing import Literal
 
 import jax
 
 from jaxllm import data, models
 from jaxllm.errors import UserError
-from jaxllm.train.checkpoint import Checkpoints
+from jaxllm.train.checkpoint import Checkpoints, Damaged
 from jaxllm.train.config import model_from_dict
+from jaxllm.train.folder import run_folder
 
 TOKENIZER_FILE = "tokenizer.json"
 
@@ -23,17 +23,23 @@ def load_run(folder, which: Literal["latest", "best"] = "latest"):
     Raises:
       UserError: there is no run in the folder.
     """
-    folder = Path(folder)
+    folder = run_folder(folder)
     if not (folder / "checkpoints").is_dir() or not (folder / TOKENIZER_FILE).exists():
         raise UserError(f"no trained model in {folder}; give the --out folder of a training run")
-    with Checkpoints(folder / "checkpoints") as kept:
-        step = kept.latest() if which == "latest" else kept.best()
-        if step is None:
-            raise UserError(f"{folder} holds no finished checkpoint yet; train a few steps more")
-        model = model_from_dict(kept.config(step)["model"])
-        device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        shapes = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), models.shapes(model)
-        )
-        params = kept.restore_params(step, shapes)
+    kept = Checkpoints(folder / "checkpoints")
+    _, (model, params), _ = kept.newest_whole(
+        lambda step: _load(kept, step), first=kept.best() if which == "best" else None
+    )
     return model, params, data.load_tokenizer(str(folder / TOKENIZER_FILE))
+
+
+def _load(kept: Checkpoints, step: int):
+    try:
+        model = model_from_dict(kept.config(step)["model"])
+    except UserError as error:  # a config that was written was a possible one
+        raise Damaged(str(error)) from error
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    shapes = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), models.shapes(model)
+    )
+    return model, kept.restore_params(step, shapes)

@@ -2,23 +2,23 @@
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import jax
 
 from jaxllm import compilation_cache, host_memory
 from jaxllm.parallel import losses_told
-from jaxllm.train.checkpoint import Checkpoints, check_room, check_shared
-from jaxllm.train.config import TrainConfig, check_same_run, to_dict
+from jaxllm.train.checkpoint import Checkpoints
+from jaxllm.train.config import TrainConfig, to_dict
 from jaxllm.train.evaluate import Evaluation, evaluate
+from jaxllm.train.folder import check_room, check_shared, only_trainer, run_folder
 from jaxllm.train.interrupt import Interrupted, StopRequest
 from jaxllm.train.job import Job, prepare
 from jaxllm.train.load import TOKENIZER_FILE
 from jaxllm.train.log import MetricsLog, NonFiniteLoss
 from jaxllm.train.precision import warn_of_lost_updates
 from jaxllm.train.profiler import Profiler
-from jaxllm.train.state import TrainState
+from jaxllm.train.resume import begun, place, start_or_resume
 from jaxllm.train.timing import Stopwatch, seconds_since_process_start
 from jaxllm.train.writers import Writers
 
@@ -40,21 +40,24 @@ def train(config: TrainConfig, *, loss=None, optimizer=None, subnetworks=None, d
 
     Args:
       config: the run.
-      loss: replaces next-token cross-entropy; (params, batch, key) -> (mean, aux with token_count).
+      loss: replaces next-token cross-entropy; (params, batch, key) -> (mean, sums with token_count).
       optimizer: any optax transformation, instead of the one that `config.optim` describes.
       subnetworks: a `subnetwork.Schedule`, instead of the one that `config.subnetwork` names.
       devices: which to train on; None is all.
 
     Raises:
-      UserError: bad input, before anything is compiled.
-      Interrupted: SIGTERM or Ctrl-C came; a checkpoint was saved.
+      UserError: bad input, before anything is compiled; another run is at work in `config.out`.
+      Interrupted: SIGTERM, SIGHUP or Ctrl-C came; a checkpoint was saved.
       NonFiniteLoss: names the step; the state from before it was saved.
       ProcessLost: of a run of several processes another one is gone.
     """
     compilation_cache.enable()
     host_memory.keep_freed_memory()
-    job = prepare(config, loss=loss, optimizer=optimizer, subnetworks=subnetworks, devices=devices)
-    config, out = job.config, Path(config.out)
+    out = run_folder(config.out)
+    tokenizer, vocab_groups = begun(config)
+    job = prepare(config, loss=loss, optimizer=optimizer, subnetworks=subnetworks, devices=devices,
+                  tokenizer=tokenizer, vocab_groups=vocab_groups)  # fmt: skip
+    config = job.config
     if jax.process_index() == 0:
         own = f"the optimizer '{config.optim.name}'" if optimizer is None else "the given optimizer"
         warn_of_lost_updates(config.precision, own, job.shapes.opt_state)
@@ -66,6 +69,7 @@ def train(config: TrainConfig, *, loss=None, optimizer=None, subnetworks=None, d
 
     with (
         losses_told(),
+        only_trainer(out),
         Checkpoints(out / "checkpoints", keep_last=config.keep_last, keep_best=config.keep_best) as kept,
     ):
         batches = job.batches()
@@ -85,9 +89,25 @@ def train(config: TrainConfig, *, loss=None, optimizer=None, subnetworks=None, d
             def save(step, position, heldout_loss=math.inf):
                 kept.save(state, step=step, data=position, config=to_dict(config), heldout_loss=heldout_loss)
 
+            def evaluate_at(step):
+                def before_batch():
+                    if stop.signum is not None:  # there may be little time left
+                        save(step, place(job, batches))
+
+                scores = evaluate(
+                    job, state.params, max_batches=config.eval_batches, before_batch=before_batch
+                )
+                writers.evaluated(step, scores)
+                return scores.loss
+
+            def evaluation_is_due(step):
+                return step % config.eval_every == 0 or step == last
+
+            if start and evaluation_is_due(start) and writers.lacks_evaluation(start):
+                evaluate_at(start)  # the run was ended during it
             try:
                 for step in range(start + 1, last + 1):
-                    position = batches.state()
+                    position = place(job, batches)
                     with jax.profiler.StepTraceAnnotation("train", step_num=step):
                         state, metrics = job.train_step_at(step - 1)(state, job.put(next(batches)))
                     if step == start + 1:
@@ -97,16 +117,14 @@ def train(config: TrainConfig, *, loss=None, optimizer=None, subnetworks=None, d
                     profiler.step(metrics["loss"])
 
                     stopping = stop.received(step)
-                    evaluating = step % config.eval_every == 0 or step == last
                     heldout_loss = math.inf
-                    if evaluating and not stopping:
+                    if evaluation_is_due(step):
                         log.flush()
-                        scores = evaluate(job, state.params, max_batches=config.eval_batches)
-                        heldout_loss = scores.loss
-                        writers.evaluated(step, scores)
+                        heldout_loss = evaluate_at(step)
+                        stopping |= stop.signum is not None
                     if stopping or step % config.save_every == 0 or step == last:
                         log.flush()
-                        save(step, batches.state(), heldout_loss)
+                        save(step, place(job, batches), heldout_loss)
                     if stopping:
                         kept.wait()
                         raise Interrupted(stop.signum, f"stopped after step {step}; the state is saved "
@@ -125,18 +143,3 @@ def train(config: TrainConfig, *, loss=None, optimizer=None, subnetworks=None, d
         tokens_per_second=watch.overall_tokens_per_second,
         seconds_to_first_step=seconds_to_first_step,
     )
-
-
-def start_or_resume(job: Job, kept: Checkpoints, batches) -> tuple[TrainState, int]:
-    """Return the state to start from and the updates it holds; move `batches` to match.
-
-    Raises:
-      UserError: the newest checkpoint was written with another config.
-    """
-    step = kept.latest()
-    if step is None:
-        return job.init(jax.random.key(job.config.seed)), 0
-    check_same_run(kept.config(step), to_dict(job.config), str(kept.folder))
-    state, position = kept.restore(step, job.shapes)
-    batches.restore(position)
-    return state, step

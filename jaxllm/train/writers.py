@@ -5,6 +5,8 @@ import json
 from pathlib import Path
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 from tqdm import tqdm
 
 from jaxllm.atomic import write_file
@@ -58,6 +60,13 @@ class Writers:
             self._bar.write(
                 f"step {step}: held-out loss {scores.loss:.4f}, {scores.bits_per_byte:.4f} bits per byte"
             )
+
+    def lacks_evaluation(self, step: int) -> bool:
+        """Return whether no `Evaluation` of a step was recorded; the same answer in all processes."""
+        lacks = self._active and all(number != step for number, _ in heldout_curve(self._path.parent))
+        if jax.process_count() > 1:
+            lacks = bool(multihost_utils.broadcast_one_to_all(np.int32(lacks)))
+        return lacks
 
     def __enter__(self):
         return self

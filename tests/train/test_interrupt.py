@@ -1,4 +1,4 @@
-"""Signals: SIGTERM and Ctrl-C save and leave; kill -9 loses nothing that was saved."""
+"""Signals: SIGTERM, SIGHUP and Ctrl-C save and leave; kill -9 loses nothing that was saved."""
 
 import dataclasses
 import os
@@ -15,7 +15,8 @@ import pytest
 
 from jaxllm.train import loop, train
 from jaxllm.train.checkpoint import Checkpoints
-from jaxllm.train.interrupt import Interrupted
+from jaxllm.train.interrupt import Interrupted, StopRequest
+from jaxllm.train.writers import heldout_curve
 
 STEPS = 60
 
@@ -96,8 +97,47 @@ def test_sigterm_within_a_step_saves_that_step_and_the_same_call_goes_on(tiny, m
     assert_equal_trees(train(config, devices=[cpu]).params, whole.params)
 
 
+@pytest.mark.parametrize("killed", [False, True])
+def test_an_evaluation_during_which_a_run_is_stopped_is_not_lost(tiny, monkeypatch, steps_shared, killed):
+    """The state is saved at once and the evaluation ended; where there is no time for that, made up for."""
+    config, [cpu] = tiny(eval_every=2), jax.devices()[:1]
+    train(dataclasses.replace(config, out=config.out + "-whole"), devices=[cpu])
+    evaluated = loop.evaluate
+
+    def stopped_in_it(job, params, *, before_batch=None, **options):
+        def between():
+            os.kill(os.getpid(), signal.SIGTERM)
+            before_batch()
+            if killed:
+                raise KeyboardInterrupt
+
+        return evaluated(job, params, before_batch=between, **options)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt if killed else Interrupted):
+        patch.setattr(loop, "evaluate", stopped_in_it)
+        train(config, devices=[cpu])
+    with Checkpoints(f"{config.out}/checkpoints") as kept:
+        assert kept.latest() == 2
+    assert len(heldout_curve(config.out)) == (0 if killed else 1)
+    train(config, devices=[cpu])
+    assert heldout_curve(config.out) == heldout_curve(config.out + "-whole")
+
+
+def test_a_hangup_is_noted_like_sigterm_unless_it_is_ignored():
+    with StopRequest() as stop:
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert stop.received(1) and Interrupted(stop.signum, "").exit_code == 129
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # nohup
+    try:
+        with StopRequest() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not stop.received(1)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("signum, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize("signum, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
 def test_a_signal_saves_and_the_same_command_goes_on(
     env, text_folder, tmp_path, uninterrupted, signum, code
 ):

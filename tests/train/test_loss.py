@@ -26,7 +26,8 @@ def test_an_evaluation_reports_what_a_loss_sums_and_its_mean_without_that(tiny):
         mean, sums = told(params, batch, key)
         return mean, {"token_count": sums["token_count"]}
 
-    got = [evaluate(prepare(config, loss=loss, devices=ONE), params, max_batches=2) for loss in (told, untold)]
+    jobs = [prepare(config, loss=loss, devices=ONE) for loss in (told, untold)]
+    got = [evaluate(job, params, max_batches=2) for job in jobs]
     assert got[0].loss == pytest.approx(want.loss, rel=1e-6)
     assert got[1].loss > want.loss + 5 and got[1].tokens == want.tokens
     no_z = evaluate(prepare(tiny(), devices=ONE), params, max_batches=2)
