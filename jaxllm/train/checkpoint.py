@@ -42,10 +42,17 @@ class Checkpoints:
 
     A checkpoint holds checksums of its arrays, its config and its place in the data. What it is read back
     as is compared with them: `newest_whole` passes over one that is damaged.
+
+    Args:
+      folder: of the checkpoints alone.
+      keep_last: how many of the newest to keep.
+      keep_best: how many of those with the lowest held-out loss.
+      together: all processes of a run read at once, and what one cannot read is damaged for all.
     """
 
-    def __init__(self, folder, *, keep_last: int = 2, keep_best: int = 1):
+    def __init__(self, folder, *, keep_last: int = 2, keep_best: int = 1, together: bool = False):
         self.folder = Path(folder).absolute()
+        self._together = together and jax.process_count() > 1
         self._keep_last, self._keep_best = keep_last, keep_best
         self._writer: ocp.AsyncCheckpointer | None = None
         self._losses: dict[int, float] = {}
@@ -95,21 +102,26 @@ class Checkpoints:
         raise UserError(f"{self.folder} holds no finished checkpoint yet; train a few steps more")
 
     def _try(self, read, step) -> tuple[Any, str | None]:
-        """Return (what was read, why it cannot be), the same verdict in all processes."""
-        found, reason = None, None
+        """Return (what was read, why it cannot be)."""
         try:
-            found = read(step)
+            return read(step), None
         except (UserError, MemoryError, jax.errors.JaxRuntimeError):
             raise
-        except Exception as error:
+        except Exception as error:  # whatever a damaged file may raise
             if is_process_lost(error):
                 raise
-            reason = f"{' '.join(str(error).split())[:160] or type(error).__name__}"
-        if jax.process_count() > 1:
+            return None, " ".join(str(error).split())[:160] or type(error).__name__
+
+    def _agreed(self, read: Callable[[], Read]) -> Read:
+        """Return what `read` returns, or raise in all processes that read together."""
+        found, reason = self._try(lambda _: read(), None)
+        if self._together:
             whole = multihost_utils.process_allgather(np.int32(reason is None))
-            if reason is None and not whole.all():
-                reason = f"process {int(np.argmin(whole))} cannot read it"
-        return found, reason
+            if not whole.all():
+                reason = reason or f"process {int(np.argmin(whole))} cannot read it"
+        if reason is not None:
+            raise Damaged(reason)
+        return found
 
     def set_aside(self, steps: Sequence[int]) -> None:
         """Rename damaged checkpoints, so that newer ones can take their names."""
@@ -173,7 +185,7 @@ class Checkpoints:
         Raises:
           Damaged: it is not what was written.
         """
-        return self._json(step, "config", checked=True)
+        return self._agreed(lambda: self._checked_json(step, "config"))
 
     def position(self, step: int) -> dict[str, Any]:
         """Return where the data stood, as it was saved.
@@ -181,7 +193,7 @@ class Checkpoints:
         Raises:
           Damaged: it is not what was written.
         """
-        return self._json(step, "data", checked=True)
+        return self._agreed(lambda: self._checked_json(step, "data"))
 
     def restore(self, step: int, shapes: TrainState) -> tuple[TrainState, dict[str, Any]]:
         """Return the state, placed as `shapes` says, and the position in the data.
@@ -197,8 +209,10 @@ class Checkpoints:
         position = self.position(step)
         wanted = _as_dict(shapes)
         self._check_names(step, wanted)
-        restored = ocp.StandardCheckpointHandler().restore(
-            self.folder / str(step) / "state", args=ocp_args.StandardRestore(wanted)
+        restored = self._agreed(
+            lambda: ocp.StandardCheckpointHandler().restore(
+                self.folder / str(step) / "state", args=ocp_args.StandardRestore(wanted)
+            )
         )
         self._check_arrays(step, restored)
         # Placed like the rest: jax would compile the step anew for a state that lies elsewhere.
@@ -241,14 +255,18 @@ class Checkpoints:
             if error is not None:
                 _remove_partial(self.folder)
 
-    def _json(self, step: int, name: str, *, checked: bool = False) -> dict[str, Any]:
+    def _json(self, step: int, name: str) -> dict[str, Any]:
         folder = self.folder / str(step) / name
         file = folder / "metadata"
         file = file if file.exists() else folder / name  # what orbax's manager wrote
         values = json.loads(file.read_text(encoding="utf-8"))
         if not isinstance(values, dict):
             raise Damaged(f"its {name} is not what was written")
-        if checked and (sums := self._sums(step)) and sums[name] != _text_checksum(values):
+        return values
+
+    def _checked_json(self, step: int, name: str) -> dict[str, Any]:
+        values = self._json(step, name)
+        if (sums := self._sums(step)) and sums[name] != _text_checksum(values):
             raise Damaged(f"its {name} differs from its checksum")
         return values
 
@@ -263,7 +281,7 @@ class Checkpoints:
         return self._json(step, "checksums")
 
     def _check_names(self, step: int, wanted) -> None:
-        if (sums := self._sums(step)) is None:
+        if (sums := self._agreed(lambda: self._sums(step))) is None:
             return
         if different := sorted(set(array_names(wanted)) ^ sums["arrays"].keys()):
             raise UserError(
@@ -273,7 +291,7 @@ class Checkpoints:
             )
 
     def _check_arrays(self, step: int, tree) -> None:
-        if (sums := self._sums(step)) is None:
+        if (sums := self._agreed(lambda: self._sums(step))) is None:
             return
         for name, number in checksums(tree).items():
             if sums["arrays"][name] != number:
@@ -284,7 +302,7 @@ class Checkpoints:
         if step not in self._losses:
             try:
                 loss = float(self._json(step, "metrics")["heldout_loss"])
-            except Exception:  # whatever a damaged file may raise
+            except Exception:  # damaged
                 return math.inf
             self._losses[step] = math.inf if math.isnan(loss) else loss
         return self._losses[step]

@@ -54,7 +54,8 @@ def train(config: TrainConfig, *, loss=None, optimizer=None, subnetworks=None, d
     compilation_cache.enable()
     host_memory.keep_freed_memory()
     out = run_folder(config.out)
-    tokenizer, vocab_groups = begun(config)
+    with losses_told():
+        tokenizer, vocab_groups = begun(config)
     job = prepare(config, loss=loss, optimizer=optimizer, subnetworks=subnetworks, devices=devices,
                   tokenizer=tokenizer, vocab_groups=vocab_groups)  # fmt: skip
     config = job.config
@@ -70,8 +71,9 @@ def train(config: TrainConfig, *, loss=None, optimizer=None, subnetworks=None, d
     with (
         losses_told(),
         only_trainer(out),
-        Checkpoints(out / "checkpoints", keep_last=config.keep_last, keep_best=config.keep_best) as kept,
-    ):
+        Checkpoints(out / "checkpoints", keep_last=config.keep_last, keep_best=config.keep_best,
+                    together=True) as kept,
+    ):  # fmt: skip
         batches = job.batches()
         state, start = start_or_resume(job, kept, batches)
         if jax.process_index() == 0:

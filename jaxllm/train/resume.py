@@ -28,7 +28,7 @@ class Begun(NamedTuple):
 def begun(config: TrainConfig) -> Begun:
     """Return what the run in `config.out` was begun with and its data would be asked for anew."""
     out = run_folder(config.out)
-    kept = Checkpoints(out / "checkpoints")
+    kept = Checkpoints(out / "checkpoints", together=True)
     for step in reversed(kept.steps()):
         try:
             saved = kept.config(step)
