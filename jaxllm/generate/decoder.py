@@ -43,9 +43,11 @@ class Decoder:
           slots: tokens that a row of the cache holds, prompts included.
 
         Raises:
-          UserError: more tokens than slots.
+          UserError: no tokens, or more than slots.
         """
         tokens_BT = np.asarray(tokens_BT, np.int32)
+        if tokens_BT.size == 0:
+            raise UserError(f"prompts of shape {tokens_BT.shape} hold no token; give at least one a row")
         if tokens_BT.shape[1] > slots:
             raise UserError(f"prompts of {tokens_BT.shape[1]} tokens do not fit a cache of {slots} slots")
         mask_BT = np.ones(tokens_BT.shape, bool) if mask_BT is None else mask_BT

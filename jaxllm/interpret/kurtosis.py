@@ -20,7 +20,7 @@ def kurtosis(x: jax.Array, axis: int = -1) -> jax.Array:
     # Far from zero the mean is rounded as coarsely as x is; a second one takes away what it left.
     centred = centred - jnp.mean(centred, axis, keepdims=True)
     # The ratio does not depend on the scale; fourth powers of what is below 1 do not overflow.
-    centred = centred / jnp.max(jnp.abs(centred), axis, keepdims=True)
+    centred = centred / jnp.max(jnp.abs(centred), axis, keepdims=True, initial=0)
     square = jnp.square(centred)
     return jnp.mean(jnp.square(square), axis) / jnp.square(jnp.mean(square, axis))
 

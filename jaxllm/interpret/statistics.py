@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxllm import models
+from jaxllm.errors import UserError
 from jaxllm.interpret.first_token import first_token_attention
 from jaxllm.interpret.kurtosis import kurtosis
 
@@ -60,6 +61,8 @@ def activation_statistics(
     """
     totals = None
     for batch in batches:
+        if 0 in batch["tokens"].shape:
+            raise UserError(f"a batch of shape {batch['tokens'].shape} holds no token; leave it out")
         sums = jax.device_get(_sums(config, params, batch["tokens"], batch.get("segment_ids")))
         sums = jax.tree.map(np.float64, sums)
         totals = sums if totals is None else jax.tree.map(np.add, totals, sums)

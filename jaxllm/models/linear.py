@@ -67,7 +67,7 @@ def linears(
     """Return what `linear` does for several weights, keeping one x for their backward passes."""
     rows = x.shape[:2]
     # Matrices: with more axes XLA's CPU backend transposes operands of the weights' gradients.
-    x_NI = x.reshape(rows[0] * rows[1], -1)
+    x_NI = x.reshape(rows[0] * rows[1], math.prod(x.shape[2:]))
     outputs = []
     for name in names:
         weight = params[name]

@@ -318,7 +318,7 @@ def _scan_layers(config, layer, params, x_BTD, cache):
     (x_BTD, keys_and_values), captured = jax.lax.scan(
         body, (x_BTD, keys_and_values), (params, indices)
     )
-    captured = jax.tree.map(lambda v: v.reshape(-1, *v.shape[2:]), captured)
+    captured = jax.tree.map(lambda v: v.reshape(v.shape[0] * v.shape[1], *v.shape[2:]), captured)
     if cache is not None:
         cache = cache | dict(zip(("key", "value"), keys_and_values, strict=True))
     return x_BTD, captured, cache

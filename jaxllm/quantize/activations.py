@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxllm import models
+from jaxllm.errors import UserError
 from jaxllm.quantize.rounding import absmax
 
 # The input of query, key and value; of attention's output; of the MLP's in and gate; of its out.
@@ -27,6 +28,8 @@ def activation_ranges(
 
     ranges = None
     for batch in batches:
+        if 0 in batch["tokens"].shape:
+            raise UserError(f"a batch of shape {batch['tokens'].shape} holds no token; leave it out")
         seen = _largest(config, params, batch["tokens"], batch.get("segment_ids"))
         ranges = seen if ranges is None else jax.tree.map(jnp.maximum, ranges, seen)
     if ranges is None:

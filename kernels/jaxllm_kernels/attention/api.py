@@ -119,7 +119,7 @@ def _attention(q, k, v, given: _Given, with_lse: bool):
     H, K = q.shape[2:]
     scale, window = _scale(given.scale, K), given.window or None
     sink_H = sink_logits(given.sink, H)
-    if given.implementation == "reference":
+    if given.implementation == "reference" or q.size == 0 or k.size == 0:
         return reference.attention(
             q, k, v,
             scale=scale,
@@ -213,6 +213,8 @@ def _check(q, k, v, given: _Given):
         raise ValueError(f"implementation '{given.implementation}' is not one of {IMPLEMENTATIONS}")
     B, T, H, K = q.shape
     S, G = k.shape[1:3]
+    if 0 in (H, K, G):
+        raise ValueError(f"query {q.shape} and key {k.shape} have no heads, or heads without channels")
     if H % G or k.shape != (B, S, G, K) or v.shape != k.shape:
         raise ValueError(
             f"query {q.shape}, key {k.shape} and value {v.shape} are not "

@@ -61,7 +61,7 @@ def attention_probs(scores_BHTS, allowed, sink_H=None) -> jax.Array:
     """
     if allowed is not None:
         scores_BHTS = jnp.where(allowed, scores_BHTS, -jnp.inf)
-    top = jnp.max(scores_BHTS, axis=-1, keepdims=True)
+    top = jnp.max(scores_BHTS, axis=-1, keepdims=True, initial=-jnp.inf)  # there may be no key
     if sink_H is not None:
         sink = sink_H.astype(scores_BHTS.dtype)[None, :, None, None]
         # The maximum must include the sink: with very negative scores exp(-max) would overflow,
@@ -87,6 +87,8 @@ def logsumexp(scores_BHTS, allowed, sink_H=None) -> jax.Array:
         if allowed is not None:
             allowed = jnp.broadcast_to(allowed, (*allowed.shape[:3], scores_BHTS.shape[-1] - 1))
             allowed = jnp.pad(allowed, ((0, 0), (0, 0), (0, 0), (0, 1)), constant_values=True)
+    if scores_BHTS.shape[-1] == 0:
+        return jnp.full(scores_BHTS.shape[:-1], -jnp.inf, scores_BHTS.dtype)
     if allowed is None:
         return jax.nn.logsumexp(scores_BHTS, axis=-1)
     any_allowed = jnp.any(allowed, axis=-1)

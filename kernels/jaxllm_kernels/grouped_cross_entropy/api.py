@@ -69,6 +69,8 @@ def grouped_cross_entropy(
       implementation: see `linear_cross_entropy`. scale="logits" and own weights know "xla" only.
     """
     _check(hidden_BTD, weights, groups_BT, slots_BT, group_sizes_G, scale)
+    if groups_BT.size == 0:
+        return GroupedLossSums(*[jnp.zeros((), jnp.float32)] * 3)
     group_sizes_G = jnp.asarray(group_sizes_G, jnp.int32)
     if token_weights_BT is None:
         token_weights_BT = groups_BT >= 0

@@ -79,7 +79,7 @@ def linear_cross_entropy(
     token_weights_BT = jax.lax.stop_gradient(token_weights_BT.astype(jnp.float32))
     # Labels that do not count may hold any id, which must not reach a gather.
     labels_BT = jnp.where(token_weights_BT != 0, labels_BT, 0)
-    if implementation == "reference":
+    if implementation == "reference" or labels_BT.size == 0:
         nll, z = reference.linear_cross_entropy(
             hidden_BTD, weights, labels_BT, token_weights_BT, limits_BT, options
         )
@@ -112,7 +112,7 @@ def token_log_probs(
     options = Options(vocab_axis, vocab_axis_name=vocab_axis_name)
     _check(hidden_BTD, weights, labels_BT, None, limits_BT, options, implementation)
     labels_BT, limits_BT = _int32(labels_BT, limits_BT)
-    if implementation == "reference":
+    if implementation == "reference" or labels_BT.size == 0:
         return reference.token_log_probs(hidden_BTD, weights, labels_BT, limits_BT, options)
     arrays = _alike(*_with_batch(hidden_BTD, weights, labels_BT, limits_BT))
     fixed = _Fixed(options, logits_bytes, implementation)
@@ -331,6 +331,8 @@ def _check(hidden, weights, labels, token_weights, limits, options: Options, imp
         raise ValueError(
             f"weights {weights.shape} with vocab_axis={vocab_axis} do not fit hidden {hidden.shape}"
         )
+    if 0 in weights.shape:
+        raise ValueError(f"weights {weights.shape} are empty; a softmax needs at least one column")
     for name, array in {"labels": labels, "token_weights": token_weights, "limits": limits}.items():
         if array is not None and array.shape != hidden.shape[:-1]:
             raise ValueError(f"{name} {array.shape} do not fit hidden {hidden.shape}")
