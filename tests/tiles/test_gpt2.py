@@ -1,6 +1,7 @@
 """GPT-2 in tiles against the ordinary model: values, gradients, training."""
 
 import dataclasses
+import functools
 
 import jax
 import numpy as np
@@ -13,22 +14,16 @@ from jaxllm.tiles.config import TilesConfig, TileSizes
 from jaxllm.tiles.feed import put, put_batch, put_rates, put_tree, take, take_tree
 from jaxllm.tiles.gpt2 import StepOptions, flat, gpt2_step, stacked
 from jaxllm.tiles.trainer import TiledTrainer
+from tests.models.random_params import random_params
 
 MODEL = models.get_preset(
-    "gpt2-nano", num_layers=1, embed_dim=12, num_heads=3, vocab_size=20, context_length=8
-)
+    "gpt2-nano", num_layers=1, embed_dim=12, num_heads=3, vocab_size=20, context_length=8,
+    attention_implementation="xla",
+)  # fmt: skip
 SHAPE = (3, 7)
 
 
-def parameters(model, seed=0):
-    """Return parameters in which biases and gains are drawn too."""
-    params = models.init(model, jax.random.key(seed))
-    leaves, structure = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
-    drawn = [p + 0.1 * jax.random.normal(k, p.shape, p.dtype) for p, k in zip(leaves, keys, strict=True)]
-    return jax.tree.unflatten(structure, drawn)
-
-
+@functools.partial(jax.jit, static_argnums=0)
 def reference(model, params, batch):
     """Return the ordinary model's loss and gradients."""
 
@@ -64,7 +59,7 @@ def gradient_error(model, got, want):
 )
 def test_gradients_are_the_ordinary_model_s(sizes, options, changes, batch, run):
     model = dataclasses.replace(MODEL, **changes)
-    params, data = parameters(model), batch(SHAPE, model.vocab_size)
+    params, data = random_params(model), batch(SHAPE, model.vocab_size)
     step = gpt2_step(model, sizes, *SHAPE, StepOptions(update=False, **options))
     left = run(step.graph, feed(step, model, params, data))
     loss, grads = reference(model, params, data)
@@ -112,7 +107,7 @@ def float64_gradients(model, params, batch):
 def test_float64_gradients_are_exact_to_rounding(batch, run):
     with jax.enable_x64(True):
         model = dataclasses.replace(MODEL, param_dtype="float32", dtype="float32")
-        params = jax.tree.map(lambda w: w.astype("float64"), parameters(model))
+        params = jax.tree.map(lambda w: w.astype("float64"), random_params(model))
         data = batch(SHAPE, model.vocab_size)
         loss, grads = float64_gradients(model, params, data)
         step = gpt2_step(
@@ -163,7 +158,7 @@ def in_order(graph, values, order):
 
 
 def test_sums_in_any_order_differ_by_rounding_and_ordered_ones_not_at_all(cut_step, batch):
-    params, data = parameters(MODEL), batch((3, 8), MODEL.vocab_size)
+    params, data = random_params(MODEL), batch((3, 8), MODEL.vocab_size)
     _, want = reference(MODEL, params, data)
     grads = {}
     for ordered, step in cut_step.items():
@@ -178,7 +173,7 @@ def test_sums_in_any_order_differ_by_rounding_and_ordered_ones_not_at_all(cut_st
 
 def test_an_ordered_run_has_the_same_bits_under_every_policy_and_number_of_devices(cut_step, batch, run):
     step = cut_step[True]
-    values = feed(step, MODEL, parameters(MODEL), batch((3, 8), MODEL.vocab_size))
+    values = feed(step, MODEL, random_params(MODEL), batch((3, 8), MODEL.vocab_size))
     results = [
         take_tree(MODEL, step.grads, run(step.graph, values, devices, policy=policy))
         for devices, policy in ((1, "eager"), (2, "lws"), (2, "dmdas"), (2, "dmdas"))
@@ -194,7 +189,7 @@ def test_fifty_steps_are_adamw_s(batch):
         optax.clip_by_global_norm(1.0),
         optax.adamw(3e-3, b2=0.95, weight_decay=0.1, mask=models_decay(model)),
     )
-    params, data = parameters(model), batch((3, 8), model.vocab_size)
+    params, data = random_params(model), batch((3, 8), model.vocab_size)
     options = StepOptions(b2=0.95, weight_decay=0.1, clip_norm=1.0)
     # The cut of `cut_step`, of which the kernels are compiled.
     trainer = TiledTrainer(model, TilesConfig(TileSizes(batch=1, seq=4)), 3, 8, options, jax.devices()[:1])
@@ -224,7 +219,7 @@ def models_decay(model):
 
 
 def test_a_tree_taken_apart_and_put_together_is_the_same():
-    params = models.init(MODEL, jax.random.key(0))
+    params = random_params(MODEL)
     jax.tree.map(np.testing.assert_array_equal, stacked(MODEL, flat(MODEL, params)), params)
 
 
