@@ -1,0 +1,210 @@
+"""Every command, block of Python, flag, file and name in the README is one that exists, called as shown."""
+
+import importlib
+import importlib.util
+import json
+import re
+import shlex
+import sys
+import tomllib
+import types
+from dataclasses import fields
+from pathlib import Path
+
+import optax
+import pytest
+
+from experiments.benchmarks.published_steps import PUBLISHED
+from jaxllm.cli import _main as jaxllm
+from jaxllm.cli.train import parse_config
+from jaxllm.train import TrainConfig, to_dict
+from jaxllm.train.presets import TRAIN_PRESETS
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def rows(header):
+    """Return the rows of the table with this header, each a list of cells."""
+    table = README.split(header, 1)[1].split("\n\n", 1)[0]
+    return [line.strip("| ").split(" | ") for line in table.splitlines()[2:]]
+
+
+def codes(text):
+    return re.findall(r"`([^`]+)`", text)
+
+
+def commands():
+    """Yield the words after `jaxllm` of every command line."""
+    for line in "\n".join(blocks("sh")).replace("\\\n", " ").splitlines():
+        found = re.search(r"jaxllm ((?:train|generate|evaluate|convert|plan) [^#]*)", line)
+        if found:
+            quoted = "--command" in line  # all of it, for another shell
+            yield shlex.split(found.group(1).rstrip().removesuffix('"') if quoted else found.group(1))
+
+
+COMMANDS = list(commands())
+
+
+class Reached(Exception):
+    """The command line was understood: what follows would be the work itself."""
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_every_command_line_is_understood(words, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "held_out.txt").write_text("A text.")
+    (tmp_path / "plan.json").write_text(json.dumps(to_dict(TrainConfig())))
+
+    def reached(*arguments, **options):
+        raise Reached
+
+    for place in ("train.train", "plan.plan", "generate.load_model_and_tokenizer", "convert.load_model",
+                  "evaluate.load_model_and_tokenizer", "evaluate._tasks"):  # fmt: skip
+        monkeypatch.setattr(f"jaxllm.cli.{place}", reached)
+    monkeypatch.setattr("jaxllm.compilation_cache.enable", lambda: None)
+    monkeypatch.setattr("jaxllm.parallel.initialize", lambda: None)
+    with pytest.raises(SystemExit if "--help" in words else Reached) as ended:
+        jaxllm(words)
+    assert not isinstance(ended.value, SystemExit) or not ended.value.code
+
+
+def test_the_commands_are_found():
+    assert len(COMMANDS) >= 10
+    assert {words[0] for words in COMMANDS} == {"train", "generate", "evaluate", "convert", "plan"}
+
+
+def test_every_flag_of_the_table_is_one(monkeypatch):
+    """A flag without a value gets one; a value without a flag belongs to the flag before it."""
+    chain = types.ModuleType("my.module")
+    chain.my_chain = lambda learning_rate: optax.sgd(learning_rate)
+    monkeypatch.setitem(sys.modules, "my", types.ModuleType("my"))
+    monkeypatch.setitem(sys.modules, "my.module", chain)
+    booleans = {f"--{f.name.replace('_', '-')}" for f in fields(TrainConfig) if f.type in (bool, "bool")}
+    seen = set()
+    for row in rows("| to change | flag |"):
+        flag = None
+        for code in codes(row[1]):
+            if code.startswith("jaxllm."):
+                module, _, name = code.rpartition(".")
+                assert hasattr(importlib.import_module(module), name)
+                continue
+            words = shlex.split(code) if code.startswith("--") else [flag, code]
+            if len(words) == 1 and words[0] not in booleans:
+                words.append("1")
+            words = ["gpt2-nano" if word == "NAME" else word for word in words]
+            more = ["--vocab-groups", "frequency"] if "--model.group-head" in words else []
+            more += ["--model.vocab-size", "64"] if more else []
+            more += ["--engine", "tiles"] if row[0] == "the engine" and "--engine" not in words else []
+            parse_config([*words, *more], prog="", description="")
+            flag = words[0]
+            seen.add(flag)
+    assert len(seen) >= 20
+
+
+def test_the_presets_are_those_that_there_are():
+    paragraph = README.split("Presets: ", 1)[1].split("\n\n", 1)[0]
+    named = []
+    for code in codes(paragraph):
+        named.append(named[-1].rsplit("-", 1)[0] + code if code.startswith("-") else code)
+    assert set(named) == set(TRAIN_PRESETS)
+
+
+def test_every_experiment_is_a_module_and_those_outside_benchmarks_have_a_debug_preset():
+    found = set()
+    for figure, command in rows("| figure | command |"):
+        package = None
+        for code in codes(command):
+            name = re.search(r"python -m (experiments[\w.]*)", code)
+            if name:
+                module, package = name.group(1), name.group(1).rpartition(".")[0]
+            elif code.startswith("."):
+                module = package + code
+            else:
+                continue
+            spec = importlib.util.find_spec(module)
+            assert spec is not None, (figure, module)
+            source = Path(spec.origin).read_text(encoding="utf-8")
+            assert "run_experiment(main" in source, module
+            assert module.startswith("experiments.benchmarks.") or '"debug"' in source, module
+            found.add(module)
+    assert len(found) >= 25
+
+
+def test_every_file_and_folder_that_is_named_exists():
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        assert (ROOT / target).exists(), target
+    tree = README.split("## The house", 1)[1]
+    named = set(re.findall(r"^  (\w+)/ ", tree, re.MULTILINE))
+    folders = {path.parent.name for path in (ROOT / "jaxllm").glob("*/__init__.py")}
+    assert named == folders
+    for path in re.findall(r"tests/[\w/]+\.py", README):
+        assert (ROOT / path).exists(), path
+
+
+def test_every_extra_is_declared():
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    named = ",".join(re.findall(r"'(?:jaxllm|\.)\[([^\]]+)\]'", README)).split(",")
+    assert len(named) > 3 and set(named) <= set(declared)
+
+
+def test_the_kernels_that_are_named_have_what_is_said_of_them():
+    kernels = ROOT / "kernels" / "jaxllm_kernels"
+    for name in ("attention", "linear_cross_entropy", "adamw_update", "hadamard_rotate"):
+        assert (kernels / name / "reference.py").exists() and (kernels / name / "xla.py").exists()
+    for name in ("attention", "linear_cross_entropy", "hadamard_rotate"):
+        assert (kernels / name / "pallas_tpu.py").exists() and (kernels / name / "pallas_gpu.py").exists()
+    operations = {path.parent.name for path in kernels.glob("*/api.py")}
+    assert operations == {"attention", "linear_cross_entropy", "grouped_cross_entropy", "adamw_update",
+                          "hadamard_rotate"}  # fmt: skip
+
+
+def python_block(beginning):
+    [code] = [code for code in blocks("python") if code.startswith(beginning)]
+    return code
+
+
+def test_the_model_from_python_runs_as_shown():
+    code = python_block("import jax\nfrom jaxllm import models")
+    small = code.replace('"gpt2", num_layers=6', '"gpt2-nano", num_layers=2, vocab_size=4096')
+    small = small.replace("(2, 128)", "(2, 16)")
+    assert small.count("nano") == small.count("(2, 16)") == 1
+    shown = {}
+    exec(small, shown)
+    assert shown["logits"].shape == (2, 16, 4096) and shown["logits"].dtype == "float32"
+    assert shown["axes"]["layers"]["mlp"]["in"] == ("layers", "embed", "mlp")
+    assert set(shown["seen"]) == {"resid_post", "attn_probs"}
+    assert [len(row) for row in shown["drawn"]] == [5, 5]
+    assert abs(shown["loss"] - shown["sums"]["loss_sum"] / 32) < 1e-6
+
+
+def test_training_from_python_is_called_as_shown(monkeypatch):
+    called = {}
+    take = lambda config, **options: called.update(config=config, **options)
+    monkeypatch.setattr("jaxllm.train.train", take)
+    exec(python_block("from jaxllm.train import TrainConfig"), {})
+    assert called["config"].data == "my.txt" and called["config"].steps == 2000
+    assert isinstance(called["optimizer"], optax.GradientTransformation)
+
+
+def test_every_block_of_python_is_run_by_a_test():
+    beginnings = ("import jax\nfrom", "from jaxllm.train", "import jax, jax.numpy")
+    assert [python_block(one) for one in beginnings] == blocks("python")  # the last in test_readme.py
+
+
+def test_optimizers_and_links_that_are_named_exist():
+    import jaxllm.optim
+
+    for row in rows("| link | |"):
+        for name in re.findall(r"`(\w+)\(", row[0]):
+            assert hasattr(jaxllm.optim, name), name
+    for name in ("lion", "adafactor", "sgd"):
+        assert parse_config(["--optim.name", name], prog="", description="").optim.name == name
+
+
+def test_the_published_figures_are_as_many_as_is_said():
+    assert f"forecasts against {len(PUBLISHED)} published step times" in README
