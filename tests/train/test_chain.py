@@ -37,6 +37,7 @@ def make_chain(config):
     )
 
 
+@pytest.mark.slow
 def test_ortho_adam_and_stochastic_rounding_train_gpt2_on_a_mesh_as_on_one_device(config):
     """With parameters and both moments split two ways over embed and four over mlp, at the end too."""
     optimizer = make_chain(config)
