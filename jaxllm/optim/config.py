@@ -144,7 +144,8 @@ def _check_update(name: str) -> None:
     optimizer = build(**{k: v for k, v in offered.items() if k in inspect.signature(build).parameters})
     weights = {"w": jax.ShapeDtypeStruct((8,), "float32")}
     try:
-        jax.eval_shape(lambda w: optimizer.update(w, optimizer.init(w), w), weights)
+        with jax.numpy_dtype_promotion("standard"):  # optax itself mixes types
+            jax.eval_shape(lambda w: optimizer.update(w, optimizer.init(w), w), weights)
     except TypeError as error:
         raise UserError(
             f"optimizer '{name}' needs more than gradients ({bare(error, 200)}); choose another one"

@@ -2,6 +2,7 @@
 
 from typing import Literal, get_args
 
+import jax.numpy as jnp
 import optax
 
 from jaxllm.errors import unknown
@@ -53,6 +54,11 @@ def make_schedule(
     else:
         after = optax.constant_schedule(peak)
     if not warmup_steps:
-        return after
+        return _of_float(after)
     warmup = optax.linear_schedule(peak / warmup_steps, peak, max(1, warmup_steps - 1))
-    return optax.join_schedules([warmup, after], [warmup_steps])
+    return _of_float(optax.join_schedules([warmup, after], [warmup_steps]))
+
+
+def _of_float(schedule: optax.Schedule) -> optax.Schedule:
+    """Return the schedule with its count cast first: a quotient of 64-bit counts would be float64."""
+    return lambda count: schedule(jnp.asarray(count, jnp.float32))
