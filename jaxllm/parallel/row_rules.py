@@ -38,7 +38,7 @@ class Rule(NamedTuple):
 def row_rule(eqn, length: int) -> Rule | None:
     """Return the rule of an equation whose result has `length` rows; None: there is none."""
     name, out = eqn.primitive.name, eqn.outvars[0].aval
-    if name in _ELEMENTWISE or (name == "optimization_barrier" and len(eqn.invars) == 1):
+    if name in _ELEMENTWISE:
         shapes = [x.aval.shape for x in eqn.invars]
         if not all(shape == () or _stretches(shape, out.shape) for shape in shapes):
             return None

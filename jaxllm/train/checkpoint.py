@@ -91,7 +91,7 @@ class Checkpoints:
             found, reason = self._try(read, step)
             if reason is None:
                 if damage and jax.process_index() == 0:
-                    print(f"{_sentence(self.folder, damage)}; going on from {step}", file=sys.stderr)
+                    print(f"{_sentence(self.folder, damage)}; taking {step} instead", file=sys.stderr)
                 return step, found, sorted(damage)
             if (self.folder / str(step)).is_dir():  # else its run has deleted it meanwhile
                 damage[step] = reason

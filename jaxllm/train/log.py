@@ -14,17 +14,21 @@ class NonFiniteLoss(Exception):
 
     exit_code = 1
 
-    def __init__(self, step: int, position: dict[str, Any], metrics):
+    def __init__(self, step: int, position: dict[str, Any], metrics, saved: bool = True):
         loss, norm = float(metrics["loss"]), float(metrics["grad_norm"])
         if math.isfinite(loss) and math.isfinite(norm):
             what, remedy = "the update was not finite", "raise optim.eps, lower optim.learning_rate"
         else:
             what = "the loss or its gradient was not finite"
             remedy = "lower optim.learning_rate, lengthen optim.warmup_steps"
+        when, state = f"at step {step}", "the state from before it is saved"
+        if not saved:  # it was changed in place, and is tested where it would be saved
+            when, state = f"{when} or before", "with offload the run goes on from its last checkpoint"
         super().__init__(
-            f"{what} at step {step} (loss {loss:.4g}, gradient norm {norm:.4g}); the state from before it is "
-            f"saved: {remedy} or look at the data"
+            f"{what} {when} (loss {loss:.4g}, gradient norm {norm:.4g}); {state}: {remedy} or look at "
+            "the data"
         )
+        self.saved = saved  # else the state before the update is gone
         self.updates = step - 1  # that the state holds
         self.position = position  # of the data, before the offending batch
 
@@ -44,6 +48,7 @@ class MetricsLog:
         self._writers, self._watch = writers, watch
         self._every, self._last, self._learning_rates = every, last, learning_rates
         self._pending = None
+        self.last = {"loss": math.nan, "grad_norm": math.nan}  # metrics of the last step that did not fail
 
     def push(self, step: int, position: dict[str, Any], metrics) -> None:
         """Hand over the metrics of a dispatched step and read those of the step before.
@@ -71,6 +76,7 @@ class MetricsLog:
         step, position, metrics = pending
         if metrics["failed"]:
             raise NonFiniteLoss(step, position, metrics)
+        self.last = metrics
         loss = float(metrics["loss"])
         self._watch.lap()
         speed = self._watch.tokens_per_second

@@ -19,6 +19,7 @@ from jaxllm.train.log import MetricsLog, NonFiniteLoss
 from jaxllm.train.precision import warn_of_lost_updates
 from jaxllm.train.profiler import Profiler
 from jaxllm.train.resume import begun, place, start_or_resume
+from jaxllm.train.step import is_sound
 from jaxllm.train.timing import Stopwatch, seconds_since_process_start
 from jaxllm.train.writers import Writers
 
@@ -89,6 +90,9 @@ def train(config: TrainConfig, *, loss=None, optimizer=None, subnetworks=None, d
                              learning_rates=job.learning_rates())  # fmt: skip
 
             def save(step, position, heldout_loss=math.inf):
+                in_place = config.offload != "none" and config.engine == "jit"
+                if in_place and not is_sound(state.params, state.opt_state):
+                    raise NonFiniteLoss(step, position, log.last, saved=False)
                 kept.save(state, step=step, data=position, config=to_dict(config), heldout_loss=heldout_loss)
 
             def evaluate_at(step):
@@ -132,7 +136,8 @@ def train(config: TrainConfig, *, loss=None, optimizer=None, subnetworks=None, d
                         raise Interrupted(stop.signum, f"stopped after step {step}; the state is saved "
                                           f"in {kept.folder}: run the same command to go on")  # fmt: skip
             except NonFiniteLoss as failure:
-                save(failure.updates, failure.position)
+                if failure.saved:
+                    save(failure.updates, failure.position)
                 kept.wait()
                 raise
         kept.wait()

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -34,7 +35,7 @@ def make_train_step(
 
     A step whose loss, gradient or new parameters are not finite, or that puts NaN into the optimizer's
     state, changes nothing but `state.failed`, and neither does any step after it: the state stays the one
-    from before.
+    from before. (Parameters and optimizer's state are not tested where some of it is in the host's memory.)
 
     With a `view` the loss is a function of other parameters, made from the state's by a linear function
     that is drawn once a step (a subnetwork's, `subnetwork.make_view`): gradients of parts are computed and
@@ -87,17 +88,21 @@ def make_train_step(
         mean, count, grads = compute(state.params, batch, key, seen)
         failed = state.failed | ~jnp.isfinite(mean)
         kept = (state.step, state.params, state.opt_state)
-        # As one function, so that what lies in the host's memory is fetched and written once.
-        kept, (norm, failed) = parallel.streamed(update)(kept, grads, failed, extra)
+        # As one function, so that what lies in the host's memory is fetched and written once. Trying the
+        # update first would fetch it twice: the loop tests such a state before it saves it (`is_sound`).
+        tries = not any(map(parallel.on_host, jax.tree.leaves(kept)))
+        kept, (norm, failed) = parallel.streamed(partial(update, tries))(kept, grads, failed, extra)
         state = TrainState(*kept, state.key, failed)
         return state, {"loss": mean, "grad_norm": norm, "failed": failed, "token_count": count}
 
-    def update(kept, grads, failed, extra):
+    def update(tries, kept, grads, failed, extra):
         norm = optax.tree.norm(jax.tree.map(lambda g: g.astype(jnp.float32), grads))
-        # Computed twice, since the old state must not be overwritten before the verdict. The barrier keeps
-        # XLA from merging the two: the first is then fused into its reductions and stores nothing.
-        tried = updated(jax.tree.map(jax.lax.optimization_barrier, kept), grads, extra)
-        failed |= ~jnp.isfinite(norm) | ~_is_sound(*tried)
+        failed |= ~jnp.isfinite(norm)
+        if tries:
+            # Computed twice, since the old state must not be overwritten before the verdict. The barrier
+            # keeps XLA from merging the two: the first is fused into its reductions and stores nothing.
+            _, params, opt_state = updated(jax.tree.map(jax.lax.optimization_barrier, kept), grads, extra)
+            failed |= ~_is_sound(params, opt_state)
         new = updated(kept, grads, extra)
         # The select is fused into the update, which reads the old values anyway.
         return jax.tree.map(lambda new, old: jnp.where(failed, old, new), new, kept), (norm, failed)
@@ -113,9 +118,14 @@ def make_train_step(
     return step
 
 
-def _is_sound(step, params, opt_state):
-    """Return whether training can go on from a state: infinities may be an optimizer's, a NaN never is."""
-    del step
+@jax.jit
+def is_sound(params, opt_state) -> jax.Array:
+    """Return whether training can go on from a state, wherever it lies."""
+    return parallel.streamed(lambda kept, state: (kept, _is_sound(*state)))((), (params, opt_state))[1]
+
+
+def _is_sound(params, opt_state):
+    """Infinities may be an optimizer's (the best loss so far); a NaN never is."""
     bad = [~jnp.isfinite(x) for x in jax.tree.leaves(params)]
     bad += [jnp.isnan(x) for x in jax.tree.leaves(opt_state) if jnp.issubdtype(x.dtype, jnp.inexact)]
     return functools.reduce(jnp.logical_and, [~jnp.any(x) for x in bad])

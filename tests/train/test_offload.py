@@ -1,6 +1,7 @@
 """Training with state in the host's memory, against training without."""
 
 import dataclasses
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -110,6 +111,18 @@ def test_a_run_moves_to_the_host_and_back_between_sessions(tiny):
     resumed = training.train(config)
     for a, b in zip(numbers(whole.params), numbers(resumed.params), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+@SLOW
+def test_an_update_in_place_that_is_not_finite_is_named_and_never_saved(tiny):
+    """Positions past seq_len have no gradient and become NaN, which no loss shows."""
+    config = tiny(offload="optimizer", optim=OptimConfig(learning_rate=1e-2, eps=0.0, warmup_steps=2))
+    for save_every in (1, 100):
+        run = dataclasses.replace(config, save_every=save_every, out=f"{config.out}-{save_every}")
+        said = f"update was not finite at step {min(save_every, 4)} or before .* its last checkpoint"
+        with pytest.raises(training.NonFiniteLoss, match=said):
+            training.train(run)
+        assert not list(Path(run.out, "checkpoints").glob("*"))
 
 
 @SLOW
