@@ -14,7 +14,9 @@ class NonFiniteLoss(Exception):
 
     exit_code = 1
 
-    def __init__(self, step: int, position: dict[str, Any], metrics, saved: bool = True):
+    def __init__(
+        self, step: int, position: dict[str, Any], metrics, *, saved: bool = True, overwritten: bool = False
+    ):
         loss, norm = float(metrics["loss"]), float(metrics["grad_norm"])
         if math.isfinite(loss) and math.isfinite(norm):
             what, remedy = "the update was not finite", "raise optim.eps, lower optim.learning_rate"
@@ -29,6 +31,7 @@ class NonFiniteLoss(Exception):
             "the data"
         )
         self.saved = saved  # else the state before the update is gone
+        self.overwritten = overwritten  # the state before the update has to be made again
         self.updates = step - 1  # that the state holds
         self.position = position  # of the data, before the offending batch
 
@@ -75,7 +78,7 @@ class MetricsLog:
             return
         step, position, metrics = pending
         if metrics["failed"]:
-            raise NonFiniteLoss(step, position, metrics)
+            raise NonFiniteLoss(step, position, metrics, overwritten=not metrics.get("sound", True))
         self.last = metrics
         loss = float(metrics["loss"])
         self._watch.lap()

@@ -18,7 +18,7 @@ from jaxllm.train.load import TOKENIZER_FILE
 from jaxllm.train.log import MetricsLog, NonFiniteLoss
 from jaxllm.train.precision import warn_of_lost_updates
 from jaxllm.train.profiler import Profiler
-from jaxllm.train.resume import begun, place, start_or_resume
+from jaxllm.train.resume import begun, place, start_or_resume, state_after
 from jaxllm.train.step import is_sound
 from jaxllm.train.timing import Stopwatch, seconds_since_process_start
 from jaxllm.train.writers import Writers
@@ -136,6 +136,10 @@ def train(config: TrainConfig, *, loss=None, optimizer=None, subnetworks=None, d
                         raise Interrupted(stop.signum, f"stopped after step {step}; the state is saved "
                                           f"in {kept.folder}: run the same command to go on")  # fmt: skip
             except NonFiniteLoss as failure:
+                if failure.overwritten:
+                    state = None  # its memory is needed
+                    kept.wait()
+                    state = state_after(job, kept, failure.updates)
                 if failure.saved:
                     save(failure.updates, failure.position)
                 kept.wait()

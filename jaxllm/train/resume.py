@@ -68,6 +68,21 @@ def start_or_resume(job: Job, kept: Checkpoints, batches: data.Batches) -> tuple
     return state, step
 
 
+def state_after(job: Job, kept: Checkpoints, updates: int) -> TrainState:
+    """Return the state that held so many updates, made again bit for bit from the newest checkpoint before.
+
+    Args:
+      job: the run.
+      kept: its checkpoints, none with more updates.
+      updates: how many.
+    """
+    batches = job.batches()
+    state, start = start_or_resume(job, kept, batches)
+    for step in range(start, updates):
+        state, _ = job.train_step_at(step)(state, job.put(next(batches)))
+    return state
+
+
 def place(job: Job, batches: data.Batches) -> dict[str, Any]:
     """Return where a run stands in its data, and what identifies the data."""
     return {**batches.state(), "valid": job.corpus.valid.fingerprint}

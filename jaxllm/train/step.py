@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
@@ -33,9 +32,11 @@ def make_train_step(
     of the mean over the whole batch. Part a takes rows a, a+accumulate, ...: rows that a device
     already holds.
 
-    A step whose loss, gradient or new parameters are not finite, or that puts NaN into the optimizer's
-    state, changes nothing but `state.failed`, and neither does any step after it: the state stays the one
-    from before. (Parameters and optimizer's state are not tested where some of it is in the host's memory.)
+    A step whose loss or gradient is not finite changes nothing but `state.failed`, and neither does any
+    step after it: the state stays the one from before. A step whose new parameters are not finite, or that
+    puts NaN into the optimizer's state, fails too, but this is known (`sound`) only when they have been
+    written over the old ones: to know before would take a second copy of the state, or the update twice.
+    `train` makes the state from before again. (A state in the host's memory is not tested: see `is_sound`.)
 
     With a `view` the loss is a function of other parameters, made from the state's by a linear function
     that is drawn once a step (a subnetwork's, `subnetwork.make_view`): gradients of parts are computed and
@@ -48,7 +49,7 @@ def make_train_step(
       view: (key) -> (linear function, sampled); the optimizer's update is called with `sampled=`.
 
     Returns:
-      metrics: loss, grad_norm, failed (scalars, float32 and bool) and token_count.
+      metrics: loss, grad_norm, failed, sound (scalars, float32 and bool) and token_count.
     """
 
     optimizer = optax.with_extra_args_support(optimizer)
@@ -88,32 +89,25 @@ def make_train_step(
         mean, count, grads = compute(state.params, batch, key, seen)
         failed = state.failed | ~jnp.isfinite(mean)
         kept = (state.step, state.params, state.opt_state)
-        # As one function, so that what lies in the host's memory is fetched and written once. Trying the
-        # update first would fetch it twice: the loop tests such a state before it saves it (`is_sound`).
-        tries = not any(map(parallel.on_host, jax.tree.leaves(kept)))
-        kept, (norm, failed) = parallel.streamed(partial(update, tries))(kept, grads, failed, extra)
-        state = TrainState(*kept, state.key, failed)
-        return state, {"loss": mean, "grad_norm": norm, "failed": failed, "token_count": count}
+        # Fetched from the host's memory a second time to be tested, a state would cost as much again.
+        in_host_memory = any(map(parallel.on_host, jax.tree.leaves(kept)))
+        # As one function, so that what lies in the host's memory is fetched and written once.
+        kept, (norm, failed) = parallel.streamed(update)(kept, grads, failed, extra)
+        sound = jnp.array(True) if in_host_memory else _is_sound(*kept[1:])
+        state = TrainState(*kept, state.key, failed | ~sound)
+        metrics = {"loss": mean, "grad_norm": norm, "failed": state.failed, "sound": sound}
+        return state, metrics | {"token_count": count}
 
-    def update(tries, kept, grads, failed, extra):
+    def update(kept, grads, failed, extra):
+        step, params, opt_state = kept
         norm = optax.tree.norm(jax.tree.map(lambda g: g.astype(jnp.float32), grads))
         failed |= ~jnp.isfinite(norm)
-        if tries:
-            # Computed twice, since the old state must not be overwritten before the verdict. The barrier
-            # keeps XLA from merging the two: the first is fused into its reductions and stores nothing.
-            _, params, opt_state = updated(jax.tree.map(jax.lax.optimization_barrier, kept), grads, extra)
-            failed |= ~_is_sound(params, opt_state)
-        new = updated(kept, grads, extra)
-        # The select is fused into the update, which reads the old values anyway.
-        return jax.tree.map(lambda new, old: jnp.where(failed, old, new), new, kept), (norm, failed)
-
-    @functools.partial(jax.jit, inline=True)  # traced once for its two calls
-    def updated(kept, grads, extra):
-        step, params, opt_state = kept
         # optax itself mixes types: counts with decays, float32 updates with bfloat16 parameters.
         with jax.named_scope("optimizer"), jax.numpy_dtype_promotion("standard"):
-            updates, opt_state = optimizer.update(grads, opt_state, params, **extra)
-            return step + 1, optax.apply_updates(params, updates), opt_state
+            updates, new_opt_state = optimizer.update(grads, opt_state, params, **extra)
+            new = (step + 1, optax.apply_updates(params, updates), new_opt_state)
+        # The select is fused into the update, which reads the old values anyway.
+        return jax.tree.map(lambda new, old: jnp.where(failed, old, new), new, kept), (norm, failed)
 
     return step
 

@@ -5,7 +5,9 @@ import json
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from jaxllm import models
@@ -99,6 +101,30 @@ def test_the_last_and_the_best_checkpoints_are_kept(tiny, tmp_path):
         assert kept.best() == 2 and kept.latest() == 6
     left = sorted(int(p.name) for p in (tmp_path / "kept").iterdir() if p.name.isdigit())
     assert left == [2, 5, 6]
+
+
+@pytest.mark.parametrize("save_every", [2, 100])  # from a checkpoint, and from the beginning
+def test_the_state_before_an_update_that_is_not_finite_is_made_again_and_saved(tiny, save_every):
+    def optimizer(bad):
+        def update(grads, state, params):
+            spoil = jnp.where(state.count == bad, jnp.nan, 0.0)
+            updates, state = adam.update(grads, state, params)
+            return jax.tree.map(lambda u: u + spoil, updates), state
+
+        adam = optax.scale_by_adam()
+        return optax.chain(optax.GradientTransformation(adam.init, update), optax.scale(-1e-2))
+
+    config = tiny(steps=6, save_every=save_every, log_every=1)
+    with pytest.raises(NonFiniteLoss, match="the update was not finite at step 4 .* is saved"):
+        train(config, optimizer=optimizer(3), devices=ONE)
+    good = dataclasses.replace(config, out=config.out + "-good", stop_after=3)
+    expected = train(good, optimizer=optimizer(-1), devices=ONE)
+    job = prepare(config, optimizer=optimizer(3), devices=ONE)
+    with Checkpoints(config.out + "/checkpoints") as kept:
+        assert kept.latest() == 3
+        state, position = kept.restore(3, job.shapes)
+    assert position["step"] == 3
+    jax.tree.map(np.testing.assert_array_equal, state.params, expected.params)
 
 
 def test_the_non_finite_step_is_named_and_the_state_before_it_is_saved(tiny):
