@@ -7,6 +7,7 @@ take 64-bit types back.
 import functools
 import os
 import pickle
+import re
 import subprocess
 import sys
 import traceback
@@ -189,6 +190,38 @@ def test_settings_alone_and_together_change_no_number_of_any_case(tmp_path):
         found = in_a_process(CASES, environment, tmp_path)
         for name in CASES:
             assert_same_numbers(found[name], expected[name])
+
+
+RUNS = {
+    "a run": ["--eval-every", "2"],
+    "tiles": ["--engine", "tiles"],
+    "subnetworks": ["--subnetwork", "est-gpt2-like", "--accumulate", "2", "--optim.name", "lion"],
+    "groups": ["--vocab-groups", "frequency", "--precision", "mixed_o2"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_and_what_reads_it_are_the_same_under_settings(name, tmp_path):
+    (tmp_path / "text.txt").write_text("Four score and seven years ago our fathers brought forth. " * 300)
+    flags = ["--preset", "gpt2-nano", "--tokenizer", "bytes", "--data", "text.txt", "--steps", "4",
+             "--seq-len", "32", "--batch-size", "4", "--no-progress", *RUNS[name]]  # fmt: skip
+    said = []
+    one_device = {"XLA_FLAGS": ""}
+    for out, environment in (("plain", one_device), ("settings", SETTINGS | one_device)):
+        commands = (["train", *flags, "--out", out], ["generate", out, "--temperature", "0"],
+                    ["evaluate", out, "--data", "text.txt"])  # fmt: skip
+        for command in commands:
+            done = subprocess.run(
+                [sys.executable, "-m", "jaxllm.cli", *command], cwd=tmp_path, env=os.environ | environment,
+                capture_output=True, text=True, encoding="utf-8",
+            )  # fmt: skip
+            assert done.returncode == 0, done.stderr[-2000:]
+            said.append(done.stdout.replace(out, "OUT"))
+    losses = [[float(x) for x in re.findall(r"\b\d+\.\d{4}\b", text)] for text in said]
+    assert losses[0] and losses[2]
+    for plain, under in zip(losses[:3], losses[3:], strict=True):
+        np.testing.assert_allclose(under, plain, atol=2e-4)
 
 
 def assert_same_numbers(found, expected):

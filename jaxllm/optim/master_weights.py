@@ -48,7 +48,8 @@ def with_master_weights(
 
     def init(params):
         types.note(params)
-        master = float32(params)
+        # A copy even of float32: a step that donates its state may not be given a buffer twice.
+        master = jax.tree.map(lambda x: jnp.array(x, jnp.float32), params)
         return MasterWeightsState(master, inner.init(master))
 
     def update(updates, state, params=None, **extra):

@@ -52,19 +52,19 @@ def _gemm(a, b, *addends, a_rows: int, b_rows: int, transpose_a=False, transpose
     columns = b.shape[:b_rows] if transpose_b else b.shape[b_rows:]
     total = product.reshape(*rows, *columns)
     for addend in addends:
-        total = total + addend
+        total = total + jax.lax.broadcast_to_rank(addend, total.ndim)
     return (total,)
 
 
 def _embedding(ids_BT, table_VD, origin):
     """Return the rows of a table's tile, zeros where an id is in another tile."""
-    ids_BT = ids_BT - origin
+    ids_BT = ids_BT - jnp.reshape(origin, ())
     mine = (ids_BT >= 0) & (ids_BT < len(table_VD))
     return (jnp.where(mine[..., None], jnp.take(table_VD, ids_BT, axis=0, mode="clip"), 0),)
 
 
 def _embedding_backward(ids_BT, dx_BTD, origin, *, rows: int):
-    ids_BT = ids_BT - origin
+    ids_BT = ids_BT - jnp.reshape(origin, ())
     ids_BT = jnp.where(ids_BT < 0, rows, ids_BT)  # out of range is dropped, -1 would be the last
     zeros_VD = jnp.zeros((rows, dx_BTD.shape[-1]), dx_BTD.dtype)
     return (zeros_VD.at[ids_BT].add(dx_BTD, mode="drop"),)
@@ -94,13 +94,13 @@ def _normed(x_BTD, state_BT3, eps):
 
 
 def _normalize(x_BTD, state_BT3, scale_D, bias_D, *, eps: float):
-    return (_normed(x_BTD, state_BT3, eps)[0] * scale_D + bias_D,)
+    return (_normed(x_BTD, state_BT3, eps)[0] * scale_D[None, None] + bias_D[None, None],)
 
 
 def _norm_sums(x_BTD, state_BT3, scale_D, dy_BTD, *, eps: float):
     """Return parts of the sums over a row that its gradient needs [B, T, 2], of dscale and of dbias [D]."""
     t_BTD, _ = _normed(x_BTD, state_BT3, eps)
-    g_BTD = dy_BTD * scale_D
+    g_BTD = dy_BTD * scale_D[None, None]
     sums_BT2 = jnp.stack([jnp.sum(g_BTD, axis=-1), jnp.sum(g_BTD * t_BTD, axis=-1)], axis=-1)
     return sums_BT2, jnp.sum(dy_BTD * t_BTD, axis=(0, 1)), jnp.sum(dy_BTD, axis=(0, 1))
 
@@ -108,7 +108,7 @@ def _norm_sums(x_BTD, state_BT3, scale_D, dy_BTD, *, eps: float):
 def _norm_backward(x_BTD, state_BT3, scale_D, dy_BTD, sums_BT2, *, eps: float):
     t_BTD, inverse = _normed(x_BTD, state_BT3, eps)
     means = sums_BT2 / state_BT3[..., :1]
-    return (inverse * (dy_BTD * scale_D - means[..., :1] - t_BTD * means[..., 1:]),)
+    return (inverse * (dy_BTD * scale_D[None, None] - means[..., :1] - t_BTD * means[..., 1:]),)
 
 
 def _gelu(x):
@@ -134,7 +134,8 @@ def _masked(q_BTHK, k_BSHK, segments_BT, segments_BS, scale, diagonal):
     seen = segments_BT[:, :, None] == segments_BS[:, None, :]
     if diagonal is not None:
         T, S = seen.shape[1:]
-        seen &= jnp.arange(T, dtype=jnp.int32)[:, None] + diagonal >= jnp.arange(S, dtype=jnp.int32)
+        t, s = jnp.arange(T, dtype=jnp.int32), jnp.arange(S, dtype=jnp.int32)
+        seen &= (t[:, None] + diagonal >= s[None])[None]
     return jnp.where(seen[:, None], scores_BHTS, -jnp.inf)
 
 
@@ -196,12 +197,12 @@ def _flash_backward(q, k, segments_BT, segments_BS, v, state, dy, rows, *, scale
 
 def _cross_entropy(state_BT2, targets_BT, weights_BT, count, origin, logits_BTV):
     """Return the gradient in the logits' place, and part of the summed loss, its targets in this tile."""
-    targets_BT = targets_BT - origin
+    targets_BT = targets_BT - jnp.reshape(origin, ())
     (probs,) = _softmax(state_BT2, logits_BTV)
-    hit = jnp.arange(logits_BTV.shape[-1], dtype=jnp.int32) == targets_BT[..., None]
+    hit = jnp.arange(logits_BTV.shape[-1], dtype=jnp.int32)[None, None] == targets_BT[..., None]
     logsumexp_BT = state_BT2[..., 0] + jnp.log(state_BT2[..., 1])
     losses = jnp.sum(jnp.where(hit, logsumexp_BT[..., None] - logits_BTV, 0), axis=-1)
-    gradient = (probs - hit) * (weights_BT / count)[..., None]
+    gradient = (probs - hit.astype(probs.dtype)) * (weights_BT / count)[..., None]
     return gradient, jnp.sum(losses * weights_BT)
 
 
@@ -217,7 +218,7 @@ def _square_sum(x):
 def _judge(loss, squares, unsound, failed, updates):
     """Return whether this or an earlier step is not finite, and the steps before."""
     failed = failed | ~jnp.isfinite(loss) | ~jnp.isfinite(squares) | (unsound > 0)
-    return failed, updates + ~failed
+    return failed, jnp.where(failed, updates, updates + 1)
 
 
 def _adamw(gradient, rates, *rest, first: bool, clip, **options):

@@ -517,3 +517,16 @@ def test_words_reach_the_rounding_unchanged():
     words = random_words(leaf_seed(fold_in(seed_words(7), 0), path, params["w"]), (100,))
     expected = functools.partial(round_array, dtype=BF16)(1 + u, words)
     np.testing.assert_array_equal(optax.apply_updates(params, deltas)["w"], expected)
+
+
+def test_master_weights_of_float32_parameters_may_be_donated():
+    optimizer = optim.with_master_weights(optax.sgd(0.5))
+    params = {"w": jnp.ones(3)}
+    state = optimizer.init(params)
+
+    def step(params, state):
+        updates, state = optimizer.update({"w": jnp.ones(3)}, state, params)
+        return optax.apply_updates(params, updates), state
+
+    params, state = jax.jit(step, donate_argnums=(0, 1))(params, state)
+    np.testing.assert_array_equal(params["w"], np.full(3, 0.5))
