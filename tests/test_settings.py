@@ -46,20 +46,21 @@ MODELS = {
     "gpt-neo": dict(preset="gpt-neo-nano", windows=(0, 5)),
     "llama": dict(sink_logit="learned", num_kv_heads=1, norm="rmsnorm_scalar"),
     "groups-own": dict(vocab_groups=GROUPS),
-    "groups-hidden": dict(vocab_groups=GROUPS, group_head="hidden"),
-    "groups-logits": dict(vocab_groups=GROUPS, group_head="logits"),
+    "groups-hidden": dict(vocab_groups=GROUPS, group_head="hidden", dtype="bfloat16"),
+    "groups-logits": dict(vocab_groups=GROUPS, group_head="logits", param_dtype="bfloat16"),
 }
 
 
 def trained(name):
-    """Loss, its parts and gradients over packed rows; and parameters drawn."""
+    """Loss, its parts and gradients over packed rows; logits; parameters drawn."""
     config, params = model(**MODELS[name])
 
     @jax.jit
     def run(params):
         options = dict(mask=jnp.asarray(MASK), segment_ids=SEGMENTS)
         loss = lambda params: models.loss(config, params, TOKENS, TOKENS, **options)
-        return jax.value_and_grad(loss, has_aux=True)(params), models.init(config, jax.random.key(0))
+        drawn = models.init(config, jax.random.key(0))
+        return jax.value_and_grad(loss, has_aux=True)(params), models.apply(config, params, TOKENS), drawn
 
     return run(params)
 

@@ -25,6 +25,7 @@ from jaxllm_kernels.grouped_cross_entropy import (
     GroupedWeights,
     grouped_cross_entropy,
     joint_log_probs,
+    scaled,
 )
 
 from jaxllm.models.config import ModelConfig
@@ -88,7 +89,7 @@ def draw_token(
     """
     weights = _weights(config, params, table=False)
     key_group, key_slot = jax.random.split(key)
-    group_BG = jax.nn.log_softmax(_product(hidden_BD, weights.groups_DG) + weights.group_bias_G[None])
+    group_BG = _group_log_probs(weights, hidden_BD)
     group_B = jax.random.categorical(key_group, group_BG)
     slot_BK = _slot_log_probs(config, params, weights, hidden_BD, group_B)
     slot_B = jax.random.categorical(key_slot, slot_BK)
@@ -105,11 +106,16 @@ def token_log_probs(
     def of_row(hidden_and_targets):  # by rows: "own" reads the vectors [T, K, D] of each token's group
         hidden_TD, targets_T = hidden_and_targets
         rank_T = jnp.asarray(config.vocab_groups.rank)[targets_T]
-        group_TG = jax.nn.log_softmax(_product(hidden_TD, weights.groups_DG) + weights.group_bias_G[None])
+        group_TG = _group_log_probs(weights, hidden_TD)
         slot_TK = _slot_log_probs(config, params, weights, hidden_TD, rank_T // slots)
         return _pick(group_TG, rank_T // slots) + _pick(slot_TK, rank_T % slots)
 
     return jax.lax.map(of_row, (hidden_BTD, targets_BT))
+
+
+def _group_log_probs(weights: GroupedWeights, hidden_BD) -> jax.Array:
+    bias_1G = weights.group_bias_G[None].astype(jnp.float32)
+    return jax.nn.log_softmax(_product(hidden_BD, weights.groups_DG) + bias_1G)
 
 
 def _slot_log_probs(config, params, weights: GroupedWeights, hidden_BD, group_B) -> jax.Array:
@@ -119,12 +125,12 @@ def _slot_log_probs(config, params, weights: GroupedWeights, hidden_BD, group_B)
         vectors_BKD = _table(config, params)[jnp.asarray(groups.members)[group_B]].astype(hidden_BD.dtype)
         slot_BK = dot_general_float32(vectors_BKD, hidden_BD, (((2,), (1,)), ((0,), (0,))))
     elif config.group_head == "hidden":
-        scaled_BD = hidden_BD * weights.scale_GX[group_B] + weights.shift_GX[group_B]
+        scaled_BD = scaled(hidden_BD, weights.scale_GX[group_B], weights.shift_GX[group_B])
         slot_BK = _product(scaled_BD.astype(hidden_BD.dtype), weights.slots)
     else:
         slot_BK = _product(hidden_BD, weights.slots)
         if config.group_head == "logits":
-            slot_BK = slot_BK * weights.scale_GX[group_B] + weights.shift_GX[group_B]
+            slot_BK = scaled(slot_BK, weights.scale_GX[group_B], weights.shift_GX[group_B])
     exists_BK = jnp.arange(groups.slots, dtype=jnp.int32)[None] < _sizes(config)[group_B][:, None]
     return jax.nn.log_softmax(jnp.where(exists_BK, slot_BK, -jnp.inf))
 

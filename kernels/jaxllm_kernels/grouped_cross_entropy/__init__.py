@@ -4,3 +4,4 @@ from jaxllm_kernels.grouped_cross_entropy.api import GroupedLossSums as GroupedL
 from jaxllm_kernels.grouped_cross_entropy.api import GroupedWeights as GroupedWeights
 from jaxllm_kernels.grouped_cross_entropy.api import grouped_cross_entropy as grouped_cross_entropy
 from jaxllm_kernels.grouped_cross_entropy.api import joint_log_probs as joint_log_probs
+from jaxllm_kernels.grouped_cross_entropy.api import scaled as scaled

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxllm_kernels.compat import dot_general_float32, varying_like
+from jaxllm_kernels.dtypes import in_widest
 from jaxllm_kernels.grouped_cross_entropy.own_slots import own_slots_loss
 from jaxllm_kernels.linear_cross_entropy import linear_cross_entropy
 from jaxllm_kernels.linear_cross_entropy.options import DEVICE_SIZES, MASKED
@@ -99,7 +100,7 @@ def grouped_cross_entropy(
         )
     elif scale != "logits":
         if scale == "hidden":
-            scaled_BTD = hidden_BTD * weights.scale_GX[groups_BT] + weights.shift_GX[groups_BT]
+            scaled_BTD = scaled(hidden_BTD, weights.scale_GX[groups_BT], weights.shift_GX[groups_BT])
             hidden_BTD = scaled_BTD.astype(hidden_BTD.dtype)
         slot = linear_cross_entropy(
             hidden_BTD,
@@ -125,18 +126,23 @@ def joint_log_probs(
     This is all of the vocabulary, for decoding a few positions: with scale="hidden" it costs an array of
     [..., G, D] and its product with the slots' weights, otherwise one product with those.
     """
+
+    def alike(x_GX):
+        return jax.lax.broadcast_to_rank(x_GX, hidden.ndim + 1)
+
     group = _product(_with_one(hidden), _with_bias(weights.groups_DG, weights.group_bias_G))
     if weights.slots.ndim == 3:
         G, K, D = weights.slots.shape
         slot = _product(hidden, weights.slots.reshape(G * K, D).T).reshape(*hidden.shape[:-1], G, K)
     elif scale == "hidden":
-        scaled = hidden[..., None, :] * weights.scale_GX + weights.shift_GX
-        slot = _product(scaled.astype(hidden.dtype), weights.slots)
+        hidden_GD = scaled(hidden[..., None, :], alike(weights.scale_GX), alike(weights.shift_GX))
+        slot = _product(hidden_GD.astype(hidden.dtype), weights.slots)
     else:
         slot = _product(hidden, weights.slots)[..., None, :]
         if scale == "logits":
-            slot = slot * weights.scale_GX + weights.shift_GX
+            slot = scaled(slot, alike(weights.scale_GX), alike(weights.shift_GX))
     exists_GK = jnp.arange(slot.shape[-1], dtype=jnp.int32)[None] < group_sizes_G[:, None]
+    exists_GK = alike(exists_GK)
     slot = jax.nn.log_softmax(jnp.where(exists_GK, slot, MASKED), axis=-1)
     return jnp.where(exists_GK, jax.nn.log_softmax(group, axis=-1)[..., None] + slot, MASKED)
 
@@ -148,7 +154,7 @@ def _scaled_logits_loss(hidden_BTD, weights, groups_BT, slots_BT, limits_BT, tok
     def add(total, piece):
         hidden_BtD, groups_Bt, slots_Bt, limits_Bt, token_weights_Bt = piece
         logits_BtK = _product(hidden_BtD, weights.slots)
-        logits_BtK = logits_BtK * weights.scale_GX[groups_Bt] + weights.shift_GX[groups_Bt]
+        logits_BtK = scaled(logits_BtK, weights.scale_GX[groups_Bt], weights.shift_GX[groups_Bt])
         columns_K = jnp.arange(logits_BtK.shape[-1], dtype=jnp.int32)
         logits_BtK = jnp.where(columns_K[None, None] < limits_Bt[..., None], logits_BtK, MASKED)
         label_Bt = jnp.take_along_axis(logits_BtK, slots_Bt[..., None], axis=-1)[..., 0]
@@ -160,6 +166,12 @@ def _scaled_logits_loss(hidden_BTD, weights, groups_BT, slots_BT, limits_BT, tok
     columns = 4 * weights.slots.shape[1]
     chunk = time_chunk(hidden_BTD.shape, columns, budget or DEVICE_SIZES.logits_bytes)
     return over_chunks(add, varying_like(jnp.zeros((), jnp.float32), *pieces), pieces, chunk)[0]
+
+
+def scaled(x: jax.Array, scale: jax.Array, shift: jax.Array) -> jax.Array:
+    """Return x * scale + shift in the widest of their types."""
+    x, scale, shift = in_widest(x, scale, shift)
+    return x * scale + shift
 
 
 def _product(hidden, weights_DX):
