@@ -18,6 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jaxllm_kernels.attention import attention
+from jaxllm_kernels.linear_cross_entropy import linear_cross_entropy
 
 from jaxllm import generate, interpret, models, optim, quantize, subnetwork
 from jaxllm.train.state import init_state
@@ -63,6 +65,21 @@ def trained(name):
         return jax.value_and_grad(loss, has_aux=True)(params), models.apply(config, params, TOKENS), drawn
 
     return run(params)
+
+
+def long_texts():
+    """Attention head by head and in loops, cross-entropy by blocks of a large vocabulary and by chunks."""
+    draw = lambda *shape: np.random.default_rng(0).normal(size=shape).astype(np.float32)
+
+    def attended(T, **options):
+        query, key, ids = draw(2, T, 2, 8), draw(2, T, 1, 8), np.arange(2 * T).reshape(2, T) // 200
+        loss = lambda q, k: jnp.sum(jnp.square(attention(q, k, k, segment_ids_BT=ids, **options)))
+        return jax.value_and_grad(loss, (0, 1))(query, key)
+
+    labels = np.arange(24).reshape(2, 12) * 100
+    loss = lambda *x: linear_cross_entropy(*x, labels, limits_BT=labels + 200, logits_bytes=2**17).total
+    lossy = jax.value_and_grad(loss, (0, 1))(draw(2, 12, 8), draw(8, 3000))
+    return attended(300, window=70), attended(1100), lossy
 
 
 def looked_into():
@@ -139,6 +156,7 @@ def subnetworks():
 
 CASES = {
     **{f"train {name}": functools.partial(trained, name) for name in MODELS},
+    "long texts": long_texts,
     "interpret": looked_into,
     "quantize": quantized,
     "generate greedy": lambda: generated("gpt2", temperature=0, repetition_penalty=1.2),

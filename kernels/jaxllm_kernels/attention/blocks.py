@@ -27,14 +27,14 @@ def key_blocks(index, queries: int, keys: int, S: int, causal: bool, window: int
       S: number of keys.
     """
     start = index * queries
-    first = _divide(jnp.maximum(start - window + 1, 0), keys) if window else 0
+    first = divide(jnp.maximum(start - window + 1, 0), keys) if window else 0
     stop = -(-S // keys)
     whole_first, whole_stop = first, S // keys
     if causal:
-        stop = jnp.minimum(stop, _divide(start + queries + keys - 1, keys))
-        whole_stop = jnp.minimum(whole_stop, _divide(start + 1, keys))
+        stop = jnp.minimum(stop, divide(start + queries + keys - 1, keys))
+        whole_stop = jnp.minimum(whole_stop, divide(start + 1, keys))
     if window:
-        whole_first = _divide(jnp.maximum(start + queries - window, 0) + keys - 1, keys)
+        whole_first = divide(jnp.maximum(start + queries - window, 0) + keys - 1, keys)
     return Visits(first, whole_first, whole_stop, stop)
 
 
@@ -44,15 +44,15 @@ def query_blocks(index, queries: int, keys: int, T: int, causal: bool, window: i
     stop = whole_stop = -(-T // queries)
     first = whole_first = 0
     if causal:
-        first = _divide(start, queries)
-        whole_first = _divide(start + keys - 1 + queries - 1, queries)
+        first = divide(start, queries)
+        whole_first = divide(start + keys - 1 + queries - 1, queries)
     if window:
-        stop = jnp.minimum(stop, _divide(start + keys - 2 + window, queries) + 1)
-        whole_stop = jnp.minimum(whole_stop, _divide(start + window, queries))
+        stop = jnp.minimum(stop, divide(start + keys - 2 + window, queries) + 1)
+        whole_stop = jnp.minimum(whole_stop, divide(start + window, queries))
     return Visits(first, whole_first, whole_stop, stop)
 
 
-def _divide(count, by: int):
+def divide(count, by: int):
     """Return count // by of a count that is not negative, which spares what // does for signs."""
     return count // by if isinstance(count, int) else lax.div(count, count.dtype.type(by))
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from jaxllm_kernels.attention.blocks import key_blocks, query_blocks, visit
+from jaxllm_kernels.attention.blocks import divide, key_blocks, query_blocks, visit
 from jaxllm_kernels.attention.cost import attention_cost
 from jaxllm_kernels.attention.layout import by_group, by_time
 from jaxllm_kernels.attention.pallas_tpu_tiles import (
@@ -118,8 +118,8 @@ def _query_panel_index(j, panel, *, tiles, T, causal, window):
         return 0
     visits = query_blocks(j, tiles.queries, tiles.keys, T, causal, window)
     panels = pl.cdiv(T, tiles.query_panel)
-    first = jnp.minimum(jax.lax.div(jnp.int32(visits.first), tiles.query_blocks), panels - 1)
-    last = jnp.clip(jax.lax.div(jnp.int32(visits.stop) - 1, tiles.query_blocks), first, panels - 1)
+    first = jnp.minimum(divide(jnp.int32(visits.first), tiles.query_blocks), panels - 1)
+    last = jnp.clip(divide(jnp.int32(visits.stop) - 1, tiles.query_blocks), first, panels - 1)
     return jnp.clip(panel, first, last)
 
 

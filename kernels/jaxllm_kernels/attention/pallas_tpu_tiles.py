@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxllm_kernels.attention.blocks import key_blocks
+from jaxllm_kernels.attention.blocks import divide, key_blocks
 from jaxllm_kernels.attention.visibility import NOTHING
 
 LANES = 128
@@ -53,8 +53,8 @@ def panel_index(i, panel, *, tiles: Tiles, S, causal, window):
     if S <= tiles.key_panel:
         return 0
     visits = key_blocks(i, tiles.queries, tiles.keys, S, causal, window)
-    last = jax.lax.div(jnp.maximum(visits.stop - 1, 0), tiles.key_blocks)
-    first = jnp.minimum(jax.lax.div(jnp.int32(visits.first), tiles.key_blocks), last)
+    last = divide(jnp.maximum(jnp.int32(visits.stop) - 1, 0), tiles.key_blocks)
+    first = jnp.minimum(divide(jnp.int32(visits.first), tiles.key_blocks), last)
     return jnp.clip(panel, first, last)
 
 

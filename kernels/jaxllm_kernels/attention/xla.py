@@ -102,7 +102,7 @@ def _head_by_head(run, grouped, segment_ids_BT, mask_BTS):
 
     def one_head(given):
         index, arrays = given
-        row = jax.lax.div(index, G)
+        row = jax.lax.div(index, jnp.int32(G))
         segments, mask = (
             x if x is None or len(x) == 1 else jax.lax.dynamic_slice_in_dim(x, row, 1)
             for x in (segment_ids_BT, mask_BTS)
