@@ -89,7 +89,9 @@ def full_logits_loss(run: TrainConfig, *, unstacked: bool = False) -> LossFuncti
         del key
         params = models.layers_apart(params) if unstacked else params
         segments = batch["segment_ids"] if run.isolate_documents else None
-        logits_BTV = models.apply(model, params, batch["tokens"], segment_ids=segments)
+        # The run's own is None until its tokenizer is made.
+        known = dataclasses.replace(model, vocab_size=len(params["embed"]["tokens"]))
+        logits_BTV = models.apply(known, params, batch["tokens"], segment_ids=segments)
         loss_BT = optax.softmax_cross_entropy_with_integer_labels(logits_BTV, batch["targets"])
         count = jnp.sum(batch["mask"])
         return jnp.sum(loss_BT * batch["mask"]) / jnp.where(count == 0, 1, count), {"token_count": count}
