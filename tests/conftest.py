@@ -1,6 +1,7 @@
 """Eight simulated devices, set before jax starts, and one cache of compiled programs for all workers of a session."""
 
 import atexit
+import ctypes
 import gc
 import os
 import shutil
@@ -36,3 +37,5 @@ def _free_programs():
     if "jax" in sys.modules:
         sys.modules["jax"].clear_caches()
         gc.collect()
+        if sys.platform == "linux":
+            ctypes.CDLL(None).malloc_trim(0)  # training tells the allocator to keep what it is given back
