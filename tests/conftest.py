@@ -1,4 +1,4 @@
-"""Eight simulated devices, set before jax starts, and one cache of compiled programs for all workers of a session."""
+"""Eight simulated devices, set before jax starts, and one cache of compiled programs a session."""
 
 import atexit
 import ctypes
@@ -13,8 +13,8 @@ import pytest
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "")
     + " --xla_force_host_platform_device_count=8"
-    # Tests compile much and run little. LLVM's optimisation and XLA's fusion emitters (MLIR) would be
-    # two thirds of the suite's time; splitting a module for parallel code generation costs more than it gives.
+    # Tests compile much and run little. LLVM's optimisation and XLA's fusion emitters (MLIR) would be two
+    # thirds of the suite's time; splitting a module for parallel code generation costs more than it gives.
     + " --xla_backend_optimization_level=0"
     + " --xla_cpu_use_fusion_emitters=false"
     + " --xla_cpu_parallel_codegen_split_count=1"
