@@ -93,7 +93,8 @@ def make_train_step(
         in_host_memory = any(map(parallel.on_host, jax.tree.leaves(kept)))
         # As one function, so that what lies in the host's memory is fetched and written once.
         kept, (norm, failed) = parallel.streamed(update)(kept, grads, failed, extra)
-        sound = jnp.array(True) if in_host_memory else _is_sound(*kept[1:])
+        # The barrier: fused with the update, the test of each number would be an array in memory.
+        sound = jnp.array(True) if in_host_memory else _is_sound(*jax.lax.optimization_barrier(kept[1:]))
         state = TrainState(*kept, state.key, failed | ~sound)
         metrics = {"loss": mean, "grad_norm": norm, "failed": state.failed, "sound": sound}
         return state, metrics | {"token_count": count}
