@@ -1,5 +1,6 @@
 """jaxllm convert"""
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -42,5 +43,5 @@ def main(argv: Sequence[str]) -> None:
     print(
         f"{model.num_params:,} parameters in {config.dtype}"
         f"{'' if tokenizer is not None else ', no tokenizer,'} written to {config.folder}\n"
-        f"sample with: jaxllm generate {config.folder} --prompt 'The '"
+        f"sample with: jaxllm generate {shlex.quote(config.folder)} --prompt 'The '"
     )

@@ -7,6 +7,7 @@ import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import tyro
@@ -49,6 +50,8 @@ class EvaluateConfig(Config):
         super().__post_init__()
         if (self.data is None) == (self.tasks is None):
             raise UserError("give --data FILE or --tasks NAMES: one of the two says what to evaluate on")
+        if self.out is not None and (not self.out or Path(self.out).is_dir()):
+            raise UserError(f"out is {self.out!r}; it must be the name of a file, such as scores.json")
 
 
 def main(argv: Sequence[str]) -> None:

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import shlex
 from collections.abc import Sequence
 
 import jax
@@ -66,5 +67,6 @@ def main(argv: Sequence[str]) -> None:
     scores = trained.evaluation
     print(
         f"held-out loss {scores.loss:.4f} nats a token, {scores.bits_per_byte:.4f} bits per byte, "
-        f"over {scores.tokens:,} tokens\nsample with: jaxllm generate {config.out} --prompt 'The '"
+        f"over {scores.tokens:,} tokens\n"
+        f"sample with: jaxllm generate {shlex.quote(config.out)} --prompt 'The '"
     )

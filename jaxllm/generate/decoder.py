@@ -27,6 +27,9 @@ class Decoder:
     """
 
     def __init__(self, config: models.ModelConfig, params: dict):
+        laid_out = isinstance(params, dict) and isinstance(params.get("layers"), tuple)
+        if not laid_out:
+            models.check_params(config, params)
         self.config = config
         self.params = models.for_decoding(config, params)
 

@@ -191,7 +191,11 @@ def _ends(eos_id: int | Sequence[int] | None) -> tuple[int, ...]:
 
 
 def _check(config, prompts, max_new_tokens):
-    if not prompts or not all(len(p) for p in prompts):
+    if not len(prompts):
+        raise UserError("no prompt was given; give a list of prompts, each a list of token ids")
+    if not all(np.ndim(prompt) == 1 for prompt in prompts):
+        raise UserError("a prompt is not a list of token ids; generate takes a list of prompts")
+    if not all(len(p) for p in prompts):
         raise UserError("a prompt is empty; give at least one token (the end-of-text token will do)")
     if max_new_tokens < 1:
         raise UserError(f"max_new_tokens is {max_new_tokens}; it must be at least 1")

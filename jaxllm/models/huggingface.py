@@ -94,7 +94,7 @@ def params_from_state_dict(
         "model.". Each is used, or is what the model has without it: a tied head, a causal mask.
 
     Raises:
-      UserError: a tensor is missing, has the wrong shape, or is left over.
+      UserError: a tensor is missing, has the wrong shape, is not finite, or is left over.
     """
     table = _table(family)
     check_left_over(config, family, state_dict)
@@ -104,12 +104,16 @@ def params_from_state_dict(
         tensor = _place(table, family, path)
         # Filled layer by layer: a state dict that reads from disk is never in memory as a whole.
         array = np.empty(shape, dtype)
-        if not path.startswith("layers/"):
-            array[...] = _from_theirs(state_dict, tensor.name, tensor, shape, path)
-            return array
-        for layer, one in enumerate(array):
+        stacked = path.startswith("layers/")
+        for layer, one in enumerate(array if stacked else [array]):
             name = tensor.name.format(layer=layer)
-            one[...] = _from_theirs(state_dict, name, tensor, shape[1:], path)
+            with np.errstate(over="ignore"):
+                one[...] = _from_theirs(state_dict, name, tensor, one.shape, path)
+            if not np.isfinite(one).all():
+                raise UserError(
+                    f"the tensor '{name}' holds NaN or numbers beyond {dtype}; the file is damaged, or its "
+                    "model did not train"
+                )
         return array
 
     return _nested({path: read(path, one.shape) for path, one in _flat(declare(config)).items()})

@@ -6,7 +6,9 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from jaxllm.errors import UserError
 from jaxllm.models.config import ModelConfig
 
 
@@ -49,6 +51,25 @@ def axes(config: ModelConfig) -> dict:
 def shapes(config: ModelConfig) -> dict:
     """Return a ShapeDtypeStruct for each parameter, computing nothing."""
     return jax.eval_shape(lambda: init(config, jax.random.key(0)))
+
+
+def check_params(config: ModelConfig, params: dict) -> None:
+    """Check that parameters, layers stacked, are a config's: others could answer too, with wrong numbers.
+
+    Raises:
+      UserError: names the first parameter that is missing, left over or of another shape.
+    """
+    declared = jax.tree_util.tree_leaves_with_path(declare(config), is_leaf=_is_declaration)
+    expected = {jax.tree_util.keystr(path): one.shape for path, one in declared}
+    given = jax.tree_util.tree_leaves_with_path(params)
+    found = {jax.tree_util.keystr(path): np.shape(x) for path, x in given}
+    for path in [*expected, *found]:
+        if found.get(path) != expected.get(path):
+            shapes = (f"shape {tree[path]}" if path in tree else "none" for tree in (found, expected))
+            raise UserError(
+                "parameters of another config: {} has {} and the config declares {}; give both of one "
+                "model".format(path, *shapes)
+            )
 
 
 def declare(config: ModelConfig) -> dict:

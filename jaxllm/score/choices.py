@@ -54,6 +54,11 @@ def score_choices(
       >>> yes.tokens, no.tokens
       (1, 2)
     """
+    models.check_params(config, params)
+    if len(contexts) != len(choices):
+        raise UserError(
+            f"{len(contexts)} contexts and continuations for {len(choices)}; give a list for each"
+        )
     check_ids(config, contexts, "a context")
     check_ids(config, [one for some in choices for one in some], "a continuation")
     for context, some in zip(contexts, choices, strict=True):

@@ -43,6 +43,7 @@ def score_sequences(
       >>> [len(row) for row in score_sequences(config, params, [[1, 2, 3], [4], [5, 6]])]
       [2, 0, 1]
     """
+    models.check_params(config, params)
     return map_sequences(config, sequences, partial(_score, config, params), tokens_per_batch, progress)
 
 
@@ -90,13 +91,10 @@ def check_ids(config: models.ModelConfig, sequences: Sequence[Sequence[int]], wh
     for ids in sequences:
         if not len(ids):
             raise UserError(f"{what} is empty; give at least one token (the end-of-text token will do)")
-        low, high = min(ids), max(ids)
-        if low < 0 or high >= config.vocab_size:
-            wrong = low if low < 0 else high
-            raise UserError(
-                f"{what} holds id {wrong}, outside of the vocabulary of {config.vocab_size}; use the "
-                "tokenizer that the model was trained with"
-            )
+        try:
+            models.check_ids(np.asarray(ids), config.known_vocab_size, f"{what}'s ids")
+        except UserError as error:
+            raise UserError(f"{error}; use the tokenizer that the model was trained with") from error
         if len(ids) - 1 > config.context_length:
             raise UserError(
                 f"{what} has {len(ids)} tokens and the model's context holds {config.context_length}; "

@@ -63,6 +63,7 @@ def word_surprisals(
         raise unknown("boundary", boundary, BOUNDARIES)
     if not (base > 1 and math.isfinite(base)):
         raise UserError(f"base is {base}; it must be finite and above 1, such as 2 (bits)")
+    models.check_params(config, params)
     begin = start_id(tokenizer) if begin is None else begin
     window = config.context_length
     stride = max(1, window // 2) if stride is None else stride

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import jax
 
 from jaxllm import data
+from jaxllm.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,9 @@ def evaluate(
       params: the model's parameters.
       max_batches: read only so many batches, the same ones each time; 0 reads all.
       before_batch: is called before each one.
+
+    Raises:
+      UserError: the loss counts no token.
     """
     valid = job.corpus.valid
     batches = data.eval_batches(
@@ -46,5 +50,7 @@ def evaluate(
         sums.append(job.eval_step(params, job.put(batch)))
     total = sum(float(loss) for loss, _ in sums)
     count = sum(float(n) for _, n in sums)
+    if not count:
+        raise UserError("no token of the held-out text counts in the loss; give a loss that counts some")
     mean = total / count
     return Evaluation(mean, mean / math.log(2) * len(valid) / valid.num_bytes, int(count))

@@ -24,9 +24,11 @@ def run_folder(name: str | os.PathLike) -> Path:
     """Return the path of a run's folder.
 
     Raises:
-      UserError: it is an address (gs://, s3://) and not a folder.
+      UserError: it is empty, or an address (gs://, s3://) and not a folder.
     """
     name = os.fspath(name)
+    if not name:
+        raise UserError("out is empty; give the folder of the run")
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", name):
         raise UserError(
             f"'{name[:200]}' is an address and a run needs a folder; mount it (gcsfuse, mountpoint-s3) and "

@@ -116,3 +116,13 @@ def test_gguf_rotary_factors_are_left_out_only_where_they_are_ones():
     scaled = gguf_tensors(file(np.full(8, 4, np.float32)), LLAMA)
     with pytest.raises(UserError, match="'rope_freqs.weight' has no place in a llama model"):
         huggingface.check_left_over(LLAMA, "llama", scaled)
+
+
+@pytest.mark.parametrize("bad", [np.nan, 1e200])
+def test_numbers_that_are_not_finite_or_overflow_are_refused(bad):
+    tensors = huggingface.state_dict_from_params(GPT2, "gpt2", make_params(GPT2))
+    name = "transformer.h.1.mlp.c_fc.weight"
+    tensors[name] = tensors[name].astype(np.float64)
+    tensors[name][3, 5] = bad
+    with pytest.raises(UserError, match=f"the tensor '{name}' holds NaN or numbers beyond float32"):
+        huggingface.params_from_state_dict(GPT2, "gpt2", tensors)

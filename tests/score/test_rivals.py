@@ -81,8 +81,9 @@ def test_word_surprisals_are_those_of_minicons(rival, ours, boundary):
     model, tokenizer, _ = rival
     scorer = minicons.IncrementalLMScorer(model, "cpu", tokenizer=tokenizer)
     expected = scorer.word_score_tokenized(
-        SENTENCES, str.split, bow_correction=boundary == "corrected", bos_token=True, surprisal=True, base_two=True
-    )
+        SENTENCES, str.split, bow_correction=boundary == "corrected", bos_token=True, surprisal=True,
+        base_two=True,
+    )  # fmt: skip
     got = score.word_surprisals(*ours, [s.split() for s in SENTENCES], boundary=boundary)
     for row, mine in zip(expected, got, strict=True):
         np.testing.assert_allclose(mine, [value for _, value in row], atol=1e-3)

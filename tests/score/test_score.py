@@ -190,8 +190,12 @@ BYTES = data.load_tokenizer("bytes")
 
 @pytest.mark.parametrize("call, message", [
     (lambda c, p: score.score_sequences(c, p, [[]]), "a sequence is empty"),
-    (lambda c, p: score.score_sequences(c, p, [[1, 257]]), "id 257, outside of the vocabulary of 257"),
-    (lambda c, p: score.score_sequences(c, p, [[-1]]), "id -1"),
+    (lambda c, p: score.score_sequences(c, p, [[1, 257]]), "the id 257; the vocabulary has ids"),
+    (lambda c, p: score.score_sequences(c, p, [[-1]]), "the id -1"),
+    (lambda c, p: score.score_sequences(c, p, [[1, 1.9]]), "whole numbers"),
+    (lambda c, p: score.score_sequences(c, {}, [[1]]), "has none and the config declares"),
+    (lambda c, p: score.score_sequences(model(num_heads=2)[0], p, [[1]]), r"has shape \(2, 32, 4, 8\) and"),
+    (lambda c, p: score.score_choices(c, p, [[1], [2]], [[[1]]]), "2 contexts and continuations for 1"),
     (lambda c, p: score.score_sequences(c, p, [[1] * 42]), "42 tokens and the model's context holds 40"),
     (lambda c, p: score.score_choices(c, p, [[1] * 39], [[[1, 2, 3]]]), "exceeds the model's 40"),
     (lambda c, p: score.score_choices(c, p, [[1]], [[[]]]), "a continuation is empty"),

@@ -62,6 +62,11 @@ def test_an_address_is_refused_before_any_data_is_read(address):
         train(TrainConfig(out=address, data="nowhere.txt"))
 
 
+def test_no_folder_at_all_is_refused():
+    with pytest.raises(UserError, match="out is empty; give the folder"):
+        train(TrainConfig(out="", data="nowhere.txt"))
+
+
 def test_a_folder_may_begin_at_home(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert run_folder("~/run") == tmp_path / "run"

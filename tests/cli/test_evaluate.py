@@ -1,0 +1,49 @@
+"""jaxllm evaluate: what it refuses before a model is read, and what it prints."""
+
+import json
+
+import jax
+import pytest
+
+from jaxllm import data, models, score
+from jaxllm.cli import evaluate
+from jaxllm.errors import UserError
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """The model that the command finds, whatever its name."""
+    config = models.get_preset("gpt2-nano", vocab_size=257, embed_dim=16, num_heads=2, num_layers=1,
+                               context_length=32)  # fmt: skip
+    found = config, models.init(config, jax.random.key(0)), data.load_tokenizer("bytes")
+    monkeypatch.setattr(evaluate, "load_model_and_tokenizer", lambda *_: found)
+    return found
+
+
+@pytest.mark.parametrize("words, message", [
+    (["run"], "give --data FILE or --tasks NAMES"),
+    (["run", "--data", "a.txt", "--tasks", "arc_easy"], "give --data FILE or --tasks NAMES"),
+    (["run", "--data", "a.txt", "--out", ""], "out is ''; it must be the name of a file"),
+    (["run", "--data", "a.txt", "--out", "."], "out is '.'; it must be the name of a file"),
+    (["run", "--data", "a.txt", "--window", "0"], "window is 0"),
+    (["run", "--data", "nowhere.txt"], "nowhere.txt"),
+])  # fmt: skip
+def test_mistakes_are_told_before_a_model_is_read(words, message, monkeypatch):
+    monkeypatch.setattr(evaluate, "load_model_and_tokenizer", lambda *_: pytest.fail("a model was read"))
+    with pytest.raises(UserError, match=message):
+        evaluate.main(words)
+
+
+def test_the_table_holds_each_document_and_their_sum(tiny, tmp_path, capsys):
+    texts, out = tmp_path / "texts", tmp_path / "scores.json"
+    texts.mkdir()
+    (texts / "a.txt").write_text("first | text\n<|endoftext|>\n")
+    (texts / "b.txt").write_text("second, a longer one, of more than thirty-two bytes")
+    evaluate.main(["run", "--data", str(texts), "--out", str(out)])
+    expected = score.score_texts(*tiny, list(data.read_documents(texts)))
+    total = expected[0] + expected[1]
+    printed, written = capsys.readouterr().out, json.loads(out.read_text())
+    assert written["total"]["log_prob"] == pytest.approx(total.log_prob, abs=1e-4)
+    assert [one["tokens"] for one in written["documents"]] == [one.tokens for one in expected]
+    assert "first \\| text" in printed
+    assert f"| all 2 documents | {total.tokens} | {total.loss:.4f} |" in printed
