@@ -6,6 +6,7 @@ from jaxllm.score.choices import score_choices as score_choices
 from jaxllm.score.sequences import map_sequences as map_sequences
 from jaxllm.score.sequences import score_sequences as score_sequences
 from jaxllm.score.texts import TextScore as TextScore
+from jaxllm.score.texts import rolling_log_probs as rolling_log_probs
 from jaxllm.score.texts import rolling_windows as rolling_windows
 from jaxllm.score.texts import score_texts as score_texts
 from jaxllm.score.words import begins_word as begins_word

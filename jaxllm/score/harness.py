@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-import numpy as np
 from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import normalize_gen_kwargs
 
@@ -10,8 +9,8 @@ from jaxllm import models
 from jaxllm.data import start_id
 from jaxllm.generate import Decoder, SamplingConfig, generate_text
 from jaxllm.score.choices import score_choices
-from jaxllm.score.sequences import TOKENS_PER_BATCH, score_sequences
-from jaxllm.score.texts import rolling_windows
+from jaxllm.score.sequences import TOKENS_PER_BATCH
+from jaxllm.score.texts import rolling_log_probs
 
 _PROMPTS_PER_BATCH = 16
 
@@ -87,14 +86,8 @@ class HarnessModel(TemplateLM):
     def loglikelihood_rolling(self, requests, disable_tqdm: bool = False) -> list[float]:
         texts = [request.args[0] for request in requests]
         documents = [[self.prefix_token_id, *ids.tolist()] for ids in self._ids.encode_batch(texts)]
-        rolling = [rolling_windows(len(ids), self.max_length) for ids in documents]
-        windows = [(document, window) for document, some in enumerate(rolling) for window in some]
-        sequences = [documents[d][w.begin : w.end] for d, w in windows]
         options = dict(tokens_per_batch=self._tokens_per_batch, progress=not disable_tqdm)
-        scores = score_sequences(self.config, self.params, sequences, **options)
-        totals = np.zeros(len(documents))
-        for (document, window), log_probs in zip(windows, scores, strict=True):
-            totals[document] += log_probs[len(log_probs) - window.scored :].sum(dtype=np.float64)
+        totals = rolling_log_probs(self.config, self.params, documents, self.max_length, **options)
         for text, total in zip(texts, totals, strict=True):
             self.cache_hook.add_partial("loglikelihood_rolling", (text,), float(total))
         return totals.tolist()

@@ -94,6 +94,32 @@ def rolling_windows(length: int, window: int, stride: int | None = None) -> list
     return windows
 
 
+def rolling_log_probs(
+    config: models.ModelConfig,
+    params,
+    documents: Sequence[Sequence[int]],
+    window: int,
+    stride: int | None = None,
+    **options,
+) -> np.ndarray:
+    """Return the summed log-probability of each sequence of any length, after its first id: float64 [N].
+
+    Args:
+      config: the model.
+      params: its parameters.
+      documents: token ids, at least one each.
+      window: see `rolling_windows`.
+      stride: see `rolling_windows`.
+      options: those of `score_sequences`.
+    """
+    windows = [(d, w) for d, ids in enumerate(documents) for w in rolling_windows(len(ids), window, stride)]
+    sequences = [documents[d][w.begin : w.end] for d, w in windows]
+    totals = np.zeros(len(documents))
+    for (d, w), log_probs in zip(windows, score_sequences(config, params, sequences, **options), strict=True):
+        totals[d] += log_probs[len(log_probs) - w.scored :].sum(dtype=np.float64)
+    return totals
+
+
 def score_texts(
     config: models.ModelConfig,
     params,
@@ -130,14 +156,8 @@ def score_texts(
         )
     start = start_id(tokenizer)
     documents = [[start, *ids] for ids in tokenizer.encode_batch(list(texts))]
-    windows = [(d, w) for d, ids in enumerate(documents) for w in rolling_windows(len(ids), window, stride)]
-    sequences = [documents[d][w.begin : w.end] for d, w in windows]
-    scores = score_sequences(
-        config, params, sequences, tokens_per_batch=tokens_per_batch, progress=progress
-    )
-    totals = np.zeros(len(documents))
-    for (document, one), log_probs in zip(windows, scores, strict=True):
-        totals[document] += log_probs[len(log_probs) - one.scored :].sum(dtype=np.float64)
+    options = dict(tokens_per_batch=tokens_per_batch, progress=progress)
+    totals = rolling_log_probs(config, params, documents, window, stride, **options)
     return [
         TextScore(float(total), len(ids) - 1, len(text.encode()), len(text.split()))
         for total, ids, text in zip(totals, documents, texts, strict=True)

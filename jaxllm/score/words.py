@@ -1,4 +1,4 @@
-"""The surprisal of words, of which each is one token or several."""
+"""The surprisal of words, each of one token or several."""
 
 import math
 from collections.abc import Sequence
