@@ -108,13 +108,13 @@ def progress_bar(total: int, shown: bool):
 
 
 def padded_length(length: int) -> int:
-    """Return the length that a row is padded to: of 12.5 % more at most, beyond 32.
+    """Return the length that a row is padded to: by 3 tokens or 12.5 % at most.
 
     Examples:
       >>> [padded_length(n) for n in (1, 33, 100, 1000)]
-      [16, 36, 104, 1024]
+      [4, 36, 104, 1024]
     """
-    step = max(16 if length <= 32 else 4, 2 ** (length.bit_length() - 4))
+    step = max(4, 2 ** max(0, length.bit_length() - 4))
     return -(-length // step) * step
 
 
