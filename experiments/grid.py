@@ -58,7 +58,7 @@ def column(outcomes: dict[Variant, list[dict[str, Any]]], name: str) -> dict[Var
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, tuple[float, float]]:
-    """Return the mean over seeds, of which there are two or more, and its 95 % interval (`t_interval`)."""
+    """Return the mean over two or more seeds, and its 95 % interval (`t_interval`)."""
     return float(np.mean(values)), t_interval(values)
 
 

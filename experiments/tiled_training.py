@@ -66,7 +66,7 @@ class TiledTrainingConfig(Config):
     simulate: tuple[str, ...] = ("a100x8", "a100x4")  # machines whose published figures are redrawn
     every: Count = 3  # of the published sizes, take each so many, the last three always
     sequences: Count = 64  # a step of the published models: theirs is not known
-    device_megabytes: tuple[Count, ...] = (8, 16, 32)  # of which the largest model is sought
+    device_megabytes: tuple[Count, ...] = (8, 16, 32)  # the largest model is sought for each
     host_megabytes: tuple[Count, ...] = (32, 64, 128)
     out: UserPath = "runs/tiled-training"
 

@@ -36,7 +36,7 @@ FAST = {
         "train/test_many_hosts.py::test_a_folder_that_is_not_shared_is_refused_by_all",
         "train/test_many_hosts.py::test_an_abort_inside_jax_ends_with_a_sentence",
     },
-    "interpreter": {  # tests of which no case is slow
+    "interpreter": {  # every case of these tests is fast
         "kernels/test_attention_pallas.py::test_huge_scores_stay_finite",
         "kernels/test_attention_pallas.py::test_hidden_blocks_of_keys_are_not_read",
         "kernels/test_attention_transforms.py::test_the_reference_returns_the_same",

@@ -197,7 +197,7 @@ def compiled_claims():
     return claims
 
 
-WIDE = pytest.mark.xfail(strict=True, reason="0.79 since the whole step's layers run apart: it got faster")
+WIDE = pytest.mark.xfail(strict=True, reason="0.76: the whole step got faster once its layers ran unstacked")
 
 
 @pytest.mark.parametrize("machine", [available("h100")])

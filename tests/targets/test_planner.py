@@ -161,7 +161,7 @@ def test_the_search_covers_what_it_is_allowed():
         (("any",), ("adamw", "adamw_bf16_sr"), "adamw", {"adamw_bf16_sr"}),
         (("mixed_o2", "bfloat16"), ("adamw",), "adamw", set()),
         (("bfloat16",), ("adamw",), "adamw", {"adamw"}),  # asked for by name
-        (None, None, "adamw", {"adamw"}),  # the run's own choice, of which training warns
+        (None, None, "adamw", {"adamw"}),  # the run's own choice: training warns
     ],
 )
 def test_a_choice_never_offers_bfloat16_weights_whose_small_updates_are_lost(
