@@ -17,18 +17,24 @@ class Decoder:
     It unpacks as (config, params), so it goes wherever a model does: `generate(*decoder, prompts)`,
     `models.logits(*decoder, hidden)`. The parameters it was made from are not needed any more.
 
+    A cache is what the model remembers of the rows of a batch: a pytree, made by `prefill` or `fork`, and
+    used up by `step` and `extend`, which return the next one. What a fork shares is never used up.
+
     Examples:
       >>> config = models.get_preset("gpt2-nano")
       >>> decoder = Decoder(config, models.init(config, jax.random.key(0)))
-      >>> hidden_BD, cache = decoder.prefill(np.array([[1, 2, 3]]), slots=5)
-      >>> hidden_BD, cache = decoder.step(np.array([4]), cache)
-      >>> models.logits(*decoder, hidden_BD).shape, int(cache["length"])
-      ((1, 256), 4)
+      >>> hidden_BD, cache = decoder.prefill(np.array([[1, 2, 3]]), slots=3)
+      >>> cache = decoder.fork(cache, [0, 0], slots=5)  # two continuations of one prompt
+      >>> hidden_BD, cache = decoder.step(np.array([4, 5]), cache)
+      >>> models.logits(*decoder, hidden_BD).shape
+      (2, 256)
+      >>> hidden_BD, cache = decoder.step(np.array([6]), decoder.cancel(cache, [0]))  # the second goes on
+      >>> hidden_BD.shape
+      (1, 64)
     """
 
     def __init__(self, config: models.ModelConfig, params: dict):
-        laid_out = isinstance(params, dict) and isinstance(params.get("layers"), tuple)
-        if not laid_out:
+        if not models.is_apart(params):
             models.check_params(config, params)
         self.config = config
         self.params = models.for_decoding(config, params)
@@ -48,25 +54,95 @@ class Decoder:
         Raises:
           UserError: no tokens, or more than slots.
         """
-        tokens_BT = np.asarray(tokens_BT, np.int32)
-        if tokens_BT.size == 0:
-            raise UserError(f"prompts of shape {tokens_BT.shape} hold no token; give at least one a row")
+        tokens_BT = _tokens(tokens_BT, "prompts")
         if tokens_BT.shape[1] > slots:
-            raise UserError(f"prompts of {tokens_BT.shape[1]} tokens do not fit a cache of {slots} slots")
+            raise UserError(
+                f"prompts of {tokens_BT.shape[1]} tokens do not fit a cache of {slots} slots; "
+                f"make slots {tokens_BT.shape[1]} at least"
+            )
         mask_BT = np.ones(tokens_BT.shape, bool) if mask_BT is None else mask_BT
         return _read(self.config, self.params, tokens_BT, mask_BT, slots=slots)
+
+    def fork(self, cache: dict, rows: Any, *, slots: int) -> dict:
+        """Return a cache whose rows continue rows of this one, which they share: it is held and read once.
+
+        The cache that was given stays good, to be forked again. A fork may be forked too.
+
+        Args:
+          cache: of a few prompts.
+          rows: which of them each new row continues: [0] * 32 makes 32 continuations of the first.
+          slots: how many more tokens each may take.
+
+        Raises:
+          UserError: no rows, or one that the cache does not have.
+        """
+        return models.fork_cache(cache, _rows(rows, cache), slots)
 
     def step(self, tokens_B: jax.Array, cache: dict):
         """Run one more token a row; return (its hidden state [B, D], cache).
 
         The cache that was given is used up. One that is full has no place for the token: NaN.
         """
-        return _step(self.config, self.params, tokens_B, cache)
+        hidden_B1D, cache = self.extend(tokens_B[:, None], cache)
+        return hidden_B1D[:, 0], cache
+
+    def extend(self, tokens_BT: jax.Array, cache: dict, mask_BT: jax.Array | None = None):
+        """Run T more tokens a row; return (their hidden states [B, T, D], cache).
+
+        The cache that was given is used up. One that has no place for the tokens gives NaN. Tokens
+        that pad the right of a row do no harm if nothing comes after them.
+
+        Args:
+          tokens_BT: int32 [B, T].
+          cache: from `prefill`, `fork`, or the last call.
+          mask_BT: False at padding on the left of a row's first token; None: there is none.
+        """
+        shared = cache.get("shared", ())
+        own = {name: value for name, value in cache.items() if name != "shared"}
+        hidden_BTD, own = _extend(self.config, self.params, tokens_BT, own, shared, mask_BT)
+        return hidden_BTD, own | {"shared": shared} if shared else own
+
+    def cancel(self, cache: dict, rows: Any) -> dict:
+        """Return the cache without some rows; the others move up, in their order.
+
+        A batch of another size is another program, compiled once: cancel down to a few sizes, such as
+        powers of two.
+
+        Raises:
+          UserError: a row that the cache does not have, or all of them.
+        """
+        B = cache_rows(cache)
+        dropped = set(_rows(rows, cache).tolist())
+        if len(dropped) == B:
+            raise UserError(f"all {B} rows would be cancelled; drop the cache instead")
+        return models.select_rows(cache, [row for row in range(B) if row not in dropped])
+
+
+def cache_rows(cache: dict) -> int:
+    """Return how many rows a cache holds."""
+    return len(cache["valid"])
+
+
+def _tokens(tokens_BT, what: str) -> np.ndarray:
+    tokens_BT = np.asarray(tokens_BT, np.int32)
+    if tokens_BT.size == 0:
+        raise UserError(f"{what} of shape {tokens_BT.shape} hold no token; give at least one a row")
+    return tokens_BT
+
+
+def _rows(rows, cache) -> np.ndarray:
+    rows_B, count = np.asarray(rows), cache_rows(cache)
+    if rows_B.ndim != 1 or rows_B.size == 0 or rows_B.dtype.kind not in "iu":
+        raise UserError(f"rows are {rows!r}; give a list of numbers of rows, at least one")
+    if rows_B.min() < 0 or rows_B.max() >= count:
+        wrong = rows_B.min() if rows_B.min() < 0 else rows_B.max()
+        raise UserError(f"row {wrong} is not in the cache; it has rows 0 to {count - 1}")
+    return rows_B
 
 
 def read(config, params, tokens_BT, mask_BT, *, slots):
     """Return (last tokens' hidden states [B, D], cache of so many slots), read from the first position on."""
-    cache = models.init_cache(config, len(tokens_BT), slots, apart=isinstance(params["layers"], tuple))
+    cache = models.empty_cache(config, params, len(tokens_BT), slots)
     hidden_BTD, cache = models.decode(config, params, tokens_BT, cache, mask_BT=mask_BT)
     return hidden_BTD[:, -1], cache
 
@@ -74,7 +150,7 @@ def read(config, params, tokens_BT, mask_BT, *, slots):
 _read = jax.jit(read, static_argnames=("config", "slots"))
 
 
-@partial(jax.jit, static_argnames="config", donate_argnames="cache")
-def _step(config, params, tokens_B, cache):
-    hidden_B1D, cache = models.decode(config, params, tokens_B[:, None], cache)
-    return hidden_B1D[:, 0], cache
+@partial(jax.jit, static_argnames="config", donate_argnames="own")
+def _extend(config, params, tokens_BT, own, shared, mask_BT):
+    hidden_BTD, cache = models.decode(config, params, tokens_BT, own | {"shared": shared}, mask_BT=mask_BT)
+    return hidden_BTD, {name: cache[name] for name in own}

@@ -58,6 +58,14 @@ def attention_block(
         options["mask_BTS"] = cache.visible(x_BTD.shape[1], window)
     if tap.wants("attn_scores", "attn_probs"):
         head_out_BTHK = _explicit(query_BTHK, key_BTGK, value_BTGK, tap, **options)
+    elif cache is not None and cache.shared:
+        head_out_BTHK = cache.attend(
+            query_BTHK,
+            window,
+            scale=options["scale"],
+            sink=options["sink"],
+            implementation=config.attention_implementation,
+        )
     else:
         head_out_BTHK = attend(
             query_BTHK,

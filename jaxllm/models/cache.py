@@ -1,11 +1,18 @@
-"""The key-value cache: what decoding remembers of the tokens so far."""
+"""The key-value cache: what decoding remembers of the tokens so far.
+
+Elsewhere a cache is a pytree that is made, forked and selected from by the functions here, with two keys that
+one may read: "length", the slots written, and, once it was forked, "shared", the prompts that rows
+continue, which every step reads and none writes.
+"""
 
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxllm_kernels import attention as kernel
 
 from jaxllm.models.config import ModelConfig
+from jaxllm.models.shared_prefix import Prefix, merge
 
 
 def init_cache(
@@ -45,6 +52,52 @@ def cache_axes() -> dict:
     return {"key": one, "value": one, "valid": ("batch", None), "length": ()}
 
 
+def fork_cache(cache: dict, rows_B, slots: int) -> dict:
+    """Return a cache of B rows, each of which continues a row of the one given.
+
+    Keys and values so far are not copied: they are held once, and read once a step, however many rows
+    continue them. The cache given stays good, and a cache that was forked may be forked again.
+
+    Args:
+      cache: of P rows.
+      rows_B: which of them each new row continues, known to the host.
+      slots: how many more tokens a row may hold.
+    """
+    B = len(rows_B)
+    prefix = Prefix.of(cache["key"], cache["value"], cache["valid"], cache["length"], rows_B)
+
+    def empty(x):
+        return jnp.zeros((*x.shape[:-4], B, x.shape[-3], slots, x.shape[-1]), x.dtype)
+
+    return {
+        "key": jax.tree.map(empty, cache["key"]),
+        "value": jax.tree.map(empty, cache["value"]),
+        "valid": jnp.zeros((B, slots), bool),
+        "length": jnp.zeros((), jnp.int32),
+        "shared": (prefix, *(older.continued(rows_B) for older in cache.get("shared", ()))),
+    }
+
+
+def select_rows(cache: dict, rows_B) -> dict:
+    """Return a cache of some of the rows, in the order given; known to the host."""
+    index_B = jnp.asarray(rows_B, jnp.int32)
+    selected = {
+        "key": jax.tree.map(lambda x: jnp.take(x, index_B, axis=x.ndim - 4), cache["key"]),
+        "value": jax.tree.map(lambda x: jnp.take(x, index_B, axis=x.ndim - 4), cache["value"]),
+        "valid": cache["valid"][index_B],
+        "length": cache["length"],
+    }
+    if "shared" in cache:
+        selected["shared"] = tuple(prefix.continued(rows_B) for prefix in cache["shared"])
+    return selected
+
+
+def seen_B1(cache: dict) -> jax.Array:
+    """Return how many tokens each row has behind it: its next token's position."""
+    shared_B = sum(prefix.seen_B() for prefix in cache.get("shared", ()))
+    return (jnp.sum(cache["valid"], axis=1, dtype=jnp.int32) + shared_B)[:, None]
+
+
 class LayerCache(NamedTuple):
     """The cache seen from one layer. Layers that are scanned share the two big arrays, so that the
     scan carries them and writes in place instead of copying a layer's slice in and out. Heads come
@@ -55,6 +108,21 @@ class LayerCache(NamedTuple):
     valid_BS: jax.Array
     start: jax.Array  # slot of the first new token
     layer: jax.Array | None  # index into L; None where there is none
+    shared: tuple[Prefix, ...]  # this layer's part of prompts that the rows continue, the latest first
+
+    @classmethod
+    def of(cls, cache: dict, key, value, index) -> "LayerCache":
+        """Return a layer's view: of its own key and value, or of the stacks of all layers."""
+        apart = isinstance(cache["key"], tuple)
+
+        def mine(prefix):
+            if apart:
+                return prefix._replace(key=prefix.key[index], value=prefix.value[index])
+            one = (jax.lax.dynamic_index_in_dim(x, index, keepdims=False) for x in (prefix.key, prefix.value))
+            return prefix._replace(**dict(zip(("key", "value"), one, strict=True)))
+
+        shared = tuple(mine(prefix) for prefix in cache.get("shared", ()))
+        return cls(key, value, cache["valid"], cache["length"], None if apart else index, shared)
 
     def write(self, key_BTGK: jax.Array, value_BTGK: jax.Array) -> "LayerCache":
         """Put this layer's keys and values of the new tokens at `start`."""
@@ -84,6 +152,24 @@ class LayerCache(NamedTuple):
         if self.layer is not None:
             cache = jax.lax.dynamic_index_in_dim(cache, self.layer, keepdims=False)
         return cache.swapaxes(1, 2)  # undone by the attention, so nothing moves
+
+    def attend(self, query_BTHK: jax.Array, window: int, *, sink, **options) -> jax.Array:
+        """Return what the queries of new tokens find in their row and in the prompts it continues.
+
+        Args:
+          query_BTHK: queries of tokens that were written.
+          window: how many slots back a query sees, itself included; 0: all.
+          sink: see `jaxllm_kernels.attention.attention`.
+          **options: scale and implementation.
+        """
+        mask_BTS, options = self.visible(query_BTHK.shape[1], window), dict(causal=False, **options)
+        own = self.key_BSGK, self.value_BSGK
+        parts = [kernel.attention_with_lse(query_BTHK, *own, mask_BTS=mask_BTS, **options)]
+        distance = self.start
+        for prefix in self.shared:
+            parts.append(prefix.attend(query_BTHK, distance, window, **options))
+            distance = distance + prefix.length
+        return merge(parts, kernel.sink_logits(sink, query_BTHK.shape[2]))
 
     def visible(self, T: int, window: int) -> jax.Array:
         """Return which slots each of T new tokens may see: bool [B, T, S].

@@ -5,8 +5,9 @@ import functools
 
 import jax
 
+from jaxllm.models.cache import init_cache
 from jaxllm.models.config import ModelConfig
-from jaxllm.models.layers_apart import layers_apart
+from jaxllm.models.layers_apart import is_apart, layers_apart
 from jaxllm.models.linear import Panels, to_panels
 
 # How many axes of each matrix are summed over; what is not here stays as it is.
@@ -28,13 +29,18 @@ def for_decoding(config: ModelConfig, params: dict) -> dict:
     layer holds (embeddings, head) is never copied. Layers may be stacked or a tuple (`layers_apart`).
     """
     layers, on_cpu = params["layers"], jax.default_backend() == "cpu"
-    if isinstance(layers, tuple):
+    if is_apart(params):
         layers = tuple(_arranged(one, config.dtype, in_panels=on_cpu) for one in layers)
     elif on_cpu:
         layers = _unstacked(layers, config.dtype)
     else:
         layers = _arranged(layers, config.dtype, in_panels=False)
     return params | {"layers": layers}
+
+
+def empty_cache(config: ModelConfig, params: dict, batch_size: int, max_length: int) -> dict:
+    """Return the `init_cache` that goes with parameters, whichever way they are laid out."""
+    return init_cache(config, batch_size, max_length, apart=is_apart(params))
 
 
 # As one program, so that no copy of the stack lies between it and the panels.

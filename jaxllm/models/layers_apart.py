@@ -23,3 +23,8 @@ def layers_apart(params: dict) -> dict:
     parts = [[part[0] for part in jax.lax.split(w, [1] * count)] for w in leaves]
     layers = tuple(jax.tree.unflatten(structure, one) for one in zip(*parts, strict=True))
     return params | {"layers": layers}
+
+
+def is_apart(params: dict) -> bool:
+    """Return whether the layers are a tuple; also of what is no parameters at all."""
+    return isinstance(params, dict) and isinstance(params.get("layers"), tuple)

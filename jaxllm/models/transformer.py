@@ -11,7 +11,7 @@ from jaxllm_kernels.compat import dot_general_float32
 from jaxllm.errors import UserError
 from jaxllm.models import grouped_head
 from jaxllm.models.attention import attention_block
-from jaxllm.models.cache import LayerCache
+from jaxllm.models.cache import LayerCache, seen_B1
 from jaxllm.models.cast_in_scan import cast_in_scan, cut_layer
 from jaxllm.models.config import ModelConfig
 from jaxllm.models.ids import check_ids
@@ -126,8 +126,7 @@ def decode(
         raise UserError(f"{T} tokens do not fit a cache of {cache['valid'].shape[1]}")
     if mask_BT is None:
         mask_BT = jnp.ones(tokens_BT.shape, bool)
-    seen_B1 = jnp.sum(cache["valid"], axis=1, keepdims=True, dtype=jnp.int32)
-    positions_BT = seen_B1 + jnp.cumsum(mask_BT, axis=1, dtype=jnp.int32) - 1
+    positions_BT = seen_B1(cache) + jnp.cumsum(mask_BT, axis=1, dtype=jnp.int32) - 1
     valid_BS = jax.lax.dynamic_update_slice_in_dim(cache["valid"], mask_BT, cache["length"], axis=1)
     cache = cache | {"valid": valid_BS}
     hidden_BTD, _, cache = _run(
@@ -271,8 +270,7 @@ def _each_layer(config, layer, params, x_BTD, cache):
         window = config.windows[index % len(config.windows)]
         layer_cache = None
         if cache is not None:
-            mine = (cache["key"][index], cache["value"][index])
-            layer_cache = LayerCache(*mine, cache["valid"], cache["length"], None)
+            layer_cache = LayerCache.of(cache, cache["key"][index], cache["value"][index], index)
         run = _rematerialised(config, layer, window, prevent_cse=True)
         x_BTD, seen, layer_cache = run(layer_params, x_BTD, index, layer_cache)
         captured.append(seen)
@@ -303,7 +301,7 @@ def _scan_layers(config, layer, params, x_BTD, cache):
             index = group_index * group + place
             layer_cache = None
             if cache is not None:
-                layer_cache = LayerCache(*keys_and_values, cache["valid"], cache["length"], index)
+                layer_cache = LayerCache.of(cache, *keys_and_values, index)
             # Inside a scan the compiler cannot undo the recomputation, so nothing need prevent it.
             cut = place if grouped else None  # an array of the host is cut into layers and no further
             run = _rematerialised(config, layer, window, prevent_cse=False, place=cut)

@@ -1,0 +1,122 @@
+"""Rows that share a prompt, and rows that drop out, against a full forward pass for each row."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxllm import models
+from jaxllm.errors import UserError
+from jaxllm.generate import Decoder
+from tests.models.random_params import random_params
+
+PROMPTS = np.random.default_rng(0).integers(0, 256, (3, 7))
+STARTS = [0, 2, 5]  # padding on the left
+ROWS = [2, 0, 0, 2, 0, 1, 0]  # some prompts are continued more often than others
+TOKENS = np.random.default_rng(1).integers(0, 256, (7, 6))
+CONFIGS = {
+    "llama": models.get_preset("llama-nano", vocab_size=256),
+    "windows": models.get_preset("gpt-neo-nano", vocab_size=256, windows=(0, 6)),
+    "sinks": models.get_preset("gpt2-nano", vocab_size=256, sink_logit="learned"),
+    "softmax-1": models.get_preset("gpt2-nano", vocab_size=256, sink_logit=0.0),
+}
+TRUNK = jax.jit(models.trunk, static_argnums=0)
+
+
+@functools.cache
+def prompted(name, stacked=False):
+    """Return (decoder, the prompts' cache)."""
+    config = CONFIGS[name]
+    params = random_params(config)
+    decoder = Decoder(config, params)
+    if stacked:
+        decoder.params = params
+    mask = np.arange(7) >= np.array(STARTS)[:, None]
+    return decoder, decoder.prefill(PROMPTS, mask, slots=9)[1]  # two slots stay free
+
+
+@functools.cache
+def expected(name):
+    """Return hidden states of the continuations, each row by a pass of its own."""
+    config, params = CONFIGS[name], random_params(CONFIGS[name])
+    states = []
+    for row, prompt in enumerate(ROWS):
+        ids = np.concatenate([PROMPTS[prompt, STARTS[prompt] :], TOKENS[row]])
+        padded = np.zeros((1, 13), int)  # of one length, so that one program serves all
+        padded[0, : len(ids)] = ids
+        states.append(TRUNK(config, params, padded)[0, len(ids) - 6 : len(ids)])
+    return np.stack(states)
+
+
+@pytest.mark.parametrize("name, stacked", [*((name, False) for name in CONFIGS), ("windows", True)])
+def test_a_forked_row_is_what_its_prompt_and_tokens_are_together(name, stacked):
+    decoder, cache = prompted(name, stacked)
+    for _ in range(2):  # the prompts' cache stays good
+        forked = decoder.fork(cache, ROWS, slots=6)
+        several, forked = decoder.extend(TOKENS[:, :3], forked)
+        states = [several]
+        for t in range(3, 6):
+            hidden, forked = decoder.step(TOKENS[:, t], forked)
+            states.append(hidden[:, None])
+        np.testing.assert_allclose(np.concatenate(states, axis=1), expected(name), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["llama", "windows"])
+def test_a_fork_of_a_fork(name):
+    decoder, cache = prompted(name)
+    cache = decoder.fork(cache, [0, 2], slots=3)
+    _, cache = decoder.extend(TOKENS[[1, 0], :2], cache)
+    cache = decoder.fork(cache, [1, 0, 0], slots=4)
+    tokens = np.concatenate([TOKENS[[0, 1, 1], :2], TOKENS[[0, 1, 4], 2:]], axis=1)
+    hidden, _ = decoder.extend(tokens[:, 2:], cache)
+    np.testing.assert_allclose(hidden[:2], expected(name)[:2, 2:], atol=1e-5)
+    ids = np.concatenate([PROMPTS[0], tokens[2]])
+    full = TRUNK(CONFIGS[name], random_params(CONFIGS[name]), ids[None])
+    np.testing.assert_allclose(hidden[2], full[0, -4:], atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["llama", "windows"])
+def test_rows_that_are_left_go_on_as_if_nothing_had_dropped_out(name):
+    decoder, cache = prompted(name)
+    forked = decoder.fork(cache, ROWS, slots=6)
+    _, forked = decoder.extend(TOKENS[:, :2], forked)
+    forked = decoder.cancel(forked, [0, 4, 5])  # all that continued prompt 1 with them
+    left = [1, 2, 3, 6]
+    hidden, forked = decoder.extend(TOKENS[left, 2:4], forked)
+    np.testing.assert_allclose(hidden, expected(name)[left, 2:4], atol=1e-5)
+    forked = decoder.cancel(forked, [1])
+    hidden, _ = decoder.extend(TOKENS[[1, 3, 6], 4:], forked)
+    np.testing.assert_allclose(hidden, expected(name)[[1, 3, 6], 4:], atol=1e-5)
+
+
+def test_a_row_drops_out_of_a_batch_that_was_not_forked():
+    decoder, cache = prompted("llama")
+    copy = jax.tree.map(jnp.copy, cache)
+    all_rows, _ = decoder.step(TOKENS[:3, 0], jax.tree.map(jnp.copy, cache))
+    two_rows, _ = decoder.step(TOKENS[[0, 2], 0], decoder.cancel(copy, [1]))
+    np.testing.assert_allclose(np.asarray(all_rows)[[0, 2]], two_rows, atol=1e-6)
+
+
+def test_a_prompt_is_held_once_however_many_rows_continue_it():
+    decoder, cache = prompted("llama")
+    forked = decoder.fork(cache, [0] * 32, slots=1)
+    assert forked["shared"][0].key is cache["key"]
+    step = jax.jit(lambda tokens, cache: models.decode(*decoder, tokens, cache)[0])
+    wide = step.lower(np.zeros((32, 1), int), forked).compile().memory_analysis()
+    copied = jax.tree.map(lambda x: jnp.zeros((32, *x.shape[1:]), x.dtype) if x.ndim else x, cache)
+    held = sum(x.nbytes for x in jax.tree.leaves(copied))
+    assert wide.argument_size_in_bytes - sum(x.nbytes for x in jax.tree.leaves(decoder.params)) < held / 4
+
+
+def test_bad_requests_are_named():
+    decoder, cache = prompted("llama")
+    wrong = {"row 3 .* rows 0 to 2": [0, 3], "at least one": [], "row -1": [-1], "numbers": [0.5]}
+    for message, rows in wrong.items():
+        with pytest.raises(UserError, match=message):
+            decoder.fork(cache, rows, slots=4)
+    with pytest.raises(UserError, match="row 7"):
+        decoder.cancel(cache, [7])
+    with pytest.raises(UserError, match="all 3 rows"):
+        decoder.cancel(cache, [0, 1, 2])
