@@ -6,6 +6,7 @@ from jaxllm_kernels import attention as kernel
 from jaxllm.models.attend import attend
 from jaxllm.models.cache import LayerCache
 from jaxllm.models.config import ModelConfig
+from jaxllm.models.declarations import declare_attention
 from jaxllm.models.linear import linear, linears
 from jaxllm.models.rotary import rotate
 from jaxllm.models.sites import Tap
@@ -34,8 +35,8 @@ def attention_block(
       segment_ids_BT: documents that must not see each other.
       cache: keys and values of earlier tokens; the new ones are written into it.
     """
-    axes = ("embed", "heads", "head_dim")  # kv_heads lie as heads do
-    query_BTHK, key_BTGK, value_BTGK = linears(x_BTD, params, "query", "key", "value", axes=axes)
+    declared = declare_attention(config)
+    query_BTHK, key_BTGK, value_BTGK = linears(x_BTD, params, declared, "query", "key", "value")
     if rotary is not None:
         query_BTHK, key_BTGK = rotate(query_BTHK, rotary), rotate(key_BTGK, rotary)
     query_BTHK = tap("query", constrain(query_BTHK, "batch", None, "heads", None))
@@ -75,7 +76,7 @@ def attention_block(
             **options,
         )
     head_out_BTHK = tap("head_out", constrain(head_out_BTHK, "batch", None, "heads", None))
-    return tap("attn_out", linear(head_out_BTHK, params, "out", ("heads", "head_dim", "embed"), 2)), cache
+    return tap("attn_out", linear(head_out_BTHK, params, declared, "out")), cache
 
 
 def _explicit(query, key, value, tap: Tap, *, scale, sink, **visibility) -> jax.Array:

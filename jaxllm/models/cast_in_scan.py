@@ -13,30 +13,32 @@ class _Stack(NamedTuple):
     cast: jax.Array  # [L, ...] in the products' type: gradient carrier (value unused)
 
 
-def cast_in_scan(params: dict, dtype: str) -> dict:
+def cast_in_scan(params: dict, axes: dict, dtype: str) -> dict:
     """Return stacked parameters to scan over; `cut_layer` slices and casts one layer of them.
 
-    Matrices wider than the products' type become pairs, so that a scan stacks their gradients in the
-    type in which products give them: half the bytes of a float32 stack, and the same numbers.
-    Vectors stay as they are: norms and sinks are computed in float32. So do stacks in the host's memory:
-    each layer is cast on its way.
+    Products' weights wider than the products' type become pairs, so that a scan stacks their gradients in
+    the type in which products give them: half the bytes of a float32 stack, and the same numbers. So do
+    biases of heads. The rest stays as it is: norms and sinks are computed in float32. So do stacks in the
+    host's memory: each layer is cast on its way.
 
     Args:
       params: each array [L, ...].
+      axes: `AxisNames`, structured like them.
       dtype: of the products.
     """
     narrow = jnp.dtype(dtype)
 
-    def pair(w):
-        if w.ndim < 3 or w.dtype.itemsize <= narrow.itemsize or on_host(w):
+    def pair(names, w):
+        # Unpaired, XLA for CPUs sums a [heads, head_dim] bias's gradient in float32: other last bits.
+        if not (names.inputs or "head_dim" in names) or w.dtype.itemsize <= narrow.itemsize or on_host(w):
             return w
         return _Stack(jax.lax.stop_gradient(w), w.astype(narrow))
 
-    return jax.tree.map(pair, params)
+    return jax.tree.map(pair, axes, params)
 
 
 def cut_layer(params: dict, index: int | None) -> dict:
-    """Return one layer's parameters of a group, or the only one's (None), matrices in the products' type."""
+    """Return one layer's parameters of a group, or the only one's (None), weights in the products' type."""
     cut = params if index is None else jax.tree.map(lambda w: w[index], params)
     return jax.tree.map(
         lambda w: _cast(*w) if isinstance(w, _Stack) else w, cut, is_leaf=lambda w: isinstance(w, _Stack)

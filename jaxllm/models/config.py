@@ -1,11 +1,13 @@
 """The frozen description of a model: sizes, normalisation, positions, attention, precision."""
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from jaxllm.config import Config, OneOf, Positive, Range, Size
 from jaxllm.errors import UserError, brief
+from jaxllm.models.declarations import declare, leaves
 from jaxllm.models.vocab_groups import VocabGroups
 
 ACTIVATIONS = ("gelu_tanh", "gelu", "silu", "relu")
@@ -136,18 +138,7 @@ class ModelConfig(Config):
           >>> ModelConfig().num_params  # GPT-2 small
           124439808
         """
-        D, V = self.embed_dim, self.known_vocab_size
-        gain = 1 if self.norm == "rmsnorm_scalar" else D
-        norm = gain + self.norm_bias * D
-        heads = self.num_heads * self.head_dim
-        kv_heads = self.num_kv_heads * self.head_dim
-        layer = self._layer_matmul_params + 2 * norm
-        layer += self.qkv_bias * (heads + 2 * kv_heads) + self.out_bias * D
-        layer += self.mlp_bias * (self.mlp_dim * (1 + self.gated_mlp) + D)
-        layer += (self.sink_logit == "learned") * self.num_heads
-        outside = V * D + norm + self._head_params
-        outside += (self.position == "learned") * self.context_length * D
-        return self.num_layers * layer + outside
+        return sum(one.size for one in leaves(declare(self)))
 
     def flops_per_token(self, seq_len: int) -> int:
         """Count matmul FLOPs of a training step (forward and backward) per token.
@@ -164,19 +155,8 @@ class ModelConfig(Config):
         """
         keys = sum(min(window or seq_len, seq_len) for window in self.windows)
         keys *= self.num_layers // len(self.windows)
-        matmul = self.num_layers * self._layer_matmul_params
-        matmul += self.embed_dim * self.logits_per_token
+        matmul = self.num_layers * self.layer_weights + self.embed_dim * self.logits_per_token
         return 6 * matmul + 12 * self.num_heads * self.head_dim * keys
-
-    @property
-    def _head_params(self) -> int:
-        D = self.embed_dim  # the token table is not counted
-        dense = (not self.tie_embeddings) * D * self.known_vocab_size
-        if self.vocab_groups is None:
-            return dense
-        G, K = self.vocab_groups.num_groups, self.vocab_groups.slots
-        shared = {"hidden": D * K + 2 * G * D, "logits": D * K + 2 * G * K, "shared": D * K}
-        return D * G + G + shared.get(self.group_head, dense)
 
     @property
     def logits_per_token(self) -> int:
@@ -184,9 +164,7 @@ class ModelConfig(Config):
         groups = self.vocab_groups
         return self.known_vocab_size if groups is None else groups.num_groups + groups.slots
 
-    @property
-    def _layer_matmul_params(self) -> int:
-        heads = self.num_heads * self.head_dim
-        kv_heads = self.num_kv_heads * self.head_dim
-        return self.embed_dim * (2 * heads + 2 * kv_heads + self.mlp_dim * (2 + self.gated_mlp))
-
+    @functools.cached_property
+    def layer_weights(self) -> int:
+        """Count the weights of one layer that multiply a token."""
+        return sum(one.size for one in leaves(declare(self)["layers"]) if one.inputs) // self.num_layers

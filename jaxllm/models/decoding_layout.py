@@ -9,12 +9,7 @@ from jaxllm.models.cache import init_cache
 from jaxllm.models.config import ModelConfig
 from jaxllm.models.layers_apart import is_apart, layers_apart
 from jaxllm.models.linear import Panels, to_panels
-
-# How many axes of each matrix are summed over; what is not here stays as it is.
-_MATRICES = {
-    "attn": {"query": 1, "key": 1, "value": 1, "out": 2},
-    "mlp": {"in": 1, "gate": 1, "out": 1},
-}
+from jaxllm.models.parameters import axes
 
 
 def for_decoding(config: ModelConfig, params: dict) -> dict:
@@ -30,11 +25,11 @@ def for_decoding(config: ModelConfig, params: dict) -> dict:
     """
     layers, on_cpu = params["layers"], jax.default_backend() == "cpu"
     if is_apart(params):
-        layers = tuple(_arranged(one, config.dtype, in_panels=on_cpu) for one in layers)
+        layers = tuple(_arranged(config, one, in_panels=on_cpu) for one in layers)
     elif on_cpu:
-        layers = _unstacked(layers, config.dtype)
+        layers = _unstacked(config, layers)
     else:
-        layers = _arranged(layers, config.dtype, in_panels=False)
+        layers = _arranged(config, layers, in_panels=False)
     return params | {"layers": layers}
 
 
@@ -44,25 +39,21 @@ def empty_cache(config: ModelConfig, params: dict, batch_size: int, max_length: 
 
 
 # As one program, so that no copy of the stack lies between it and the panels.
-@functools.partial(jax.jit, static_argnames="dtype")
-def _unstacked(layers, dtype):
+@functools.partial(jax.jit, static_argnums=0)
+def _unstacked(config, layers):
     layers = layers_apart({"layers": layers})["layers"]
-    return tuple(_arranged(one, dtype, in_panels=True) for one in layers)
+    return tuple(_arranged(config, one, in_panels=True) for one in layers)
 
 
-def _arranged(layers, dtype, *, in_panels):
+def _arranged(config, layers, *, in_panels):
     """Return a layer, or a stack of them, with each matrix cast and, if asked, in panels."""
 
-    def arrange(matrix, in_axes):
-        if isinstance(matrix, Panels):
-            return dataclasses.replace(matrix, weight_PIW=matrix.weight_PIW.astype(dtype))
-        matrix = matrix.astype(dtype)
-        return to_panels(matrix, in_axes) if in_panels else matrix
+    def arrange(names, w):
+        if not names.inputs:
+            return w
+        if isinstance(w, Panels):
+            return dataclasses.replace(w, weight_PIW=w.weight_PIW.astype(config.dtype))
+        w = w.astype(config.dtype)
+        return to_panels(w, len(names.inputs)) if in_panels else w
 
-    return {
-        block: {
-            name: arrange(w, _MATRICES[block][name]) if name in _MATRICES.get(block, ()) else w
-            for name, w in tree.items()
-        }
-        for block, tree in layers.items()
-    }
+    return jax.tree.map(arrange, axes(config)["layers"], layers)

@@ -13,8 +13,8 @@ import numpy as np
 
 from jaxllm.errors import UserError, unknown
 from jaxllm.models.config import ModelConfig
+from jaxllm.models.declarations import Declaration, declare
 from jaxllm.models.huggingface_buffers import check_buffer, is_buffer
-from jaxllm.models.parameters import declare
 
 
 class Tensor(NamedTuple):
@@ -100,15 +100,14 @@ def params_from_state_dict(
     check_left_over(config, family, state_dict)
     dtype = jnp.dtype(config.param_dtype)
 
-    def read(path: str, shape: tuple[int, ...]) -> np.ndarray:
+    def read(path: str, entry: Declaration) -> np.ndarray:
         tensor = _place(table, family, path)
         # Filled layer by layer: a state dict that reads from disk is never in memory as a whole.
-        array = np.empty(shape, dtype)
-        stacked = path.startswith("layers/")
-        for layer, one in enumerate(array if stacked else [array]):
+        array = np.empty(entry.shape, dtype)
+        for layer, one in enumerate(array if "layers" in entry.axes else [array]):
             name = tensor.name.format(layer=layer)
             with np.errstate(over="ignore"):
-                one[...] = _from_theirs(state_dict, name, tensor, one.shape, path)
+                one[...] = _from_theirs(state_dict, name, tensor, one.shape, entry)
             if not np.isfinite(one).all():
                 raise UserError(
                     f"the tensor '{name}' holds NaN or numbers beyond {dtype}; the file is damaged, or its "
@@ -116,7 +115,7 @@ def params_from_state_dict(
                 )
         return array
 
-    return _nested({path: read(path, one.shape) for path, one in _flat(declare(config)).items()})
+    return _nested({path: read(path, entry) for path, entry in _flat(declare(config)).items()})
 
 
 def tensor_shapes(config: ModelConfig, family: str) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -128,9 +127,9 @@ def tensor_shapes(config: ModelConfig, family: str) -> Iterator[tuple[str, tuple
     table = _table(family)
     outside, layered = {}, {}
     for path, entry in _flat(declare(config)).items():
-        tensor, in_layer = _place(table, family, path), path.startswith("layers/")
+        tensor, in_layer = _place(table, family, path), "layers" in entry.axes
         names = layered if in_layer else outside
-        names[tensor.name] = _their_shape(entry.shape[in_layer:], tensor, path)
+        names[tensor.name] = _their_shape(entry.shape[in_layer:], tensor, entry)
     yield from outside.items()
     for layer in range(config.num_layers):
         yield from ((name.format(layer=layer), shape) for name, shape in layered.items())
@@ -140,17 +139,19 @@ def state_dict_from_params(config: ModelConfig, family: str, params: dict) -> di
     """Return the Hugging Face state dict of our parameters: undo `params_from_state_dict`.
 
     Raises:
-      UserError: a parameter the family has no place for, such as a learned sink.
+      UserError: a parameter the family has no place for, such as a learned sink, or that the config does
+        not declare.
     """
-    table = _table(family)
+    table, declared = _table(family), _flat(declare(config))
     state_dict: dict[str, np.ndarray] = {}
     fused: dict[str, dict[int, np.ndarray]] = {}
     for path, array in _flat(params).items():
         tensor, array = _place(table, family, path), np.asarray(array)
-        stacked = path.startswith("layers/")
-        for layer, one in enumerate(array if stacked else [array]):
+        if path not in declared:
+            raise UserError(f"the config declares no parameter {path}; give both of one model")
+        for layer, one in enumerate(array if "layers" in declared[path].axes else [array]):
             name = tensor.name.format(layer=layer)
-            theirs = _to_theirs(one, tensor, path)
+            theirs = _to_theirs(one, tensor, declared[path])
             if tensor.part is None:
                 state_dict[name] = theirs
             else:
@@ -213,8 +214,8 @@ def _find(state_dict: Mapping[str, np.ndarray], name: str) -> np.ndarray:
     raise UserError(f"the checkpoint has no tensor '{name}'")
 
 
-def _from_theirs(state_dict, name, tensor: Tensor, shape: tuple[int, ...], path: str) -> np.ndarray:
-    array, expected = _find(state_dict, name), _their_shape(shape, tensor, path)
+def _from_theirs(state_dict, name, tensor: Tensor, shape: tuple[int, ...], entry: Declaration) -> np.ndarray:
+    array, expected = _find(state_dict, name), _their_shape(shape, tensor, entry)
     if array.shape != expected:
         raise UserError(f"the tensor '{name}' has shape {array.shape}; expected {expected}")
     if tensor.part is not None:
@@ -222,26 +223,25 @@ def _from_theirs(state_dict, name, tensor: Tensor, shape: tuple[int, ...], path:
     return (array.T if tensor.output_first else array).reshape(shape)
 
 
-def _to_theirs(array: np.ndarray, tensor: Tensor, path: str) -> np.ndarray:
-    array = array.reshape(_merged(array.shape, path))
+def _to_theirs(array: np.ndarray, tensor: Tensor, entry: Declaration) -> np.ndarray:
+    array = array.reshape(_merged(array.shape, entry))
     return array.T if tensor.output_first else array
 
 
-def _their_shape(shape: tuple[int, ...], tensor: Tensor, path: str) -> tuple[int, ...]:
+def _their_shape(shape: tuple[int, ...], tensor: Tensor, entry: Declaration) -> tuple[int, ...]:
     """Return the shape of the tensor that holds a parameter of one layer."""
-    shape = _merged(shape, path)
+    shape = _merged(shape, entry)
     if tensor.part is not None:
         shape = (*shape[:-1], 3 * shape[-1])
     return shape[::-1] if tensor.output_first else shape
 
 
-def _merged(shape: tuple[int, ...], path: str) -> tuple[int, ...]:
-    """Merge heads and head_dim, which we keep apart."""
-    if path in ("layers/attn/query", "layers/attn/key", "layers/attn/value"):
-        return (shape[0], math.prod(shape[1:]))
-    if path == "layers/attn/out":
-        return (math.prod(shape[:-1]), shape[-1])
-    return (math.prod(shape),) if path.startswith("layers/attn/") else tuple(shape)
+def _merged(shape: tuple[int, ...], entry: Declaration) -> tuple[int, ...]:
+    """Merge heads and head_dim, which we keep apart: a weight is [in, out], a bias [out]."""
+    inputs = len(entry.inputs)
+    if inputs:
+        return (math.prod(shape[:inputs]), math.prod(shape[inputs:]))
+    return (math.prod(shape),) if shape else ()
 
 
 def _place(table: Mapping[str, Tensor], family: str, path: str) -> Tensor:

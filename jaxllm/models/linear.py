@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
+from jaxllm.models.declarations import Declaration
 from jaxllm.parallel import mesh_axes, on_shards, spread
 
 _WIDTH = 64  # outputs of a panel: four vector registers of a CPU in float32
@@ -41,28 +42,27 @@ class Panels:
         return y_NO[:, : math.prod(self.out_shape)]
 
 
-def to_panels(weight: jax.Array, in_axes: int = 1) -> Panels:
-    """Return a weight [in..., out...] as panels."""
+def to_panels(weight: jax.Array, in_axes: int) -> Panels:
+    """Return a weight [in..., out...], `in_axes` of whose axes are inputs, as panels."""
     out_shape = weight.shape[in_axes:]
     w_IO = weight.reshape(-1, math.prod(out_shape))
     w_IO = jnp.pad(w_IO, ((0, 0), (0, -w_IO.shape[1] % _WIDTH)))
     return Panels(w_IO.reshape(len(w_IO), -1, _WIDTH).swapaxes(0, 1), out_shape)
 
 
-def linear(x: jax.Array, params: dict, name: str, axes: tuple[str, ...], in_axes: int = 1) -> jax.Array:
+def linear(x: jax.Array, params: dict, declared: dict[str, Declaration], name: str) -> jax.Array:
     """Return x @ params[name], plus params[name + "_bias"] if there is one, in x's dtype.
 
     Args:
       x: [B, T, in...].
       params: {name: [in..., out...] or Panels, name_bias: [out...] optional}.
-      axes: logical names of the weight's axes.
-      in_axes: how many axes of the weight are summed over.
+      declared: {name: the weight's declaration}; its inputs come first.
     """
-    return linears(x, params, name, axes=axes, in_axes=in_axes)[0]
+    return linears(x, params, declared, name)[0]
 
 
 def linears(
-    x: jax.Array, params: dict, *names: str, axes: tuple[str, ...], in_axes: int = 1
+    x: jax.Array, params: dict, declared: dict[str, Declaration], *names: str
 ) -> list[jax.Array]:
     """Return what `linear` does for several weights, keeping one x for their backward passes."""
     rows = x.shape[:2]
@@ -70,7 +70,7 @@ def linears(
     x_NI = x.reshape(rows[0] * rows[1], math.prod(x.shape[2:]))
     outputs = []
     for name in names:
-        weight = params[name]
+        weight, axes, in_axes = params[name], declared[name].axes, len(declared[name].inputs)
         if isinstance(weight, Panels):
             shape, y_NO = weight.out_shape, weight.multiply(x_NI)
         else:

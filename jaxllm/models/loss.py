@@ -140,14 +140,15 @@ def _on_head(config, params, function, hidden_BTD, *arrays_BT, sums=None):
       sums: pytree of empty PartitionSpecs, structured like the function's result: sums over tokens, which
         are summed over devices. None: the result is one array [B, T].
     """
-    weights, vocab_axis = head_weights(config, params)
+    weights, names = head_weights(config, params)
+    vocab_axis = names.index("vocab")
     batch = spread(("batch", None), hidden_BTD.shape[:2])
     if batch is None:
         return function(hidden_BTD, weights, *arrays_BT, vocab_axis=vocab_axis)
     # Barrier: reduce the head's gradient before the layers' backward pass starts, so that the unreduced
     # one is freed.
     hidden_BTD, weights = jax.lax.optimization_barrier((hidden_BTD, weights))
-    weights_spec = spread(("vocab", "embed") if vocab_axis == 0 else ("embed", "vocab"), weights.shape)
+    weights_spec = spread(names, weights.shape)
     vocab_axes, width_axes = (mesh_axes(weights_spec[axis]) for axis in (vocab_axis, 1 - vocab_axis))
 
     def on_part(hidden_BTD, weights, *arrays_BT):

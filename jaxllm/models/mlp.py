@@ -5,6 +5,7 @@ import functools
 import jax
 
 from jaxllm.models.config import ModelConfig
+from jaxllm.models.declarations import declare_mlp
 from jaxllm.models.linear import linear, linears
 from jaxllm.models.sites import Tap
 from jaxllm.parallel import constrain
@@ -25,13 +26,13 @@ def mlp_block(config: ModelConfig, params: dict, x_BTD: jax.Array, tap: Tap) -> 
       x_BTD: the normed residual stream, in `config.dtype`.
       tap: names the sites mlp_hidden (what `out` multiplies) and mlp_out.
     """
-    activation = _ACTIVATIONS[config.activation]
+    activation, declared = _ACTIVATIONS[config.activation], declare_mlp(config)
     if config.gated_mlp:
-        hidden_BTF, gate_BTF = linears(x_BTD, params, "in", "gate", axes=("embed", "mlp"))
+        hidden_BTF, gate_BTF = linears(x_BTD, params, declared, "in", "gate")
         hidden_BTF = activation(gate_BTF) * hidden_BTF
     else:
-        hidden_BTF = activation(linear(x_BTD, params, "in", ("embed", "mlp")))
+        hidden_BTF = activation(linear(x_BTD, params, declared, "in"))
     hidden_BTF = constrain(hidden_BTF, "batch", None, "mlp")
     hidden_BTF = tap("mlp_hidden", hidden_BTF)
-    return tap("mlp_out", linear(hidden_BTF, params, "out", ("mlp", "embed")))
+    return tap("mlp_out", linear(hidden_BTF, params, declared, "out"))
 

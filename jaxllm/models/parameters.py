@@ -1,7 +1,6 @@
-"""Declare every parameter once: shape, logical axes, initialiser."""
+"""Draw the parameters that a config declares; their axes and shapes."""
 
 import zlib
-from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -10,15 +9,7 @@ import numpy as np
 
 from jaxllm.errors import UserError
 from jaxllm.models.config import ModelConfig
-
-
-class Declaration(NamedTuple):
-    """One parameter: its shape, the name of each axis, and the std of its normal initialiser."""
-
-    shape: tuple[int, ...]
-    axes: tuple[str, ...]
-    std: float = 0.0
-    mean: float = 0.0
+from jaxllm.models.declarations import Declaration, declare, is_declaration
 
 
 def init(config: ModelConfig, key: jax.Array) -> dict:
@@ -34,18 +25,21 @@ def init(config: ModelConfig, key: jax.Array) -> dict:
       >>> params["layers"]["attn"]["query"].shape
       (2, 64, 4, 16)
     """
-    return jax.tree.map(lambda box: box.value, _boxed(config, key), is_leaf=_is_box)
+    return _Parameters(declare(config), config.param_dtype).init(key, key)["params"]
 
 
 def axes(config: ModelConfig) -> dict:
-    """Return the logical axis names of each parameter, a tree of tuples structured like `init`'s.
+    """Return the logical axis names of each parameter, `AxisNames` in a tree structured like `init`'s.
+
+    They equal plain tuples, and know which axes are inputs of a product.
 
     Examples:
       >>> axes(ModelConfig())["layers"]["attn"]["query"]
       ('layers', 'embed', 'heads', 'head_dim')
+      >>> axes(ModelConfig())["layers"]["attn"]["query"].inputs
+      ('embed',)
     """
-    boxed = jax.eval_shape(lambda: _boxed(config, jax.random.key(0)))
-    return jax.tree.map(lambda box: box.names, boxed, is_leaf=_is_box)
+    return jax.tree.map(lambda one: one.names, declare(config), is_leaf=is_declaration)
 
 
 def shapes(config: ModelConfig) -> dict:
@@ -59,7 +53,7 @@ def check_params(config: ModelConfig, params: dict) -> None:
     Raises:
       UserError: names the first parameter that is missing, left over or of another shape.
     """
-    declared = jax.tree_util.tree_leaves_with_path(declare(config), is_leaf=_is_declaration)
+    declared = jax.tree_util.tree_leaves_with_path(declare(config), is_leaf=is_declaration)
     expected = {jax.tree_util.keystr(path): one.shape for path, one in declared}
     given = jax.tree_util.tree_leaves_with_path(params)
     found = {jax.tree_util.keystr(path): np.shape(x) for path, x in given}
@@ -72,107 +66,8 @@ def check_params(config: ModelConfig, params: dict) -> None:
             )
 
 
-def declare(config: ModelConfig) -> dict:
-    """Return the nested dict of `Declaration`s that `init`, `axes` and `shapes` are made from."""
-    V, D = config.known_vocab_size, config.embed_dim
-    std = config.init_std
-    tree = {
-        "embed": {"tokens": Declaration((V, D), ("vocab", "embed"), std)},
-        "layers": {
-            "attn_norm": _norm(config),
-            "attn": _attention(config),
-            "mlp_norm": _norm(config),
-            "mlp": _mlp(config),
-        },
-        "final_norm": _norm(config),
-    }
-    # Layers are stacked: one array for all of them, scanned over its first axis.
-    tree["layers"] = jax.tree.map(
-        lambda one: one._replace(shape=(config.num_layers, *one.shape), axes=("layers", *one.axes)),
-        tree["layers"],
-        is_leaf=_is_declaration,
-    )
-    if config.position == "learned":
-        positions = Declaration((config.context_length, D), ("position", "embed"), std)
-        tree["embed"]["positions"] = positions
-    if config.vocab_groups is not None:
-        tree["head"] = _group_head(config)
-    elif not config.tie_embeddings:
-        tree["head"] = {"kernel": Declaration((D, V), ("embed", "vocab"), std)}
-    return tree
-
-
-def _norm(config: ModelConfig) -> dict:
-    D = config.embed_dim
-    scalar = config.norm == "rmsnorm_scalar"
-    tree = {"scale": Declaration(() if scalar else (D,), () if scalar else ("embed",), mean=1.0)}
-    if config.norm_bias:
-        tree["bias"] = Declaration((D,), ("embed",))
-    return tree
-
-
-def _attention(config: ModelConfig) -> dict:
-    D, K, std = config.embed_dim, config.head_dim, config.init_std
-    H, G = config.num_heads, config.num_kv_heads
-    tree = {
-        "query": Declaration((D, H, K), ("embed", "heads", "head_dim"), std),
-        "key": Declaration((D, G, K), ("embed", "kv_heads", "head_dim"), std),
-        "value": Declaration((D, G, K), ("embed", "kv_heads", "head_dim"), std),
-        "out": Declaration((H, K, D), ("heads", "head_dim", "embed"), std * _residual(config)),
-    }
-    if config.qkv_bias:
-        tree["query_bias"] = Declaration((H, K), ("heads", "head_dim"))
-        tree["key_bias"] = Declaration((G, K), ("kv_heads", "head_dim"))
-        tree["value_bias"] = Declaration((G, K), ("kv_heads", "head_dim"))
-    if config.out_bias:
-        tree["out_bias"] = Declaration((D,), ("embed",))
-    if config.sink_logit == "learned":
-        tree["sink"] = Declaration((H,), ("heads",))
-    return tree
-
-
-def _mlp(config: ModelConfig) -> dict:
-    D, F, std = config.embed_dim, config.mlp_dim, config.init_std
-    tree = {
-        "in": Declaration((D, F), ("embed", "mlp"), std),
-        "out": Declaration((F, D), ("mlp", "embed"), std * _residual(config)),
-    }
-    if config.gated_mlp:
-        tree["gate"] = Declaration((D, F), ("embed", "mlp"), std)
-    if config.mlp_bias:
-        tree["in_bias"] = Declaration((F,), ("mlp",))
-        tree["out_bias"] = Declaration((D,), ("embed",))
-        if config.gated_mlp:
-            tree["gate_bias"] = Declaration((F,), ("mlp",))
-    return tree
-
-
-def _group_head(config: ModelConfig) -> dict:
-    D, std = config.embed_dim, config.init_std
-    G, K = config.vocab_groups.num_groups, config.vocab_groups.slots
-    tree = {
-        "groups": Declaration((D, G), ("embed", "vocab"), std),
-        "groups_bias": Declaration((G,), ("vocab",)),
-    }
-    if config.group_head == "own":
-        if not config.tie_embeddings:
-            tree["tokens"] = Declaration((config.vocab_size, D), ("vocab", "embed"), std)
-        return tree
-    tree["slots"] = Declaration((D, K), ("embed", "vocab"), std)
-    if config.group_head != "shared":
-        width = {"hidden": (D, "embed"), "logits": (K, "vocab")}[config.group_head]
-        shape, names = zip((G, "vocab_groups"), width, strict=True)
-        tree["scale"] = Declaration(shape, names, mean=1.0)
-        tree["shift"] = Declaration(shape, names)
-    return tree
-
-
-def _residual(config: ModelConfig) -> float:
-    return (2 * config.num_layers) ** -0.5
-
-
 class _Parameters(nn.Module):
-    """Declare a nested dict of `Declaration`s as Linen parameters with logical axes."""
+    """Declare a nested dict of `Declaration`s as Linen parameters."""
 
     declared: dict
     dtype: str
@@ -182,12 +77,10 @@ class _Parameters(nn.Module):
     def __call__(self, key: jax.Array) -> None:
         for name, entry in self.declared.items():
             path = f"{self.path}/{name}"
-            if not _is_declaration(entry):
+            if not is_declaration(entry):
                 _Parameters(entry, self.dtype, path, name=name)(key)
                 continue
-            initialise = nn.with_logical_partitioning(_initialise, entry.axes)
-            # unbox=False: Linen would otherwise constrain the value on any mesh it finds.
-            self.param(name, initialise, key, path, entry, self.dtype, unbox=False)
+            self.param(name, _initialise, key, path, entry, self.dtype)
 
 
 def _initialise(linen_key, key, path: str, entry: Declaration, dtype: str) -> jax.Array:
@@ -197,16 +90,3 @@ def _initialise(linen_key, key, path: str, entry: Declaration, dtype: str) -> ja
         return jnp.full(entry.shape, entry.mean, dtype)
     key = jax.random.fold_in(key, zlib.crc32(path.encode()))
     return (entry.std * jax.random.normal(key, entry.shape, jnp.float32)).astype(dtype)
-
-
-def _boxed(config: ModelConfig, key: jax.Array) -> dict:
-    module = _Parameters(declare(config), config.param_dtype)
-    return module.init(key, key)["params"]
-
-
-def _is_declaration(x) -> bool:
-    return isinstance(x, Declaration)
-
-
-def _is_box(x) -> bool:
-    return isinstance(x, nn.LogicallyPartitioned)

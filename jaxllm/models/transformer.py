@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxllm_kernels.compat import dot_general_float32
 
+from jaxllm.axis_names import AxisNames
 from jaxllm.errors import UserError
 from jaxllm.models import grouped_head
 from jaxllm.models.attention import attention_block
@@ -19,6 +20,7 @@ from jaxllm.models.layer_view import LayerView
 from jaxllm.models.look_up import look_up
 from jaxllm.models.mlp import mlp_block
 from jaxllm.models.norms import normalize
+from jaxllm.models.parameters import axes
 from jaxllm.models.rotary import rotary_table
 from jaxllm.models.sites import Sites, Tap
 from jaxllm.parallel import HOST_MEMORY, constrain, on_host, to_device
@@ -145,8 +147,8 @@ def logits(config: ModelConfig, params: dict, hidden_BTD: jax.Array) -> jax.Arra
     """
     if config.vocab_groups is not None:
         return grouped_head.log_probs(config, params, hidden_BTD)
-    weights, vocab_axis = head_weights(config, params)
-    weights = weights.astype(hidden_BTD.dtype)
+    weights, names = head_weights(config, params)
+    vocab_axis, weights = names.index("vocab"), weights.astype(hidden_BTD.dtype)
     dims = ((hidden_BTD.ndim - 1,), (1 - vocab_axis,))
     if vocab_axis == 0 and hidden_BTD.ndim == 2:
         # One row a sequence: twice as fast on a CPU with the table on the left.
@@ -167,11 +169,10 @@ def apply(config: ModelConfig, params: dict, tokens_BT: jax.Array, **options) ->
     return logits(config, params, trunk(config, params, tokens_BT, **options))
 
 
-def head_weights(config: ModelConfig, params: dict) -> tuple[jax.Array, int]:
-    """Return (a dense head's weights, which of their axes is the vocabulary)."""
-    if config.tie_embeddings:
-        return params["embed"]["tokens"], 0
-    return params["head"]["kernel"], 1
+def head_weights(config: ModelConfig, params: dict) -> tuple[jax.Array, AxisNames]:
+    """Return (a dense head's weights, the names of their axes)."""
+    group, name = ("embed", "tokens") if config.tie_embeddings else ("head", "kernel")
+    return params[group][name], axes(config)[group][name]
 
 
 def _positions(tokens_BT, segment_ids):
@@ -203,9 +204,10 @@ def _run(config, params, tokens_BT, positions_BT, segment_ids_BT, sites, cache, 
 
 
 def _embed(config, params, tokens_BT, positions_BT):
-    x_BTD = look_up(params["tokens"], ("vocab", "embed"), tokens_BT, config.dtype)
+    names = axes(config)["embed"]
+    x_BTD = look_up(params["tokens"], names["tokens"], tokens_BT, config.dtype)
     if config.position == "learned":
-        x_BTD = x_BTD + look_up(params["positions"], ("position", "embed"), positions_BT, config.dtype)
+        x_BTD = x_BTD + look_up(params["positions"], names["positions"], positions_BT, config.dtype)
     return constrain(x_BTD, "batch", "sequence", None)
 
 
@@ -287,9 +289,10 @@ def _scan_layers(config, layer, params, x_BTD, cache):
     group = len(config.windows)
     grouped = group > 1 or not any(map(on_host, jax.tree.leaves(params)))
     if isinstance(params, LayerView):
-        params = dataclasses.replace(params, stack=cast_in_scan(params.stack, config.dtype))
+        stack = cast_in_scan(params.stack, axes(config)["layers"], config.dtype)
+        params = dataclasses.replace(params, stack=stack)
     else:
-        params = cast_in_scan(params, config.dtype)
+        params = cast_in_scan(params, axes(config)["layers"], config.dtype)
     if grouped:
         params = jax.tree.map(lambda w: w.reshape(-1, group, *w.shape[1:]), params)
 

@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 
+from jaxllm.axis_names import is_names
 from jaxllm.errors import UserError
 
 
@@ -36,11 +37,6 @@ def axis_names(axes: Any, tree: Any) -> dict[tuple, tuple[str | None, ...]]:
             raise UserError(f"{where} has shape {x.shape}, but its axis names are {names}; give one an axis")
         found[path] = names
     return found
-
-
-def is_names(node: Any) -> bool:
-    """Return whether a node of a tree of axis names is the names of one array, and not a container."""
-    return type(node) is tuple and all(name is None or isinstance(name, str) for name in node)
 
 
 def _find(node, path):

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from jaxllm.axis_names import is_names, with_inputs
 from jaxllm.quantize.rounding import absmax, zeropoint
 from jaxllm.quantize.schemes import Scheme
 
@@ -27,34 +28,14 @@ def quantize_weights(params: dict, axes: dict, scheme: Scheme) -> dict:
     """
 
     def quantize(names, weight):
-        outputs = output_axes(names)
-        if outputs is None:
+        inputs = with_inputs(names).inputs
+        if not inputs or {"vocab", "position"} & set(names):
             return weight
-        apart = ("layers", *outputs) if scheme.weights == "channel" else ("layers",)
-        shared = tuple(i for i, name in enumerate(names) if name not in apart)
+        by_channel = scheme.weights == "channel"
+        shared = tuple(i for i, n in enumerate(names) if (n in inputs if by_channel else n != "layers"))
         if scheme.method == "absmax":
             return absmax(weight, scheme.bits, jnp.max(jnp.abs(weight), shared, keepdims=True))
         least, most = (reduce(weight, shared, keepdims=True) for reduce in (jnp.min, jnp.max))
         return zeropoint(weight, scheme.bits, least, most)
 
-    return jax.tree.map(quantize, axes, params, is_leaf=lambda node: isinstance(node, tuple))
-
-
-def output_axes(names: tuple[str, ...]) -> tuple[str, ...] | None:
-    """Return which axes of a parameter are a linear layer's outputs; None if it is no such weight.
-
-    Weights lie as [in..., out...] and either read the residual stream, whose axis then comes first,
-    or write it.
-
-    Examples:
-      >>> output_axes(("layers", "embed", "heads", "head_dim"))
-      ('heads', 'head_dim')
-      >>> output_axes(("layers", "heads", "head_dim", "embed"))
-      ('embed',)
-      >>> output_axes(("vocab", "embed")) is None
-      True
-    """
-    own = tuple(name for name in names if name != "layers")
-    if "embed" not in own or len(own) < 2 or {"vocab", "position"} & set(own):
-        return None
-    return own[1:] if own[0] == "embed" else ("embed",)
+    return jax.tree.map(quantize, axes, params, is_leaf=is_names)

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxllm.axis_names import is_names, with_inputs
 from jaxllm.models import LayerView
 
 _UNITS = ("heads", "kv_heads", "mlp")  # drawn for each layer
@@ -16,9 +17,9 @@ def extract(
 ) -> Any:
     """Return the parameters of a subnetwork, which the model's own functions run.
 
-    Logical axis names alone say what is cut where. Each output projection (a parameter that leads from
-    "heads" or "mlp" to "embed") is multiplied by 1/p, p the part of its units that is kept, so that the
-    expectation of a sublayer over the draws is the whole sublayer:
+    Logical axis names alone say what is cut where. Each weight whose inputs are units (the two output
+    projections) is multiplied by 1/p, p the part of them that is kept, so that the expectation of a
+    sublayer over the draws is the whole sublayer:
 
         MHA(X) = 1/p_H sum_{i kept} head_i W_O^i        MLP(X) = 1/p_M act(X W_1[:, kept]) W_2[kept, :]
 
@@ -27,10 +28,10 @@ def extract(
 
     Args:
       params: pytree of arrays, layers stacked on the first axis.
-      axes: pytree of tuples of logical axis names, structured like `params`.
+      axes: pytree of logical axis names, structured like `params` (`models.axes`).
       indices: what `sample` returned.
-      branch_scale: [L], multiplies the output projections of each layer once more, for instance by
-        the inverse of the layer's probability to be kept; None: nothing does.
+      branch_scale: [L], multiplies the output projections of each layer (weights from units to "embed")
+        once more, for instance by the inverse of the layer's probability to be kept; None: nothing does.
 
     Examples:
       >>> from jaxllm import models
@@ -52,25 +53,23 @@ def extract(
     def cut(names, w):
         if names[:1] != ("layers",):
             return w
-        is_output = names[-1] == "embed" and ("heads" in names or "mlp" in names)
-        scale = 1.0
+        names, scale = with_inputs(names), 1.0
         if "layers" in indices:
             w = _take(w, indices["layers"], 0)
         for axis, name in enumerate(names):
             if name in _UNITS and name in indices:
                 size = w.shape[axis]
                 w = _take_units(w, indices[name], axis)
-                scale *= size / w.shape[axis]
-        if not is_output:
-            return w
-        if branch_scale is not None:
+                if name in names.inputs:
+                    scale *= size / w.shape[axis]
+        if branch_scale is not None and "embed" in names.outputs and set(_UNITS) & set(names.inputs):
             of_layer = branch_scale[indices["layers"]] if "layers" in indices else branch_scale
             scale = scale * of_layer.reshape(-1, *[1] * (w.ndim - 1))
         elif scale == 1.0:
             return w
         return (w.astype(jnp.float32) * scale).astype(w.dtype)
 
-    return jax.tree.map(cut, axes, params, is_leaf=lambda node: isinstance(node, tuple))
+    return jax.tree.map(cut, axes, params, is_leaf=is_names)
 
 
 def extract_in_turn(

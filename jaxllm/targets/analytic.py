@@ -208,7 +208,7 @@ def matmul_flops(model: ModelConfig, seq_len: int, tensor: int = 1) -> float:
     skip, and adds what the backward pass computes again.
     """
     D, F, HK = model.embed_dim, model.mlp_dim, model.num_heads * model.head_dim
-    layer = _layer_weights(model)
+    layer = model.layer_weights
     attend = 4 * HK * _keys_computed(model, seq_len)  # scores and the mix of values
     forward = 2 * layer + attend
     backward = 4 * layer + 2.5 * attend  # scores once more, and four products
@@ -293,12 +293,6 @@ def mesh_sizes(mesh: MeshConfig, devices: int) -> dict[str, int]:
     return sizes
 
 
-def _layer_weights(model: ModelConfig) -> int:
-    """Count the weights of one layer that multiply activations."""
-    heads, kv_heads = model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
-    return model.embed_dim * (2 * heads + 2 * kv_heads + model.mlp_dim * (2 + model.gated_mlp))
-
-
 def _keys_computed(model: ModelConfig, seq_len: int) -> float:
     """Return how many keys a query is multiplied with, averaged over queries and layers."""
     block = seq_len / _SCORE_BLOCKS
@@ -322,7 +316,7 @@ def _activation_bytes(config: TrainConfig, rows: _Rows, mesh: dict[str, int]) ->
     if model.remat == "none" and model.param_dtype != model.dtype:
         # The weights as they were multiplied with are kept as well.
         shards = mesh["fsdp"] * mesh["tensor"]
-        kept += model.num_layers * _layer_weights(model) * _ITEMSIZE[model.dtype] / shards
+        kept += model.num_layers * model.layer_weights * _ITEMSIZE[model.dtype] / shards
     return kept
 
 
@@ -335,7 +329,7 @@ def _temporary_bytes(config: TrainConfig, rows: _Rows, mesh: dict[str, int]) -> 
         layer += rows.part * kept_bytes(model, "none", tensor)
     scores = 3 * 4 * rows.part * model.num_heads / tensor * config.seq_len / _SCORE_BLOCKS
     if mesh["fsdp"] > 1:
-        layer += 2 * _layer_weights(model) * a / tensor  # gathered: this layer's and the next one's
+        layer += 2 * model.layer_weights * a / tensor  # gathered: this layer's and the next one's
     V = model.logits_per_token
     head_ways = tensor if V % tensor == 0 else 1
     logits = min(rows.part * V / head_ways, _LOGITS_AT_A_TIME * tensor / head_ways)
@@ -352,7 +346,7 @@ def _bytes_moved(config: TrainConfig, rows: _Rows, mesh: dict[str, int], state: 
     passes = 3 + (model.remat not in ("none", "everything_saveable"))
     layers = model.num_layers * rows.step
     activations = layers * (passes * streams + 2 * kept_bytes(model, model.remat, tensor))
-    weights = rows.parts * passes * model.num_layers * _layer_weights(model) * a / tensor
+    weights = rows.parts * passes * model.num_layers * model.layer_weights * a / tensor
     head_ways = tensor if model.logits_per_token % tensor == 0 else 1
     logits = rows.step * model.logits_per_token / head_ways * (2 * 4 + 3 * a)
     return activations + weights + logits + 2 * state

@@ -352,7 +352,7 @@ def flat(config: ModelConfig, tree) -> dict[Path, object]:
 
     Leaves may be arrays, ShapeDtypeStructs, tuples of axis names or single values.
     """
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda leaf: isinstance(leaf, tuple))
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     result = {}
     for keys, leaf in leaves:
         path = tuple(key.key for key in keys)

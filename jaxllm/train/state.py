@@ -9,6 +9,7 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxllm import parallel
+from jaxllm.axis_names import is_names, with_inputs
 
 _WORTH_MOVING = 2**20  # bytes
 
@@ -60,7 +61,7 @@ def state_shardings(state_shapes: TrainState, optimizer, axes, mesh, *, offload:
     """
     replicated = NamedSharding(mesh, PartitionSpec())
     params = parallel.shardings(axes, state_shapes.params, mesh)
-    moves = jax.tree.map(_is_moved, axes, state_shapes.params, is_leaf=lambda node: isinstance(node, tuple))
+    moves = jax.tree.map(_is_moved, axes, state_shapes.params, is_leaf=is_names)
 
     def place(leaf, param, sharding, moves):
         if leaf.shape != param.shape:
@@ -84,4 +85,4 @@ def state_shardings(state_shapes: TrainState, optimizer, axes, mesh, *, offload:
 def _is_moved(names: tuple[str | None, ...], param) -> bool:
     # Fetched layer by layer; rows of [layers, width] are too short for that, and a TPU cannot cut them out.
     large = param.size * param.dtype.itemsize >= _WORTH_MOVING
-    return large and len(names) > 2 and names[0] == "layers"
+    return large and names[:1] == ("layers",) and bool(with_inputs(names).inputs)

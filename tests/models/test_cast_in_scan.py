@@ -4,10 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxllm.axis_names import AxisNames
 from jaxllm.models.cast_in_scan import cast_in_scan, cut_layer
 
 KEY = jax.random.key(0)
 PARAMS = {"matrix": jax.random.normal(KEY, (3, 5, 5)), "vector": jax.random.normal(KEY, (3, 5))}
+AXES = {
+    "matrix": AxisNames(("layers", "embed", "mlp"), inputs=("embed",)), "vector": AxisNames(("layers", "mlp"))
+}  # fmt: skip
 
 
 def run(params, x):
@@ -18,7 +22,7 @@ def run(params, x):
     def body(x, group):
         return layer(x, cut_layer(group, 0))
 
-    grouped = jax.tree.map(lambda w: w[:, None], cast_in_scan(params, "bfloat16"))
+    grouped = jax.tree.map(lambda w: w[:, None], cast_in_scan(params, AXES, "bfloat16"))
     return jax.lax.scan(body, x, grouped)[0].astype(jnp.float32).sum()
 
 
