@@ -29,7 +29,7 @@ def cast_in_scan(params: dict, axes: dict, dtype: str) -> dict:
     narrow = jnp.dtype(dtype)
 
     def pair(names, w):
-        # Unpaired, XLA for CPUs sums a [heads, head_dim] bias's gradient in float32: other last bits.
+        # Unpaired, the gradient of a [heads, head_dim] bias has other last bits on a CPU.
         if not (names.inputs or "head_dim" in names) or w.dtype.itemsize <= narrow.itemsize or on_host(w):
             return w
         return _Stack(jax.lax.stop_gradient(w), w.astype(narrow))

@@ -24,13 +24,12 @@ from jaxllm.train.state import _is_moved
 from tests.models.random_params import random_params
 
 
-
 def small(config):
     """Return a config of the same parameters, each small; no two axes of a weight of one size."""
     kv_heads = 4 if config.num_kv_heads == config.num_heads else 2
     return dataclasses.replace(
-        config, vocab_size=48, context_length=9, num_layers=2 * len(config.windows), embed_dim=20, num_heads=4,
-        num_kv_heads=kv_heads, head_dim=6, mlp_dim=28, dtype="bfloat16", param_dtype="float32",
+        config, vocab_size=48, context_length=9, num_layers=2 * len(config.windows), embed_dim=20,
+        num_heads=4, num_kv_heads=kv_heads, head_dim=6, mlp_dim=28, dtype="bfloat16", param_dtype="float32",
     )  # fmt: skip
 
 
