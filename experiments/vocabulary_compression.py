@@ -29,7 +29,7 @@ import numpy as np
 
 from experiments.grid import column, publish, run_grid, spread
 from experiments.vocabulary_heads import get_head
-from jaxllm import data, models, parallel
+from jaxllm import data, models, parallel, vocabulary
 from jaxllm.atomic import write_figure
 from jaxllm.cli.experiment import run_experiment
 from jaxllm.cli.train import open_presets
@@ -68,7 +68,7 @@ class VocabularyCompressionConfig(TrainConfig):
             )
         for groups in (get_head(name).groups for name in self.heads):
             if groups is not None:
-                data.parse_groups(groups)
+                vocabulary.parse_groups(groups)
 
 
 def _debug() -> VocabularyCompressionConfig:
@@ -153,9 +153,9 @@ def _split(job: Job, config: VocabularyCompressionConfig) -> models.VocabGroups:
     """Return the groups that a run's loss is split by: its own, or for a dense head the first map's."""
     if job.model.vocab_groups is not None:
         return job.model.vocab_groups
-    order, slots = data.parse_groups(_dense_split(config))
+    order, slots = vocabulary.parse_groups(_dense_split(config))
     counts = np.bincount(job.corpus.train.ids, minlength=job.model.vocab_size)
-    return models.VocabGroups.of(data.vocab_order(order, job.corpus.tokenizer, counts=counts), slots)
+    return models.VocabGroups.of(vocabulary.vocab_order(order, job.corpus.tokenizer, counts=counts), slots)
 
 
 def _dense_split(config: VocabularyCompressionConfig) -> str:

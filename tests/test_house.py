@@ -13,8 +13,9 @@ ROOT = Path(__file__).parents[1]
 FORBIDDEN = {
     "kernels/jaxllm_kernels": ["jaxllm.", "experiments"],
     "jaxllm": ["experiments", "flax.nnx", "tensorflow", "torch"],
-    "jaxllm/models": ["jaxllm.train", "jaxllm.data", "jaxllm.optim", "jaxllm.generate"],
-    "jaxllm/data": ["jaxllm.train", "jaxllm.models", "jaxllm.optim", "jaxllm.generate"],
+    "jaxllm/models": ["jaxllm.train", "jaxllm.data", "jaxllm.optim", "jaxllm.generate", "jaxllm.vocabulary"],
+    "jaxllm/data": ["jaxllm.train", "jaxllm.models", "jaxllm.optim", "jaxllm.generate", "jaxllm.vocabulary"],
+    "jaxllm/vocabulary": ["jaxllm.train", "jaxllm.optim", "jaxllm.generate"],
     "jaxllm/optim": ["jaxllm.train", "jaxllm.models", "jaxllm.data", "jaxllm.generate"],
     "jaxllm/generate": ["jaxllm.train", "jaxllm.optim"],
     "jaxllm/score": ["jaxllm.train", "jaxllm.optim", "jaxllm.cli"],

@@ -3,9 +3,9 @@
     python -m experiments.benchmarks.pretrained_vocabulary     # SmolLM2-135M, half an hour on 2 cores
 
 Its dense head becomes each kind of head of groups: fitted to the dense head on hidden states of State of the
-Union addresses (`models.to_grouped_head`), then fine-tuned on their next tokens (`models.fit_head`: the
-trunk stays as it is); scored on other addresses. "clusters" are groups by `models.similar_groups`, "similar"
-assigns slots by `models.similar_slots`.
+Union addresses (`to_grouped_head` of `jaxllm.vocabulary`), then fine-tuned on their next tokens (`fit_head`:
+the trunk stays as it is); scored on other addresses. "clusters" are groups by `similar_groups`, "similar"
+assigns slots by `similar_slots`.
 Downloads 93 MB the first time.
 """
 
@@ -19,7 +19,7 @@ import numpy as np
 from tqdm import tqdm
 
 from experiments.benchmarks.pretrained_outliers import openings
-from jaxllm import data, models
+from jaxllm import models, vocabulary
 from jaxllm.cli.experiment import run_experiment
 from jaxllm.config import Config, Count, CountOrZero, UserPath
 from jaxllm.errors import UserError
@@ -70,16 +70,18 @@ def main(config: PretrainedVocabularyConfig, preset: str = "small") -> Report:
     for case in tqdm(config.cases, desc="heads", unit="head"):
         head, order, *similar = case.split("/")
         if order == "clusters":
-            groups = models.similar_groups(vectors_VD, fit, tokenizer=tokenizer.fingerprint)
+            groups = vocabulary.similar_groups(vectors_VD, fit, tokenizer=tokenizer.fingerprint)
         else:
-            ids = data.vocab_order(order, tokenizer)
+            ids = vocabulary.vocab_order(order, tokenizer)
             ids = np.concatenate([ids, np.arange(tokenizer.vocab_size, model.vocab_size)])
             groups = models.VocabGroups.of(ids, tokenizer=tokenizer.fingerprint)
         if similar:
-            groups = models.similar_slots(groups, vectors_VD)
-        fitted = models.to_grouped_head(model, params, fit, groups, head, steps=config.fit_steps)
+            groups = vocabulary.similar_slots(groups, vectors_VD)
+        fitted = vocabulary.to_grouped_head(model, params, fit, groups, head, steps=config.fit_steps)
         metrics[f"perplexity/fitted/{case}"] = perplexity(*fitted)
-        tuned = models.fit_head(*fitted, fit, fit_targets[None], steps=config.tune_steps, learning_rate=3e-4)
+        tuned = vocabulary.fit_head(
+            *fitted, fit, fit_targets[None], steps=config.tune_steps, learning_rate=3e-4
+        )
         metrics[f"perplexity/tuned/{case}"] = perplexity(fitted[0], tuned)
         size = sum(x.size for x in jax.tree.leaves(tuned["head"])) / 1e6
         figures = (metrics[f"perplexity/{stage}/{case}"] for stage in ("fitted", "tuned"))

@@ -19,10 +19,8 @@ from jaxllm.data.corpus import Corpus, fingerprint, prepare
 from jaxllm.data.sources import read_documents
 from jaxllm.data.tokenizer import Tokenizer, is_trained, load_tokenizer, start_id
 from jaxllm.data.tokens import Tokens
-from jaxllm.data.vocab_order import VOCAB_ORDERS, parse_groups, vocab_order
 
 __all__ = [
-    "VOCAB_ORDERS",
     "Batches",
     "Corpus",
     "Tokenizer",
@@ -33,10 +31,8 @@ __all__ = [
     "fingerprint",
     "is_trained",
     "load_tokenizer",
-    "parse_groups",
     "prepare",
     "read_documents",
     "start_id",
     "unigram_bits_per_byte",
-    "vocab_order",
 ]

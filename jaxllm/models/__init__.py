@@ -14,11 +14,6 @@ from jaxllm.models.cache import fork_cache as fork_cache
 from jaxllm.models.cache import init_cache as init_cache
 from jaxllm.models.cache import select_rows as select_rows
 from jaxllm.models.config import ModelConfig as ModelConfig
-from jaxllm.models.convert_head import fit_head as fit_head
-from jaxllm.models.convert_head import similar_groups as similar_groups
-from jaxllm.models.convert_head import similar_slots as similar_slots
-from jaxllm.models.convert_head import to_dense_head as to_dense_head
-from jaxllm.models.convert_head import to_grouped_head as to_grouped_head
 from jaxllm.models.decoding_layout import empty_cache as empty_cache
 from jaxllm.models.decoding_layout import for_decoding as for_decoding
 from jaxllm.models.grouped_head import draw_token as draw_token

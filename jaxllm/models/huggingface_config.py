@@ -45,7 +45,7 @@ def config_to_huggingface(config: ModelConfig) -> dict[str, Any]:
     if config.vocab_groups is not None:
         raise UserError(
             "no Hugging Face family can hold a head of groups, whose log-probabilities are not linear in the "
-            "hidden states; fit a dense head to it with models.to_dense_head and save that"
+            "hidden states; fit a dense head to it with vocabulary.to_dense_head and save that"
         )
     writers = {"gpt2": _to_gpt2, "gpt_neo": _to_gpt_neo, "llama": _to_llama}
     for write in writers.values():

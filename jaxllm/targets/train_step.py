@@ -7,7 +7,6 @@ import jax.numpy as jnp
 
 from jaxllm import models, parallel
 from jaxllm.data.tokenizer import is_trained, load_tokenizer
-from jaxllm.data.vocab_order import parse_groups
 from jaxllm.errors import UserError
 from jaxllm.targets.catalog import Target, get_target
 from jaxllm.targets.compiled import compile
@@ -16,6 +15,7 @@ from jaxllm.targets.forecast import Forecast
 from jaxllm.targets.topology import devices
 from jaxllm.train.config import TrainConfig
 from jaxllm.train.job import prepare_shapes
+from jaxllm.vocabulary import parse_groups
 
 
 def compile_train_step(config: TrainConfig, target: Target | str, **replacements) -> Forecast:

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from jaxllm.config import Config, Count, CountOrZero, NotNegative, OneOf, Seed, Size, UserPath, from_plain
-from jaxllm.data import parse_groups
 from jaxllm.errors import UserError, brief
 from jaxllm.models import ModelConfig, get_preset
 from jaxllm.optim import OptimConfig
@@ -13,6 +12,7 @@ from jaxllm.parallel import MeshConfig
 from jaxllm.subnetwork import get_schedule
 from jaxllm.tiles.config import TilesConfig
 from jaxllm.train.precision import PRECISIONS
+from jaxllm.vocabulary import parse_groups
 
 ENGINES = ("jit", "tiles")
 _MOST_TOKENS = 2**26  # a step; the largest published batches have a quarter of it
@@ -25,7 +25,7 @@ class TrainConfig(Config):
     model: ModelConfig = field(default_factory=lambda: get_preset("gpt2-micro", vocab_size=None))
     data: UserPath = "sotu"  # "sotu" (embedded), a file or folder, .jsonl/.csv/.tsv, or tfds:NAME
     tokenizer: UserPath = "bpe:1024"  # gpt2, bytes, char, bpe:SIZE (trained on the data), tokenizer.json
-    vocab_groups: str | None = None  # ORDER or ORDER:K of jaxllm.data.VOCAB_ORDERS: model.vocab_groups
+    vocab_groups: str | None = None  # ORDER or ORDER:K of jaxllm.vocabulary.VOCAB_ORDERS: model.vocab_groups
     text_column: str = "text"  # where the text is, in jsonl, csv, tsv and tfds
     isolate_documents: bool = True  # attention and loss stay inside a document
     seq_len: Size = 256  # tokens

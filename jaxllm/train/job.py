@@ -12,7 +12,7 @@ import numpy as np
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxllm import data, models, parallel
+from jaxllm import data, models, parallel, vocabulary
 from jaxllm.errors import UserError
 from jaxllm.optim import make_optimizer, mask_unsampled
 from jaxllm.optim.check_chain import check_order
@@ -351,11 +351,11 @@ def _with_vocabulary(
     if config.vocab_groups is not None and made is not None:
         groups = made
     elif config.vocab_groups is not None:
-        name, slots = data.parse_groups(config.vocab_groups)
+        name, slots = vocabulary.parse_groups(config.vocab_groups)
         # Counting reads all of the text, so only where the counts are used.
         counted = name == "frequency"
         counts = np.bincount(corpus.train.ids, minlength=tokenizer.vocab_size) if counted else None
-        order = data.vocab_order(name, tokenizer, counts=counts, seed=config.seed)
+        order = vocabulary.vocab_order(name, tokenizer, counts=counts, seed=config.seed)
         order = np.concatenate([order, np.arange(tokenizer.vocab_size, vocab_size)])  # unused ids last
         groups = models.VocabGroups.of(order, slots, tokenizer.fingerprint)
     elif groups is not None and groups.tokenizer not in ("", tokenizer.fingerprint):

@@ -12,7 +12,7 @@ import pytest
 from scipy import stats
 
 from jaxllm import models
-from jaxllm.data import load_tokenizer, vocab_order
+from jaxllm.data import load_tokenizer
 from jaxllm.errors import UserError
 from jaxllm.generate import SamplingConfig, generate
 from jaxllm.models.config import GROUP_HEADS
@@ -20,6 +20,7 @@ from jaxllm.optim import decay_mask, rotate
 from jaxllm.parallel import MeshConfig, make_mesh, shardings
 from jaxllm.train import to_dict
 from jaxllm.train.config import model_from_dict
+from jaxllm.vocabulary import vocab_order
 from tests.models.random_params import random_params
 
 V, K, B, T = 61, 8, 3, 12

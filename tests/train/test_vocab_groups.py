@@ -6,10 +6,10 @@ import jax
 import numpy as np
 import pytest
 
-from jaxllm.data import vocab_order
 from jaxllm.errors import UserError
 from jaxllm.train import prepare, train
 from jaxllm.train.load import load_run
+from jaxllm.vocabulary import vocab_order
 
 
 @pytest.fixture

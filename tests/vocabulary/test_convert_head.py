@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxllm import models
+from jaxllm import models, vocabulary
 from jaxllm.errors import UserError
 from jaxllm.models.huggingface_config import config_to_huggingface
 from tests.models.random_params import random_params
@@ -28,7 +28,7 @@ def divergence(config, params, dense=(CONFIG, PARAMS)):
 
 @pytest.fixture(scope="module")
 def own():
-    fit = lambda steps: models.to_grouped_head(
+    fit = lambda steps: vocabulary.to_grouped_head(
         CONFIG, PARAMS, HIDDEN, GROUPS, steps=steps, learning_rate=1e-2
     )
     return {steps: fit(steps) for steps in (0, 100)}
@@ -57,7 +57,7 @@ def test_draws_of_the_dense_head_bring_the_fit_nearer(own):
 
 def test_one_group_of_the_token_table_is_exact():
     one = models.VocabGroups.of(range(V)[::-1], V)
-    grouped = models.to_grouped_head(TIED, PARAMS, HIDDEN, one, steps=0)
+    grouped = vocabulary.to_grouped_head(TIED, PARAMS, HIDDEN, one, steps=0)
     assert "tokens" not in grouped[1]["head"]
     assert abs(divergence(*grouped, dense=(TIED, PARAMS))) < 1e-5
 
@@ -71,7 +71,7 @@ def test_vectors_that_are_products_are_found(head):
     kernel = np.zeros((D, V), np.float32)
     kernel.T[GROUPS.members] = scale * rng.normal(size=(K, D)) + common
     params = PARAMS | {"head": {"kernel": jnp.asarray(kernel)}}
-    grouped = models.to_grouped_head(CONFIG, params, HIDDEN, GROUPS, head, steps=0)
+    grouped = vocabulary.to_grouped_head(CONFIG, params, HIDDEN, GROUPS, head, steps=0)
     dense, found = (
         jax.nn.log_softmax(models.logits(c, p, HIDDEN)[:, GROUPS.members[3]])
         for c, p in ((CONFIG, params), grouped)
@@ -81,7 +81,7 @@ def test_vectors_that_are_products_are_found(head):
 
 def test_a_richer_head_fits_better():
     costs = [
-        divergence(*models.to_grouped_head(CONFIG, PARAMS, HIDDEN, GROUPS, head, steps=0))
+        divergence(*vocabulary.to_grouped_head(CONFIG, PARAMS, HIDDEN, GROUPS, head, steps=0))
         for head in ("own", "hidden", "shared")
     ]
     assert costs[0] < 0.5 * costs[1] and costs[1] < 0.9 * costs[2]
@@ -93,7 +93,7 @@ def test_similar_slots_bring_back_slots_that_were_shuffled():
     table = np.zeros((V, D))
     table[GROUPS.members] = directions + 0.1 * rng.normal(size=(5, K, D)) + rng.normal(size=(5, 1, D))
     shuffled = models.VocabGroups.of(np.concatenate([rng.permutation(g) for g in GROUPS.members]), K)
-    found = models.similar_slots(shuffled, table)
+    found = vocabulary.similar_slots(shuffled, table)
     same_group = [sorted(a) == sorted(b) for a, b in zip(found.members, GROUPS.members, strict=True)]
     assert all(same_group)
     slot_V = GROUPS.rank % K  # which direction each token has
@@ -109,19 +109,19 @@ def test_similar_groups_are_those_whose_logits_rise_and_fall_together():
     table[:, -1] = 100 * rng.normal(size=V)
     hidden = np.array(HIDDEN)
     hidden[:, -1] = 7.0
-    found = models.similar_groups(table, hidden, K)
+    found = vocabulary.similar_groups(table, hidden, K)
     assert sorted(map(sorted, found.members.tolist())) == sorted(
         np.flatnonzero(group_V == g).tolist() for g in range(5)
     )
-    short = models.similar_groups(table[:-2], hidden, K)  # the last group has two less
+    short = vocabulary.similar_groups(table[:-2], hidden, K)  # the last group has two less
     assert short.sizes.tolist() == [6, 6, 6, 6, 4] and sorted(short.order.tolist()) == list(range(V - 2))
-    assert models.similar_groups(table, hidden, V).num_groups == 1
+    assert vocabulary.similar_groups(table, hidden, V).num_groups == 1
 
 
 def test_similar_groups_lose_less_than_others():
-    similar = models.similar_groups(PARAMS["head"]["kernel"].T, HIDDEN, K)
+    similar = vocabulary.similar_groups(PARAMS["head"]["kernel"].T, HIDDEN, K)
     costs = [
-        divergence(*models.to_grouped_head(CONFIG, PARAMS, HIDDEN, groups, steps=0))
+        divergence(*vocabulary.to_grouped_head(CONFIG, PARAMS, HIDDEN, groups, steps=0))
         for groups in (similar, GROUPS)
     ]
     assert costs[0] < 0.8 * costs[1]
@@ -129,7 +129,7 @@ def test_similar_groups_lose_less_than_others():
 
 def test_back_to_a_dense_head_says_what_it_costs(own):
     grouped = own[100]
-    config, params, cost = models.to_dense_head(*grouped, HIDDEN)
+    config, params, cost = vocabulary.to_dense_head(*grouped, HIDDEN)
     assert config == dataclasses.replace(CONFIG, group_head="own")  # which says nothing without groups
     log_probs = jax.nn.log_softmax(models.logits(config, params, HIDDEN))
     wanted = models.logits(*grouped, HIDDEN)
@@ -143,4 +143,4 @@ def test_back_to_a_dense_head_says_what_it_costs(own):
 
 def test_groups_of_another_vocabulary_are_refused():
     with pytest.raises(UserError, match="vocab_groups are of 31 tokens"):
-        models.to_grouped_head(CONFIG, PARAMS, HIDDEN, models.VocabGroups.of(range(31)))
+        vocabulary.to_grouped_head(CONFIG, PARAMS, HIDDEN, models.VocabGroups.of(range(31)))

@@ -5,10 +5,11 @@ import json
 import numpy as np
 import pytest
 
-from jaxllm.data import VOCAB_ORDERS, load_tokenizer, vocab_order
+from jaxllm.data import load_tokenizer
 from jaxllm.data.bpe import from_json
 from jaxllm.errors import UserError
 from jaxllm.models import VocabGroups
+from jaxllm.vocabulary import VOCAB_ORDERS, vocab_order
 
 TOKENS = ["<|endoftext|>", "a", "b", "c", "ab", "bc", "aa", "abc", "aab", "ca"]
 MERGES = [("a", "b"), ("b", "c"), ("ab", "c"), ("a", "bc"), ("a", "a"), ("a", "ab"), ("c", "a")]
