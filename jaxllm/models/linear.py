@@ -61,9 +61,7 @@ def linear(x: jax.Array, params: dict, declared: dict[str, Declaration], name: s
     return linears(x, params, declared, name)[0]
 
 
-def linears(
-    x: jax.Array, params: dict, declared: dict[str, Declaration], *names: str
-) -> list[jax.Array]:
+def linears(x: jax.Array, params: dict, declared: dict[str, Declaration], *names: str) -> list[jax.Array]:
     """Return what `linear` does for several weights, keeping one x for their backward passes."""
     rows = x.shape[:2]
     # Matrices: with more axes XLA's CPU backend transposes operands of the weights' gradients.

@@ -106,9 +106,6 @@ def test_weights_are_rounded_cut_cast_and_laid_out_as_before(case):
     names_at = {path: tuple(names) for path, names in flat(axes).items()}
 
     rounded = flat(quantize.quantize_weights(params, axes, quantize.SCHEMES["zeropoint4"]))
-    plain = jax.tree.map(tuple, axes)
-    for path, w in flat(quantize.quantize_weights(params, plain, quantize.SCHEMES["zeropoint4"])).items():
-        np.testing.assert_array_equal(w, rounded[path])
     for path, w in flat(params).items():
         outputs = old_outputs(names_at[path])
         if outputs is not None:
