@@ -2,18 +2,19 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxllm import models
 from jaxllm.errors import UserError
-from jaxllm.generate.decoder import Decoder, read
-from jaxllm.generate.processors import Processor, SamplingConfig
+from jaxllm.generate.decoder import Decoder
+from jaxllm.generate.draw import Carried, Drawn, draw, draws_by_group
+from jaxllm.generate.processors import Processor, SamplingConfig, StatefulProcessor, with_state
+from jaxllm.generate.prompts import Prompts, check_prompts
 
-_BUCKET = 32  # prompts are padded to a multiple of this, so that few lengths are ever compiled
+# Programs of `draw` that this process has compiled, as jit's own cache has them: outline -> types of the arrays.
+_PROGRAMS: dict[tuple, set] = {}
 
 
 @dataclass(frozen=True)
@@ -22,10 +23,13 @@ class Generation:
 
     tokens: list[list[int]]  # without the prompt, up to and without the token that ended it
     log_probs: list[list[float]]  # of each token under the model, before any processor
+    sampled_log_probs: list[list[float]]  # under what it was drawn from, after temperature and processors
 
 
 def generate(config: models.ModelConfig, params, prompts: Sequence[Sequence[int]], **options) -> Generation:
     """Continue prompts of any lengths; options are those of `stream`.
+
+    A prompt that is there many times is read once, and held once: `[prompt] * 32` draws 32 continuations.
 
     Examples:
       >>> config = models.get_preset("gpt2-nano", vocab_size=256)
@@ -34,15 +38,13 @@ def generate(config: models.ModelConfig, params, prompts: Sequence[Sequence[int]
       >>> [len(row) for row in drawn.tokens]
       [5, 5]
     """
-    ends = _ends(options.get("eos_id"))
-    pieces = list(stream(config, params, prompts, **options))
-    tokens = np.concatenate([t for t, _ in pieces], axis=1)
-    log_probs = np.concatenate([p for _, p in pieces], axis=1)
-    lengths = [next((i for i, token in enumerate(row) if token in ends), len(row)) for row in tokens.tolist()]
-    return Generation(
-        [row[:n].tolist() for row, n in zip(tokens, lengths, strict=True)],
-        [row[:n].tolist() for row, n in zip(log_probs, lengths, strict=True)],
-    )
+    pieces = stream(config, params, prompts, **options)
+    drawn = Drawn(*(np.concatenate(arrays, axis=1) for arrays in zip(*pieces, strict=True)))
+    lengths = [
+        next((i for i, token in enumerate(row) if token in pieces.ends), len(row))
+        for row in drawn.tokens.tolist()
+    ]
+    return Generation(*([row[:n].tolist() for row, n in zip(x, lengths, strict=True)] for x in drawn))
 
 
 def stream(
@@ -52,18 +54,19 @@ def stream(
     *,
     max_new_tokens: int,
     sampling: SamplingConfig = SamplingConfig(),
-    processors: tuple[Processor, ...] = (),
+    processors: Sequence[Processor | StatefulProcessor] = (),
     eos_id: int | Sequence[int] | None = None,
     key: jax.Array | None = None,
     tokens_per_call: int = 16,
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield (tokens [B, n], log-probabilities [B, n]) as they are drawn.
+) -> "Stream":
+    """Return an iterator over (tokens, log_probs, sampled_log_probs), each [B, n], as they are drawn.
 
     The model sees the last `context_length` tokens: a longer prompt is cut on the left, and past the
     context each token is drawn from the last window, read again from its first position (which a cache
     cannot do: every position has moved), as nanoGPT does.
 
-    Rows that have ended repeat the token that ended them; when all have, the stream ends.
+    Rows that have ended repeat the token that ended them; when all have, the stream ends. What a row draws
+    depends on its place among the prompts, never on the other rows.
 
     Args:
       config: the model.
@@ -78,129 +81,117 @@ def stream(
       tokens_per_call: drawn on the device before the host looks at them.
 
     Raises:
-      UserError: an empty prompt, or ids that the vocabulary does not have.
+      UserError: an empty prompt, ids that the vocabulary does not have, or what a processor refuses.
     """
-    _check(config, prompts, max_new_tokens)
-    context, ends = config.context_length, _ends(eos_id)
-    prompts = [prompt[-context:] for prompt in prompts]
-    longest = max(len(prompt) for prompt in prompts)
-    padded = min(-(-longest // _BUCKET) * _BUCKET, context)
-    calls = -(-max_new_tokens // tokens_per_call)
-    # A token is drawn after at most `context` others. A call that would draw past that reads windows.
-    cached = min(calls, (context + 1 - longest) // tokens_per_call)
-    if context + 1 - longest >= max_new_tokens:
-        cached = calls
-    tokens_BT = np.zeros((len(prompts), padded), np.int32)
-    mask_BT = np.zeros((len(prompts), padded), bool)
-    for row, prompt in enumerate(prompts):
-        tokens_BT[row, padded - len(prompt) :] = prompt
-        mask_BT[row, padded - len(prompt) :] = True
-    decoder, slots = Decoder(config, params), padded + calls * tokens_per_call
-    hidden_BD, cache = decoder.prefill(tokens_BT, mask_BT, slots=padded + cached * tokens_per_call)
-    room = ((0, 0), (0, slots - padded))
-    state = {
-        "cache": cache,
-        "hidden": hidden_BD,
-        "tokens": np.pad(tokens_BT, room),  # [B, S]: padding, the prompt, what was drawn, free slots
-        "valid": np.pad(mask_BT, room),
-        "length": np.int32(padded),
-        "done": np.zeros(len(prompts), bool),
-    }
+    check_prompts(config, prompts)
+    for name, count in (("max_new_tokens", max_new_tokens), ("tokens_per_call", tokens_per_call)):
+        if count < 1:
+            raise UserError(f"{name} is {count}; it must be at least 1")
+    ends = () if eos_id is None else tuple(np.atleast_1d(eos_id).tolist())
+    processors = tuple(with_state(processor) for processor in processors)
+    fixed = dict(
+        count=tokens_per_call, sampling=sampling, updates=tuple(p.update for p in processors), ends=ends
+    )
     key = jax.random.key(0) if key is None else key
-    done_B, left = np.zeros(len(prompts), bool), max_new_tokens
-    for call in range(calls):
-        state, tokens, log_probs = _draw(
-            *decoder, state | ({} if call < cached else {"cache": None}),
-            jax.random.fold_in(key, call), count=tokens_per_call,
-            sampling=sampling, processors=processors, ends=ends,
-        )  # fmt: skip
-        tokens, log_probs = np.asarray(tokens)[:, :left], np.asarray(log_probs)[:, :left]
-        left -= tokens.shape[1]
-        yield tokens, log_probs
-        done_B |= np.isin(tokens, ends).any(axis=1)
-        if done_B.all():
-            return
+    return Stream(Decoder(config, params), prompts, processors, max_new_tokens, key, fixed)
 
 
-@partial(
-    jax.jit,
-    static_argnames=("config", "count", "sampling", "processors", "ends"),
-    donate_argnames=("state",),
-)
-def _draw(config, params, state, key, *, count, sampling, processors, ends):
-    """Draw `count` tokens a row; return (state, tokens [B, count], log-probabilities [B, count]).
+class Stream(Iterator[Drawn]):
+    """Tokens as they are drawn. Rows that have ended, or that nobody wants any more, drop out."""
 
-    Without a cache in the state, each token is drawn from the last window.
-    """
-
-    change = (*processors, *sampling.processors())
-    by_group = config.vocab_groups is not None and not change and sampling.temperature == 1
-
-    def one(state, key):
-        tokens_BS, valid_BS, length = state["tokens"], state["valid"], state["length"]
-        if by_group:  # the same distribution, without a logit for every token
-            drawn_B, log_probs_B = models.draw_token(config, params, state["hidden"], key)
-        else:
-            logits_BV = models.logits(config, params, state["hidden"])
-            scores_BV = logits_BV
-            for process in change:
-                scores_BV = process(scores_BV, tokens_BS, valid_BS)
-            if sampling.temperature == 0:
-                drawn_B = jnp.argmax(scores_BV, axis=-1)
-            else:
-                drawn_B = jax.random.categorical(key, scores_BV)
-            log_probs_BV = jax.nn.log_softmax(logits_BV)
-            log_probs_B = jnp.take_along_axis(log_probs_BV, drawn_B[:, None], axis=1)[:, 0]
-        last_B1 = jax.lax.dynamic_slice_in_dim(tokens_BS, length - 1, 1, axis=1)
-        drawn_B1 = jnp.where(state["done"][:, None], last_B1, drawn_B.astype(jnp.int32)[:, None])
-        drawn_B = drawn_B1[:, 0]
-        done_B = state["done"] | jnp.isin(drawn_B, jnp.array(ends, jnp.int32))
-        tokens_BS = jax.lax.dynamic_update_slice_in_dim(tokens_BS, drawn_B1, length, axis=1)
-        valid_BS = jax.lax.dynamic_update_slice_in_dim(
-            valid_BS, jnp.ones_like(drawn_B1, bool), length, axis=1
+    def __init__(self, decoder, prompts, processors, max_new_tokens, key, fixed):
+        count, self.ends = fixed["count"], fixed["ends"]
+        context, calls = decoder.config.context_length, -(-max_new_tokens // count)
+        longest = min(max(map(len, prompts)), context)
+        # A token is drawn after at most `context` others. A call that would draw past that reads windows.
+        cached = min(calls, (context + 1 - longest) // count)
+        if context + 1 - longest >= max_new_tokens:
+            cached = calls
+        packed = Prompts.pack(prompts, context, calls * count)
+        self._states = tuple(processor.init(packed) for processor in processors)
+        hidden_BD, cache = packed._replace(room=cached * count).read(decoder)
+        free = ((0, 0), (0, calls * count))
+        self._carried = Carried(
+            cache,
+            hidden_BD,
+            np.pad(packed.tokens_PT[packed.rows_B], free),
+            np.pad(packed.mask_PT[packed.rows_B], free),
+            np.int32(packed.tokens_PT.shape[1]),
+            np.zeros(len(prompts), bool),
+            np.arange(len(prompts), dtype=np.int32),
         )
-        if state["cache"] is None:
-            hidden_BD, cache = _read_window(config, params, tokens_BS, valid_BS, length + 1), None
-        else:
-            hidden_B1D, cache = models.decode(config, params, drawn_B1, state["cache"])
-            hidden_BD = hidden_B1D[:, 0]
-        state = {
-            "cache": cache,
-            "hidden": hidden_BD,
-            "tokens": tokens_BS,
-            "valid": valid_BS,
-            "length": length + 1,
-            "done": done_B,
-        }
-        return state, (drawn_B, log_probs_B)
+        self._decoder, self._processors, self._key, self._fixed = decoder, processors, key, fixed
+        self._call, self._cached, self._left = 0, cached, max_new_tokens
+        self._rows = np.arange(len(prompts))  # those that are still computed
+        self._done = np.zeros(len(prompts), bool)
+        self._last = np.zeros(len(prompts), np.int32)
 
-    state, (tokens, log_probs) = jax.lax.scan(one, state, jax.random.split(key, count))
-    return state, tokens.T, log_probs.T
+    def __next__(self) -> Drawn:
+        if not self._left or self._done.all():
+            raise StopIteration
+        if self._call == self._cached:
+            self._carried = self._carried._replace(cache=None)
+        self._drop_ended()
+        weights = tuple(processor.weights for processor in self._processors)
+        key = jax.random.fold_in(self._key, self._call)
+        self._carried, self._states, drawn = draw(
+            *self._decoder, self._carried, self._states, weights, key, **self._fixed
+        )
+        _PROGRAMS.setdefault(self._outline(len(self._rows)), set()).add(_types(self._carried, self._states))
+        drawn = Drawn(*(np.asarray(x)[:, : self._left] for x in drawn))
+        self._call, self._left = self._call + 1, self._left - drawn.tokens.shape[1]
+        shape = (len(self._done), drawn.tokens.shape[1])
+        everyone = Drawn(
+            np.broadcast_to(self._last[:, None], shape).copy(), *np.zeros((2, *shape), np.float32)
+        )
+        for all_rows, computed in zip(everyone, drawn, strict=True):
+            all_rows[self._rows] = computed
+        self._last = everyone.tokens[:, -1].copy()
+        self._done[self._rows] |= np.isin(drawn.tokens, self.ends).any(axis=1)
+        return everyone
+
+    def cancel(self, rows: Sequence[int]) -> None:
+        """End some rows, by their places among the prompts: they repeat their last token from here on.
+
+        Raises:
+          UserError: a row that there is not.
+        """
+        for row in rows:
+            if not 0 <= row < len(self._done):
+                raise UserError(f"row {row} cannot be cancelled; there are rows 0 to {len(self._done) - 1}")
+        self._done[list(rows)] = True
+        self._carried = self._carried._replace(done_B=self._done[self._rows])
+
+    def _drop_ended(self):
+        """Compute fewer rows where the program for so few is there already: compiling takes longer than rows.
+
+        A power of two of them, those that have not ended and as many of the others as it takes.
+        """
+        ended = self._done[self._rows]
+        if draws_by_group(self._decoder.config, self._fixed["sampling"], self._fixed["updates"]):
+            return  # its draws depend on how many rows there are
+        if any(processor.select is None for processor in self._processors):
+            return
+        order = np.argsort(ended, kind="stable")
+        size = 1 << (max(1, int((~ended).sum())) - 1).bit_length()
+        while size < len(order):
+            rows = np.sort(order[:size])
+            if self._outline(size) in _PROGRAMS:
+                carried = self._carried.select(rows)
+                states = tuple(
+                    processor.select(state, rows)
+                    for processor, state in zip(self._processors, self._states, strict=True)
+                )
+                if _types(carried, states) in _PROGRAMS[self._outline(size)]:
+                    self._carried, self._states, self._rows = carried, states, self._rows[rows]
+                    return
+            size *= 2
+
+    def _outline(self, size: int):
+        """Return what decides which program `draw` runs, the shapes of its arrays aside."""
+        return (self._decoder.config, size, self._carried.cache is None, *self._fixed.values())
 
 
-def _read_window(config, params, tokens_BS, valid_BS, length):
-    """Return the last token's hidden state [B, D] after the last `context_length` tokens alone."""
-    W = min(config.context_length, tokens_BS.shape[1])
-    # Free slots come around to the left, where padding is allowed.
-    tokens_BW, valid_BW = (jnp.roll(x, -length, axis=1)[:, -W:] for x in (tokens_BS, valid_BS))
-    return read(config, params, tokens_BW, valid_BW, slots=W)[0]
-
-
-def _ends(eos_id: int | Sequence[int] | None) -> tuple[int, ...]:
-    return () if eos_id is None else tuple(np.atleast_1d(eos_id).tolist())
-
-
-def _check(config, prompts, max_new_tokens):
-    if not len(prompts):
-        raise UserError("no prompt was given; give a list of prompts, each a list of token ids")
-    if not all(np.ndim(prompt) == 1 for prompt in prompts):
-        raise UserError("a prompt is not a list of token ids; generate takes a list of prompts")
-    if not all(len(p) for p in prompts):
-        raise UserError("a prompt is empty; give at least one token (the end-of-text token will do)")
-    if max_new_tokens < 1:
-        raise UserError(f"max_new_tokens is {max_new_tokens}; it must be at least 1")
-    for prompt in prompts:
-        try:
-            models.check_ids(np.asarray(prompt), config.known_vocab_size, "a prompt's ids")
-        except UserError as error:
-            raise UserError(f"{error}; use the tokenizer the model was trained with") from error
+def _types(*arrays):
+    leaves, structure = jax.tree.flatten(arrays)
+    return structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves)

@@ -1,8 +1,8 @@
-"""Logits processors: plain functions that change the scores of the next token."""
+"""Logits processors: functions that change the scores of the next token, plain or with a state."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,25 @@ from jaxllm.config import Config, CountOrZero, Range
 # processor(logits_BV float32, tokens_BS int32, seen_BS bool) -> logits_BV; `seen` marks which slots
 # of `tokens` hold a token of the prompt or an earlier draw.
 Processor = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+
+
+class StatefulProcessor(NamedTuple):
+    """A processor that remembers something, or has arrays of its own; see `jaxllm.generate.stateful`.
+
+    Weights and states are arguments of the compiled program, so that others of the same shapes do not compile
+    it anew. `update` is a part of it: pass the same function object each time, or one that compares equal.
+
+    Examples:
+      >>> def update(logits_BV, tokens_BS, seen_BS, weights, state):  # forbids a token at every second draw
+      ...     return logits_BV.at[:, weights].add(jnp.where(state % 2, -jnp.inf, 0.0)), state + 1
+      >>> forbid = StatefulProcessor(jnp.int32(7), lambda prompts: jnp.int32(0), update)
+    """
+
+    weights: Any  # arrays that stay as they are, for any number of prompts: a second model, a table
+    init: Callable[[Any], Any]  # prompts (jaxllm.generate.prompts.Prompts) -> the state before the first draw
+    update: Callable  # (logits_BV, tokens_BS, seen_BS, weights, state) -> (logits_BV, the next state)
+    # (state, rows) -> the state of some rows; None: rows that have ended are computed on.
+    select: Callable[[Any, Any], Any] | None = None
 
 # Logits divided by less than this could overflow.
 Temperature = Annotated[float, Range(1e-6, or_value=0)]
@@ -44,6 +63,21 @@ class SamplingConfig(Config):
         if self.min_p and self.temperature:
             chain.append(keep_min_p(self.min_p))
         return tuple(chain)
+
+
+def with_state(processor: Processor | StatefulProcessor) -> StatefulProcessor:
+    """Return a plain function as a processor with neither weights nor state."""
+    if isinstance(processor, StatefulProcessor):
+        return processor
+    return StatefulProcessor(None, lambda prompts: None, _Plain(processor), lambda state, rows: None)
+
+
+@dataclass(frozen=True)
+class _Plain:
+    process: Processor
+
+    def __call__(self, logits_BV, tokens_BS, seen_BS, weights, state):
+        return self.process(logits_BV, tokens_BS, seen_BS), state
 
 
 def penalize_repetition(penalty: float) -> Processor:

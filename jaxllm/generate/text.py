@@ -51,8 +51,9 @@ def stream_text(
     ends = stop_ids(tokenizer)
     rows: list[list[int]] = [[] for _ in prompts]
     texts, done = [""] * len(prompts), [False] * len(prompts)
-    for tokens, _ in stream(config, params, ids, eos_id=ends, **options):
-        for place, new in enumerate(tokens.tolist()):
+    pieces = stream(config, params, ids, eos_id=ends, **options)
+    for drawn in pieces:
+        for place, new in enumerate(drawn.tokens.tolist()):
             if done[place]:
                 continue
             kept = list(itertools.takewhile(lambda token: token not in ends, new))
@@ -64,8 +65,7 @@ def stream_text(
                 text, done[place] = text[: min(cuts)], True
             texts[place] = text
         yield list(texts)
-        if all(done):
-            return
+        pieces.cancel([place for place, ended in enumerate(done) if ended])
 
 
 def _continuation(tokenizer, prompt: list[int], ids: list[int]) -> str:

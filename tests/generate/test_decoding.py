@@ -10,7 +10,7 @@ import pytest
 from jaxllm import models
 from jaxllm.errors import UserError
 from jaxllm.generate import SamplingConfig, generate, generate_text, stream, stream_text
-from jaxllm.generate.decoding import _draw
+from jaxllm.generate.draw import draw
 
 GREEDY = SamplingConfig(temperature=0)
 PROMPTS = [[5, 9, 200], [17], list(range(40))]  # shorter and longer than one bucket
@@ -103,7 +103,7 @@ def test_a_streamed_row_that_has_ended_repeats_end_of_text():
     free = generate(config, params, PROMPTS, max_new_tokens=12, sampling=GREEDY)
     eos = free.tokens[0][3]
     pieces = stream(config, params, PROMPTS, max_new_tokens=12, sampling=GREEDY, eos_id=eos)
-    row = np.concatenate([tokens[0] for tokens, _ in pieces]).tolist()
+    row = np.concatenate([tokens[0] for tokens, *_ in pieces]).tolist()
     first = row.index(eos)
     assert len(row) == 12 and row[first:] == [eos] * (12 - first)
     assert free.tokens[0][first:] != row[first:]
@@ -144,10 +144,10 @@ def test_a_processor_of_ones_own_sees_what_was_drawn():
 def test_new_prompts_and_seeds_do_not_compile_again():
     config, params = make("gpt2-nano")
     generate(config, params, [[1, 2]], max_new_tokens=8)
-    before = _draw._cache_size()
+    before = draw._cache_size()
     for seed in range(3):
         generate(config, params, [[seed, 7, 9]], max_new_tokens=8, key=jax.random.key(seed))
-    assert _draw._cache_size() == before
+    assert draw._cache_size() == before
 
 
 class Letters:

@@ -1,0 +1,74 @@
+"""Prompts as arrays, each read once however many rows continue it."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxllm import models
+from jaxllm.errors import UserError
+from jaxllm.generate.decoder import Decoder
+
+_BUCKET = 32  # prompts are padded to a multiple of this, so that few lengths are ever compiled
+
+
+class Prompts(NamedTuple):
+    """P prompts that B rows continue."""
+
+    tokens_PT: np.ndarray  # int32, padded on the left
+    mask_PT: np.ndarray  # False at padding
+    rows_B: np.ndarray  # which of them each row continues
+    room: int  # how many tokens each row may take, those that nobody will see included
+
+    @classmethod
+    def pack(cls, prompts: Sequence[Sequence[int]], context: int, room: int) -> "Prompts":
+        """Return prompts of any lengths as arrays: the last `context` tokens of each.
+
+        Equal prompts are one where each is there equally often; otherwise every mixture of repeats would be a
+        program of its own.
+        """
+        several = [tuple(prompt[-context:]) for prompt in prompts]
+        number = {prompt: place for place, prompt in enumerate(dict.fromkeys(several))}
+        rows_B = np.array([number[prompt] for prompt in several])
+        if len(set(np.bincount(rows_B).tolist())) > 1:
+            number, rows_B = several, np.arange(len(several))
+        padded = min(-(-max(map(len, several)) // _BUCKET) * _BUCKET, context)
+        tokens_PT = np.zeros((len(number), padded), np.int32)
+        mask_PT = np.zeros(tokens_PT.shape, bool)
+        for row, prompt in enumerate(number):
+            tokens_PT[row, padded - len(prompt) :] = prompt
+            mask_PT[row, padded - len(prompt) :] = True
+        return cls(tokens_PT, mask_PT, rows_B, room)
+
+    def read(self, decoder: Decoder) -> tuple[Any, dict]:
+        """Return (the last tokens' hidden states [B, D], a cache with room), prompts shared where rows repeat."""
+        padded = self.tokens_PT.shape[1]
+        if len(self.rows_B) == len(self.tokens_PT):
+            return decoder.prefill(self.tokens_PT, self.mask_PT, slots=padded + self.room)
+        hidden_PD, cache = decoder.prefill(self.tokens_PT, self.mask_PT, slots=padded)
+        return hidden_PD[self.rows_B], decoder.fork(cache, self.rows_B, slots=self.room)
+
+    def without_last(self) -> "Prompts":
+        """Return the prompts without their last tokens."""
+        return self._replace(
+            tokens_PT=self.tokens_PT[:, :-1], mask_PT=self.mask_PT[:, :-1], room=self.room + 1
+        )
+
+
+def check_prompts(config: models.ModelConfig, prompts: Sequence[Sequence[int]]) -> None:
+    """Check that a model can continue prompts.
+
+    Raises:
+      UserError: none, an empty one, something else than lists of ids, or ids that the model does not know.
+    """
+    if not len(prompts):
+        raise UserError("no prompt was given; give a list of prompts, each a list of token ids")
+    if not all(np.ndim(prompt) == 1 for prompt in prompts):
+        raise UserError("a prompt is not a list of token ids; generate takes a list of prompts")
+    if not all(len(p) for p in prompts):
+        raise UserError("a prompt is empty; give at least one token (the end-of-text token will do)")
+    for prompt in prompts:
+        try:
+            models.check_ids(np.asarray(prompt), config.known_vocab_size, "a prompt's ids")
+        except UserError as error:
+            raise UserError(f"{error}; use the tokenizer the model was trained with") from error
