@@ -13,7 +13,7 @@ from jaxllm.generate.draw import Carried, Drawn, draw, draws_by_group
 from jaxllm.generate.processors import Processor, SamplingConfig, StatefulProcessor, with_state
 from jaxllm.generate.prompts import Prompts, check_prompts
 
-# Programs of `draw` that this process has compiled, as jit's own cache has them: outline -> types of the arrays.
+# Programs of `draw` that this process has compiled, as jit's cache has them: outline -> types of the arrays.
 _PROGRAMS: dict[tuple, set] = {}
 
 

@@ -31,11 +31,11 @@ class Carried(NamedTuple):
 
 
 class Drawn(NamedTuple):
-    """Tokens of each row, and their log-probabilities in nats; of a row that has ended, its last token and 0."""
+    """Tokens, and their log-probabilities in nats; of a row that has ended, its last token and 0."""
 
     tokens: Any  # int32 [B, n]
     log_probs: Any  # float32 [B, n]: under the model
-    sampled_log_probs: Any  # float32 [B, n]: under what they were drawn from, after temperature and processors
+    sampled_log_probs: Any  # float32 [B, n]: under what they were drawn from, processed
 
 
 @partial(

@@ -41,7 +41,7 @@ class Prompts(NamedTuple):
         return cls(tokens_PT, mask_PT, rows_B, room)
 
     def read(self, decoder: Decoder) -> tuple[Any, dict]:
-        """Return (the last tokens' hidden states [B, D], a cache with room), prompts shared where rows repeat."""
+        """Return (the last tokens' hidden states [B, D], a cache); rows that continue one prompt share it."""
         padded = self.tokens_PT.shape[1]
         if len(self.rows_B) == len(self.tokens_PT):
             return decoder.prefill(self.tokens_PT, self.mask_PT, slots=padded + self.room)

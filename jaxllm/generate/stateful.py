@@ -38,8 +38,8 @@ def combine_models(
         longest = prompts.mask_PT.sum(axis=1).max() + prompts.room
         if longest > config.context_length:
             raise UserError(
-                f"the second model's context holds {config.context_length} tokens, not the {longest} of a prompt "
-                "and what is drawn; shorten the prompt or max_new_tokens"
+                f"the second model's context holds {config.context_length} tokens, not the {longest} of a "
+                "prompt and what is drawn; shorten the prompt or max_new_tokens"
             )
         try:
             models.check_ids(prompts.tokens_PT, config.known_vocab_size, "a prompt's ids")
@@ -79,7 +79,8 @@ def scale_each_row(temperatures: Sequence[float]) -> StatefulProcessor:
 
     def init(prompts):
         if len(temperatures_B) != len(prompts.rows_B):
-            raise UserError(f"{len(temperatures_B)} temperatures for {len(prompts.rows_B)} rows; give one a row")
+            given, rows = len(temperatures_B), len(prompts.rows_B)
+            raise UserError(f"{given} temperatures for {rows} rows; give one a row")
         return jnp.asarray(temperatures_B)
 
     return StatefulProcessor(None, init, _divide, lambda state_B, rows: state_B[rows])
@@ -109,11 +110,13 @@ def follow_automaton(next_XV: np.ndarray, start: int = 0) -> StatefulProcessor:
         raise UserError(
             f"a table of shape {next_XV.shape} has no state {start}; its rows are states, its columns tokens"
         )
-    if next_XV.max() >= len(next_XV):
-        raise UserError(f"a token leads to state {next_XV.max()}; the table has states 0 to {len(next_XV) - 1}")
+    if (last := next_XV.max()) >= len(next_XV):
+        raise UserError(f"a token leads to state {last}; the table has states 0 to {len(next_XV) - 1}")
     stuck = np.flatnonzero((next_XV < 0).all(axis=1))
     if stuck.size:
-        raise UserError(f"state {stuck[0]} allows no token; let it allow an end-of-text token, and pass it as eos_id")
+        raise UserError(
+            f"state {stuck[0]} allows no token; let it allow an end-of-text token, and pass that as eos_id"
+        )
 
     def init(prompts):
         return jnp.full(len(prompts.rows_B), start, jnp.int32), jnp.array(True)

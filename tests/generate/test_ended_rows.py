@@ -6,8 +6,7 @@ import pytest
 
 from jaxllm import models
 from jaxllm.errors import UserError
-from jaxllm.generate import Decoder, SamplingConfig, combine_models, generate, stream
-from jaxllm.generate import decoding
+from jaxllm.generate import Decoder, combine_models, decoding, generate, stream
 from jaxllm.generate.draw import draw
 from tests.models.random_params import random_params
 

@@ -1,4 +1,4 @@
-"""Processors with a state, and the two log-probabilities, against a loop of full forward passes in float64 NumPy."""
+"""Processors with a state and both log-probabilities, against a loop of full forward passes in NumPy."""
 
 import functools
 
@@ -12,6 +12,7 @@ from jaxllm.errors import UserError
 from jaxllm.generate import (
     Decoder,
     SamplingConfig,
+    StatefulProcessor,
     combine_models,
     follow_automaton,
     generate,
@@ -45,15 +46,20 @@ def log_softmax(x):
     return x - x.max() - np.log(np.exp(x - x.max()).sum())
 
 
+def draw_with(second, prompts=None):
+    """Return what two models draw, greedily."""
+    processors = [combine_models(second, contrast)]
+    prompts = PROMPTS if prompts is None else prompts
+    return generate(*decoder(CONFIG), prompts, sampling=GREEDY, processors=processors, **OPTIONS)
+
+
 def contrast(expert_BV, amateur_BV):
     return 1.5 * expert_BV - 0.5 * amateur_BV
 
 
 @pytest.mark.parametrize("prompts", [PROMPTS, [PROMPTS[0]] * 3])
 def test_two_models_draw_what_a_loop_over_both_draws(prompts):
-    drawn = generate(
-        *decoder(CONFIG), prompts, sampling=GREEDY, processors=[combine_models(decoder(OTHER), contrast)], **OPTIONS
-    )  # fmt: skip
+    drawn = draw_with(decoder(OTHER), prompts)
     for row, prompt in enumerate(prompts):
         ids = list(prompt)
         for token, log_prob in zip(drawn.tokens[row], drawn.log_probs[row], strict=True):
@@ -66,20 +72,15 @@ def test_two_models_draw_what_a_loop_over_both_draws(prompts):
 
 
 def test_weights_of_a_second_model_are_arguments_and_others_do_not_compile_again():
-    def run(second):
-        processor = combine_models(second, contrast)
-        return generate(*decoder(CONFIG), PROMPTS, sampling=GREEDY, processors=[processor], **OPTIONS).tokens
-
-    first = run(decoder(OTHER))
+    first = draw_with(decoder(OTHER)).tokens
     before = draw._cache_size()
     weights = decoder(OTHER).params
-    assert run(decoder(OTHER, scale=0.5)) != first
+    assert draw_with(decoder(OTHER, scale=0.5)).tokens != first
     assert draw._cache_size() == before
     assert not any(x.is_deleted() for x in jax.tree.leaves(weights))
     # Of a program with weights inside, the text would be as long as they are.
-    pieces = stream(
-        *decoder(CONFIG), PROMPTS, sampling=GREEDY, processors=[combine_models(decoder(OTHER), contrast)], **OPTIONS
-    )  # fmt: skip
+    processors = [combine_models(decoder(OTHER), contrast)]
+    pieces = stream(*decoder(CONFIG), PROMPTS, sampling=GREEDY, processors=processors, **OPTIONS)
     arrays = pieces._carried, pieces._states, (weights,), jax.random.key(0)
     text = draw.lower(*decoder(CONFIG), *arrays, **pieces._fixed).as_text()
     assert len(text) < sum(x.nbytes for x in jax.tree.leaves(weights))
@@ -134,7 +135,8 @@ def test_an_automaton_is_followed():
     """Two digits, a letter, and so on until an end."""
     table = np.full((4, 256), -1)
     table[0, 48:58], table[1, 48:58], table[2, 97:123], table[2, 0], table[3, 0] = 1, 2, 0, 3, 3
-    drawn = generate(*decoder(CONFIG), PROMPTS, processors=[follow_automaton(table)], eos_id=0, max_new_tokens=20)
+    processors = [follow_automaton(table)]
+    drawn = generate(*decoder(CONFIG), PROMPTS, processors=processors, eos_id=0, max_new_tokens=20)
     for row in drawn.tokens:
         state = 0
         for token in row:
@@ -165,8 +167,6 @@ def test_bad_requests_are_named():
 
 
 def test_a_state_that_is_not_about_rows_counts_draws():
-    from jaxllm.generate import StatefulProcessor
-
     def update(logits_BV, tokens_BS, seen_BS, weights, state):
         return jnp.where(jnp.arange(256) == weights + state, 0.0, -jnp.inf) + 0 * logits_BV, state + 1
 
