@@ -34,7 +34,8 @@ from jaxllm.interpret import activation_statistics, kurtosis_limits, uniform_fir
 from jaxllm.optim import OptimConfig
 from jaxllm.quantize import quantization_penalties
 from jaxllm.report import Claim, Report, markdown_table, t_interval
-from jaxllm.train import TrainConfig, cached_result, to_dict, train
+from jaxllm.text import TrainConfig, cached_result, train
+from jaxllm.train import to_dict
 
 PAPER = "arXiv 2410.17174"
 PUBLISHED_KURTOSIS = 1657
@@ -203,7 +204,7 @@ def measure(config: OutliersConfig) -> dict:
     """Train a run and return its {"metrics", "layers"}."""
     print(f"{config.variants[0]}, seed {config.seed}")
     trained = train(config)
-    model, corpus = trained.job.model, trained.job.corpus
+    model, corpus = trained.run.model, trained.run.corpus
     shape = dict(batch_size=config.batch_size, seq_len=config.seq_len)
     held_out = _take(config, data.eval_batches(corpus.valid, **shape), config.measured_batches)
     calibration = _take(

@@ -35,7 +35,8 @@ from jaxllm.models import get_preset
 from jaxllm.optim import OptimConfig
 from jaxllm.parallel import MeshConfig
 from jaxllm.report import Claim, Report, markdown_table, t_interval
-from jaxllm.train import TrainConfig, cached_result, plain_run, to_dict, train
+from jaxllm.text import TrainConfig, cached_result, plain_run, train
+from jaxllm.train import to_dict
 from jaxllm.train.writers import heldout_curve
 
 PLAIN, ALL = "plain", "est+groups+orthoadam+sr"
@@ -153,7 +154,7 @@ def train_once(run: TrainConfig) -> dict:
     def measure():
         trained = train(run)
         return dict(
-            loss=trained.evaluation.loss, curve=heldout_curve(run.out), flops=flops(trained.job.config)
+            loss=trained.evaluation["loss"], curve=heldout_curve(run.out), flops=flops(trained.run.config)
         )  # fmt: skip
 
     return cached_result(Path(run.out, "outcome.json"), run, measure)

@@ -45,7 +45,8 @@ from jaxllm.optim import OptimConfig
 from jaxllm.parallel import MeshConfig
 from jaxllm.report import Claim, Report, markdown_table
 from jaxllm.subnetwork import Savings, get_schedule, savings, shrink
-from jaxllm.train import TrainConfig, cached_result, evaluate, plain_run, prepare, to_dict, train
+from jaxllm.text import TrainConfig, cached_result, evaluate, plain_run, prepare, train
+from jaxllm.train import to_dict
 from jaxllm.train.writers import heldout_curve, read_metrics
 
 _AROUND = 20  # steps on either side of a switch that are averaged
@@ -183,12 +184,12 @@ def train_once(run: TrainConfig, zero_shot: str) -> dict:
     def measure():
         with contextlib.redirect_stdout(io.StringIO()):
             trained = train(run)
-        other = data.prepare(zero_shot, trained.job.corpus.tokenizer, seq_len=run.seq_len)
-        job = dataclasses.replace(trained.job, corpus=dataclasses.replace(other, valid=other.train))
+        other = data.prepare(zero_shot, trained.run.corpus.tokenizer, seq_len=run.seq_len)
+        job = dataclasses.replace(trained.run, corpus=dataclasses.replace(other, valid=other.train))
         scores = evaluate(job, trained.params, max_batches=run.final_eval_batches)
         return dict(
-            loss=trained.evaluation.loss, bits_per_byte=trained.evaluation.bits_per_byte,
-            zero_shot_bits_per_byte=scores.bits_per_byte,
+            loss=trained.evaluation["loss"], bits_per_byte=trained.evaluation["bits_per_byte"],
+            zero_shot_bits_per_byte=scores["bits_per_byte"],
             curve=heldout_curve(run.out),
             train=[row["loss"] for row in read_metrics(run.out) if "loss" in row],
         )  # fmt: skip
@@ -222,7 +223,7 @@ def flops(run: TrainConfig) -> list[float]:
 def time_steps(arms: dict[str, TrainConfig], rounds: int) -> dict[str, list[float]]:
     """Return the median seconds of a step of each stage of each arm, all timed in turn."""
     jobs = {arm: prepare(run) for arm, run in arms.items()}
-    steps = {(arm, i): step for arm, job in jobs.items() for i, (_, step) in enumerate(job.train_steps)}
+    steps = {(arm, i): step for arm, job in jobs.items() for i, (_, step) in enumerate(job.steps)}
     states = {arm: job.init(jax.random.key(0)) for arm, job in jobs.items()}
     batches = {arm: job.put(next(job.batches())) for arm, job in jobs.items()}
     seconds = {case: [] for case in steps}
@@ -233,7 +234,7 @@ def time_steps(arms: dict[str, TrainConfig], rounds: int) -> dict[str, list[floa
             if turn:  # the first one compiles
                 seconds[arm, i].append(time.perf_counter() - begun)
     return {
-        arm: [statistics.median(seconds[arm, i]) for i in range(len(job.train_steps))]
+        arm: [statistics.median(seconds[arm, i]) for i in range(len(job.steps))]
         for arm, job in jobs.items()
     }
 

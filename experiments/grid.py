@@ -31,7 +31,7 @@ def run_grid(
     """Return what `measure(variant, seed)` says of every pair, a list in the order of the seeds a variant.
 
     Seed by seed, so that an interrupted grid has all variants to compare. A `measure` that keeps its result
-    (`jaxllm.train.cached_result`) lets the same command go on, with more seeds or variants.
+    (`jaxllm.text.cached_result`) lets the same command go on, with more seeds or variants.
 
     Examples:
       >>> run_grid(["a", "b"], [0, 1], lambda variant, seed: {"loss": seed})

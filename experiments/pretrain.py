@@ -24,7 +24,8 @@ from jaxllm.generate import SamplingConfig, generate_text
 from jaxllm.generate.processors import Temperature
 from jaxllm.optim import OptimConfig
 from jaxllm.report import Claim, Report, read_report
-from jaxllm.train import TrainConfig, to_dict, train
+from jaxllm.text import TrainConfig, train
+from jaxllm.train import to_dict
 from jaxllm.train.plot import plot_curves
 
 PROMPTS = ("Fellow citizens, ", "The economy of the United States ", "")
@@ -79,15 +80,15 @@ def main(config: PretrainConfig, preset: str = "custom") -> Report:
         parallel.initialize()
     started, out = time.time(), Path(config.out)
     trained = train(config)
-    job, scores = trained.job, trained.evaluation
+    job, scores = trained.run, trained.evaluation
     speeds = dict(
-        tokens_per_second=trained.tokens_per_second, seconds_to_first_step=trained.seconds_to_first_step
+        tokens_per_second=trained.speed, seconds_to_first_step=trained.seconds_to_first_step
     )
     if trained.steps == 0 and (out / "report.json").exists():
         kept = read_report(out)
         speeds = {name: kept.metrics[name] for name in speeds}  # of the session that trained
         same = json.loads(json.dumps(to_dict(job.config))) == kept.config
-        if same and kept.metrics["heldout_bits_per_byte"] == scores.bits_per_byte:
+        if same and kept.metrics["heldout_bits_per_byte"] == scores["bits_per_byte"]:
             print(f"{out} holds a run that had already finished: this is its report. "
                   "Train on with more --steps, or anew with another --out.")  # fmt: skip
             _show(kept, out)
@@ -102,20 +103,20 @@ def main(config: PretrainConfig, preset: str = "custom") -> Report:
         key=jax.random.key(config.seed),
     )  # fmt: skip
     plot_curves(out, baselines={"unigram": unigram, "bigram": bigram})
-    saving = 1 - scores.bits_per_byte / unigram
+    saving = 1 - scores["bits_per_byte"] / unigram
     report = Report(
         experiment="pretrain",
         preset=preset,
         config=to_dict(job.config),
         seeds=[config.seed],
         metrics={
-            "heldout_bits_per_byte": scores.bits_per_byte,
+            "heldout_bits_per_byte": scores["bits_per_byte"],
             "unigram_bits_per_byte": unigram,
             "bigram_bits_per_byte": bigram,
             "below_unigram": saving,
-            "below_bigram": 1 - scores.bits_per_byte / bigram,
-            "heldout_loss": scores.loss,
-            "heldout_tokens": scores.tokens,
+            "below_bigram": 1 - scores["bits_per_byte"] / bigram,
+            "heldout_loss": scores["loss"],
+            "heldout_tokens": scores["tokens"],
             **speeds,
             "parameters": job.model.num_params,
         },
@@ -123,7 +124,7 @@ def main(config: PretrainConfig, preset: str = "custom") -> Report:
             Claim("held-out bits per byte at least 35 % below a unigram model's", "this experiment",
                   measured=saving, holds=saving >= 0.35),
             Claim("held-out bits per byte below a bigram model's", "this experiment",
-                  measured=1 - scores.bits_per_byte / bigram, holds=scores.bits_per_byte < bigram),
+                  measured=1 - scores["bits_per_byte"] / bigram, holds=scores["bits_per_byte"] < bigram),
         ],
         seconds=time.time() - started,
         sections={

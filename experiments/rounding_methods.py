@@ -14,8 +14,7 @@ from jaxllm.parallel import MeshConfig
 from jaxllm.targets import Forecast
 from jaxllm.targets.forecast_cache import cached_forecast
 from jaxllm.targets.train_step import with_vocabulary
-from jaxllm.train import TrainConfig
-from jaxllm.train.job import prepare_shapes
+from jaxllm.text import TrainConfig, prepare_shapes
 
 
 class Method(NamedTuple):

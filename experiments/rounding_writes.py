@@ -10,8 +10,8 @@ import optax
 from jaxllm import models
 from jaxllm.optim import make_optimizer
 from jaxllm.optim.master_weights import MasterWeightsState
+from jaxllm.text import TextRun, next_token_loss
 from jaxllm.train.checkpoint import Checkpoints
-from jaxllm.train.job import Job, language_model_loss
 
 
 def captured(old, wanted, new) -> tuple[jax.Array, jax.Array]:
@@ -55,7 +55,7 @@ def wanted_update(optimizer: optax.GradientTransformation, grads, opt_state, par
     return optimizer.update(grads, opt_state, wide)[0]
 
 
-def observe_writes(job: Job) -> list[dict[str, float]]:
+def observe_writes(job: TextRun) -> list[dict[str, float]]:
     """Take one more step of training from each checkpoint of a finished run, and see what it writes.
 
     Args:
@@ -65,7 +65,7 @@ def observe_writes(job: Job) -> list[dict[str, float]]:
       one dict a checkpoint, in order: step, learning_rate (of that next step), changed and progress
       (see `captured`).
     """
-    run, loss = job.config, language_model_loss(job.config)
+    run, loss = job.config, next_token_loss(job.config)
     optimizer = make_optimizer(run.optim, run.steps, models.axes(job.model))
     # Apart from the update, so that one program serves every rate.
     gradient = jax.jit(jax.grad(lambda params, batch: loss(params, batch, None)[0]))

@@ -42,7 +42,8 @@ from jaxllm.models import get_preset
 from jaxllm.optim import OptimConfig, stochastic_round
 from jaxllm.parallel import MeshConfig
 from jaxllm.report import Claim, Report, markdown_table
-from jaxllm.train import NonFiniteLoss, TrainConfig, cached_result, plain_run, to_dict, train
+from jaxllm.text import TrainConfig, cached_result, plain_run, train
+from jaxllm.train import NonFiniteLoss, to_dict
 from jaxllm.train.writers import heldout_curve
 
 _UNTRAINED_RATES = (6e-4, 3e-4, 1e-4, 3e-5, 1e-5)
@@ -173,7 +174,7 @@ def train_once(run: TrainConfig) -> dict:
         loss, writes = math.inf, []
         with contextlib.suppress(NonFiniteLoss), contextlib.redirect_stdout(io.StringIO()):
             trained = train(run)
-            loss, writes = trained.evaluation.loss, observe_writes(trained.job)
+            loss, writes = trained.evaluation["loss"], observe_writes(trained.run)
         return dict(loss=loss, writes=writes, curve=heldout_curve(run.out))
 
     return cached_result(Path(run.out, "outcome.json"), run, measure)

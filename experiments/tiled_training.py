@@ -34,6 +34,7 @@ from jaxllm.errors import UserError, unknown
 from jaxllm.models import ModelConfig, get_preset
 from jaxllm.optim import OptimConfig
 from jaxllm.report import Claim, Report, markdown_table
+from jaxllm.text import TrainConfig, prepare_shapes
 from jaxllm.tiles.config import TilesConfig, TileSizes
 from jaxllm.tiles.cost_model import CALIBRATED, DataSheet, calibrate, measure_links
 from jaxllm.tiles.execute import Executor
@@ -44,8 +45,7 @@ from jaxllm.tiles.policies import POLICIES
 from jaxllm.tiles.simulate import bounds, set_priorities, simulate
 from jaxllm.tiles.trace import write_gantt, write_trace
 from jaxllm.tiles.trainer import TiledTrainer
-from jaxllm.train import TrainConfig, to_dict
-from jaxllm.train.job import prepare_shapes
+from jaxllm.train import to_dict
 
 _OURS, _GOAL = "this experiment", "the goal set for this engine"
 _GPU = dict(kind="gpu", host_bytes=1 << 50, pcie=4e9, nvlink=2e10)

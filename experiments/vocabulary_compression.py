@@ -38,8 +38,8 @@ from jaxllm.errors import UserError
 from jaxllm.models import get_preset
 from jaxllm.optim import OptimConfig
 from jaxllm.report import Claim, Report, markdown_table, t_interval
-from jaxllm.train import TrainConfig, cached_result, plain_run, to_dict, train
-from jaxllm.train.job import Job
+from jaxllm.text import TextRun, TrainConfig, cached_result, plain_run, train
+from jaxllm.train import to_dict
 
 TENTHS = 10
 _BASELINE = "full_tied"
@@ -140,16 +140,16 @@ def train_once(name: str, run: TrainConfig, config: VocabularyCompressionConfig)
     def measure():
         one_cpu = jax.device_count() == 1 and jax.default_backend() == "cpu"
         with contextlib.redirect_stdout(io.StringIO()):
-            trained = train(run, loss=get_head(name).loss(run, unstacked=one_cpu))
-        groups = _split(trained.job, config)
-        details = score_tokens(trained.job, trained.params, groups, config.detail_batches)
-        return dict(loss=trained.evaluation.loss, parameters=trained.job.model.num_params, **details)
+            trained = train(run, **get_head(name).replacements(run, one_cpu=one_cpu))
+        groups = _split(trained.run, config)
+        details = score_tokens(trained.run, trained.params, groups, config.detail_batches)
+        return dict(loss=trained.evaluation["loss"], parameters=trained.run.model.num_params, **details)
 
     decisive = dict(head=name, dense_split=_dense_split(config), detail_batches=config.detail_batches)
     return cached_result(Path(run.out, "outcome.json"), run, measure, **decisive)
 
 
-def _split(job: Job, config: VocabularyCompressionConfig) -> models.VocabGroups:
+def _split(job: TextRun, config: VocabularyCompressionConfig) -> models.VocabGroups:
     """Return the groups that a run's loss is split by: its own, or for a dense head the first map's."""
     if job.model.vocab_groups is not None:
         return job.model.vocab_groups
@@ -164,7 +164,7 @@ def _dense_split(config: VocabularyCompressionConfig) -> str:
     return next((groups for groups in maps if groups is not None), "merge_tree")
 
 
-def score_tokens(job: Job, params, groups: models.VocabGroups, max_batches: int) -> dict:
+def score_tokens(job: TextRun, params, groups: models.VocabGroups, max_batches: int) -> dict:
     """Score held-out tokens one by one.
 
     Returns:

@@ -1,7 +1,7 @@
 """The output heads that vocabulary compression is compared with, and what a training step of each costs."""
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,10 +12,10 @@ from experiments.benchmarks.turns import waiting_step
 from jaxllm import host_memory, models, targets
 from jaxllm.errors import UserError, unknown
 from jaxllm.models.config import GROUP_HEADS
-from jaxllm.targets.analytic import with_precision
 from jaxllm.targets.train_step import with_vocabulary
-from jaxllm.train import TrainConfig
-from jaxllm.train.job import LossFunction, prepare_shapes
+from jaxllm.text import TrainConfig, prepare_shapes, unstacked
+from jaxllm.text.precision import with_precision
+from jaxllm.train import LossFunction
 
 
 class Head(NamedTuple):
@@ -37,9 +37,18 @@ class Head(NamedTuple):
         model = dataclasses.replace(run.model, **changed)
         return dataclasses.replace(run, model=model, vocab_groups=self.groups)
 
-    def loss(self, run: TrainConfig, *, unstacked: bool = False) -> LossFunction | None:
-        """Return the loss that `train` takes; None: its own, which never has all logits in memory."""
-        return full_logits_loss(self.of(run), unstacked=unstacked) if self.full_logits else None
+    def replacements(self, run: TrainConfig, *, one_cpu: bool) -> dict[str, Any]:
+        """Return what `train` is given besides the run: nothing for its own loss, which never has all logits.
+
+        Args:
+          run: the run.
+          one_cpu: it runs on one CPU device, where `train` takes the stack of layers apart for its own loss,
+            unless layers are computed again: there a CPU would compute nothing again.
+        """
+        if not self.full_logits:
+            return {}
+        apart = one_cpu and self.of(run).model.remat == "none"
+        return dict(loss=full_logits_loss(self.of(run)), views=(unstacked,) if apart else ())
 
 
 _DENSE = {
@@ -75,19 +84,12 @@ def get_head(name: str) -> Head:
     return Head(tied=tied, group_head=group_head, groups=groups)
 
 
-def full_logits_loss(run: TrainConfig, *, unstacked: bool = False) -> LossFunction:
-    """Return next-token cross-entropy by optax on float32 logits of the whole batch.
-
-    Args:
-      run: the run.
-      unstacked: take the stack of layers apart, as `train` does on one CPU device.
-    """
+def full_logits_loss(run: TrainConfig) -> LossFunction:
+    """Return next-token cross-entropy by optax on float32 logits of the whole batch."""
     model = with_precision(run).model
-    unstacked = unstacked and model.remat == "none"  # as in `train`: a CPU would compute nothing again
 
     def loss(params, batch, key):
         del key
-        params = models.layers_apart(params) if unstacked else params
         segments = batch["segment_ids"] if run.isolate_documents else None
         # The run's own is None until its tokenizer is made.
         known = dataclasses.replace(model, vocab_size=len(params["embed"]["tokens"]))
@@ -105,8 +107,8 @@ def compile_step(name: str, run: TrainConfig, machine: str) -> targets.Forecast:
     Raises:
       UserError: the machine's compiler is not installed.
     """
-    head, unstacked = get_head(name), targets.get_target(machine).platform == "cpu"
-    return targets.compile_train_step(head.of(run), machine, loss=head.loss(run, unstacked=unstacked))
+    head, one_cpu = get_head(name), targets.get_target(machine).platform == "cpu"
+    return targets.compile_train_step(head.of(run), machine, **head.replacements(run, one_cpu=one_cpu))
 
 
 def largest_batch(name: str, run: TrainConfig, budget: int) -> int:
@@ -141,7 +143,7 @@ def make_step(name: str, run: TrainConfig):
     host_memory.keep_freed_memory()
     head = get_head(name)
     run = with_vocabulary(head.of(run))
-    job = prepare_shapes(run, loss=head.loss(run, unstacked=True), devices=jax.devices()[:1])
+    job = prepare_shapes(run, **head.replacements(run, one_cpu=True), devices=jax.devices()[:1])
     # Tokens as unequally frequent as words: the sorted loss depends on it.
     ranks = np.random.default_rng(0).zipf(1.2, (run.batch_size, run.seq_len + 1))
     return waiting_step(job, ((ranks - 1) % run.model.vocab_size).astype(np.int32))

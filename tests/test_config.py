@@ -22,8 +22,9 @@ from jaxllm.parallel import MeshConfig
 from jaxllm.quantize.schemes import Scheme
 from jaxllm.subnetwork import Rates, Schedule, Stage
 from jaxllm.targets.candidates import Search
+from jaxllm.text import TrainConfig
 from jaxllm.tiles.config import TilesConfig, TileSizes
-from jaxllm.train import TrainConfig, to_dict
+from jaxllm.train import to_dict
 
 ROOT = Path(__file__).parents[1]
 

@@ -17,8 +17,9 @@ import pytest
 from experiments.benchmarks.published_steps import PUBLISHED
 from jaxllm.cli import _main as jaxllm
 from jaxllm.cli.train import parse_config
-from jaxllm.train import TrainConfig, to_dict
-from jaxllm.train.presets import TRAIN_PRESETS
+from jaxllm.text import TrainConfig
+from jaxllm.text.presets import TRAIN_PRESETS
+from jaxllm.train import to_dict
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

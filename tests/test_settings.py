@@ -145,13 +145,12 @@ def updated(name):
 def subnetworks():
     config, axes = model()[0], models.axes(model()[0])
     rates = subnetwork.Rates(layers=0.5, heads=0.5, mlp=0.5)
-    small = subnetwork.shrink(config, rates)
     schedule = subnetwork.Schedule((subnetwork.Stage(1.0, rates),), layer_scale="inverse")
-    view = subnetwork.make_view(config, rates, schedule, axes)
+    view = subnetwork.subnetwork(config, rates, schedule, axes)
     optimizer = optim.mask_unsampled(optax.adamw(1e-2), axes)
-    loss = lambda params, batch, key: models.loss(small, params, batch, batch)
+    loss = lambda params, batch, key: models.loss(config, params, batch, batch)
     state = init_state(functools.partial(models.init, config), optimizer, jax.random.key(1))
-    return jax.jit(make_train_step(loss, optimizer, accumulate=2, view=view))(state, TOKENS)
+    return jax.jit(make_train_step(loss, optimizer, accumulate=2, views=[view]))(state, TOKENS)
 
 
 CASES = {

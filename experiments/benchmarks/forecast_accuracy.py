@@ -33,7 +33,7 @@ from jaxllm.report import Claim, Report, markdown_table
 from jaxllm.targets.analytic import estimate
 from jaxllm.targets.catalog import get_target
 from jaxllm.targets.forecast_cache import cached_forecast
-from jaxllm.train import TrainConfig
+from jaxllm.text import TrainConfig
 
 # Chips that nobody publishes such runs of take the mean of their maker's others.
 _RELATIVES = {"h200": ("h100",), "b200": ("h100",), "l4": ("a100-80gb", "a100-40gb"),

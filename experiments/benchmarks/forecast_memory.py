@@ -24,8 +24,7 @@ from jaxllm import models, targets
 from jaxllm.cli.experiment import run_experiment
 from jaxllm.config import Config, Count, UserPath
 from jaxllm.report import Claim, Report, markdown_table
-from jaxllm.train import TrainConfig
-from jaxllm.train.job import prepare_shapes
+from jaxllm.text import TrainConfig, prepare_shapes
 
 CASES = {
     "gpt2": dict(preset="gpt2-micro"),

@@ -30,7 +30,8 @@ from jaxllm.config import Config, Count, Positive, UserPath
 from jaxllm.errors import UserError
 from jaxllm.parallel import MeshConfig
 from jaxllm.report import Claim, Report
-from jaxllm.train import TrainConfig, prepare, to_dict
+from jaxllm.text import TrainConfig, prepare
+from jaxllm.train import to_dict
 from jaxllm.train.checkpoint import check_room
 
 _HOSTILE = (

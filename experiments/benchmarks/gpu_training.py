@@ -30,7 +30,7 @@ from jaxllm.errors import UserError
 from jaxllm.models import get_preset
 from jaxllm.report import Claim, Report, markdown_table
 from jaxllm.source_digest import source_digest
-from jaxllm.train import TrainConfig
+from jaxllm.text import TrainConfig
 
 _RIVALS_POLICY = "mixed_o1:adamw"
 _NEAR = 0.25  # of the measured time, that a forecast is to hit
@@ -230,7 +230,7 @@ def our_step(run: TrainConfig):
     """Return (the step of `jaxllm train`, what waits for its result, what tells the peak bytes)."""
     import jax
 
-    from jaxllm.train.job import prepare_shapes
+    from jaxllm.text import prepare_shapes
 
     job = prepare_shapes(run)
     state = [job.init(jax.random.key(0))]

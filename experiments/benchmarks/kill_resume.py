@@ -22,7 +22,7 @@ from tqdm import tqdm
 from jaxllm.cli.experiment import run_experiment
 from jaxllm.config import Config, Count, Seed, UserPath
 from jaxllm.report import Claim, Report
-from jaxllm.train.load import load_run
+from jaxllm.text.load import load_run
 from jaxllm.train.writers import read_metrics
 
 

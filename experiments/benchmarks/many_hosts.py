@@ -24,7 +24,7 @@ from jaxllm.cli.experiment import run_experiment
 from jaxllm.config import Config, Count, UserPath
 from jaxllm.parallel.distributed import EXIT_CODE, HEARTBEAT_SECONDS
 from jaxllm.report import Claim, Report, markdown_table
-from jaxllm.train.load import load_run
+from jaxllm.text.load import load_run
 from jaxllm.train.writers import read_metrics
 
 _ISSUE = "issue: many hosts"

@@ -38,7 +38,7 @@ from jaxllm.optim import OptimConfig
 from jaxllm.report import Claim, Report, markdown_table
 from jaxllm.targets.candidates import Search, candidates
 from jaxllm.targets.planner import Plan, plan, rank
-from jaxllm.train import TrainConfig
+from jaxllm.text import TrainConfig
 
 _NODE, _HOST_BYTES = "a100-80gbx8", 900e9  # the paper's
 _PAPER, _ISSUE = "NNTile's figures", "issue: offload"

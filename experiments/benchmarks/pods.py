@@ -32,7 +32,7 @@ from jaxllm.models import get_preset
 from jaxllm.parallel import MeshConfig
 from jaxllm.report import Claim, Report, markdown_table
 from jaxllm.targets.forecast_cache import cached_forecast
-from jaxllm.train import TrainConfig
+from jaxllm.text import TrainConfig
 
 _ISSUE = "issue: many hosts"
 _STAGES = 4  # of the pipeline that is weighed: the fewest that would replace the tensor axis below

@@ -32,8 +32,7 @@ from jaxllm.models import get_preset
 from jaxllm.optim import make_optimizer
 from jaxllm.report import Claim, Report
 from jaxllm.subnetwork import Rates, Schedule, Stage, shrink
-from jaxllm.train import TrainConfig
-from jaxllm.train.job import prepare_shapes
+from jaxllm.text import TrainConfig, prepare_shapes
 
 STAGES = {"whole": Rates(), "wide": Rates(1.0, 0.5, 0.5), "small": Rates(0.5, 0.5, 0.5)}
 PART = 0.9  # of the FLOPs saved, that the time saved is to reach

@@ -30,7 +30,7 @@ from jaxllm.models import get_preset
 from jaxllm.parallel import MeshConfig
 from jaxllm.report import Claim, Report, markdown_table
 from jaxllm.targets.forecast_cache import cached_forecast
-from jaxllm.train import PRECISIONS, TrainConfig
+from jaxllm.text import PRECISIONS, TrainConfig
 
 # model, machine, sequences a step: XL's state alone is 17 GiB, more than one v5e has.
 _SMALL = (("gpt2", "v5e-1", 8), ("gpt2", "v6e-1", 8), ("gpt2", "h100", 8))

@@ -96,8 +96,7 @@ def _model(shape) -> ModelConfig:
 def _jaxllm(shape):
     """Return the step of `jaxllm train`, waiting for its loss."""
     host_memory.keep_freed_memory()
-    from jaxllm.train import TrainConfig
-    from jaxllm.train.job import prepare_shapes
+    from jaxllm.text import TrainConfig, prepare_shapes
 
     *_, length, batch, vocab = shape
     config = TrainConfig(model=_model(shape), seq_len=length, batch_size=batch, isolate_documents=False)

@@ -83,7 +83,7 @@ def dispatched(call: Callable, wait: Callable, rounds: int, calls: int) -> list[
 
 
 def waiting_step(job, tokens):
-    """Return a function that takes a training step of a `jaxllm.train.job.Job` and waits for its loss.
+    """Return a function that takes a training step of a `jaxllm.train.Run` and waits for its loss.
 
     Args:
       job: as `prepare_shapes` returns it.

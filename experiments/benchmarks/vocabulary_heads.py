@@ -27,7 +27,7 @@ from jaxllm.cli.experiment import run_experiment
 from jaxllm.config import Config, Count, CountOrZero, UserPath
 from jaxllm.models import ModelConfig
 from jaxllm.report import Claim, Report, markdown_table
-from jaxllm.train import TrainConfig
+from jaxllm.text import TrainConfig
 
 MIB = 2**20
 _FULL, _FUSED = "full_tied", "fused_tied"

@@ -9,9 +9,9 @@ import jax
 import tyro
 
 from jaxllm.cli.parse import parse
-from jaxllm.cli.source import load_model
 from jaxllm.config import Config, UserPath
 from jaxllm.pretrained.save import check_new, save_pretrained
+from jaxllm.text.load import load_model
 
 _DESCRIPTION = """Write a model as a Hugging Face folder: config.json, safetensors, tokenizer.json.
 

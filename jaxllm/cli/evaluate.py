@@ -15,10 +15,10 @@ import tyro
 from jaxllm import compilation_cache, data, score
 from jaxllm.atomic import write_file
 from jaxllm.cli.parse import parse
-from jaxllm.cli.source import load_model_and_tokenizer
 from jaxllm.config import Config, Count, CountOrZero, UserPath
 from jaxllm.errors import UserError, unknown
 from jaxllm.report import markdown_table
+from jaxllm.text.load import load_model_and_tokenizer
 
 _DESCRIPTION = """Score a model on text, or on tasks of EleutherAI's lm-evaluation-harness.
 

@@ -9,10 +9,10 @@ import tyro
 
 from jaxllm import compilation_cache
 from jaxllm.cli.parse import parse
-from jaxllm.cli.source import load_model_and_tokenizer
 from jaxllm.config import Count, Seed, UserPath
 from jaxllm.generate import SamplingConfig, stream_text
 from jaxllm.generate.processors import Temperature
+from jaxllm.text.load import load_model_and_tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from jaxllm.errors import UserError
 from jaxllm.targets.candidates import Search
 from jaxllm.targets.catalog import get_target
 from jaxllm.targets.planner import plan
-from jaxllm.train import TrainConfig
+from jaxllm.text import TrainConfig
 
 _DESCRIPTION = """Find the fastest way to train a model, among those that fit a machine that is not here.
 

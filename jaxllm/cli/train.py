@@ -11,9 +11,9 @@ from jaxllm import parallel
 from jaxllm.cli.parse import parse, take
 from jaxllm.errors import UserError
 from jaxllm.models.presets import derived_fields
-from jaxllm.train import TrainConfig, train
-from jaxllm.train.config_file import read_config
-from jaxllm.train.presets import TRAIN_PRESETS
+from jaxllm.text import TrainConfig, train
+from jaxllm.text.config_file import read_config
+from jaxllm.text.presets import TRAIN_PRESETS
 
 _DESCRIPTION = """Train a language model, or go on where the checkpoints in --out end.
 
@@ -66,7 +66,7 @@ def main(argv: Sequence[str]) -> None:
         return
     scores = trained.evaluation
     print(
-        f"held-out loss {scores.loss:.4f} nats a token, {scores.bits_per_byte:.4f} bits per byte, "
-        f"over {scores.tokens:,} tokens\n"
+        f"held-out loss {scores['loss']:.4f} nats a token, {scores['bits_per_byte']:.4f} bits per byte, "
+        f"over {scores['tokens']:,} tokens\n"
         f"sample with: jaxllm generate {shlex.quote(config.out)} --prompt 'The '"
     )

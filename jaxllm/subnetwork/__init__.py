@@ -17,4 +17,4 @@ from jaxllm.subnetwork.schedule import progressive_layer_drop as progressive_lay
 from jaxllm.subnetwork.schedule import random_paths as random_paths
 from jaxllm.subnetwork.schedule import savings as savings
 from jaxllm.subnetwork.view import check_schedule as check_schedule
-from jaxllm.subnetwork.view import make_view as make_view
+from jaxllm.subnetwork.view import subnetwork as subnetwork

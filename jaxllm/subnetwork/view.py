@@ -1,7 +1,7 @@
-"""The subnetworks of one stage, as `train.make_train_step` wants them."""
+"""The subnetworks of one stage, as a view of the parameters."""
 
 from collections.abc import Callable
-from functools import partial
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -14,7 +14,36 @@ from jaxllm.subnetwork.sample import sample, sampled_units
 from jaxllm.subnetwork.schedule import Schedule
 
 
-def make_view(
+@dataclass(frozen=True, eq=False)
+class Subnetwork:
+    """A view of a model, (params, frozen, key) -> smaller params; see `subnetwork`."""
+
+    config: ModelConfig
+    rates: Rates
+    schedule: Schedule
+    axes: Any
+    shards: int
+    cut: Callable
+
+    def __call__(self, params: Any, frozen: Any, key: jax.Array | None) -> Any:
+        """Return the parameters of the subnetwork that a key draws; all of them without one."""
+        del frozen
+        if key is None:
+            return params
+        scale = None
+        if self.schedule.layer_scale == "inverse":
+            scale = jnp.asarray(1 / layer_probabilities(self.config, self.rates), jnp.float32)
+        return self.cut(params, self.axes, self._draw(key), scale)
+
+    def optimizer_args(self, key: jax.Array) -> dict[str, Any]:
+        """Return which units a key draws, as `mask_unsampled` takes them."""
+        return {"sampled": sampled_units(self.config, self._draw(key))}
+
+    def _draw(self, key):
+        return _draw(self.config, self.rates, self.schedule, self.shards, key)
+
+
+def subnetwork(
     config: ModelConfig,
     rates: Rates,
     schedule: Schedule,
@@ -22,29 +51,18 @@ def make_view(
     *,
     shards: int = 1,
     cut: Callable = extract,
-) -> Callable[[jax.Array], tuple[Callable, dict[str, jax.Array]]] | None:
-    """Return key -> (params -> smaller params, units sampled); None where everything is kept.
+) -> Subnetwork:
+    """Return a view of a model that draws one of its subnetworks each step; with any loss.
 
     Args:
       config: the whole model.
-      rates: how much of it the stage keeps.
+      rates: how much of it is kept.
       schedule: how subnetworks are drawn.
       axes: pytree of logical axis names, structured like the parameters.
       shards: see `sample`.
       cut: `extract`, or `extract_in_turn`.
     """
-    if rates == Rates():
-        return None
-    scale = None
-    if schedule.layer_scale == "inverse":
-        scale = jnp.asarray(1 / layer_probabilities(config, rates), jnp.float32)
-
-    def view(key):
-        indices = _draw(config, rates, schedule, shards, key)
-        small_of = partial(cut, axes=axes, indices=indices, branch_scale=scale)
-        return small_of, sampled_units(config, indices)
-
-    return view
+    return Subnetwork(config, rates, schedule, axes, shards, cut)
 
 
 def check_schedule(config: ModelConfig, schedule: Schedule, shards: int = 1) -> None:

@@ -24,8 +24,8 @@ from jaxllm.optim import OptimConfig, make_optimizer
 from jaxllm.parallel import HOST_MEMORY, MeshConfig
 from jaxllm.parallel.streaming import BLOCK_BYTES
 from jaxllm.targets.catalog import Target, get_target
-from jaxllm.train import TrainConfig
-from jaxllm.train.precision import get_precision
+from jaxllm.text import TrainConfig
+from jaxllm.text.precision import get_precision, with_precision
 from jaxllm.train.state import init_state, state_shardings
 
 _ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -113,7 +113,7 @@ def estimate(config: TrainConfig, target: Target | str) -> Estimate:
       UserError: the mesh does not cover the target's devices, or the batch cannot be split.
 
     Examples:
-      >>> from jaxllm.train.presets import TRAIN_PRESETS
+      >>> from jaxllm.text.presets import TRAIN_PRESETS
       >>> one = estimate(TRAIN_PRESETS["gpt2"](), "v5e-1")
       >>> one.parameters == 4 * 124_439_808
       True
@@ -150,12 +150,6 @@ def estimate(config: TrainConfig, target: Target | str) -> Estimate:
         peak_flops=target.peak_flops[kind],
         hbm_bytes=target.hbm_bytes,
     )
-
-
-def with_precision(config: TrainConfig) -> TrainConfig:
-    """Return the config with the model's types as its precision policy sets them."""
-    policy = get_precision(config.precision)
-    return replace(config, model=replace(config.model, dtype=policy.dtype, param_dtype=policy.param_dtype))
 
 
 def state_bytes(config: TrainConfig, mesh: dict[str, int]) -> tuple[int, int]:

@@ -14,9 +14,9 @@ from jaxllm.optim.config import keeps_small_updates
 from jaxllm.parallel import MeshConfig
 from jaxllm.targets.analytic import mesh_sizes
 from jaxllm.targets.catalog import Target
-from jaxllm.train import PRECISIONS, TrainConfig
-from jaxllm.train.config import ENGINES
-from jaxllm.train.precision import get_precision
+from jaxllm.text import PRECISIONS, TrainConfig
+from jaxllm.text.config import ENGINES
+from jaxllm.text.precision import get_precision
 
 # Policies worth trying: they differ in what they keep. The others that a model knows are variants.
 REMATS = ("none", "dots", "full", "offload")

@@ -18,7 +18,8 @@ from jaxllm.source_digest import source_digest
 from jaxllm.targets.catalog import Target
 from jaxllm.targets.forecast import Forecast
 from jaxllm.targets.train_step import compile_train_step
-from jaxllm.train import TrainConfig, to_dict
+from jaxllm.text import TrainConfig
+from jaxllm.train import to_dict
 from jaxllm.user_cache import user_cache_folder
 
 # Fields of a run that no compiled step depends on.

@@ -23,8 +23,9 @@ from jaxllm.targets.forecast_cache import cached_forecast
 from jaxllm.targets.shortfall import nothing_fits
 from jaxllm.targets.tiled import Simulation, simulate_step, tiled_plans
 from jaxllm.targets.train_step import with_vocabulary
-from jaxllm.train import TrainConfig, to_dict
-from jaxllm.train.config import ENGINES
+from jaxllm.text import TrainConfig
+from jaxllm.text.config import ENGINES
+from jaxllm.train import to_dict
 
 _GIB = 2**30
 _TITLES = ("", "precision", "optimizer", "remat", "offload", "parts", "data x fsdp x tensor", "peak", "step",

@@ -8,7 +8,7 @@ from jaxllm.errors import UserError
 from jaxllm.targets.analytic import estimate
 from jaxllm.targets.candidates import Search, candidates
 from jaxllm.targets.catalog import Target, get_target
-from jaxllm.train import PRECISIONS
+from jaxllm.text import PRECISIONS
 
 _LARGEST = 16384  # devices or TensorCores: beyond any slice
 

@@ -6,15 +6,15 @@ from dataclasses import dataclass
 
 from jaxllm.errors import UserError
 from jaxllm.parallel import MeshConfig
-from jaxllm.targets.analytic import with_precision
 from jaxllm.targets.candidates import Search
 from jaxllm.targets.catalog import Target
+from jaxllm.text import TrainConfig
+from jaxllm.text.precision import with_precision
 from jaxllm.tiles.config import TilesConfig, TileSizes
 from jaxllm.tiles.cost_model import DataSheet
 from jaxllm.tiles.gpt2 import StepOptions, check_model, gpt2_step
 from jaxllm.tiles.machines import Machine, gpu_machine
 from jaxllm.tiles.simulate import Schedule, set_priorities, simulate
-from jaxllm.train import TrainConfig
 
 _USED = 0.9  # of a device's memory: StarPU's share; the rest is the kernels' working space
 _DISPATCH = 30e-6  # seconds a task of the host's one thread: 12e-6 measured on a CPU, and its copies

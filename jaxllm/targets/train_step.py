@@ -13,8 +13,8 @@ from jaxllm.targets.compiled import compile
 from jaxllm.targets.compiled import mesh as make_mesh
 from jaxllm.targets.forecast import Forecast
 from jaxllm.targets.topology import devices
-from jaxllm.train.config import TrainConfig
-from jaxllm.train.job import prepare_shapes
+from jaxllm.text import prepare_shapes
+from jaxllm.text.config import TrainConfig
 from jaxllm.vocabulary import parse_groups
 
 

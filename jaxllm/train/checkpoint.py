@@ -47,13 +47,15 @@ class Checkpoints:
       folder: of the checkpoints alone.
       keep_last: how many of the newest to keep.
       keep_best: how many of those with the lowest held-out loss.
+      keep_steps: those that are kept besides.
       together: all processes of a run read at once, and what one cannot read is damaged for all.
     """
 
-    def __init__(self, folder, *, keep_last: int = 2, keep_best: int = 1, together: bool = False):
+    def __init__(self, folder, *, keep_last: int = 2, keep_best: int = 1,
+                 keep_steps: Sequence[int] = (), together: bool = False):  # fmt: skip
         self.folder = Path(folder).absolute()
         self._together = together and jax.process_count() > 1
-        self._keep_last, self._keep_best = keep_last, keep_best
+        self._keep_last, self._keep_best, self._keep_steps = keep_last, keep_best, keep_steps
         self._writer: ocp.AsyncCheckpointer | None = None
         self._losses: dict[int, float] = {}
 
@@ -313,7 +315,7 @@ class Checkpoints:
             return
         steps = self.steps()
         measured = sorted((s for s in steps if self._loss(s) < math.inf), key=lambda s: (self._loss(s), -s))
-        kept = {*steps[-self._keep_last :], *measured[: self._keep_best]}
+        kept = {*steps[-self._keep_last :], *measured[: self._keep_best], *self._keep_steps}
         for step in set(steps) - kept:
             # Renamed first: a run that is killed here must not leave half of one.
             gone = self.folder / f"{step}{_PARTIAL}"
@@ -337,7 +339,7 @@ def _text_checksum(values: dict[str, Any]) -> str:
 
 def _as_dict(state: TrainState) -> dict[str, Any]:
     fields = {f.name: getattr(state, f.name) for f in dataclasses.fields(state)}
-    del fields["failed"]
+    del fields["failed"], fields["frozen"]
     return fields
 
 

@@ -46,12 +46,15 @@ class MetricsLog:
         *,
         every: int,
         last: int,
+        unit: str,
         learning_rates: np.ndarray | None,
     ):
         self._writers, self._watch = writers, watch
         self._every, self._last, self._learning_rates = every, last, learning_rates
+        self._unit = unit
         self._pending = None
-        self.last = {"loss": math.nan, "grad_norm": math.nan}  # metrics of the last step that did not fail
+        # Metrics of the last step that did not fail.
+        self.last = {"loss": math.nan, "grad_norm": math.nan, "sound": True}
 
     def push(self, step: int, position: dict[str, Any], metrics) -> None:
         """Hand over the metrics of a dispatched step and read those of the step before.
@@ -82,10 +85,11 @@ class MetricsLog:
         self.last = metrics
         loss = float(metrics["loss"])
         self._watch.lap()
-        speed = self._watch.tokens_per_second
-        self._writers.advance(loss=loss, tokens_per_second=speed)
+        speed = self._watch.speed
+        self._writers.advance(loss, speed, self._unit)
         if step % self._every == 0 or step == self._last:
-            values = {"loss": loss, "grad_norm": float(metrics["grad_norm"]), "tokens_per_second": speed}
+            values = {"loss": loss, "grad_norm": float(metrics["grad_norm"])}
+            values[f"{self._unit}_per_second"] = speed
             if self._learning_rates is not None:
                 values["learning_rate"] = float(self._learning_rates[step - 1])
             self._writers.write(step, values)

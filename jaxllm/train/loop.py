@@ -1,25 +1,29 @@
 """The training loop."""
 
 import math
-from dataclasses import dataclass
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import jax
+import optax
 
 from jaxllm import compilation_cache, host_memory
+from jaxllm.errors import UserError
 from jaxllm.parallel import losses_told
 from jaxllm.train.checkpoint import Checkpoints
-from jaxllm.train.config import TrainConfig, to_dict
-from jaxllm.train.evaluate import Evaluation, evaluate
+from jaxllm.train.config import RunConfig
+from jaxllm.train.engine import Engine, jit_engine
 from jaxllm.train.folder import check_room, check_shared, only_trainer, run_folder
 from jaxllm.train.interrupt import Interrupted, StopRequest
-from jaxllm.train.job import Job, prepare
-from jaxllm.train.load import TOKENIZER_FILE
 from jaxllm.train.log import MetricsLog, NonFiniteLoss
-from jaxllm.train.precision import warn_of_lost_updates
+from jaxllm.train.prepare import Run, prepare
 from jaxllm.train.profiler import Profiler
-from jaxllm.train.resume import begun, place, start_or_resume, state_after
+from jaxllm.train.start import begin, saved_config, state_after
 from jaxllm.train.step import is_sound
+from jaxllm.train.task import Stage, Task, View
 from jaxllm.train.timing import Stopwatch, seconds_since_process_start
 from jaxllm.train.writers import Writers
 
@@ -28,57 +32,74 @@ from jaxllm.train.writers import Writers
 class Trained:
     """A finished run."""
 
-    job: Job
+    run: Run
     params: Any
-    evaluation: Evaluation  # of the last step
     steps: int  # done now; 0 if the run had already finished
-    tokens_per_second: float  # over the steps alone; 0 if fewer than two were left to do
+    speed: float  # of `RunConfig.work_per_step`, a second; 0 if fewer than two steps were left to do
     seconds_to_first_step: float  # from the start of the process to the end of its first step
+    evaluation: dict[str, float] = field(default_factory=dict)  # of the last step
 
 
-def train(config: TrainConfig, *, loss=None, optimizer=None, subnetworks=None, devices=None) -> Trained:
-    """Train a model, or go on where the checkpoints in `config.out` end.
+def train(
+    task: Task,
+    config: RunConfig = RunConfig(),
+    *,
+    optimizer: optax.GradientTransformation,
+    views: Sequence[View] | Sequence[Stage] = (),
+    engine: Engine = jit_engine(),
+    start: Any = None,
+    devices: Sequence[jax.Device] | None = None,
+    schedule: optax.Schedule | None = None,
+) -> Trained:
+    """Train a task, or go on where the checkpoints in `config.out` end.
 
     Args:
-      config: the run.
-      loss: replaces next-token cross-entropy; (params, batch, key) -> (mean, sums with token_count).
-      optimizer: any optax transformation, instead of the one that `config.optim` describes.
-      subnetworks: a `subnetwork.Schedule`, instead of the one that `config.subnetwork` names.
+      task: what is trained.
+      config: for how long, and where it writes.
+      optimizer: any optax transformation.
+      views: functions of the parameters, applied before the loss; see `prepare`.
+      engine: makes the step.
+      start: parameters to begin with; None: the task draws them.
       devices: which to train on; None is all.
+      schedule: of the learning rate, for the log.
 
     Raises:
-      UserError: bad input, before anything is compiled; another run is at work in `config.out`.
+      UserError, Interrupted, NonFiniteLoss, ProcessLost: see `train_run`.
+    """
+    options = dict(optimizer=optimizer, views=views, engine=engine, start=start, schedule=schedule)
+    return train_run(prepare(task, config, devices=devices, **options))
+
+
+def train_run(run: Run) -> Trained:
+    """Take the steps of a run that is prepared.
+
+    Raises:
+      UserError: another run is at work in its folder, or the checkpoints there are not its own.
       Interrupted: SIGTERM, SIGHUP or Ctrl-C came; a checkpoint was saved.
       NonFiniteLoss: names the step; the state from before it was saved.
       ProcessLost: of a run of several processes another one is gone.
     """
     compilation_cache.enable()
     host_memory.keep_freed_memory()
-    out = run_folder(config.out)
-    with losses_told():
-        tokenizer, vocab_groups = begun(config)
-    job = prepare(config, loss=loss, optimizer=optimizer, subnetworks=subnetworks, devices=devices,
-                  tokenizer=tokenizer, vocab_groups=vocab_groups)  # fmt: skip
-    config = job.config
-    if jax.process_index() == 0:
-        own = f"the optimizer '{config.optim.name}'" if optimizer is None else "the given optimizer"
-        warn_of_lost_updates(config.precision, own, job.shapes.opt_state)
-    check_room(out, job.shapes, copies=config.keep_last + config.keep_best + 1)
+    config, out = run.config, run_folder(run.config.out)
+    check_room(out, run.shapes, copies=config.keep_last + config.keep_best + len(config.keep_steps) + 1)
     with losses_told():
         check_shared(out)
-    watch = Stopwatch(config.tokens_per_step)
-    seconds_to_first_step = 0.0
+    work, unit = config.work_per_step
+    watch, seconds_to_first_step, evaluation = Stopwatch(work), 0.0, {}
 
     with (
         losses_told(),
         only_trainer(out),
         Checkpoints(out / "checkpoints", keep_last=config.keep_last, keep_best=config.keep_best,
-                    together=True) as kept,
+                    keep_steps=config.keep_steps, together=True) as kept,
     ):  # fmt: skip
-        batches = job.batches()
-        state, start = start_or_resume(job, kept, batches)
+        batches = run.batches()
+        state, start, how = begin(run, kept, batches)
         if jax.process_index() == 0:
-            job.corpus.tokenizer.save(out / TOKENIZER_FILE)
+            print(how, file=sys.stderr)
+            if run.task.save is not None:
+                run.task.save(out)
         last = min(config.steps, start + config.stop_after) if config.stop_after else config.steps
         with (
             Writers(out, steps=config.steps, start=start, progress=config.progress,
@@ -86,36 +107,38 @@ def train(config: TrainConfig, *, loss=None, optimizer=None, subnetworks=None, d
             Profiler(out / "profile", config.profile) as profiler,
             StopRequest() as stop,
         ):  # fmt: skip
-            log = MetricsLog(writers, watch, every=config.log_every, last=last,
-                             learning_rates=job.learning_rates())  # fmt: skip
+            log = MetricsLog(writers, watch, every=config.log_every, last=last, unit=unit,
+                             learning_rates=run.learning_rates())  # fmt: skip
+            remembered = saved_config(run)
 
             def save(step, position, heldout_loss=math.inf):
-                in_place = config.offload != "none" and config.engine == "jit"
-                if in_place and not is_sound(state.params, state.opt_state):
+                if "sound" not in log.last and not is_sound(state.params, state.opt_state):
                     raise NonFiniteLoss(step, position, log.last, saved=False)
-                kept.save(state, step=step, data=position, config=to_dict(config), heldout_loss=heldout_loss)
+                kept.save(state, step=step, data=position, config=remembered, heldout_loss=heldout_loss)
 
             def evaluate_at(step):
                 def before_batch():
                     if stop.signum is not None:  # there may be little time left
-                        save(step, place(job, batches))
+                        save(step, batches.state())
 
-                scores = evaluate(
-                    job, state.params, max_batches=config.eval_batches, before_batch=before_batch
-                )
-                writers.evaluated(step, scores)
-                return scores.loss
+                mean_loss = partial(run.mean_loss, frozen=state.frozen, before_batch=before_batch)
+                evaluation = run.task.evaluate(state.params, mean_loss)
+                writers.evaluated(step, evaluation)
+                return evaluation
 
             def evaluation_is_due(step):
-                return step % config.eval_every == 0 or step == last
+                return run.task.evaluate is not None and (step % config.eval_every == 0 or step == last)
+
+            def save_is_due(step):
+                return step % config.save_every == 0 or step == last or step in config.keep_steps
 
             if start and evaluation_is_due(start) and writers.lacks_evaluation(start):
-                evaluate_at(start)  # the run was ended during it
+                evaluation = evaluate_at(start)  # the run was ended during it
             try:
                 for step in range(start + 1, last + 1):
-                    position = place(job, batches)
+                    position = batches.state()
                     with jax.profiler.StepTraceAnnotation("train", step_num=step):
-                        state, metrics = job.train_step_at(step - 1)(state, job.put(next(batches)))
+                        state, metrics = run.train_step_at(step - 1)(state, run.put(_next(batches, step)))
                     if step == start + 1:
                         metrics["loss"].block_until_ready()
                         seconds_to_first_step = seconds_since_process_start()
@@ -126,11 +149,12 @@ def train(config: TrainConfig, *, loss=None, optimizer=None, subnetworks=None, d
                     heldout_loss = math.inf
                     if evaluation_is_due(step):
                         log.flush()
-                        heldout_loss = evaluate_at(step)
+                        evaluation = evaluate_at(step)
+                        heldout_loss = evaluation.get("loss", math.inf)
                         stopping |= stop.signum is not None
-                    if stopping or step % config.save_every == 0 or step == last:
+                    if stopping or save_is_due(step):
                         log.flush()
-                        save(step, place(job, batches), heldout_loss)
+                        save(step, batches.state(), heldout_loss)
                     if stopping:
                         kept.wait()
                         raise Interrupted(stop.signum, f"stopped after step {step}; the state is saved "
@@ -139,18 +163,28 @@ def train(config: TrainConfig, *, loss=None, optimizer=None, subnetworks=None, d
                 if failure.overwritten:
                     state = None  # its memory is needed
                     kept.wait()
-                    state = state_after(job, kept, failure.updates)
+                    state = state_after(run, kept, failure.updates)
                 if failure.saved:
                     save(failure.updates, failure.position)
                 kept.wait()
                 raise
         kept.wait()
-        evaluation = evaluate(job, state.params, max_batches=config.final_eval_batches)
+        if not evaluation and run.task.evaluate is not None:  # there was nothing left to do
+            evaluation = run.task.evaluate(state.params, partial(run.mean_loss, frozen=state.frozen))
     return Trained(
-        job=job,
+        run=run,
         params=state.params,
-        evaluation=evaluation,
         steps=max(0, last - start),
-        tokens_per_second=watch.overall_tokens_per_second,
+        speed=watch.overall_speed,
         seconds_to_first_step=seconds_to_first_step,
+        evaluation=evaluation,
     )
+
+
+def _next(batches, step: int):
+    try:
+        return next(batches)
+    except StopIteration:
+        raise UserError(
+            f"the task's batches ended before step {step}; let them go on without end, or lower steps"
+        ) from None

@@ -24,15 +24,17 @@ class TrainState:
     opt_state: Any
     key: jax.Array  # uint32 key data; step t draws from fold_in(key, t)
     failed: jax.Array  # bool: a loss or gradient was not finite; no update is applied any more
+    frozen: Any = None  # what views and loss read and nobody trains; not in checkpoints
 
 
-def init_state(init_params, optimizer: optax.GradientTransformation, key) -> TrainState:
+def init_state(init_params, optimizer: optax.GradientTransformation, key, frozen=None) -> TrainState:
     """Return the state before the first step.
 
     Args:
       init_params: key -> params.
       optimizer: the chain that the run updates with.
       key: a typed random key.
+      frozen: arrays that views and loss read and nobody trains.
     """
     key_params, key_run = jax.random.split(key)
     params = init_params(key_params)
@@ -42,10 +44,13 @@ def init_state(init_params, optimizer: optax.GradientTransformation, key) -> Tra
         opt_state=optimizer.init(params),
         key=jax.random.key_data(key_run),
         failed=jnp.zeros((), bool),
+        frozen=frozen,
     )
 
 
-def state_shardings(state_shapes: TrainState, optimizer, axes, mesh, *, offload: str = "none") -> TrainState:
+def state_shardings(
+    state_shapes: TrainState, optimizer, axes, mesh, *, offload: str = "none", frozen_axes=None
+) -> TrainState:
     """Return a NamedSharding for each array of a state.
 
     Whatever the optimizer keeps in the shape of a parameter is sharded like that parameter;
@@ -56,8 +61,9 @@ def state_shardings(state_shapes: TrainState, optimizer, axes, mesh, *, offload:
       optimizer: the chain the state was made with.
       axes: pytree of logical axis names, structured like the parameters.
       mesh: the mesh of the run.
-      offload: as of `TrainConfig`. Of the parameters' shapes those move that are stacks of layers' matrices,
+      offload: as of `RunConfig`. Of the parameters' shapes those move that are stacks of layers' matrices,
         of a mebibyte or more.
+      frozen_axes: names of the axes of `state_shapes.frozen`.
     """
     replicated = NamedSharding(mesh, PartitionSpec())
     params = parallel.shardings(axes, state_shapes.params, mesh)
@@ -79,7 +85,10 @@ def state_shardings(state_shapes: TrainState, optimizer, axes, mesh, *, offload:
     )
     if offload == "state":
         params = jax.tree.map(lambda s, moves: parallel.in_host_memory(s) if moves else s, params, moves)
-    return TrainState(step=replicated, params=params, opt_state=opt_state, key=replicated, failed=replicated)
+    frozen = state_shapes.frozen
+    if frozen is not None:
+        frozen = parallel.shardings(frozen_axes, frozen, mesh)
+    return TrainState(replicated, params, opt_state, replicated, replicated, frozen)
 
 
 def _is_moved(names: tuple[str | None, ...], param) -> bool:

@@ -1,21 +1,16 @@
 """One update of the parameters, and one evaluation, as pure functions to be jitted."""
 
 import functools
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from jaxllm import parallel
+from jaxllm.errors import UserError
 from jaxllm.train.state import TrainState
-
-# loss(params, batch, key) -> (mean over the batch's counted tokens, sums). sums["token_count"] is what the
-# mean was divided by; sums["loss_sum"], if it is there, is what an evaluation reports, without regularisers.
-LossFunction = Callable[[Any, Any, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
-# view(key) -> (params -> the params that the loss takes, what the optimizer is told was sampled)
-View = Callable[[jax.Array], tuple[Callable[[Any], Any], dict[str, jax.Array]]]
+from jaxllm.train.task import LossFunction, View, check_loss
 
 
 def make_train_step(
@@ -23,7 +18,7 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     *,
     accumulate: int = 1,
-    view: View | None = None,
+    views: Sequence[View] = (),
 ):
     """Return step(state, batch) -> (state, metrics); jit it with the state donated.
 
@@ -38,25 +33,25 @@ def make_train_step(
     written over the old ones: to know before would take a second copy of the state, or the update twice.
     `train` makes the state from before again. (A state in the host's memory is not tested: see `is_sound`.)
 
-    With a `view` the loss is a function of other parameters, made from the state's by a linear function
-    that is drawn once a step (a subnetwork's, `subnetwork.make_view`): gradients of parts are computed and
-    summed for those, and transposed once.
+    The loss is a function of what the views make of the parameters. They are drawn once a step: gradients of
+    parts are computed and summed for what they return, and pulled back through them once.
 
     Args:
-      loss: (params, batch, key) -> (mean, sums); see LossFunction.
+      loss: (params, batch, key) -> (mean, sums); see `LossFunction`.
       optimizer: the chain.
       accumulate: parts a batch is cut into; must divide its first axis.
-      view: (key) -> (linear function, sampled); the optimizer's update is called with `sampled=`.
+      views: (params, frozen, key) -> params, one applied to what the one before returned; see `View`.
 
     Returns:
-      metrics: loss, grad_norm, failed, sound (scalars, float32 and bool) and token_count.
+      metrics: loss, grad_norm, token_count, failed (scalars, float32 and bool), and sound unless some of the
+      state is in the host's memory.
     """
 
     optimizer = optax.with_extra_args_support(optimizer)
 
-    def gradients(params, batch, key, seen=_everything):
+    def gradients(params, batch, key, seen=lambda params: params):
         def of_seen(params):
-            return loss(seen(params), batch, key)
+            return _call(loss, seen(params), params, batch, key)
 
         (mean, aux), grads = jax.value_and_grad(of_seen, has_aux=True)(params)
         return mean, jnp.asarray(aux["token_count"], jnp.float32), grads
@@ -76,16 +71,18 @@ def make_train_step(
         start = (jnp.zeros((), jnp.float32), jnp.zeros((), jnp.float32), zeros)
         (total, count, grads), _ = jax.lax.scan(add, start, (parts, jax.random.split(key, accumulate)))
         scale = 1 / jnp.where(count == 0, 1, count)  # weights may sum to less than 1
-        grads = _transpose(seen, params, jax.tree.map(lambda g: g * scale, grads))
+        wide = jax.tree.map(lambda p: p.astype(jnp.float32), params)  # sums are float32 for any type
+        [grads] = jax.vjp(seen, wide)[1](jax.tree.map(lambda g: g * scale, grads))
         return total * scale, count, grads
 
     def step(state: TrainState, batch):
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
         compute = gradients if accumulate == 1 else accumulated
-        seen, extra = _everything, {}
-        if view is not None:
-            seen, sampled = view(jax.random.fold_in(key, 1))
-            extra = {"sampled": sampled}
+        keys = [jax.random.fold_in(key, number) for number in range(1, len(views) + 1)]
+        extra = {}
+        for view, view_key in zip(views, keys, strict=True):
+            extra |= view.optimizer_args(view_key) if hasattr(view, "optimizer_args") else {}
+        seen = functools.partial(see, views, state.frozen, keys)
         mean, count, grads = compute(state.params, batch, key, seen)
         failed = state.failed | ~jnp.isfinite(mean)
         kept = (state.step, state.params, state.opt_state)
@@ -94,10 +91,10 @@ def make_train_step(
         # As one function, so that what lies in the host's memory is fetched and written once.
         kept, (norm, failed) = parallel.streamed(update)(kept, grads, failed, extra)
         # The barrier: fused with the update, the test of each number would be an array in memory.
-        sound = jnp.array(True) if in_host_memory else _is_sound(*jax.lax.optimization_barrier(kept[1:]))
-        state = TrainState(*kept, state.key, failed | ~sound)
-        metrics = {"loss": mean, "grad_norm": norm, "failed": state.failed, "sound": sound}
-        return state, metrics | {"token_count": count}
+        tested = {} if in_host_memory else {"sound": _is_sound(*jax.lax.optimization_barrier(kept[1:]))}
+        failed |= ~tested.get("sound", jnp.array(True))
+        state = TrainState(*kept, state.key, failed, state.frozen)
+        return state, {"loss": mean, "grad_norm": norm, "failed": failed, "token_count": count} | tested
 
     def update(kept, grads, failed, extra):
         step, params, opt_state = kept
@@ -126,27 +123,50 @@ def _is_sound(params, opt_state):
     return functools.reduce(jnp.logical_and, [~jnp.any(x) for x in bad])
 
 
-def _everything(params):
+def see(views: Sequence[View], frozen, keys: Sequence[jax.Array | None], params):
+    """Return what views make of parameters, one after the other."""
+    for view, key in zip(views, keys, strict=True):
+        params = view(params, frozen, key)
     return params
 
 
-def _transpose(linear, params, cotangents):
-    """Return the transpose of a linear function of parameters, in the types of the cotangents."""
-    like = jax.tree.map(lambda p, g: p.astype(g.dtype), params, cotangents)  # sums are float32 for any type
-    return jax.vjp(linear, like)[1](cotangents)[0]
-
-
-def make_eval_step(loss: LossFunction):
-    """Return step(params, batch) -> (sum of the loss over counted tokens, their number), float32.
+def make_eval_step(loss: LossFunction, views: Sequence[View] = ()):
+    """Return step(params, frozen, batch) -> (sum of the loss over what is counted, its number), float32.
 
     The sum is the loss function's `loss_sum`, or its mean times its count where it has none.
     """
 
-    def step(params, batch):
-        mean, sums = loss(params, batch, jax.random.key(0))
+    def step(params, frozen, batch):
+        mean, sums = _call(loss, see(views, frozen, [None] * len(views), params), params, batch, None)
         count = jnp.asarray(sums["token_count"], jnp.float32)
         if "loss_sum" in sums:
             mean = sums["loss_sum"] / jnp.where(count == 0, 1, count)
         return mean * count, count
 
     return step
+
+
+def _names(tree) -> list[str]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
+
+
+def _call(loss, seen, params, batch, key):
+    """Return what a loss returns, checked.
+
+    Raises:
+      UserError: it returns something else than (mean, sums), or cannot take what the views returned.
+    """
+    try:
+        returned = loss(seen, batch, key)
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
+        if jax.tree.structure(seen) == jax.tree.structure(params):
+            raise
+        before, after = (set(_names(tree)) for tree in (params, seen))
+        changed = sorted(before ^ after, key=str) or ["its structure"]
+        raise UserError(
+            f"a view changed the tree of parameters ({', '.join(changed)[:120]}), and the loss cannot take "
+            f"what it returns ({type(error).__name__}: {error}); let the view return what the loss reads"
+        ) from error
+    check_loss(returned)
+    return returned

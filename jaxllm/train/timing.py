@@ -8,10 +8,15 @@ _IMPORTED = time.time()
 
 
 class Stopwatch:
-    """Tokens per second over the steps alone: pause it for evaluation and saving."""
+    """How much work is done a second, over the steps alone: pause it for evaluation and saving.
 
-    def __init__(self, tokens_per_step: int, recent: int = 50):
-        self._tokens = tokens_per_step
+    Args:
+      work: what a step does, in tokens or whatever is counted.
+      recent: how many steps `speed` looks back.
+    """
+
+    def __init__(self, work: int, recent: int = 50):
+        self._work = work
         self._recent = deque(maxlen=recent)  # seconds a step
         self._seconds = 0.0
         self._steps = 0
@@ -31,14 +36,14 @@ class Stopwatch:
         self._last = None
 
     @property
-    def tokens_per_second(self) -> float:
+    def speed(self) -> float:
         """Over the last few steps; 0 before there are two."""
-        return len(self._recent) * self._tokens / sum(self._recent) if self._recent else 0.0
+        return len(self._recent) * self._work / sum(self._recent) if self._recent else 0.0
 
     @property
-    def overall_tokens_per_second(self) -> float:
+    def overall_speed(self) -> float:
         """Over all steps but the first; 0 before there are two."""
-        return self._steps * self._tokens / self._seconds if self._steps else 0.0
+        return self._steps * self._work / self._seconds if self._steps else 0.0
 
 
 def seconds_since_process_start() -> float:

@@ -36,10 +36,11 @@ class Writers:
         if tensorboard:
             self._tensorboard = _tensorboard_writer(folder / "tensorboard")
 
-    def advance(self, *, loss: float, tokens_per_second: float) -> None:
+    def advance(self, loss: float, speed: float, unit: str) -> None:
         """Move the progress bar by one step."""
         if self._active:
-            self._bar.set_postfix_str(f"loss {loss:.3f}, {tokens_per_second:,.0f} tokens/s", refresh=False)
+            shown = f"{speed:,.0f}" if speed >= 10 else f"{speed:.2g}"
+            self._bar.set_postfix_str(f"loss {loss:.3f}, {shown} {unit}/s", refresh=False)
             self._bar.update()
 
     def write(self, step: int, values: dict[str, float]) -> None:
@@ -53,16 +54,15 @@ class Writers:
             for name, value in values.items():
                 self._tensorboard.add_scalar(name, value, step)
 
-    def evaluated(self, step: int, scores) -> None:
-        """Record an `Evaluation` and show it above the progress bar."""
-        self.write(step, {"heldout_loss": scores.loss, "heldout_bits_per_byte": scores.bits_per_byte})
+    def evaluated(self, step: int, scores: dict[str, float]) -> None:
+        """Record what an evaluation found and show it above the progress bar."""
+        self.write(step, {f"heldout_{name}": value for name, value in scores.items()})
         if self._active:
-            self._bar.write(
-                f"step {step}: held-out loss {scores.loss:.4f}, {scores.bits_per_byte:.4f} bits per byte"
-            )
+            shown = ", ".join(f"{name.replace('_', ' ')} {value:.5g}" for name, value in scores.items())
+            self._bar.write(f"step {step}: held-out {shown}")
 
     def lacks_evaluation(self, step: int) -> bool:
-        """Return whether no `Evaluation` of a step was recorded; the same answer in all processes."""
+        """Return whether no evaluation of a step was recorded; the same answer in all processes."""
         lacks = self._active and all(number != step for number, _ in heldout_curve(self._path.parent))
         if jax.process_count() > 1:
             lacks = bool(multihost_utils.broadcast_one_to_all(np.int32(lacks)))

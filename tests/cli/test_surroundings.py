@@ -86,7 +86,7 @@ def test_paths_in_quotes_reach_the_home_folder(monkeypatch, tmp_path):
 
 
 def test_without_docstrings_a_command_line_is_still_read():
-    from jaxllm.train import TrainConfig
+    from jaxllm.text import TrainConfig
 
     presets = {"debug": TrainConfig}
     config, preset = parse.parse(TrainConfig, ["--steps", "3"], prog="x", description=None, presets=presets,

@@ -18,7 +18,7 @@ from jaxllm.errors import UserError
 from jaxllm.models import get_preset
 from jaxllm.subnetwork import Savings
 from jaxllm.targets.train_step import with_vocabulary
-from jaxllm.train import prepare
+from jaxllm.text import prepare
 
 EST = "est-gpt2-like"
 
@@ -49,7 +49,7 @@ def finished(tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(experiment, "prepare", lambda run: job(run))
-        patch.setattr("jaxllm.train.loop.prepare", lambda run, **_: job(run))
+        patch.setattr("jaxllm.text.training.prepare", lambda run, **_: job(run))
         patch.setattr(experiment, "train_once", trained)
         patch.setattr(experiment, "time_steps", timed)
         yield config, experiment.main(config, "debug")
@@ -214,5 +214,5 @@ def test_the_paper_preset_s_stages_compile_for_its_machine(machine):
     run = arms_of(experiment.PRESETS["paper"]())[EST]
     run = dataclasses.replace(run, model=get_preset("gpt2", num_layers=2))
     job = benchmark.prepare_shapes(run, devices=targets.devices(targets.get_target(machine)))
-    for _, step in job.train_steps:
+    for _, step in job.steps:
         assert targets.compile(step, (job.shapes, job.batch_shapes), machine).fits

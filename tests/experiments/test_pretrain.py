@@ -12,7 +12,7 @@ import pytest
 from experiments import pretrain
 from jaxllm import data
 from jaxllm.optim import OptimConfig
-from jaxllm.train import train
+from jaxllm.text import train
 from jaxllm.train.writers import read_metrics
 
 

@@ -19,9 +19,8 @@ from experiments import stochastic_rounding as experiment
 from jaxllm import models, targets
 from jaxllm.errors import UserError
 from jaxllm.optim import decay_mask, make_optimizer, stochastic_round
-from jaxllm.train import PRECISIONS, prepare, train
+from jaxllm.text import PRECISIONS, next_token_loss, prepare, train
 from jaxllm.train.checkpoint import Checkpoints
-from jaxllm.train.job import language_model_loss
 from jaxllm.train.log import NonFiniteLoss
 
 LOW, MIDDLE, HIGH = 1e-4, 1e-3, 1e-2
@@ -154,7 +153,7 @@ def test_the_step_observed_is_the_one_that_training_takes(finished):
     batches = job.batches()
     batches.restore(position)
     batch = job.put(next(batches))
-    loss = language_model_loss(job.config)
+    loss = next_token_loss(job.config)
     grads = jax.jit(jax.grad(lambda params: loss(params, batch, None)[0]))(state.params)
     wanted = adamw(runs[1], state.params, grads, state.opt_state, models.axes(job.model))
     old = float64(state.params)
@@ -246,7 +245,7 @@ def test_a_finished_run_is_not_repeated_and_another_one_is_not_taken_for_it(fini
     assert asked == [(5, 30)] and losses[2] == math.inf and max(losses[:2]) < math.inf
     run = experiment.run_config(config, "mixed_o1", LOW, seed=0)
     longer = dataclasses.replace(run, steps=31)
-    monkeypatch.setattr(sys.modules["jaxllm.train.cached_result"], "write_file", lambda path, content: None)
+    monkeypatch.setattr(sys.modules["jaxllm.text.cached_result"], "write_file", lambda path, content: None)
     experiment.train_once(longer)
     assert asked[1:] == [(0, 31)]
 

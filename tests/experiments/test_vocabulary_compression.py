@@ -15,8 +15,7 @@ from experiments.vocabulary_heads import compile_step, full_logits_loss
 from jaxllm import models
 from jaxllm.errors import UserError
 from jaxllm.report import read_report
-from jaxllm.train import train
-from jaxllm.train.job import language_model_loss
+from jaxllm.text import next_token_loss, train
 
 
 def debug(**changes):
@@ -46,7 +45,7 @@ def test_full_logits_and_the_fused_loss_are_one_function():
     batch = dict(tokens=tokens[:, :-1], targets=tokens[:, 1:], segment_ids=(tokens[:, :-1] > 40).cumsum(1))
     batch = jax.tree.map(jnp.asarray, batch | dict(mask=(tokens[:, 1:] > 5).astype(np.float32)))
     (full, aux), got = jax.jit(jax.value_and_grad(full_logits_loss(run), has_aux=True))(params, batch, None)
-    fused_loss = jax.value_and_grad(language_model_loss(run), has_aux=True)
+    fused_loss = jax.value_and_grad(next_token_loss(run), has_aux=True)
     (fused, fused_aux), expected = jax.jit(fused_loss)(params, batch, jax.random.key(0))
     assert float(full) == pytest.approx(float(fused), rel=1e-5)
     assert float(aux["token_count"]) == float(fused_aux["token_count"]) < tokens[:, 1:].size
@@ -70,10 +69,10 @@ def test_parts_and_tenths_of_the_score_sum_to_the_loss(finished):
     for name in config.heads:
         run = experiment.run_config(config, name, 0)
         trained = runs[run.out]
-        job, groups = trained.job, experiment._split(trained.job, config)
+        job, groups = trained.run, experiment._split(trained.run, config)
         scores = experiment.score_tokens(job, trained.params, groups, config.final_eval_batches)
-        assert scores["group"] + scores["token"] == pytest.approx(trained.evaluation.loss, rel=1e-4)
-        assert 0 < scores["group"] < trained.evaluation.loss
+        assert scores["group"] + scores["token"] == pytest.approx(trained.evaluation["loss"], rel=1e-4)
+        assert 0 < scores["group"] < trained.evaluation["loss"]
     # Of the head of groups, also against the loss's own parts.
     sums = np.zeros(3)
     rest = lambda b: dict(mask=b["mask"], segment_ids=b["segment_ids"])

@@ -18,8 +18,8 @@ from jaxllm.generate import SamplingConfig, generate
 from jaxllm.models.config import GROUP_HEADS
 from jaxllm.optim import decay_mask, rotate
 from jaxllm.parallel import MeshConfig, make_mesh, shardings
+from jaxllm.text.config import model_from_dict
 from jaxllm.train import to_dict
-from jaxllm.train.config import model_from_dict
 from jaxllm.vocabulary import vocab_order
 from tests.models.random_params import random_params
 

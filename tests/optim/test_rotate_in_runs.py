@@ -17,9 +17,8 @@ from jaxllm.optim import (
     scale_by_ortho_adam,
 )
 from jaxllm.parallel import MeshConfig
-from jaxllm.train import TrainConfig
+from jaxllm.text import TrainConfig, prepare_shapes
 from jaxllm.train.checkpoint import Checkpoints
-from jaxllm.train.job import prepare_shapes
 from tests.optim.rotate_oracle import AXES, STRATEGIES, assert_trees, ortho_adam, run, tree
 
 

@@ -17,9 +17,9 @@ from jaxllm.cli.parse import run
 from jaxllm.errors import UserError
 from jaxllm.pretrained import fetch_smollm2, from_pretrained, save_pretrained, smollm2
 from jaxllm.pretrained.safetensors_file import open_safetensors
-from jaxllm.train import TrainConfig
+from jaxllm.text import TrainConfig
+from jaxllm.train import to_dict
 from jaxllm.train.checkpoint import Checkpoints
-from jaxllm.train.config import to_dict
 from jaxllm.train.state import TrainState
 
 from .conftest import FAMILIES, assert_same, make_params

@@ -17,8 +17,8 @@ from jaxllm.parallel import MeshConfig
 from jaxllm.targets import analytic
 from jaxllm.targets.analytic import estimate
 from jaxllm.targets.catalog import get_target
-from jaxllm.train import TrainConfig
-from jaxllm.train.precision import PRECISIONS
+from jaxllm.text import TrainConfig
+from jaxllm.text.precision import PRECISIONS
 from jaxllm.train.state import init_state, state_shardings
 
 ONE = {"data": 1, "fsdp": 1, "tensor": 1}
@@ -207,14 +207,14 @@ def test_peak_is_near_that_of_the_step_compiled_for_the_cpu():
 
 
 def _compiled_peak(config):
-    from jaxllm.train.job import language_model_loss
+    from jaxllm.text import next_token_loss
     from jaxllm.train.step import make_train_step
 
     optimizer = make_optimizer(config.optim, 10, models.axes(config.model))
     state = jax.eval_shape(
         lambda: init_state(partial(models.init, config.model), optimizer, jax.random.key(0))
     )
-    step = make_train_step(language_model_loss(config), optimizer)
+    step = make_train_step(next_token_loss(config), optimizer)
     tokens = jax.ShapeDtypeStruct((config.batch_size, config.seq_len), jnp.int32)
     names = ("tokens", "targets", "segment_ids")
     batch = dict.fromkeys(names, tokens) | {"mask": jax.ShapeDtypeStruct(tokens.shape, bool)}

@@ -14,7 +14,7 @@ from jaxllm.errors import UserError
 from jaxllm.parallel import MeshConfig
 from jaxllm.targets.analytic import estimate
 from jaxllm.targets.planner import plan
-from jaxllm.train.config_file import read_config
+from jaxllm.text.config_file import read_config
 
 
 @dataclasses.dataclass(frozen=True)

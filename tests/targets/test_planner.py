@@ -17,8 +17,9 @@ from jaxllm.targets.analytic import estimate
 from jaxllm.targets.candidates import Search, candidates
 from jaxllm.targets.catalog import get_target
 from jaxllm.targets.planner import plan, rank
-from jaxllm.train import TrainConfig, to_dict
-from jaxllm.train.config_file import config_from_dict, read_config
+from jaxllm.text import TrainConfig
+from jaxllm.text.config_file import config_from_dict, read_config
+from jaxllm.train import to_dict
 
 ON_DEVICE = Search(offloads=("none",))
 GPT2 = TrainConfig(model=models.get_preset("gpt2"), seq_len=1024, batch_size=64, precision="mixed_o1")

@@ -14,8 +14,9 @@ from jaxllm.targets.candidates import Search
 from jaxllm.targets.catalog import get_target
 from jaxllm.targets.planner import plan
 from jaxllm.targets.tiled import simulate_step, tiled_plans
-from jaxllm.train import TrainConfig, to_dict
-from jaxllm.train.config_file import config_from_dict
+from jaxllm.text import TrainConfig
+from jaxllm.text.config_file import config_from_dict
+from jaxllm.train import to_dict
 from tests.targets.test_planner import FakeCompiler
 
 # A quarter of GPT-2 XL's 48 layers: its simulation takes a quarter of the time.

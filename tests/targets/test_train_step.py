@@ -13,8 +13,7 @@ from jaxllm.subnetwork import Rates, Schedule, Stage
 from jaxllm.targets import compiled
 from jaxllm.targets.analytic import estimate
 from jaxllm.targets.train_step import with_vocabulary
-from jaxllm.train import TrainConfig, prepare
-from jaxllm.train.job import prepare_shapes
+from jaxllm.text import TrainConfig, prepare, prepare_shapes
 
 FAMILIES = ("gpt2-nano", "gpt-neo-nano", "llama-nano")
 

@@ -5,7 +5,7 @@ import pytest
 
 from jaxllm import models
 from jaxllm.optim import OptimConfig
-from jaxllm.train import TrainConfig, loop
+from jaxllm.text import TrainConfig, training
 
 WORDS = "we the people of these united states in order to form a more perfect union do ordain".split()
 
@@ -47,7 +47,7 @@ def steps_shared():
 
     test_interrupt.py resumes in new processes, which compile their own.
     """
-    jobs, prepare = {}, loop.prepare
+    jobs, prepare = {}, training.prepare
 
     def prepare_once(config, **options):
         if config.engine == "tiles":  # its step holds arrays
@@ -55,11 +55,12 @@ def steps_shared():
         own = {name: getattr(config, name) for name in OUTSIDE_OF_STEPS}
         defaults = {name: getattr(TrainConfig(), name) for name in OUTSIDE_OF_STEPS}
         devices = tuple(options.pop("devices") or jax.devices())
+        options |= {"views": tuple(options["views"])}
         key = dataclasses.replace(config, **defaults), devices, *sorted(options.items())
         if key not in jobs:
             jobs[key] = prepare(config, devices=devices, **options)
         return dataclasses.replace(jobs[key], config=dataclasses.replace(jobs[key].config, **own))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "prepare", prepare_once)
+        patch.setattr(training, "prepare", prepare_once)
         yield

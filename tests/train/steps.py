@@ -2,7 +2,7 @@
 
 import jax
 
-from jaxllm.train import prepare
+from jaxllm.text import prepare
 
 
 def take_steps(config, number, **options):

@@ -12,7 +12,7 @@ from jaxllm import models
 from jaxllm.errors import UserError
 from jaxllm.optim import decay_mask, scale_by_ortho_adam, stochastic_round
 from jaxllm.parallel import MeshConfig
-from jaxllm.train import prepare
+from jaxllm.text import prepare
 from tests.train.steps import take_steps
 
 MESH = MeshConfig(data=1, fsdp=2, tensor=4)

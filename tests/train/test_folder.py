@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from jaxllm.errors import UserError
-from jaxllm.train import TrainConfig, train
+from jaxllm.text import TrainConfig, train
 from jaxllm.train.folder import only_trainer, run_folder
 
 HOLD = (

@@ -13,7 +13,8 @@ import jax
 import numpy as np
 import pytest
 
-from jaxllm.train import loop, train
+from jaxllm.text import train
+from jaxllm.train import Run, loop
 from jaxllm.train.checkpoint import Checkpoints
 from jaxllm.train.interrupt import Interrupted, StopRequest
 from jaxllm.train.writers import heldout_curve
@@ -47,7 +48,7 @@ def uninterrupted(env, text_folder, tmp_path_factory):
 
 
 def final_params(out):
-    from jaxllm.train.load import load_run
+    from jaxllm.text.load import load_run
 
     with Checkpoints(Path(out) / "checkpoints") as kept:
         assert kept.latest() == STEPS
@@ -102,19 +103,19 @@ def test_an_evaluation_during_which_a_run_is_stopped_is_not_lost(tiny, monkeypat
     """The state is saved at once and the evaluation ended; where there is no time for that, made up for."""
     config, [cpu] = tiny(eval_every=2), jax.devices()[:1]
     train(dataclasses.replace(config, out=config.out + "-whole"), devices=[cpu])
-    evaluated = loop.evaluate
+    evaluated = Run.mean_loss
 
-    def stopped_in_it(job, params, *, before_batch=None, **options):
+    def stopped_in_it(run, params, batches, *, before_batch=lambda: None, **options):
         def between():
             os.kill(os.getpid(), signal.SIGTERM)
             before_batch()
             if killed:
                 raise KeyboardInterrupt
 
-        return evaluated(job, params, before_batch=between, **options)
+        return evaluated(run, params, batches, before_batch=between, **options)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt if killed else Interrupted):
-        patch.setattr(loop, "evaluate", stopped_in_it)
+        patch.setattr(Run, "mean_loss", stopped_in_it)
         train(config, devices=[cpu])
     with Checkpoints(f"{config.out}/checkpoints") as kept:
         assert kept.latest() == 2

@@ -12,8 +12,8 @@ from experiments.benchmarks import local_processes
 from jaxllm import parallel
 from jaxllm.cli.train import parse_config
 from jaxllm.errors import UserError
-from jaxllm.train import train
-from jaxllm.train.load import load_run
+from jaxllm.text import train
+from jaxllm.text.load import load_run
 from jaxllm.train.writers import read_metrics
 
 STEPS = 20

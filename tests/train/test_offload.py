@@ -12,9 +12,9 @@ from jaxllm.errors import UserError
 from jaxllm.optim import OptimConfig
 from jaxllm.parallel import HOST_MEMORY, MeshConfig
 from jaxllm.subnetwork import Rates, Schedule, Stage
+from jaxllm.text import TrainConfig, prepare
 from jaxllm.tiles import TilesConfig
-from jaxllm.train import TrainConfig, state
-from jaxllm.train.job import prepare
+from jaxllm.train import state
 from tests.train.steps import take_steps
 
 pytestmark = pytest.mark.skipif(jax.__version_info__ < (0, 10), reason="XLA for CPUs aborts")
@@ -97,8 +97,8 @@ def test_tiles_train_a_model_whose_arrays_lie_in_the_host_s_memory(tiny):
     for a, b in zip(numbers(plain.params), numbers(tiled.params), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
     batch = plain_job.put(next(iter(plain_job.batches())))
-    want = plain_job.eval_step(plain.params, batch)
-    got = prepare(config, devices=devices).eval_step(tiled.params, batch)
+    want = plain_job.eval_step(plain.params, None, batch)
+    got = prepare(config, devices=devices).eval_step(tiled.params, None, batch)
     np.testing.assert_allclose(got, want, rtol=1e-4)
 
 
@@ -161,7 +161,7 @@ def test_subnetworks_are_cut_out_of_layers_that_come_from_the_host_s_memory(
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
     assert on_host(away.params) and on_host(away.opt_state)
     job = prepare(with_remat(config, "full"), **drawn)
-    total, count = job.eval_step(job.init(jax.random.key(0)).params, job.put(next(job.batches())))
+    total, count = job.eval_step(job.init(jax.random.key(0)).params, None, job.put(next(job.batches())))
     assert abs(total / count - losses[0]) > 1e-4  # what is evaluated, the whole model, is another one
 
 

@@ -13,9 +13,10 @@ import pytest
 from jaxllm import models
 from jaxllm.errors import UserError
 from jaxllm.parallel import MeshConfig
-from jaxllm.train import NonFiniteLoss, prepare, train
+from jaxllm.text import prepare, train
+from jaxllm.text.load import load_run
+from jaxllm.train import NonFiniteLoss
 from jaxllm.train.checkpoint import Checkpoints
-from jaxllm.train.load import load_run
 from jaxllm.train.writers import read_metrics
 
 pytestmark = pytest.mark.usefixtures("steps_shared")
@@ -56,7 +57,7 @@ def test_a_checkpoint_restores_onto_another_mesh(tiny, mesh):
     moved = train(dataclasses.replace(config, mesh=mesh))
     spec = moved.params["layers"]["mlp"]["in"].sharding.spec
     assert "fsdp" in spec, spec
-    np.testing.assert_allclose(moved.evaluation.loss, straight.evaluation.loss, atol=1e-5)
+    np.testing.assert_allclose(moved.evaluation["loss"], straight.evaluation["loss"], atol=1e-5)
 
 
 def test_a_run_refuses_a_checkpoint_of_another_config_and_names_the_difference(tiny):

@@ -13,11 +13,12 @@ import pytest
 from jaxllm.data import load_tokenizer
 from jaxllm.errors import UserError
 from jaxllm.optim import OptimConfig
-from jaxllm.train import prepare, train
+from jaxllm.text import prepare, train
+from jaxllm.text.load import TOKENIZER_FILE
+from jaxllm.text.resume import begun
+from jaxllm.train import to_dict
 from jaxllm.train.checkpoint import Checkpoints
-from jaxllm.train.config import to_dict
-from jaxllm.train.load import TOKENIZER_FILE
-from jaxllm.train.resume import begun, place, start_or_resume
+from jaxllm.train.start import begin
 
 ONE = jax.devices()[:1]
 STEP = 3
@@ -31,16 +32,15 @@ def write(config, **options):
         next(batches)
     with Checkpoints(f"{config.out}/checkpoints") as kept:
         state, config = job.init(jax.random.key(0)), job.config
-        kept.save(state, step=STEP, data=place(job, batches), config=to_dict(config))
+        kept.save(state, step=STEP, data=batches.state(), config=to_dict(config))
     job.corpus.tokenizer.save(Path(config.out) / TOKENIZER_FILE)
     return job, next(batches)
 
 
 def resume(config, **options):
-    tokenizer, vocab_groups = begun(config)
-    job = prepare(config, devices=ONE, tokenizer=tokenizer, vocab_groups=vocab_groups, **options)
+    job = prepare(config, devices=ONE, begun=begun(config), **options)
     batches = job.batches()
-    _, step = start_or_resume(job, Checkpoints(f"{config.out}/checkpoints"), batches)
+    _, step, _ = begin(job, Checkpoints(f"{config.out}/checkpoints"), batches)
     assert step == STEP
     return job, batches
 

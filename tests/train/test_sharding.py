@@ -9,7 +9,7 @@ import pytest
 
 from jaxllm import models
 from jaxllm.parallel import MeshConfig
-from jaxllm.train import prepare
+from jaxllm.text import prepare
 from tests.train.steps import take_steps
 
 MESHES = {

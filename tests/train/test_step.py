@@ -207,7 +207,7 @@ def test_an_evaluation_sums_the_loss_that_is_told_or_the_mean(told):
         return mean + 5.0, sums | ({"loss_sum": total} if told else {})
 
     state, batch = start(optax.sgd(0.1)), make_batch()
-    got, count = jax.jit(make_eval_step(loss))(state.params, batch)
+    got, count = jax.jit(make_eval_step(loss))(state.params, None, batch)
     x, y, mask, w = (np.float64(v) for v in (batch["x"], batch["y"], batch["mask"], state.params["w"]))
     want = np.sum(mask * (x @ w - y) ** 2) + (0 if told else 5 * mask.sum())
     assert float(got) == pytest.approx(want, rel=1e-6) and float(count) == mask.sum()

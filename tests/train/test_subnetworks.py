@@ -10,9 +10,8 @@ from jaxllm import models
 from jaxllm.errors import UserError
 from jaxllm.optim import make_optimizer
 from jaxllm.parallel import MeshConfig
-from jaxllm.subnetwork import Rates, Schedule, Stage, evolving, make_view, shrink
-from jaxllm.train import prepare, train
-from jaxllm.train.job import language_model_loss
+from jaxllm.subnetwork import Rates, Schedule, Stage, evolving, subnetwork
+from jaxllm.text import next_token_loss, prepare, train
 from jaxllm.train.step import make_train_step
 from jaxllm.train.writers import read_metrics
 
@@ -31,14 +30,14 @@ def test_a_run_stopped_within_a_stage_goes_on_bit_for_bit_and_compiles_each_stag
     config = simple(tiny(steps=5, precision="mixed_o2", accumulate=2, unsampled="freeze"))
     job = prepare(config, subnetworks=HALF_THEN_ALL, devices=jax.devices()[:1])
     # The runs below share what they compile.
-    monkeypatch.setattr("jaxllm.train.loop.prepare", lambda config, **_: dataclasses.replace(
+    monkeypatch.setattr("jaxllm.text.training.prepare", lambda config, **_: dataclasses.replace(
         job, config=dataclasses.replace(job.config, out=config.out, stop_after=config.stop_after)
     ))  # fmt: skip
     train(dataclasses.replace(config, stop_after=2))
     resumed = train(config)
 
     state, batches, losses = job.init(jax.random.key(config.seed)), job.batches(), []
-    (first_end, first), (last_end, last) = job.train_steps
+    (first_end, first), (last_end, last) = job.steps
     for step in range(5):
         state, metrics = (first if step < 3 else last)(state, job.put(next(batches)))
         losses.append(float(metrics["loss"]))
@@ -62,10 +61,9 @@ def test_on_a_mesh_the_losses_are_those_of_one_device_with_the_same_draws(tiny):
     job = prepare(config, subnetworks=schedule)
 
     model, axes = job.model, models.axes(job.model)
-    small = dataclasses.replace(job.config, model=shrink(model, wide))
     alone = jax.jit(make_train_step(
-        language_model_loss(small), make_optimizer(config.optim, config.steps, axes),
-        view=make_view(model, wide, schedule, axes, shards=4),
+        next_token_loss(job.config), make_optimizer(config.optim, config.steps, axes),
+        views=[subnetwork(model, wide, schedule, axes, shards=4)],
     ))  # fmt: skip
     state, batches = job.init(jax.random.key(0)), job.batches()
     one = jax.device_put(jax.device_get(state), jax.devices()[0])
@@ -78,9 +76,6 @@ def test_on_a_mesh_the_losses_are_those_of_one_device_with_the_same_draws(tiny):
 
 
 def test_what_does_not_go_together_is_refused(tiny):
-    config = tiny(subnetwork="est-gpt2-like")
-    with pytest.raises(UserError, match="cannot train subnetworks"):
-        prepare(config, loss=lambda params, batch, key: None)
     with pytest.raises(UserError, match="unknown unsampled 'frozen'"):
         tiny(unsampled="frozen")
     with pytest.raises(UserError, match="rates.layers=0.25 of 2 layers is 0.5"):

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from jaxllm.errors import UserError
-from jaxllm.train import prepare, train
-from jaxllm.train.load import load_run
+from jaxllm.text import prepare, train
+from jaxllm.text.load import load_run
 from jaxllm.vocabulary import vocab_order
 
 

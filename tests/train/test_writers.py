@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from jaxllm.train import train
+from jaxllm.text import train
 from jaxllm.train.writers import read_metrics
 
 pytestmark = pytest.mark.usefixtures("steps_shared")

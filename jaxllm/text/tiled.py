@@ -1,6 +1,6 @@
 """The engine "tiles": a training step as tile tasks, behind the loop's own interface."""
 
-from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -9,22 +9,21 @@ import numpy as np
 import optax
 
 from jaxllm.errors import UserError
+from jaxllm.text.config import TrainConfig
 from jaxllm.tiles.gpt2 import StepOptions
 from jaxllm.tiles.trainer import TiledTrainer
-from jaxllm.train.config import TrainConfig
+from jaxllm.train.engine import Engine, Parts, Step
 from jaxllm.train.state import TrainState
 
 
-def tiled_step(config: TrainConfig, shapes: TrainState, devices: Sequence[jax.Device], plain: bool):
-    """Return step(state, batch) -> (state, metrics), as `make_train_step` does, run as tile tasks.
+def tiled_engine(config: TrainConfig, plain: bool) -> Engine:
+    """Return the engine whose step runs as tile tasks.
 
-    The state that it returns stays in tiles; what reads one of its fields gathers that field into the
+    The state that its step returns stays in tiles; what reads one of its fields gathers that field into the
     ordinary arrays. So checkpoints are the same as the other engine's, and either resumes them.
 
     Args:
       config: the run.
-      shapes: of the ordinary state, with its shardings.
-      devices: each a worker.
       plain: the loss is the next token's, of the whole model, and the optimizer the config's.
 
     Raises:
@@ -40,11 +39,16 @@ def tiled_step(config: TrainConfig, shapes: TrainState, devices: Sequence[jax.De
     for name, (value, only) in asked.items():
         if value != only:
             raise UserError(f"engine 'tiles' takes {name}={only} and not {value}; use that, or engine 'jit'")
-    optim = config.optim
+    return partial(_tiled_step, config)
+
+
+def _tiled_step(config: TrainConfig, parts: Parts) -> Step:
+    shapes, optim = parts.shapes, config.optim
     options = StepOptions(
         accumulate=config.accumulate, b1=optim.beta1, b2=optim.beta2, eps=optim.eps,
         weight_decay=optim.weight_decay, clip_norm=optim.clip_norm,
     )  # fmt: skip
+    devices = list(parts.mesh.devices.flat)
     trainer = TiledTrainer(config.model, config.tiles, config.batch_size, config.seq_len, options, devices)
     rates = np.asarray(jax.vmap(optim.make_schedule(config.steps))(np.arange(config.steps)))
 
@@ -57,7 +61,7 @@ def tiled_step(config: TrainConfig, shapes: TrainState, devices: Sequence[jax.De
         if not config.isolate_documents:
             del batch["segment_ids"]
         metrics = trainer.step(batch, rates[trainer.step_number])
-        return TiledState(trainer, state.key, shapes), metrics
+        return TiledState(trainer, state.key, shapes), metrics | {"sound": True}  # tried before it is written
 
     return step
 

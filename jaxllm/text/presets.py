@@ -4,7 +4,7 @@ from functools import partial
 
 from jaxllm import models
 from jaxllm.optim import OptimConfig
-from jaxllm.train.config import TrainConfig
+from jaxllm.text.config import TrainConfig
 
 
 def _preset(name: str) -> TrainConfig:

@@ -1,7 +1,8 @@
 """Precision policies, named for what the literature compares."""
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import optax
 
@@ -55,6 +56,12 @@ def get_precision(name: str) -> Precision:
     if name not in PRECISIONS:
         raise unknown("precision", name, PRECISIONS)
     return PRECISIONS[name]
+
+
+def with_precision(config: Any) -> Any:
+    """Return a `TrainConfig` with its model's types as its precision policy sets them."""
+    policy = get_precision(config.precision)
+    return replace(config, model=replace(config.model, dtype=policy.dtype, param_dtype=policy.param_dtype))
 
 
 def warn_of_lost_updates(precision: str, optimizer: str, opt_state) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 from jaxllm.config import from_plain
 from jaxllm.json_file import read_json
-from jaxllm.train.config import TrainConfig
+from jaxllm.text.config import TrainConfig
 
 
 def read_config(path) -> TrainConfig:

@@ -12,7 +12,8 @@ import jax
 from jaxllm import data
 from jaxllm.atomic import write_file
 from jaxllm.source_digest import source_digest
-from jaxllm.train.config import TrainConfig, to_dict
+from jaxllm.text.config import TrainConfig
+from jaxllm.train.config import to_dict
 
 
 def cached_result(

@@ -1,0 +1,113 @@
+"""Every knob of a training run, each once, with its check."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from jaxllm.config import Count, CountOrZero, NotNegative, OneOf, Size, UserPath, from_plain
+from jaxllm.vocabulary import parse_groups
+from jaxllm.errors import UserError
+from jaxllm.models import ModelConfig, get_preset
+from jaxllm.optim import OptimConfig
+from jaxllm.subnetwork import get_schedule
+from jaxllm.text.precision import PRECISIONS
+from jaxllm.tiles.config import TilesConfig
+from jaxllm.train.config import RunConfig
+
+ENGINES = ("jit", "tiles")
+_MOST_TOKENS = 2**26  # a step; the largest published batches have a quarter of it
+
+
+@dataclass(frozen=True)
+class TrainConfig(RunConfig):
+    """A training run on text. `steps`, `batch_size` and `seq_len` decide how many tokens it sees."""
+
+    model: ModelConfig = field(default_factory=lambda: get_preset("gpt2-micro", vocab_size=None))
+    data: UserPath = "sotu"  # "sotu" (embedded), a file or folder, .jsonl/.csv/.tsv, or tfds:NAME
+    tokenizer: UserPath = "bpe:1024"  # gpt2, bytes, char, bpe:SIZE (trained on the data), tokenizer.json
+    vocab_groups: str | None = None  # ORDER or ORDER:K of jaxllm.vocabulary.VOCAB_ORDERS: model.vocab_groups
+    text_column: str = "text"  # where the text is, in jsonl, csv, tsv and tfds
+    isolate_documents: bool = True  # attention and loss stay inside a document
+    seq_len: Size = 256  # tokens
+    batch_size: Size = 16  # sequences a step, over all devices
+    accumulate: Count = 1  # parts a batch is computed in, one by one; with offload=state, in each layer
+    precision: Annotated[str, OneOf(tuple(PRECISIONS))] = "float32"
+    z_loss: NotNegative = 0.0  # weight of mean(logsumexp^2) (PaLM, arXiv 2204.02311, section 5)
+    optim: OptimConfig = OptimConfig()
+    subnetwork: str | None = None  # a schedule of `subnetwork.SCHEDULES`: train random parts of the model
+    unsampled: Literal["zero_grad", "freeze"] = "zero_grad"  # what the optimizer does to the other parts
+    engine: Literal[ENGINES] = "jit"  # one compiled step, or tile tasks that a scheduler places
+    tiles: TilesConfig = TilesConfig()  # with the engine "tiles" alone
+    data_changed: Literal["refuse", "continue"] = "refuse"  # resuming, where the text is not as it was
+    start: UserPath | None = None  # fine-tune: a run's folder, a pretrained folder or file, a hub id
+    eval_batches: CountOrZero = 20  # held-out batches an evaluation reads; 0: all
+    final_eval_batches: CountOrZero = 0  # the same for the evaluation after the last step
+
+    # Data, tokenizer and length are free by name: what they stand for is compared, not what it is called.
+    _free = (*RunConfig._free, "data", "tokenizer", "text_column", "data_changed", "start", "engine", "tiles",
+             "eval_batches", "final_eval_batches")  # fmt: skip
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.tokens_per_step > _MOST_TOKENS:
+            raise UserError(
+                f"batch_size {self.batch_size} x seq_len {self.seq_len} is {self.tokens_per_step} tokens a "
+                f"step; expected at most {_MOST_TOKENS}"
+            )
+        if self.batch_size % self.accumulate:
+            raise UserError(
+                f"batch_size {self.batch_size} cannot be computed in accumulate={self.accumulate} "
+                f"equal parts; choose a multiple"
+            )
+        if self.model.position == "learned" and self.seq_len > self.model.context_length:
+            raise UserError(
+                f"seq_len {self.seq_len} is longer than the {self.model.context_length} positions "
+                "the model learns; lower seq_len or raise model.context_length"
+            )
+        if self.vocab_groups is not None:
+            parse_groups(self.vocab_groups)
+        if self.subnetwork is not None:
+            get_schedule(self.subnetwork, self.model.num_layers, self.steps)
+        _check_offload(self)
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens that one optimizer step reads."""
+        return self.batch_size * self.seq_len
+
+    @property
+    def work_per_step(self) -> tuple[int, str]:
+        """What a step works through, for the log's speeds."""
+        return self.tokens_per_step, "tokens"
+
+
+def _check_offload(config: TrainConfig) -> None:
+    kind = config.offload
+    if kind == "optimizer" and config.engine == "tiles":
+        raise UserError(
+            "offload=optimizer is of one compiled step, and the engine tiles moves what it needs itself; set "
+            "tiles.device_bytes, and offload to state where the model is larger than the devices"
+        )
+    if kind != "state" or config.engine == "tiles":
+        return
+    if config.model.remat in ("none", "everything_saveable"):
+        raise UserError(
+            "offload=state fetches a layer's weights again in the backward pass, and model.remat="
+            f"{config.model.remat} would keep those of all layers; set model.remat to full, dots or offload"
+        )
+
+
+def plain_run(config: TrainConfig, **changes: Any) -> TrainConfig:
+    """Return the training run within an experiment's config, without the experiment's own fields.
+
+    Args:
+      config: of a class that extends TrainConfig.
+      changes: fields of the run to replace.
+    """
+    shared = {field.name: getattr(config, field.name) for field in dataclasses.fields(TrainConfig)}
+    return TrainConfig(**(shared | changes))
+
+
+def model_from_dict(values: dict[str, Any]) -> ModelConfig:
+    """Return the model config that `to_dict` turned into plain values."""
+    return from_plain(ModelConfig, values, "the model of a checkpoint")

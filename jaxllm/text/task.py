@@ -1,0 +1,105 @@
+"""Text to its next token, as a task."""
+
+import itertools
+import math
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxllm import data, models
+from jaxllm.text.config import TrainConfig
+from jaxllm.text.load import TOKENIZER_FILE
+from jaxllm.text.resume import TextBatches
+from jaxllm.train.prepare import Run
+from jaxllm.train.task import LossFunction, MeanLoss, Task
+
+
+def text_task(config: TrainConfig, corpus: data.Corpus | None, loss: LossFunction | None = None) -> Task:
+    """Return the task that a config describes.
+
+    Args:
+      config: the run, with its model's vocabulary and types filled in.
+      corpus: its text; None: the run is only compiled.
+      loss: replaces next-token cross-entropy.
+    """
+    shape = (config.batch_size, config.seq_len)
+    types = {"tokens": "int32", "targets": "int32", "segment_ids": "int32", "mask": "float32"}
+    return Task(
+        init=partial(models.init, config.model),
+        axes=models.axes(config.model),
+        batches=lambda: TextBatches(config, corpus),
+        loss=loss or next_token_loss(config),
+        evaluate=lambda params, mean_loss: held_out(config, corpus, params, mean_loss, config.eval_batches),
+        batch_shapes={name: jax.ShapeDtypeStruct(shape, np.dtype(kind)) for name, kind in types.items()},
+        save=lambda folder: corpus.tokenizer.save(folder / TOKENIZER_FILE),
+    )
+
+
+def next_token_loss(config: TrainConfig) -> LossFunction:
+    """Return the next-token loss of a run, (params, batch, key) -> (mean, sums)."""
+
+    def loss(params, batch, key):
+        del key
+        segments = batch["segment_ids"] if config.isolate_documents else None
+        return models.loss(
+            config.model,
+            params,
+            batch["tokens"],
+            batch["targets"],
+            mask=batch["mask"],
+            segment_ids=segments,
+            z_loss=config.z_loss,
+            microbatches=config.accumulate if config.offload == "state" else 1,
+        )
+
+    return loss
+
+
+def evaluate(run: Run, params: Any, *, max_batches: int = 0) -> dict[str, float]:
+    """Score parameters on the held-out documents.
+
+    Returns {"loss": nats a token, "bits_per_byte": the same per UTF-8 byte of text, which is comparable
+    between tokenizers, "tokens": that were scored}.
+
+    Args:
+      run: the run (`jaxllm.text.prepare`).
+      params: the model's parameters.
+      max_batches: read only so many batches, the same ones each time; 0 reads all.
+
+    Raises:
+      UserError: the loss counts no token.
+    """
+    return held_out(run.config, run.corpus, params, run.mean_loss, max_batches)
+
+
+def held_out(
+    config: TrainConfig, corpus: data.Corpus, params: Any, mean_loss: MeanLoss, max_batches: int
+) -> dict[str, float]:
+    """Score parameters by a run's `mean_loss`; see `evaluate`.
+
+    Bits per byte are nats a token, over ln 2, times the tokens a byte of the held-out text.
+    """
+    valid = corpus.valid
+    mean, count = mean_loss(params, held_out_batches(config, corpus, max_batches))
+    return {
+        "loss": mean,
+        "bits_per_byte": mean / math.log(2) * len(valid) / valid.num_bytes,
+        "tokens": int(count),
+    }
+
+
+def held_out_batches(
+    config: TrainConfig, corpus: data.Corpus, max_batches: int = 0
+) -> Iterator[dict[str, np.ndarray]]:
+    """Return this process's part of the held-out batches; the first few, unless `max_batches` is 0."""
+    batches = data.eval_batches(
+        corpus.valid,
+        batch_size=config.batch_size,
+        seq_len=config.seq_len,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    return itertools.islice(batches, max_batches or None)

@@ -1,0 +1,56 @@
+"""Training a language model on text."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import optax
+
+from jaxllm.parallel import losses_told
+from jaxllm.subnetwork import Schedule
+from jaxllm.text.config import TrainConfig
+from jaxllm.text.precision import warn_of_lost_updates
+from jaxllm.text.prepare import prepare
+from jaxllm.text.resume import begun
+from jaxllm.text.task import evaluate
+from jaxllm.train.loop import Trained, train_run
+from jaxllm.train.task import LossFunction, View
+
+
+def train(
+    config: TrainConfig,
+    *,
+    loss: LossFunction | None = None,
+    optimizer: optax.GradientTransformation | None = None,
+    subnetworks: Schedule | None = None,
+    views: Sequence[View] = (),
+    start: Any = None,
+    devices: Sequence[jax.Device] | None = None,
+) -> Trained:
+    """Train a language model, or go on where the checkpoints in `config.out` end.
+
+    Args:
+      config: the run.
+      loss: replaces next-token cross-entropy; (params, batch, key) -> (mean, sums with token_count).
+      optimizer: any optax transformation, instead of the one that `config.optim` describes.
+      subnetworks: a `subnetwork.Schedule`, instead of the one that `config.subnetwork` names.
+      views: functions of the parameters, applied before the loss; see `jaxllm.train.View`.
+      start: parameters to begin with, of `config.model`; instead of the model that `config.start` names.
+      devices: which to train on; None is all.
+
+    Raises:
+      UserError: bad input, before anything is compiled; another run is at work in `config.out`.
+      Interrupted, NonFiniteLoss, ProcessLost: see `jaxllm.train.train_run`.
+    """
+    with losses_told():
+        kept = begun(config)
+    run = prepare(config, loss=loss, optimizer=optimizer, subnetworks=subnetworks, views=views, start=start,
+                  devices=devices, begun=kept)  # fmt: skip
+    if jax.process_index() == 0:
+        own = f"the optimizer '{config.optim.name}'" if optimizer is None else "the given optimizer"
+        warn_of_lost_updates(config.precision, own, run.shapes.opt_state)
+    trained = train_run(run)
+    with losses_told():
+        scores = evaluate(run, trained.params, max_batches=config.final_eval_batches)
+    return dataclasses.replace(trained, evaluation=scores)

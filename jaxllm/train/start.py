@@ -1,0 +1,112 @@
+"""Where a run begins: at its newest whole checkpoint, another run's, given parameters, or from nothing."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from jaxllm.errors import UserError
+from jaxllm.train.checkpoint import Checkpoints
+from jaxllm.train.checksum import checksums
+from jaxllm.train.config import check_same_run, to_dict
+from jaxllm.train.folder import run_folder
+from jaxllm.train.prepare import Run
+from jaxllm.train.state import TrainState
+
+
+class Start(NamedTuple):
+    """A state to train on from."""
+
+    state: TrainState
+    step: int  # updates that it holds
+    how: str  # a sentence for the user
+
+
+def begin(run: Run, kept: Checkpoints, batches) -> Start:
+    """Return the state to start from, and move `batches` to match.
+
+    Tried in this order: resume the newest whole checkpoint in the run's own folder; restore that of another
+    run (`config.restore`), moments and place in the data included; fine-tune given parameters; from scratch.
+    Damaged checkpoints of its own that are newer than the whole one are set aside.
+
+    Raises:
+      UserError: the checkpoints are of another run, of other data, or all damaged.
+    """
+    config = run.config
+    if kept.latest() is not None:
+        step, state, damaged = _read(run, kept, batches)
+        kept.set_aside(damaged)
+        return Start(state, step, f"resuming {config.out} after step {step}")
+    if config.restore is not None:
+        step, state = _restore(run, batches)
+        return Start(state, step, f"restoring {config.restore} after step {step}, into {config.out}")
+    state = run.init(jax.random.key(config.seed))
+    if run.start is not None:
+        return Start(state, 0, f"fine-tuning {run.start_name}")
+    return Start(state, 0, "starting from scratch")
+
+
+def state_after(run: Run, kept: Checkpoints, updates: int) -> TrainState:
+    """Return the state that held so many updates, made again bit for bit from the newest checkpoint before.
+
+    Args:
+      run: the run.
+      kept: its checkpoints, none with more updates.
+      updates: how many.
+    """
+    batches = run.batches()
+    state, start, _ = begin(run, kept, batches)
+    for step in range(start, updates):
+        state, _ = run.train_step_at(step)(state, run.put(next(batches)))
+    return state
+
+
+def saved_config(run: Run) -> dict[str, Any]:
+    """Return what a checkpoint of a run remembers of it: its config, and its frozen parameters by checksum."""
+    config = to_dict(run.config)
+    if run.task.frozen is None:
+        return config
+    return config | {"frozen": checksums(run.task.frozen)}
+
+
+def _read(run: Run, kept: Checkpoints, batches, first: int | None = None):
+    """Return (step, state, damaged steps) of the newest whole checkpoint; move `batches` to match."""
+
+    def read(step):
+        saved, position = kept.config(step), kept.position(step)
+        batches.restore(position)
+        check_same_run(saved, run.config, str(kept.folder))
+        _check_frozen(run, saved, kept.folder)
+        run.check(saved, step, kept.folder)
+        return kept.restore(step, run.shapes)
+
+    step, (state, _), damaged = kept.newest_whole(read, first)
+    return step, state if run.task.frozen is None else run.with_frozen(state), damaged
+
+
+def _restore(run: Run, batches) -> tuple[int, TrainState]:
+    folder, step = run_folder(run.config.restore), None
+    if folder.name.isdecimal() and folder.parent.name == "checkpoints":
+        folder, step = folder.parent.parent, int(folder.name)
+    kept = Checkpoints(folder / "checkpoints", together=True)
+    if not kept.steps() or (step is not None and step not in kept.steps()):
+        there = f"it has {', '.join(map(str, kept.steps()))}" if kept.steps() else "it has none"
+        raise UserError(
+            f"no checkpoint to restore in '{run.config.restore}' ({there}); give the --out folder of a "
+            "training run, or its checkpoints/STEP"
+        )
+    found, state, _ = _read(run, kept, batches, first=step)
+    if step is not None and found != step:
+        raise UserError(f"the checkpoint {kept.folder / str(step)} is damaged; restore another one")
+    return found, state
+
+
+def _check_frozen(run: Run, saved: dict[str, Any], folder: Path) -> None:
+    then, now = saved.get("frozen"), saved_config(run).get("frozen")
+    if then == now:
+        return
+    names = sorted(set((then or {}).items()) ^ set((now or {}).items()))
+    raise UserError(
+        f"the checkpoint in {folder} was trained on top of other frozen parameters than this run has (they "
+        f"differ in '{names[0][0]}'); give the same ones, or another --out"
+    )

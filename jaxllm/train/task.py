@@ -1,0 +1,123 @@
+"""What a run trains: all that the loop knows of it."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from jaxllm.errors import UserError
+
+# loss(params, batch, key) -> (mean over what the batch counts, sums). sums["token_count"] is what the mean
+# was divided by; sums["loss_sum"], if it is there, is what an evaluation reports, without regularisers. The
+# key is None in an evaluation, which draws nothing.
+LossFunction = Callable[[Any, Any, jax.Array | None], tuple[jax.Array, dict[str, jax.Array]]]
+
+# view(params, frozen, key) -> params: a differentiable function of parameters, applied before any loss. Its
+# key is drawn once a step; None in an evaluation. One that has a method `optimizer_args(key)` passes what
+# that returns to the optimizer's update, by name.
+View = Callable[[Any, Any, jax.Array | None], Any]
+
+# mean_loss(params, batches) -> (mean, what it was divided by): of a task's loss, on the devices of its run
+MeanLoss = Callable[[Any, Iterator[Any]], tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A problem to train on. Text is one (`jaxllm.text`); a regression is a few lines.
+
+    Examples:
+      >>> import jax.numpy as jnp, numpy as np
+      >>> def batches():
+      ...     draw = np.random.default_rng(0)
+      ...     while True:
+      ...         x = draw.normal(size=(8, 3)).astype(np.float32)
+      ...         yield {"x": x, "y": x.sum(axis=1)}
+      >>> def loss(params, batch, key):
+      ...     error = batch["x"] @ params["w"] - batch["y"]
+      ...     return jnp.mean(error**2), {"token_count": error.size}
+      >>> task = Task(lambda key: {"w": jnp.zeros(3)}, {"w": ("embed",)}, batches, loss)
+    """
+
+    init: Callable[[jax.Array], Any]  # key -> params, a pytree of arrays
+    axes: Any  # logical names of each parameter's axes, structured like the parameters
+    # () -> this process's part of every batch, in order: pytrees of arrays whose first axis is split over the
+    # devices. Endless. One with `state()` and `restore(state)` is put where it stood when a run goes on; of
+    # any other the batches already taken are drawn again.
+    batches: Callable[[], Iterator[Any]]
+    loss: LossFunction
+    # (params, mean_loss) -> numbers by name. The one named "loss" ranks checkpoints, lower is better.
+    evaluate: Callable[[Any, MeanLoss], dict[str, float]] | None = None
+    batch_shapes: Any = None  # a batch of all processes as ShapeDtypeStructs; None: as the first one is
+    frozen: Any = None  # arrays that views and loss read and nobody trains
+    frozen_axes: Any = None  # like `axes`
+    save: Callable[[Path], None] | None = None  # writes what else belongs into the run's folder
+
+
+class Stage(NamedTuple):
+    """A stretch of a run with views of its own."""
+
+    end: int  # the step at which it ends
+    views: tuple[View, ...]
+
+
+class Counted:
+    """An iterator of batches whose place is the number of those taken."""
+
+    def __init__(self, begin: Callable[[], Iterator[Any]]):
+        self._begin, self._iterator, self._taken = begin, iter(begin()), 0
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        batch = next(self._iterator)
+        self._taken += 1
+        return batch
+
+    def state(self) -> dict[str, int]:
+        """Return how many batches were taken."""
+        return {"step": self._taken}
+
+    def restore(self, state: dict[str, int]) -> None:
+        """Draw again the batches that were taken."""
+        self._iterator, self._taken = iter(self._begin()), 0
+        for _ in range(state["step"]):
+            next(self)
+
+
+def begin_batches(task: Task):
+    """Return a task's batches from their first one, with `state` and `restore`.
+
+    Raises:
+      UserError: the task has none.
+    """
+    if not callable(task.batches):
+        raise UserError(
+            f"the task's batches are {task.batches!r:.60}; give a function without arguments that returns an "
+            "iterator over them"
+        )
+    batches = task.batches()
+    if batches is None:
+        raise UserError("the task's batches() returned None; it must return an iterator over batches")
+    resumable = hasattr(batches, "state") and hasattr(batches, "restore")
+    return batches if resumable else Counted(task.batches)
+
+
+def check_loss(returned: Any) -> None:
+    """Check the shapes of what a loss returns.
+
+    Raises:
+      UserError: something else than (mean, {"token_count": ...}), both scalars.
+    """
+    match returned:
+        case (mean, {"token_count": count}) if not (jax.numpy.shape(mean) or jax.numpy.shape(count)):
+            return
+    shapes = str(
+        jax.tree.map(lambda x: f"{x.dtype}{list(x.shape)}" if hasattr(x, "dtype") else str(x), returned)
+    )
+    raise UserError(
+        "loss= must return (mean, sums): a scalar, and a dict with the scalar 'token_count', what the mean "
+        f"was divided by; it returned {shapes[:200]}"
+    )

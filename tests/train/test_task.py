@@ -1,0 +1,147 @@
+"""The loop trains anything that is a task; what a task must be is said before a compile."""
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxllm.errors import UserError
+from jaxllm.parallel import MeshConfig
+from jaxllm.train import RunConfig, Task, train
+from jaxllm.train.checkpoint import Checkpoints
+from jaxllm.train.writers import read_metrics
+
+WANTED = np.array([1.0, -2.0, 0.5], np.float32)
+
+
+def batches(seed=0):
+    draw = np.random.default_rng(seed)
+    while True:
+        x = draw.normal(size=(16, 3)).astype(np.float32)
+        yield {"x": x, "y": x @ WANTED + 3}
+
+
+def loss(params, batch, key):
+    error = batch["x"] @ params["w"] + params["b"] - batch["y"]
+    return jnp.mean(error**2), {"token_count": jnp.float32(error.size)}
+
+
+def evaluate(params, mean_loss):
+    mean, count = mean_loss(params, [next(batches(seed=1))])
+    return {"loss": mean, "points": count, "bias": float(params["b"])}
+
+
+AXES = {"w": ("embed",), "b": ()}
+TASK = Task(lambda key: {"w": jnp.zeros(3), "b": jnp.zeros(())}, AXES, batches, loss, evaluate)
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_a_regression_is_trained_checkpointed_and_resumed_bit_for_bit(tmp_path, devices):
+    mesh = MeshConfig(fsdp=devices, data=1)
+    config = RunConfig(steps=60, save_every=20, eval_every=30, progress=False, mesh=mesh)
+    options = dict(optimizer=optax.adam(0.1), devices=jax.devices()[:devices])
+    whole, halves = (dataclasses.replace(config, out=str(tmp_path / name)) for name in ("whole", "halves"))
+    straight = train(TASK, whole, **options)
+    train(TASK, dataclasses.replace(halves, stop_after=23), **options)
+    resumed = train(TASK, halves, **options)
+    assert resumed.steps == 37
+    jax.tree.map(np.testing.assert_array_equal, resumed.params, straight.params)
+    assert resumed.evaluation == straight.evaluation
+    # optax alone, on one device
+    params, take = TASK.init(None), batches()
+    state, step = options["optimizer"].init(params), jax.jit(jax.grad(lambda p, b: loss(p, b, None)[0]))
+    for _ in range(60):
+        updates, state = options["optimizer"].update(step(params, next(take)), state)
+        params = optax.apply_updates(params, updates)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), straight.params, params)
+    assert straight.evaluation["loss"] < 0.5 and straight.evaluation["points"] == 16
+    rows = [row for row in read_metrics(whole.out) if "heldout_loss" in row]
+    assert [row["step"] for row in rows] == [30, 60] and rows[-1]["heldout_bias"] == straight.evaluation["bias"]
+
+
+def run(tmp_path, task=TASK, name="run", views=(), start=None, **config):
+    config = RunConfig(**dict(steps=4, progress=False, save_every=2, out=str(tmp_path / name)) | config)
+    options = dict(optimizer=optax.sgd(0.1), devices=jax.devices()[:1])
+    return train(task, config, views=views, start=start, **options)
+
+
+def test_starts_are_tried_in_order_and_said(tmp_path, capsys):
+    given = {"w": np.ones(3), "b": np.ones(())}
+    run(tmp_path, stop_after=2)
+    tuned = run(tmp_path, name="tuned", start=given, steps=1)
+    restored = run(tmp_path, name="restored", restore=str(tmp_path / "run"), start=given)
+    resumed = run(tmp_path, restore=str(tmp_path / "tuned"), start=given)
+    said = re.findall("^(?:start|fine|rest|resum).*", capsys.readouterr().err, re.M)
+    assert [line.split()[0] for line in said] == ["starting", "fine-tuning", "restoring", "resuming"]
+    jax.tree.map(np.testing.assert_array_equal, restored.params, resumed.params)
+    gradient = jax.grad(lambda p: loss(p, next(batches()), None)[0])(jax.tree.map(jnp.float32, given))
+    want = jax.tree.map(lambda p, g: p - 0.1 * g, given, gradient)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), tuned.params, want)
+    at_two = run(tmp_path, name="two", restore=str(tmp_path / "run" / "checkpoints" / "2"))
+    jax.tree.map(np.testing.assert_array_equal, at_two.params, resumed.params)
+
+
+def test_chosen_steps_are_kept(tmp_path):
+    run(tmp_path, steps=20, keep_steps=(1, 2, 4, 8), keep_last=1, keep_best=0, save_every=5)
+    assert Checkpoints(tmp_path / "run" / "checkpoints").steps() == [1, 2, 4, 8, 20]
+
+
+def test_views_see_frozen_parameters_compose_and_draw_once_a_step(tmp_path):
+    """w = base + scale * w, b with noise in training alone; gradients by hand in float64."""
+    base = {"w": np.array([0.5, 0.5, 0.5], np.float32)}
+
+    def on_base(params, frozen, key):
+        return params | {"w": frozen["w"] + 2 * params["w"]}
+
+    def noisy(params, frozen, key):
+        return params if key is None else params | {"b": params["b"] + jax.random.normal(key)}
+
+    task = dataclasses.replace(TASK, frozen=base, frozen_axes={"w": ("embed",)})
+    trained = run(tmp_path, task, views=(on_base, noisy), steps=1)
+    state_key = jax.random.split(jax.random.key(0))[1]
+    noise = float(jax.random.normal(jax.random.fold_in(jax.random.fold_in(state_key, 0), 2)))
+    batch = next(batches())
+    x, error = batch["x"].astype(float), batch["x"] @ base["w"].astype(float) + noise - batch["y"]
+    want = -0.1 * 2 * 2 * np.mean(error[:, None] * x, axis=0)
+    np.testing.assert_allclose(trained.params["w"], want, rtol=1e-5)
+    np.testing.assert_allclose(trained.params["b"], -0.1 * 2 * np.mean(error), rtol=1e-5)
+    held = next(batches(seed=1))
+    viewed = held["x"] @ (base["w"] + 2 * trained.params["w"]) + trained.params["b"] - held["y"]
+    assert trained.evaluation["loss"] == pytest.approx(float(np.mean(viewed**2)), rel=1e-5)
+    # Not in the checkpoint, but remembered.
+    kept = json.loads(Path(tmp_path, "run/checkpoints/1/checksums/metadata").read_text())
+    assert not any("frozen" in name for name in kept["arrays"]) and "params/w: float32[3]" in kept["arrays"]
+    other = dataclasses.replace(task, frozen={"w": base["w"] + 1})
+    with pytest.raises(UserError, match="other frozen parameters.*'w: float32"):
+        run(tmp_path, other, views=(on_base, noisy), steps=2)
+    assert run(tmp_path, task, views=(on_base, noisy), steps=2).steps == 1
+
+
+def short():
+    yield from (batch for batch, _ in zip(batches(), range(2), strict=False))
+
+
+@pytest.mark.parametrize(
+    "change, options, said",
+    [
+        (dict(batches=lambda: iter(())), {}, "the task has no batches"),
+        (dict(batches=lambda: None), {}, "returned None"),
+        (dict(batches=None), {}, "the task's batches are None"),
+        (dict(batches=short), {}, "ended before step 3; let them go on without end, or lower steps"),
+        ({}, dict(start={"w": np.ones(3)}), r"no 'b', and the run's 'b' of shape \(\)"),
+        ({}, dict(start={"w": np.ones(4), "b": np.ones(())}), r"'w' of shape \(4,\), and the run's 'w' of"),
+        ({}, dict(views=(lambda params, frozen, key: {"w": params["w"]},)), r"a view changed .* \(b\)"),
+        (dict(loss=lambda params, batch, key: jnp.float32(1)), {}, "must return"),
+        ({}, dict(restore="nowhere"), "no checkpoint to restore in 'nowhere'"),
+        (dict(batches=lambda: iter([{"x": np.ones((3, 3)), "y": np.float32(1)}])), {}, "needs an axis of examples"),
+    ],
+)
+def test_what_is_no_task_is_refused_in_a_sentence(tmp_path, change, options, said):
+    with pytest.raises(UserError, match=said):
+        run(tmp_path, dataclasses.replace(TASK, **change), **options)
