@@ -186,14 +186,24 @@ def test_the_model_from_python_runs_as_shown():
 def test_training_from_python_is_called_as_shown(monkeypatch):
     called = {}
     take = lambda config, **options: called.update(config=config, **options)
-    monkeypatch.setattr("jaxllm.train.train", take)
-    exec(python_block("from jaxllm.train import TrainConfig"), {})
+    monkeypatch.setattr("jaxllm.text.train", take)
+    exec(python_block("from jaxllm.text import TrainConfig"), {})
     assert called["config"].data == "my.txt" and called["config"].steps == 2000
     assert isinstance(called["optimizer"], optax.GradientTransformation)
 
 
+def test_a_task_is_trained_as_shown(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shown = {}
+    exec(python_block("import jax, jax.numpy as jnp, numpy"), shown)
+    assert shown["trained"].evaluation["loss"] < 1e-3
+    np.testing.assert_allclose(shown["trained"].params["w"], 1, atol=1e-2)
+    kept = sorted(int(path.name) for path in Path("runs/regression/checkpoints").iterdir() if path.name.isdigit())
+    assert kept == [1, 10, 100, 200]
+
+
 def test_every_block_of_python_is_run_by_a_test():
-    beginnings = ("import jax\nfrom", "from jaxllm.train", "import jax, jax.numpy")
+    beginnings = ("import jax\nfrom", "from jaxllm.text", "import jax, jax.numpy as jnp, numpy", "import jax, jax.numpy as jnp, optax")
     assert [python_block(one) for one in beginnings] == blocks("python")  # the last in test_readme.py
 
 

@@ -225,7 +225,7 @@ def _batch_shapes(task: Task, mesh):
 
         def whole(x):
             if not np.shape(x):
-                raise UserError(f"the task's batch holds {x!r:.60}; each of its arrays needs an axis of examples")
+                raise UserError(f"the task's batch holds {x!r:.60}; each of its arrays needs an axis of rows")
             rows = len(x) * jax.process_count()
             return jax.ShapeDtypeStruct((rows, *x.shape[1:]), jax.dtypes.canonicalize_dtype(x.dtype))
 

@@ -62,7 +62,7 @@ def state_after(run: Run, kept: Checkpoints, updates: int) -> TrainState:
 
 
 def saved_config(run: Run) -> dict[str, Any]:
-    """Return what a checkpoint of a run remembers of it: its config, and its frozen parameters by checksum."""
+    """Return what a checkpoint remembers of its run: the config, and frozen parameters by checksum."""
     config = to_dict(run.config)
     if run.task.frozen is None:
         return config

@@ -139,7 +139,7 @@ def short():
         ({}, dict(views=(lambda params, frozen, key: {"w": params["w"]},)), r"a view changed .* \(b\)"),
         (dict(loss=lambda params, batch, key: jnp.float32(1)), {}, "must return"),
         ({}, dict(restore="nowhere"), "no checkpoint to restore in 'nowhere'"),
-        (dict(batches=lambda: iter([{"x": np.ones((3, 3)), "y": np.float32(1)}])), {}, "needs an axis of examples"),
+        (dict(batches=lambda: iter([{"y": np.float32(1)}])), {}, "needs an axis of rows"),
     ],
 )
 def test_what_is_no_task_is_refused_in_a_sentence(tmp_path, change, options, said):
