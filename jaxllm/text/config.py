@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from jaxllm.config import Count, CountOrZero, NotNegative, OneOf, Size, UserPath, from_plain
-from jaxllm.vocabulary import parse_groups
 from jaxllm.errors import UserError
 from jaxllm.models import ModelConfig, get_preset
 from jaxllm.optim import OptimConfig
@@ -13,6 +12,7 @@ from jaxllm.subnetwork import get_schedule
 from jaxllm.text.precision import PRECISIONS
 from jaxllm.tiles.config import TilesConfig
 from jaxllm.train.config import RunConfig
+from jaxllm.vocabulary import parse_groups
 
 ENGINES = ("jit", "tiles")
 _MOST_TOKENS = 2**26  # a step; the largest published batches have a quarter of it

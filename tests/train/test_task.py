@@ -62,7 +62,8 @@ def test_a_regression_is_trained_checkpointed_and_resumed_bit_for_bit(tmp_path, 
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), straight.params, params)
     assert straight.evaluation["loss"] < 0.5 and straight.evaluation["points"] == 16
     rows = [row for row in read_metrics(whole.out) if "heldout_loss" in row]
-    assert [row["step"] for row in rows] == [30, 60] and rows[-1]["heldout_bias"] == straight.evaluation["bias"]
+    assert [row["step"] for row in rows] == [30, 60]
+    assert rows[-1]["heldout_bias"] == straight.evaluation["bias"]
 
 
 def run(tmp_path, task=TASK, name="run", views=(), start=None, **config):
