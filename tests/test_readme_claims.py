@@ -157,13 +157,13 @@ def test_every_extra_is_declared():
 
 def test_the_kernels_that_are_named_have_what_is_said_of_them():
     kernels = ROOT / "kernels" / "jaxllm_kernels"
-    for name in ("attention", "linear_cross_entropy", "adamw_update", "hadamard_rotate"):
+    for name in ("attention", "linear_cross_entropy", "adamw_update", "hadamard_rotate", "selective_scan"):
         assert (kernels / name / "reference.py").exists() and (kernels / name / "xla.py").exists()
     for name in ("attention", "linear_cross_entropy", "hadamard_rotate"):
         assert (kernels / name / "pallas_tpu.py").exists() and (kernels / name / "pallas_gpu.py").exists()
     operations = {path.parent.name for path in kernels.glob("*/api.py")}
     assert operations == {"attention", "linear_cross_entropy", "grouped_cross_entropy", "adamw_update",
-                          "hadamard_rotate"}  # fmt: skip
+                          "hadamard_rotate", "selective_scan"}  # fmt: skip
 
 
 def python_block(beginning):
