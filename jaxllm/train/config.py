@@ -31,7 +31,8 @@ class RunConfig(Config):
     tensorboard: bool = False  # also write TensorBoard events
     profile: CountOrZero = 0  # trace this many steps with jax.profiler, into OUT/profile
 
-    # What may differ between a checkpoint and the run that resumes it: nothing here changes the numbers.
+    # What may differ between a checkpoint and the run that resumes it: nothing here changes the numbers. The
+    # fields of a class without a `_free` of its own (an experiment's, that extends a task's) may differ too.
     _free = ("steps", "stop_after", "out", "restore", "mesh", "offload", "distributed", "eval_every",
              "save_every", "keep_last", "keep_best", "keep_steps", "log_every", "progress", "tensorboard",
              "profile")  # fmt: skip
@@ -63,7 +64,8 @@ def check_same_run(saved: dict[str, Any], config: RunConfig, folder: str) -> Non
     Raises:
       UserError: a value that decides the numbers differs; names it and both values.
     """
-    decisive = {f.name for f in dataclasses.fields(config)} - set(config._free)
+    owner = next(kind for kind in type(config).__mro__ if "_free" in vars(kind))
+    decisive = {f.name for f in dataclasses.fields(owner)} - set(config._free)
     for name, (was, now) in differences(saved, config).items():
         if name.split(".")[0] in decisive:
             old, new = (brief(value, 60) for value in (was, now))  # a map is long

@@ -57,7 +57,7 @@ def test_optimizer_state_is_split_like_its_parameters(wide):
 def test_parameters_are_never_whole_on_one_device(wide):
     """Under 8-way fsdp each device holds an eighth of what can be split from the start."""
     job = prepare(dataclasses.replace(wide, mesh=MESHES["fsdp"]))
-    init = job.init.lower(jax.random.key(0)).compile()
+    init = job.init_from.lower(jax.random.key(0), None).compile()
     held = init.memory_analysis().output_size_in_bytes
     whole = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(job.shapes))
     assert held < 0.2 * whole, (held, whole, json.dumps(models.axes(job.model), default=str)[:200])

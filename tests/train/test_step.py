@@ -90,9 +90,15 @@ def test_a_view_is_drawn_once_and_its_gradient_comes_back_to_where_it_was_taken(
     """Three of five weights, doubled, kept in bfloat16; gradients are summed in float32."""
     told = []
 
-    def view(key):
-        places = jnp.sort(jax.random.permutation(key, 5)[:3])
-        return lambda params: {"w": 2 * params["w"][places]}, {"layers": places}
+    class Doubled:
+        def places(self, key):
+            return jnp.sort(jax.random.permutation(key, 5)[:3])
+
+        def __call__(self, params, frozen, key):
+            return {"w": 2 * params["w"][self.places(key)]}
+
+        def optimizer_args(self, key):
+            return {"sampled": {"layers": self.places(key)}}
 
     def loss(params, batch, key):
         return linear_loss(params, batch | {"x": batch["x"][:, :3]}, key)
@@ -104,7 +110,7 @@ def test_a_view_is_drawn_once_and_its_gradient_comes_back_to_where_it_was_taken(
     optimizer = optax.GradientTransformationExtraArgs(lambda params: jnp.zeros(3, int), update)
     before = start(optimizer, jnp.bfloat16)
     batch = make_batch()
-    step = jax.jit(make_train_step(loss, optimizer, accumulate=accumulate, view=view))
+    step = jax.jit(make_train_step(loss, optimizer, accumulate=accumulate, views=[Doubled()]))
     after, metrics = step(before, batch)
     places = np.asarray(after.opt_state)
     x, y, mask = (np.float64(batch[k]) for k in ("x", "y", "mask"))
