@@ -33,8 +33,8 @@ FAST = {
         "test_house.py::test_importing_the_library_takes_under_a_second_beyond_jax",
         "test_settings.py::test_settings_change_no_number",
         "train/test_folder.py",  # which imports nothing
-        "train/test_many_hosts.py::test_a_folder_that_is_not_shared_is_refused_by_all",
-        "train/test_many_hosts.py::test_an_abort_inside_jax_ends_with_a_sentence",
+        "text/test_many_hosts.py::test_a_folder_that_is_not_shared_is_refused_by_all",
+        "text/test_many_hosts.py::test_an_abort_inside_jax_ends_with_a_sentence",
     },
     "interpreter": {  # every case of these tests is fast
         "kernels/test_attention_pallas.py::test_huge_scores_stay_finite",

@@ -15,7 +15,7 @@ from jaxllm.subnetwork import Rates, Schedule, Stage
 from jaxllm.text import TrainConfig, prepare
 from jaxllm.tiles import TilesConfig
 from jaxllm.train import state
-from tests.train.steps import take_steps
+from tests.text.steps import take_steps
 
 pytestmark = pytest.mark.skipif(jax.__version_info__ < (0, 10), reason="XLA for CPUs aborts")
 

@@ -13,7 +13,7 @@ from jaxllm.errors import UserError
 from jaxllm.optim import decay_mask, scale_by_ortho_adam, stochastic_round
 from jaxllm.parallel import MeshConfig
 from jaxllm.text import prepare
-from tests.train.steps import take_steps
+from tests.text.steps import take_steps
 
 MESH = MeshConfig(data=1, fsdp=2, tensor=4)
 STEPS = 20

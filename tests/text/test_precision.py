@@ -11,7 +11,7 @@ import pytest
 from jaxllm.optim import adamw_bf16_sr, kahan_compensate, stochastic_round, with_master_weights
 from jaxllm.text import PRECISIONS, prepare
 from jaxllm.text.precision import get_precision, warn_of_lost_updates
-from tests.train.steps import take_steps
+from tests.text.steps import take_steps
 
 # policy -> (type of parameters, of moments, bytes a parameter with both moments and master copy)
 STORED = {

@@ -10,7 +10,7 @@ import pytest
 from jaxllm import models
 from jaxllm.parallel import MeshConfig
 from jaxllm.text import prepare
-from tests.train.steps import take_steps
+from tests.text.steps import take_steps
 
 MESHES = {
     "data": MeshConfig(data=8),
