@@ -14,6 +14,7 @@ from jaxllm.text.config import TrainConfig, model_from_dict
 from jaxllm.text.load import TOKENIZER_FILE
 from jaxllm.train.checkpoint import Checkpoints
 from jaxllm.train.folder import run_folder
+from jaxllm.train.start import restored_folder
 
 
 class Begun(NamedTuple):
@@ -25,8 +26,8 @@ class Begun(NamedTuple):
 
 
 def begun(config: TrainConfig) -> Begun:
-    """Return what the run in `config.out` was begun with and its data would be asked for anew."""
-    out = run_folder(config.out)
+    """Return what the run in `config.out`, or that it restores, was begun with, where data would say anew."""
+    out = _origin(config)
     kept = Checkpoints(out / "checkpoints", together=True)
     for step in reversed(kept.steps()):
         try:
@@ -88,7 +89,7 @@ class TextBatches:
             changed = ["data"]
         if not changed:
             return
-        run = run_folder(config.out)
+        run = _origin(config)
         tokenizer = _tokenizer(run)
         if tokenizer is None or tokenizer.fingerprint != self._corpus.tokenizer.fingerprint:
             raise UserError(
@@ -150,6 +151,14 @@ def check_length(config: TrainConfig, subnetworks: Schedule | None, own_rates: b
             )
 
     return check
+
+
+def _origin(config: TrainConfig) -> Path:
+    """Return the folder of the run that goes on: its own, or that which it restores."""
+    out = run_folder(config.out)
+    if config.restore is None or Checkpoints(out / "checkpoints").steps():
+        return out
+    return restored_folder(config.restore)[0]
 
 
 def _tokenizer(out: Path) -> data.Tokenizer | None:

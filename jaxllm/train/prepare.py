@@ -1,11 +1,13 @@
 """A run, checked and built before its first step."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import NamedSharding
@@ -48,16 +50,16 @@ class Run:
 
     def init(self, key: jax.Array) -> TrainState:
         """Return the state before the first step, on its devices."""
-        state = self.init_from(key, self.start)
-        if self.task.frozen is None:
-            return state
-        return self.with_frozen(state)
+        return self.with_frozen(self.init_from(key, self.start))
 
     def with_frozen(self, state: TrainState) -> TrainState:
         """Return a state with what the task does not train, on its devices."""
+        return dataclasses.replace(state, frozen=self.frozen())
+
+    def frozen(self) -> Any:
+        """Return a copy, on its devices, of what the task does not train: a step takes its state's memory."""
         places = jax.tree.map(lambda x: x.sharding, self.shapes.frozen)
-        frozen = jax.device_put(self.task.frozen, places)
-        return TrainState(state.step, state.params, state.opt_state, state.key, state.failed, frozen)
+        return jax.device_put(self.task.frozen, places, may_alias=False)
 
     def check_loss(self) -> None:
         """Check what the loss returns, by shapes alone; a step would say the same when it is traced.
@@ -87,20 +89,25 @@ class Run:
         return jax.tree.map(place, batch)
 
     def mean_loss(
-        self, params, batches: Iterator[Any], *, frozen=None, before_batch: Callable[[], None] = lambda: None
+        self,
+        params: Any,
+        batches: Iterator[Any],
+        *,
+        frozen: Any = None,
+        before_batch: Callable[[], None] = lambda: None,
     ) -> tuple[float, float]:
         """Return the task's loss over some batches: (mean, what it was divided by).
 
         Args:
           params: the task's parameters, before any view.
           batches: this process's part of each.
-          frozen: what the task does not train.
+          frozen: what the task does not train, where a state holds it already.
           before_batch: is called before each one.
 
         Raises:
           UserError: the loss counts nothing.
         """
-        sums = []
+        sums, frozen = [], self.frozen() if frozen is None else frozen
         for batch in batches:
             before_batch()
             sums.append(self.eval_step(params, frozen, self.put(batch)))
@@ -147,11 +154,12 @@ def prepare(
     mesh = parallel.make_mesh(config.mesh, devices)
     batch_shapes = _batch_shapes(task, mesh)
 
-    def init(key, params):
-        return init_state(task.init if params is None else lambda _: params, optimizer, key)
+    def init(key, params):  # the copy: what is given is the user's, and a step takes its state's memory
+        given = None if params is None else lambda _: jax.tree.map(jnp.copy, params)
+        return init_state(given or task.init, optimizer, key)
 
     shapes = jax.eval_shape(init, jax.random.key(0), None)
-    shapes = TrainState(**(vars(shapes) | {"frozen": jax.eval_shape(lambda: task.frozen)}))
+    shapes = dataclasses.replace(shapes, frozen=jax.eval_shape(lambda: task.frozen))
     check_order(shapes.opt_state)
     start = check_start(start, shapes.params)
     places = state_shardings(
@@ -237,7 +245,7 @@ def _batch_shapes(task: Task, mesh):
 
 def _init_in_turn(init, shardings: TrainState):
     """Return init, jitted; of the host's memory an array at a time, since together they may not fit."""
-    places, structure = jax.tree.flatten(TrainState(**(vars(shardings) | {"frozen": None})))
+    places, structure = jax.tree.flatten(dataclasses.replace(shardings, frozen=None))
     away = [i for i, place in enumerate(places) if place.memory_kind == parallel.HOST_MEMORY]
     if not away:
         return jax.jit(init, out_shardings=jax.tree.unflatten(structure, places))

@@ -81,13 +81,19 @@ def _read(run: Run, kept: Checkpoints, batches, first: int | None = None):
         return kept.restore(step, run.shapes)
 
     step, (state, _), damaged = kept.newest_whole(read, first)
-    return step, state if run.task.frozen is None else run.with_frozen(state), damaged
+    return step, run.with_frozen(state), damaged
+
+
+def restored_folder(restore: str) -> tuple[Path, int | None]:
+    """Return the folder of the run that `RunConfig.restore` names, and the step if it names one."""
+    folder = run_folder(restore)
+    if folder.name.isdecimal() and folder.parent.name == "checkpoints":
+        return folder.parent.parent, int(folder.name)
+    return folder, None
 
 
 def _restore(run: Run, batches) -> tuple[int, TrainState]:
-    folder, step = run_folder(run.config.restore), None
-    if folder.name.isdecimal() and folder.parent.name == "checkpoints":
-        folder, step = folder.parent.parent, int(folder.name)
+    folder, step = restored_folder(run.config.restore)
     kept = Checkpoints(folder / "checkpoints", together=True)
     if not kept.steps() or (step is not None and step not in kept.steps()):
         there = f"it has {', '.join(map(str, kept.steps()))}" if kept.steps() else "it has none"

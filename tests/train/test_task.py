@@ -88,6 +88,16 @@ def test_starts_are_tried_in_order_and_said(tmp_path, capsys):
     jax.tree.map(np.testing.assert_array_equal, at_two.params, resumed.params)
 
 
+def test_what_is_given_stays_the_users(tmp_path):
+    """A step takes the memory of its state, and must not take that of arrays that came from outside."""
+    start = jax.device_put({"w": jnp.ones(3), "b": jnp.ones(())}, jax.devices()[0])
+    frozen = jax.device_put({"w": jnp.ones(3)}, jax.devices()[0])
+    task = dataclasses.replace(TASK, frozen=frozen, frozen_axes={"w": ("embed",)})
+    once, again = (run(tmp_path, task, name, start=start).params for name in ("once", "again"))
+    jax.tree.map(np.testing.assert_array_equal, once, again)
+    np.testing.assert_array_equal(start["w"] + frozen["w"], 2)
+
+
 def test_chosen_steps_are_kept(tmp_path):
     run(tmp_path, steps=20, keep_steps=(1, 2, 4, 8), keep_last=1, keep_best=0, save_every=5)
     assert Checkpoints(tmp_path / "run" / "checkpoints").steps() == [1, 2, 4, 8, 20]
