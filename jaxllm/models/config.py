@@ -164,7 +164,12 @@ class ModelConfig(Config):
         groups = self.vocab_groups
         return self.known_vocab_size if groups is None else groups.num_groups + groups.slots
 
-    @functools.cached_property
+    @property
     def layer_weights(self) -> int:
         """Count the weights of one layer that multiply a token."""
-        return sum(one.size for one in leaves(declare(self)["layers"]) if one.inputs) // self.num_layers
+        return _layer_weights(self)
+
+
+@functools.lru_cache(maxsize=256)
+def _layer_weights(config: ModelConfig) -> int:
+    return sum(one.size for one in leaves(declare(config)["layers"]) if one.inputs) // config.num_layers

@@ -73,8 +73,8 @@ def prepare(
       UserError: the data, the model and the devices do not fit together.
     """
     mesh = _mesh(config, devices)  # before the data: a mistake here shows at once
-    schedule = _schedule(config, subnetworks, mesh)
     config, start, tokenizer = _started(config, start, begun)
+    schedule = _schedule(config, subnetworks, mesh)
     corpus = data.prepare(
         config.data, tokenizer or config.tokenizer, seq_len=config.seq_len, text_column=config.text_column
     )

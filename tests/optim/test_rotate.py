@@ -302,7 +302,7 @@ def test_no_axes_are_all_axes_and_a_function_may_give_them():
     assert rotation_cost(params, None).product_flops == rotation_cost(params, every).product_flops > 0
     held = optax.masked(rotate(optax.scale_by_adam(), None), {"w": (True, False), "scalar": False})
     kept = held.update(params, held.init(params), params)[0]
-    np.testing.assert_array_equal(kept["w"][0], updates[0]["w"][0])
+    np.testing.assert_allclose(kept["w"][0], updates[0]["w"][0], atol=1e-6)  # other batches, other sums
     np.testing.assert_array_equal(kept["w"][1], params["w"][1])
 
 
