@@ -13,6 +13,7 @@ from jaxllm.data.companions import Companions
 from jaxllm.data.tokenizer import begin_ids, encode_prompt, start_id, stop_ids
 from jaxllm.errors import UserError
 from jaxllm.generate import stream_text
+from jaxllm.generate.draw import Drawn
 from jaxllm.pretrained import from_pretrained, save_pretrained
 
 from .conftest import FAMILIES, make_params
@@ -121,12 +122,16 @@ def scripted(monkeypatch, rows):
     """Let the model draw these ids, five a call, up to an id that ends the row."""
     seen = {}
 
-    def stream(config, params, prompts, *, eos_id, **options):
-        seen.update(prompts=prompts, eos_id=eos_id)
-        for start in range(0, len(rows[0]), 5):
-            yield np.array([row[start : start + 5] for row in rows]), None
+    class Script:
+        def __init__(self, config, params, prompts, *, eos_id, **options):
+            seen.update(prompts=prompts, eos_id=eos_id)
+            self.cancel = lambda rows: None
 
-    monkeypatch.setattr(generate.text, "stream", stream)
+        def __iter__(self):
+            for start in range(0, len(rows[0]), 5):
+                yield Drawn(np.array([row[start : start + 5] for row in rows]), None, None)
+
+    monkeypatch.setattr(generate.text, "stream", Script)
     return seen
 
 
