@@ -4,6 +4,7 @@ from jaxllm.score.choices import Choice as Choice
 from jaxllm.score.choices import label_log_probs as label_log_probs
 from jaxllm.score.choices import score_choices as score_choices
 from jaxllm.score.sequences import map_sequences as map_sequences
+from jaxllm.score.sequences import prepare as prepare
 from jaxllm.score.sequences import score_sequences as score_sequences
 from jaxllm.score.texts import TextScore as TextScore
 from jaxllm.score.texts import rolling_log_probs as rolling_log_probs

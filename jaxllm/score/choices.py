@@ -1,5 +1,6 @@
-"""Log-probabilities of continuations of a context that is read once for all of them."""
+"""Log-probabilities of continuations of a context, which is read once for all of them."""
 
+import itertools
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
@@ -10,7 +11,9 @@ import numpy as np
 
 from jaxllm import models
 from jaxllm.errors import UserError
-from jaxllm.score.sequences import TOKENS_PER_BATCH, check_ids, padded_length, progress_bar
+from jaxllm.score.sequences import TOKENS_PER_BATCH, batches, check_ids, padded, prepare, progress_bar
+
+_BLOCK = 128  # tokens whose full logits are in memory at once
 
 
 class Choice(NamedTuple):
@@ -32,8 +35,9 @@ def score_choices(
 ) -> list[list[Choice]]:
     """Score the continuations of each context.
 
-    A context is read once, into a key-value cache that its continuations share. Contexts of similar length
-    share a batch.
+    A context is read once, into a key-value cache that its continuations share; one with a single
+    continuation is read together with that. Contexts of similar length share a batch. The head computes the
+    logits that predict a continuation's tokens, and no others.
 
     Args:
       config: the model.
@@ -54,7 +58,7 @@ def score_choices(
       >>> yes.tokens, no.tokens
       (1, 2)
     """
-    models.check_params(config, params)
+    params = prepare(config, params)
     if len(contexts) != len(choices):
         raise UserError(
             f"{len(contexts)} contexts and continuations for {len(choices)}; give a list for each"
@@ -69,15 +73,22 @@ def score_choices(
                 f"{config.context_length}; shorten it from the left"
             )
     results: list[list[Choice]] = [[] for _ in contexts]
+    alone = [row for row, some in enumerate(choices) if len(some) == 1]
+    several = [row for row, some in enumerate(choices) if len(some) > 1]
     with progress_bar(sum(map(len, choices)), progress) as bar:
-        for rows, arrays in _batches(contexts, choices, tokens_per_batch):
-            log_probs_R, greedy_R = jax.device_get(_score(config, params, arrays))
-            place = 0
+        for rows, hidden_RTD in _read_whole(config, params, contexts, choices, alone, tokens_per_batch):
+            starts = [len(contexts[row]) - 1 for row in rows]
+            scored = _score_tokens(config, params, hidden_RTD, starts, [choices[row][0] for row in rows])
+            for row, one in zip(rows, scored, strict=True):
+                results[row].append(one)
+            bar.update(len(rows))
+        for rows, arrays in _forks(contexts, choices, several, tokens_per_batch):
+            hidden_RTD = _read_forked(config, params, arrays)
+            continuations = [one for row in rows for one in choices[row]]
+            scored = iter(_score_tokens(config, params, hidden_RTD, [0] * len(continuations), continuations))
             for row in rows:
-                for one in choices[row]:
-                    results[row].append(Choice(float(log_probs_R[place]), len(one), bool(greedy_R[place])))
-                    place += 1
-            bar.update(place)
+                results[row] += itertools.islice(scored, len(choices[row]))
+            bar.update(len(continuations))
     return results
 
 
@@ -102,68 +113,102 @@ def label_log_probs(
     return joint_NY - np.logaddexp.reduce(joint_NY, axis=1, keepdims=True)
 
 
-class _Batch(NamedTuple):
+def _read_whole(config, params, contexts, choices, rows, tokens_per_batch):
+    """Yield (which contexts, hidden states [R, T, D] of each context with its one continuation)."""
+    sequences = [[*contexts[row], *choices[row][0][:-1]] for row in rows]
+    lengths = [len(ids) for ids in sequences]
+    for picked, size, length in batches(lengths, config.context_length, tokens_per_batch):
+        tokens_RT = np.zeros((size, length), np.int32)  # padding on the right is seen by no token
+        for place, number in enumerate(picked):
+            tokens_RT[place, : lengths[number]] = sequences[number]
+        yield [rows[number] for number in picked], _trunk(config, params, tokens_RT)
+
+
+class _Fork(NamedTuple):
+    """Contexts, and continuations that share them."""
+
     prefix_CP: np.ndarray  # all but a context's last token, padded on the left
     mask_CP: np.ndarray  # False at padding
     parent_R: np.ndarray  # the context of each continuation
     inputs_RT: np.ndarray  # the context's last token and the continuation's, but its last
-    targets_RT: np.ndarray
-    counted_RT: np.ndarray  # False at padding, which is on the right
 
 
-def _batches(contexts, choices, tokens_per_batch) -> Iterator[tuple[list[int], _Batch]]:
+def _forks(contexts, choices, which, tokens_per_batch) -> Iterator[tuple[list[int], _Fork]]:
     """Yield (which contexts, their arrays): contexts of similar length, the longest first."""
-    order = sorted(range(len(contexts)), key=lambda row: -len(contexts[row]))
-    order = [row for row in order if choices[row]]
+    order = sorted(which, key=lambda row: -len(contexts[row]))
     while order:
-        P = padded_length(max(1, len(contexts[order[0]]) - 1))
+        first = len(contexts[order[0]])
+        P = padded(max(1, first - 1))
         rows, longest, count = [], 1, 0
         while order:
             row = order[0]
-            T = padded_length(max(longest, *map(len, choices[row])))
+            T = padded(max(longest, *map(len, choices[row])))
             forked = (count + len(choices[row])) * (P + T)
-            differs = padded_length(max(1, len(contexts[row]) - 1)) != P
+            differs = len(contexts[row]) < 0.8 * first
             if rows and (differs or max(forked, (len(rows) + 1) * P) > tokens_per_batch):
                 break
             rows.append(order.pop(0))
             longest, count = max(longest, *map(len, choices[row])), count + len(choices[row])
-        yield rows, _pack(contexts, choices, rows, P, padded_length(longest))
+        yield rows, _pack(contexts, choices, rows, P, padded(longest))
 
 
-def _pack(contexts, choices, rows, P, T) -> _Batch:
-    C, R = (1 << (n - 1).bit_length() for n in (len(rows), sum(len(choices[row]) for row in rows)))
+def _pack(contexts, choices, rows, P, T) -> _Fork:
+    C, R = (padded(n, 1) for n in (len(rows), sum(len(choices[row]) for row in rows)))
     prefix_CP, mask_CP = np.zeros((C, P), np.int32), np.zeros((C, P), bool)
-    parent_R = np.zeros(R, np.int32)
-    inputs_RT, targets_RT = np.zeros((R, T), np.int32), np.zeros((R, T), np.int32)
-    counted_RT, place = np.zeros((R, T), bool), 0
+    parent_R, inputs_RT, place = np.zeros(R, np.int32), np.zeros((R, T), np.int32), 0
     for number, row in enumerate(rows):
         *prefix, last = contexts[row]
         if prefix:
             prefix_CP[number, -len(prefix) :], mask_CP[number, -len(prefix) :] = prefix, True
         for one in choices[row]:
-            n = len(one)
             parent_R[place] = number
-            inputs_RT[place, :n] = [last, *one[:-1]]
-            targets_RT[place, :n], counted_RT[place, :n] = one, True
+            inputs_RT[place, : len(one)] = [last, *one[:-1]]
             place += 1
-    return _Batch(prefix_CP, mask_CP, parent_R, inputs_RT, targets_RT, counted_RT)
+    return _Fork(prefix_CP, mask_CP, parent_R, inputs_RT)
+
+
+def _score_tokens(config, params, hidden_RTD, starts, continuations) -> list[Choice]:
+    """Return what the hidden states say of a continuation a row, predicted from `start` on."""
+    lengths = [len(one) for one in continuations]
+    N = sum(lengths)
+    size = padded(N, 8) if N <= _BLOCK else -(-N // _BLOCK) * _BLOCK
+    row_N, place_N, target_N = (np.zeros(size, np.int32) for _ in range(3))
+    row_N[:N] = np.repeat(np.arange(len(lengths)), lengths)
+    place_N[:N] = np.concatenate([s + np.arange(n) for s, n in zip(starts, lengths, strict=True)])
+    target_N[:N] = np.concatenate(continuations)
+    log_prob_N, greedy_N = jax.device_get(
+        _token_log_probs(config, params, hidden_RTD, row_N, place_N, target_N)
+    )
+    firsts = np.cumsum([0, *lengths[:-1]])
+    log_probs = np.add.reduceat(log_prob_N[:N].astype(np.float64), firsts)
+    greedy = np.logical_and.reduceat(greedy_N[:N], firsts)
+    return [Choice(float(a), n, bool(b)) for a, n, b in zip(log_probs, lengths, greedy, strict=True)]
+
+
+_trunk = jax.jit(models.trunk, static_argnums=0)
 
 
 @partial(jax.jit, static_argnames="config")
-def _score(config, params, batch: _Batch):
-    prefix_CP, mask_CP, parent_R, inputs_RT, targets_RT, counted_RT = batch
-    cache = models.init_cache(config, prefix_CP.shape[0], prefix_CP.shape[1] + inputs_RT.shape[1])
+def _read_forked(config, params, fork: _Fork):
+    """Return the hidden states [R, T, D] that predict the continuations' tokens."""
+    prefix_CP, mask_CP, parent_R, inputs_RT = fork
+    slots = prefix_CP.shape[1] + inputs_RT.shape[1]
+    cache = models.empty_cache(config, params, len(prefix_CP), slots)
     _, cache = models.decode(config, params, prefix_CP, cache, mask_BT=mask_CP)
-    fork = {"key": cache["key"][:, parent_R], "value": cache["value"][:, parent_R]}
-    cache = cache | fork | {"valid": cache["valid"][parent_R]}
-    hidden_RTD, _ = models.decode(config, params, inputs_RT, cache)
+    return models.decode(config, params, inputs_RT, models.select_rows(cache, parent_R))[0]
 
-    def of_row(row):  # a row at a time: [R, T, V] logits would be the largest array by far
-        hidden_TD, targets_T, counted_T = row
-        logits_TV = models.logits(config, params, hidden_TD)
-        target_T = jnp.take_along_axis(logits_TV, targets_T[:, None], axis=1)[:, 0]
-        log_prob_T = target_T - jax.nn.logsumexp(logits_TV, axis=1)
-        greedy_T = target_T >= jnp.max(logits_TV, axis=1)
-        return jnp.sum(log_prob_T, where=counted_T), jnp.all(greedy_T | ~counted_T)
 
-    return jax.lax.map(of_row, (hidden_RTD, targets_RT, counted_RT))
+@partial(jax.jit, static_argnames="config")
+def _token_log_probs(config, params, hidden_RTD, row_N, place_N, target_N):
+    """Return (log-probability, whether none is likelier) of each target, [N] each."""
+    hidden_ND = hidden_RTD[row_N, place_N]
+    block = min(len(row_N), _BLOCK)
+
+    def of_block(blocks):
+        hidden_1nD, target_n = blocks
+        logits_nV = models.logits(config, params, hidden_1nD)[0]
+        logit_n = jnp.take_along_axis(logits_nV, target_n[:, None], axis=1)[:, 0]
+        return logit_n - jax.nn.logsumexp(logits_nV, axis=1), logit_n >= jnp.max(logits_nV, axis=1)
+
+    blocks = hidden_ND.reshape(-1, 1, block, hidden_ND.shape[1]), target_N.reshape(-1, block)
+    return jax.tree.map(jnp.ravel, jax.lax.map(of_block, blocks))

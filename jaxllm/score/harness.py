@@ -9,7 +9,7 @@ from jaxllm import models
 from jaxllm.data import start_id
 from jaxllm.generate import Decoder, SamplingConfig, generate_text
 from jaxllm.score.choices import score_choices
-from jaxllm.score.sequences import TOKENS_PER_BATCH
+from jaxllm.score.sequences import TOKENS_PER_BATCH, prepare
 from jaxllm.score.texts import rolling_log_probs
 
 _PROMPTS_PER_BATCH = 16
@@ -40,7 +40,7 @@ class HarnessModel(TemplateLM):
         tokens_per_batch: int = TOKENS_PER_BATCH,
     ):
         super().__init__()
-        self.config, self.params = config, params
+        self.config, self.params = config, prepare(config, params)
         self._ids = tokenizer
         self._prefix_id = start_id(tokenizer) if prefix_id is None else prefix_id
         self._max_gen_toks, self._tokens_per_batch = max_gen_toks, tokens_per_batch

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -29,7 +29,7 @@ def score_sequences(
 
     Args:
       config: the model.
-      params: its parameters.
+      params: its parameters; what `prepare` returned saves time where many calls follow.
       sequences: token ids, at least one each.
       tokens_per_batch: what one call computes at most, unless one sequence is longer.
       progress: show a bar.
@@ -43,8 +43,8 @@ def score_sequences(
       >>> [len(row) for row in score_sequences(config, params, [[1, 2, 3], [4], [5, 6]])]
       [2, 0, 1]
     """
-    models.check_params(config, params)
-    return map_sequences(config, sequences, partial(_score, config, params), tokens_per_batch, progress)
+    score = partial(_score, config, prepare(config, params))
+    return map_sequences(config, sequences, score, tokens_per_batch, progress)
 
 
 def map_sequences(
@@ -70,7 +70,11 @@ def map_sequences(
     check_ids(config, sequences, "a sequence")
     results: list[Any] = [None] * len(sequences)
     with progress_bar(len(sequences), progress) as bar:
-        for rows, tokens_BU in _batches(sequences, config.context_length, tokens_per_batch):
+        lengths = [max(1, len(ids) - 1) for ids in sequences]
+        for rows, size, length in batches(lengths, config.context_length, tokens_per_batch):
+            tokens_BU = np.zeros((size, length + 1), np.int32)
+            for place, row in enumerate(rows):
+                tokens_BU[place, : len(sequences[row])] = sequences[row]
             values = jax.device_get(function(tokens_BU))
             for place, row in enumerate(rows):
                 length = len(sequences[row]) - 1
@@ -107,31 +111,70 @@ def progress_bar(total: int, shown: bool):
     return tqdm(total=total, desc="scored", unit=" sequences", disable=not shown)
 
 
-def padded_length(length: int) -> int:
-    """Return the length that a row is padded to: by 3 tokens or 12.5 % at most.
+def prepare(config: models.ModelConfig, params) -> dict:
+    """Return the parameters as scoring reads them fastest; every function of this package takes them too.
+
+    On a CPU the stack of layers is taken apart (a copy): a scan would copy the stack, and each layer out of
+    it, at every call. What is apart already, such as a `Decoder`'s, is returned as it is.
+
+    Raises:
+      UserError: parameters of another config.
+    """
+    if models.is_apart(params):
+        return params
+    models.check_params(config, params)
+    if jax.default_backend() != "cpu":
+        return params
+    return params | {"layers": _layers_apart(params["layers"])}
+
+
+def padded(length: int, least: int = 4) -> int:
+    """Return the length that a row, or a batch, is padded to: by `least` - 1 or 12.5 % at most.
 
     Examples:
-      >>> [padded_length(n) for n in (1, 33, 100, 1000)]
-      [4, 36, 104, 1024]
+      >>> [padded(n) for n in (1, 33, 100, 1000)], [padded(n, 1) for n in (1, 3, 33)]
+      ([4, 36, 104, 1024], [1, 3, 36])
     """
-    step = max(4, 2 ** max(0, length.bit_length() - 4))
+    step = max(least, 2 ** max(0, length.bit_length() - 4))
     return -(-length // step) * step
 
 
-def _batches(sequences, context_length: int, tokens_per_batch: int) -> Iterator[tuple[list[int], np.ndarray]]:
-    """Yield (which sequences, their ids [B, U] padded with 0), the longest first: memory fails at once."""
-    lengths: dict[int, list[int]] = {}
-    for row, ids in enumerate(sequences):
-        length = min(padded_length(max(1, len(ids) - 1)), context_length)
-        lengths.setdefault(length, []).append(row)
-    for length in sorted(lengths, reverse=True):
-        size = max(1, tokens_per_batch // length)
-        for start in range(0, len(lengths[length]), size):
-            rows = lengths[length][start : start + size]
-            tokens_BU = np.zeros((min(size, 1 << (len(rows) - 1).bit_length()), length + 1), np.int32)
-            for place, row in enumerate(rows):
-                tokens_BU[place, : len(sequences[row])] = sequences[row]
-            yield rows, tokens_BU
+class Batch(NamedTuple):
+    """Which rows share a call of the model, and the shape that they are padded to."""
+
+    rows: list[int]
+    size: int
+    length: int
+
+
+def batches(lengths: Sequence[int], longest: int, tokens_per_batch: int) -> Iterator[Batch]:
+    """Yield batches of rows of similar length, the longest first: memory fails at once.
+
+    Args:
+      lengths: of the rows.
+      longest: what no row is padded beyond.
+      tokens_per_batch: see `score_sequences`.
+
+    Examples:
+      >>> for batch in batches([5, 90, 100, 2, 99], longest=1024, tokens_per_batch=256): print(*batch)
+      [2, 4] 2 104
+      [1] 1 96
+      [0] 1 8
+      [3] 1 4
+    """
+    order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
+    while order:
+        first = lengths[order[0]]
+        length = min(padded(first), longest)
+        most = max(1, tokens_per_batch // length)
+        # Much shorter rows are better off in a batch of their own.
+        near = next((i for i, row in enumerate(order[:most]) if lengths[row] < 0.8 * first), most)
+        count = min(near, len(order))
+        yield Batch(order[:count], min(padded(count, 1), most), length)
+        order = order[count:]
+
+
+_layers_apart = jax.jit(lambda layers: models.layers_apart({"layers": layers})["layers"])
 
 
 @partial(jax.jit, static_argnames="config")

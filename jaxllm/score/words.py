@@ -12,7 +12,7 @@ import numpy as np
 from jaxllm import models
 from jaxllm.data import start_id
 from jaxllm.errors import UserError, unknown
-from jaxllm.score.sequences import TOKENS_PER_BATCH, map_sequences
+from jaxllm.score.sequences import TOKENS_PER_BATCH, map_sequences, prepare
 from jaxllm.score.texts import rolling_windows
 
 BOUNDARIES = ("sum", "corrected")
@@ -63,7 +63,7 @@ def word_surprisals(
         raise unknown("boundary", boundary, BOUNDARIES)
     if not (base > 1 and math.isfinite(base)):
         raise UserError(f"base is {base}; it must be finite and above 1, such as 2 (bits)")
-    models.check_params(config, params)
+    params = prepare(config, params)
     begin = start_id(tokenizer) if begin is None else begin
     window = config.context_length
     stride = max(1, window // 2) if stride is None else stride

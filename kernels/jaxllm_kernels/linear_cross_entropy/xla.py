@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxllm_kernels.compat import dot_general_float32, varying_like
 from jaxllm_kernels.linear_cross_entropy.options import MASKED, Options, Sizes
 
+_CPU_ROWS = 128  # of SmolLM2's logits are 25 MB, and 1.7 times as fast as 512
 
 def loss_sums(hidden_BTD, weights, labels_BT, counted_BT, limits_BT, *, options, sizes):
     """Return (cross-entropy, z-loss), each summed over tokens; one vocabulary shard's share."""
@@ -56,7 +57,11 @@ def token_stats(hidden_BTD, weights, labels_BT, limits_BT, *, options, sizes):
 
     Differentiable any number of times, forward and backward; a gradient recomputes each chunk.
     """
-    sizes = sizes._replace(block=None)  # online sums would be kept block by block for the gradient
+    if sizes.block is not None:  # a CPU
+        # Online sums over blocks would be saved block by block for the gradient; few rows at a time stay
+        # in the cache too.
+        rows_bytes = _CPU_ROWS * weights.shape[options.vocab_axis] * 4
+        sizes = Sizes(min(sizes.logits_bytes, rows_bytes), block=None)
 
     @jax.checkpoint
     def step(carry, piece):
