@@ -8,9 +8,9 @@ import jax.numpy as jnp
 from jaxllm_kernels.compat import varying_like
 from jaxllm_kernels.dispatch import dispatch
 from jaxllm_kernels.dtypes import widened
-from jaxllm_kernels.selective_scan import xla
+from jaxllm_kernels.selective_scan import pallas_tpu, xla
 
-IMPLEMENTATIONS = ("xla",)
+IMPLEMENTATIONS = ("xla", "pallas_tpu")
 
 
 def selective_scan(
@@ -53,8 +53,8 @@ def selective_scan(
       state_BDN: [B, D, N] before the first position; None: zeros.
       segment_ids_BT: int [B, T], of packed documents: the state starts from zero where an id differs from
         the one to its left. The first position goes on from `state_BDN`.
-      implementation: a name in IMPLEMENTATIONS, or None for the best one that can run this on the
-        platform the program is lowered for.
+      implementation: "xla", "pallas_tpu" (channels in multiples of 128, states of 8), or None for the best
+        one that can run this on the platform the program is lowered for.
 
     Raises:
       ValueError: shapes or types that do not fit, an implementation that cannot run this.
@@ -116,12 +116,12 @@ def selective_step(
 @functools.partial(jax.custom_vjp, nondiff_argnums=(8,))
 def _scan(u, delta, A_ND, B, C, skip, state_BND, keep_BT, implementation):
     arrays = u, delta, A_ND, B, C, skip, state_BND, keep_BT
-    return _dispatch("forward", implementation, arrays)[:2]
+    return _dispatch("forward", implementation, arrays, save=False)[:2]
 
 
 def _forward(u, delta, A_ND, B, C, skip, state_BND, keep_BT, implementation):
     arrays = u, delta, A_ND, B, C, skip, state_BND, keep_BT
-    y, last_BND, starts = _dispatch("forward", implementation, arrays)
+    y, last_BND, starts = _dispatch("forward", implementation, arrays, save=True)
     return (y, last_BND), (u, delta, A_ND, B, C, skip, keep_BT, starts)
 
 
@@ -139,9 +139,14 @@ def _backward(implementation, saved, cotangents):
 _scan.defvjp(_forward, _backward)
 
 
-def _dispatch(rule, implementation, arrays):
-    candidates = {"xla": getattr(xla, rule)}
-    return dispatch("selective_scan", implementation, candidates, {}, *arrays)
+def _dispatch(rule, implementation, arrays, **options):
+    modules = {"xla": xla, "pallas_tpu": pallas_tpu}
+    candidates = {name: functools.partial(getattr(m, rule), **options) for name, m in modules.items()}
+    cannot = {"pallas_tpu": pallas_tpu.cannot(arrays[0], arrays[2])}
+    if implementation is None:
+        # Without a warning: a shape that the kernel does not take is nothing the caller got wrong.
+        candidates = {name: f for name, f in candidates.items() if not cannot.get(name)}
+    return dispatch("selective_scan", implementation, candidates, cannot, *arrays)
 
 
 def _check(arrays, segment_ids_BT, leading):

@@ -16,8 +16,8 @@ from jaxllm_kernels.compat import varying_like
 CHUNK = 32  # positions between saved states
 
 
-def forward(u_BTD, delta_BTD, A_ND, B_BTN, C_BTN, skip_D, state_BND, keep_BT):
-    """Return (y [B, T, D], last state [B, N, D], states before each chunk [B, c, N, D]).
+def forward(u_BTD, delta_BTD, A_ND, B_BTN, C_BTN, skip_D, state_BND, keep_BT, *, save):
+    """Return (y [B, T, D], last state [B, N, D], states before each chunk [B, c, N, D] if saved or None).
 
     Args:
       u_BTD, delta_BTD, B_BTN, C_BTN: any float.
@@ -40,7 +40,7 @@ def forward(u_BTD, delta_BTD, A_ND, B_BTN, C_BTN, skip_D, state_BND, keep_BT):
     xs = [_chunks(x) for x in (u_BTD, delta_BTD, B_BTN, C_BTN)] + [_chunks(keep_BT, filler=1)]
     state_BND = varying_like(state_BND, u_BTD)
     last_BND, (y_ctBD, starts_cBND) = jax.lax.scan(chunk, state_BND, tuple(xs))
-    return _by_row(y_ctBD, T), last_BND, jnp.moveaxis(starts_cBND, 0, 1)
+    return _by_row(y_ctBD, T), last_BND, jnp.moveaxis(starts_cBND, 0, 1) if save else None
 
 
 def backward(
