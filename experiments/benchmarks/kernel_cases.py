@@ -10,6 +10,7 @@ from jaxllm_kernels.adamw_update import adamw_update
 from jaxllm_kernels.attention import attention
 from jaxllm_kernels.hadamard_rotate import hadamard_rotate
 from jaxllm_kernels.linear_cross_entropy import linear_cross_entropy
+from jaxllm_kernels.selective_scan import selective_scan
 
 
 @dataclass(frozen=True)
@@ -83,4 +84,25 @@ def _cross_entropy_cases():
     yield Case(f"{title}, gradients", jax.grad(loss, argnums=(0, 1)), arrays, 2 * sizes)
 
 
-CASES = (*_attention_cases(), *_cross_entropy_cases(), *_adamw_cases(), *_hadamard_cases())
+def _selective_scan_cases():
+    B, T, D, N = 4, 1024, 1536, 16
+    wide, narrow, of_A = ((B, T, D), "bfloat16"), ((B, T, N), "bfloat16"), ((D, N), "float32")
+    arrays = wide, wide, of_A, narrow, narrow
+    sizes = [2 * B * T * D, 2 * B * T * N, 4 * D * N]
+
+    def forward(*arrays):
+        return selective_scan(*arrays)[0]
+
+    def gradients(*arrays_and_d_y):
+        *arrays, d_y = arrays_and_d_y
+        return jax.vjp(forward, *arrays)[1](d_y)
+
+    title = f"selective_scan, B={B} T={T} D={D} N={N}"
+    yield Case(f"{title}, forward", forward, arrays, 3 * sizes[0] + 2 * sizes[1] + sizes[2])
+    yield Case(f"{title}, gradients", gradients, (*arrays, wide), 5 * sizes[0] + 4 * sizes[1] + 2 * sizes[2])
+
+
+CASES = (
+    *_attention_cases(), *_cross_entropy_cases(), *_adamw_cases(), *_hadamard_cases(),
+    *_selective_scan_cases(),
+)  # fmt: skip

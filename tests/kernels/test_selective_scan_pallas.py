@@ -14,7 +14,7 @@ from jax.sharding import SingleDeviceSharding
 from jaxllm_kernels.selective_scan import pallas_tpu, selective_scan, xla
 
 from jaxllm import targets
-from tests.kernels.selective_scan_cases import draw, draw_ids
+from tests.kernels.selective_scan_cases import NAMES, draw, draw_ids
 
 TPUS = ["v5e-1", "v6e-1"]
 
@@ -30,14 +30,14 @@ def test_interpreted_kernels_equal_xla(shape, dtype, packed):
     keep_BT = None
     if packed:
         ids = draw_ids(*shape[:2])
-        keep_BT = jnp.pad(jnp.asarray(ids[:, 1:] == ids[:, :-1], "float32"), ((0, 0), (1, 0)), constant_values=1)
-    inputs = (*(arrays[name] for name in ("u", "delta")), arrays["A"].T, arrays["B"], arrays["C"], arrays["skip"])
-    state_BND = arrays["state"].swapaxes(1, 2)
+        keep_BT = jnp.ones(shape[:2]).at[:, 1:].set(ids[:, 1:] == ids[:, :-1])
+    u, delta, A, B, C, skip, state = (arrays[name] for name in NAMES)
+    inputs, state_BND = (u, delta, A.T, B, C, skip), state.swapaxes(1, 2)
     tolerance = 3e-6 if dtype == "float32" else 2.0**-8
     forward = jax.jit(functools.partial(pallas_tpu.forward, save=True, interpret=True))
     ours = forward(*inputs, state_BND, keep_BT)
     theirs = jax.jit(functools.partial(xla.forward, save=True))(*inputs, state_BND, keep_BT)
-    d_y = jnp.asarray(np.random.default_rng(1).normal(size=arrays["u"].shape), dtype)
+    d_y = jnp.asarray(np.random.default_rng(1).normal(size=u.shape), dtype)
     saved = *inputs, keep_BT, theirs[2], d_y, jnp.cos(state_BND)
     ours += jax.jit(functools.partial(pallas_tpu.backward, interpret=True))(*saved)
     theirs += jax.jit(xla.backward)(*saved)
@@ -49,7 +49,7 @@ def test_interpreted_kernels_equal_xla(shape, dtype, packed):
 
 def test_a_kernel_asked_for_by_name_says_why_it_cannot():
     arrays = draw(1, 7, 5, 3)
-    five = (arrays[name] for name in ("u", "delta", "A", "B", "C"))
+    five = (arrays[name] for name in NAMES[:5])
     with pytest.raises(ValueError, match="multiples of 128 channels and of 8 states up to 64, not 5 and 3"):
         selective_scan(*five, implementation="pallas_tpu")
 
@@ -70,7 +70,8 @@ def compiled(target, B, T, D, N, dtype):
     wide, narrow = ((B, T, D), dtype), ((B, T, N), dtype)
     arguments = [wide, wide, ((D, N), "float32"), narrow, narrow]
     arguments = [jax.ShapeDtypeStruct(s, d, sharding=sharding) for s, d in arguments]
-    return jax.jit(gradients).lower(*arguments).compile(compiler_options=targets.compiler_options(target) or None)
+    options = targets.compiler_options(target) or None
+    return jax.jit(gradients).lower(*arguments).compile(compiler_options=options)
 
 
 @pytest.mark.targets

@@ -78,17 +78,12 @@ def backward(
     """Return the cotangents (u, delta, A [N, D], B, C, state); see `xla.backward`."""
     (B, T, D), N = u_BTD.shape, A_ND.shape[0]
     channels = _channels(D, BACKWARD_CHANNELS)
-    operands, specs = _operands(
-        u_BTD, delta_BTD, A_ND, B_BTN, C_BTN, skip_D, keep_BT, channels, reverse=True
-    )
+    operands, specs = _operands(u_BTD, delta_BTD, A_ND, B_BTN, C_BTN, skip_D, keep_BT, channels, reverse=True)
     steps = operands[0].shape[1] // TIME
 
-    def by_time(*rest):
-        return lambda b, d, t: tuple({"b": b, "d": d, "t": steps - 1 - t}.get(i, i) for i in rest)
-
-    of_state = pl.BlockSpec((1, N, channels), by_time("b", 0, "d"))
-    of_starts = pl.BlockSpec((1, CHUNKS, N, channels), by_time("b", "t", 0, "d"))
-    of_narrow = pl.BlockSpec((1, 1, N, TIME), by_time("d", "b", 0, "t"))
+    of_state = pl.BlockSpec((1, N, channels), lambda b, d, t: (b, 0, d))
+    of_starts = pl.BlockSpec((1, CHUNKS, N, channels), lambda b, d, t: (b, steps - 1 - t, 0, d))
+    of_narrow = pl.BlockSpec((1, 1, N, TIME), lambda b, d, t: (d, b, 0, steps - 1 - t))
     starts_BcND = _pad(starts_BcND, 1, CHUNKS)
     narrow = (D // channels, B, N, steps * TIME)
     f32 = jnp.float32
