@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import optax
+from tqdm import tqdm
 
 from jaxllm import compilation_cache, host_memory
 from jaxllm.errors import UserError
@@ -97,7 +98,7 @@ def train_run(run: Run) -> Trained:
         batches = run.batches()
         state, start, how = begin(run, kept, batches)
         if jax.process_index() == 0:
-            print(how, file=sys.stderr)
+            tqdm.write(how, file=sys.stderr)  # above whatever bar there is
             if run.task.save is not None:
                 run.task.save(out)
         last = min(config.steps, start + config.stop_after) if config.stop_after else config.steps
