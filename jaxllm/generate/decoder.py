@@ -111,16 +111,11 @@ class Decoder:
         Raises:
           UserError: a row that the cache does not have, or all of them.
         """
-        B = cache_rows(cache)
+        B = models.cache_rows(cache)
         dropped = set(_rows(rows, cache).tolist())
         if len(dropped) == B:
             raise UserError(f"all {B} rows would be cancelled; drop the cache instead")
         return models.select_rows(cache, [row for row in range(B) if row not in dropped])
-
-
-def cache_rows(cache: dict) -> int:
-    """Return how many rows a cache holds."""
-    return len(cache["valid"])
 
 
 def _tokens(tokens_BT, what: str) -> np.ndarray:
@@ -131,7 +126,7 @@ def _tokens(tokens_BT, what: str) -> np.ndarray:
 
 
 def _rows(rows, cache) -> np.ndarray:
-    rows_B, count = np.asarray(rows), cache_rows(cache)
+    rows_B, count = np.asarray(rows), models.cache_rows(cache)
     if rows_B.ndim != 1 or rows_B.size == 0 or rows_B.dtype.kind not in "iu":
         raise UserError(f"rows are {rows!r}; give a list of numbers of rows, at least one")
     if rows_B.min() < 0 or rows_B.max() >= count:

@@ -10,6 +10,7 @@ Examples:
 """
 
 from jaxllm.models.cache import cache_axes as cache_axes
+from jaxllm.models.cache import cache_rows as cache_rows
 from jaxllm.models.cache import fork_cache as fork_cache
 from jaxllm.models.cache import init_cache as init_cache
 from jaxllm.models.cache import select_rows as select_rows

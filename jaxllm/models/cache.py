@@ -5,6 +5,7 @@ one may read: "length", the slots written, and, once it was forked, "shared", th
 continue, which every step reads and none writes.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -63,18 +64,21 @@ def fork_cache(cache: dict, rows_B, slots: int) -> dict:
       rows_B: which of them each new row continues, known to the host.
       slots: how many more tokens a row may hold.
     """
-    B = len(rows_B)
     prefix = Prefix.of(cache["key"], cache["value"], cache["valid"], cache["length"], rows_B)
+    shared = (prefix, *(older.continued(rows_B) for older in cache.get("shared", ())))
+    written = {"key": cache["key"], "value": cache["value"]}
+    return _empty_like(written, len(rows_B), slots) | {"shared": shared}
 
+
+# As one program: one array at a time, the arrays of all layers take longer than a step.
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _empty_like(keys_and_values: dict, batch_size: int, slots: int) -> dict:
     def empty(x):
-        return jnp.zeros((*x.shape[:-4], B, x.shape[-3], slots, x.shape[-1]), x.dtype)
+        return jnp.zeros((*x.shape[:-4], batch_size, x.shape[-3], slots, x.shape[-1]), x.dtype)
 
-    return {
-        "key": jax.tree.map(empty, cache["key"]),
-        "value": jax.tree.map(empty, cache["value"]),
-        "valid": jnp.zeros((B, slots), bool),
+    return jax.tree.map(empty, keys_and_values) | {
+        "valid": jnp.zeros((batch_size, slots), bool),
         "length": jnp.zeros((), jnp.int32),
-        "shared": (prefix, *(older.continued(rows_B) for older in cache.get("shared", ()))),
     }
 
 
@@ -90,6 +94,11 @@ def select_rows(cache: dict, rows_B) -> dict:
     if "shared" in cache:
         selected["shared"] = tuple(prefix.continued(rows_B) for prefix in cache["shared"])
     return selected
+
+
+def cache_rows(cache: dict) -> int:
+    """Return how many rows a cache holds."""
+    return len(cache["valid"])
 
 
 def seen_B1(cache: dict) -> jax.Array:

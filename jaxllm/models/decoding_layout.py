@@ -25,12 +25,19 @@ def for_decoding(config: ModelConfig, params: dict) -> dict:
     """
     layers, on_cpu = params["layers"], jax.default_backend() == "cpu"
     if is_apart(params):
+        panels = [w for w in jax.tree.leaves(layers, is_leaf=_is_panels) if _is_panels(w)]
+        if panels and all(one.weight_PIW.dtype == config.dtype for one in panels):
+            return params
         layers = tuple(_arranged(config, one, in_panels=on_cpu) for one in layers)
     elif on_cpu:
         layers = _unstacked(config, layers)
     else:
         layers = _arranged(config, layers, in_panels=False)
     return params | {"layers": layers}
+
+
+def _is_panels(weight) -> bool:
+    return isinstance(weight, Panels)
 
 
 def empty_cache(config: ModelConfig, params: dict, batch_size: int, max_length: int) -> dict:
