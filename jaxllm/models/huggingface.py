@@ -1,12 +1,11 @@
-"""Hugging Face checkpoints as our parameters and back: names, layouts and config.json.
+"""Hugging Face checkpoints as our parameters and back.
 
-One table a family says where each tensor lives; both directions read it. Tensors are numpy arrays;
+A family's table says where each tensor lives; both directions read it. Tensors are numpy arrays;
 reading and writing files is somebody else's business.
 """
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -14,73 +13,7 @@ import numpy as np
 from jaxllm.errors import UserError, unknown
 from jaxllm.models.config import ModelConfig
 from jaxllm.models.declarations import Declaration, declare
-from jaxllm.models.huggingface_buffers import check_buffer, is_buffer
-
-
-class Tensor(NamedTuple):
-    """Where one of our parameters is found in a state dict."""
-
-    name: str  # "{layer}" stands for the number of the layer
-    output_first: bool = False  # torch.nn.Linear stores [out, in]; GPT-2's Conv1D stores [in, out]
-    part: int | None = None  # which of query, key, value in a fused projection
-
-
-_GPT2 = {
-    "embed/tokens": Tensor("transformer.wte.weight"),
-    "embed/positions": Tensor("transformer.wpe.weight"),
-    "layers/attn_norm/scale": Tensor("transformer.h.{layer}.ln_1.weight"),
-    "layers/attn_norm/bias": Tensor("transformer.h.{layer}.ln_1.bias"),
-    "layers/attn/query": Tensor("transformer.h.{layer}.attn.c_attn.weight", part=0),
-    "layers/attn/key": Tensor("transformer.h.{layer}.attn.c_attn.weight", part=1),
-    "layers/attn/value": Tensor("transformer.h.{layer}.attn.c_attn.weight", part=2),
-    "layers/attn/query_bias": Tensor("transformer.h.{layer}.attn.c_attn.bias", part=0),
-    "layers/attn/key_bias": Tensor("transformer.h.{layer}.attn.c_attn.bias", part=1),
-    "layers/attn/value_bias": Tensor("transformer.h.{layer}.attn.c_attn.bias", part=2),
-    "layers/attn/out": Tensor("transformer.h.{layer}.attn.c_proj.weight"),
-    "layers/attn/out_bias": Tensor("transformer.h.{layer}.attn.c_proj.bias"),
-    "layers/mlp_norm/scale": Tensor("transformer.h.{layer}.ln_2.weight"),
-    "layers/mlp_norm/bias": Tensor("transformer.h.{layer}.ln_2.bias"),
-    "layers/mlp/in": Tensor("transformer.h.{layer}.mlp.c_fc.weight"),
-    "layers/mlp/in_bias": Tensor("transformer.h.{layer}.mlp.c_fc.bias"),
-    "layers/mlp/out": Tensor("transformer.h.{layer}.mlp.c_proj.weight"),
-    "layers/mlp/out_bias": Tensor("transformer.h.{layer}.mlp.c_proj.bias"),
-    "final_norm/scale": Tensor("transformer.ln_f.weight"),
-    "final_norm/bias": Tensor("transformer.ln_f.bias"),
-    "head/kernel": Tensor("lm_head.weight", output_first=True),
-}
-_NEO_ATTENTION = "transformer.h.{layer}.attn.attention."
-_GPT_NEO = _GPT2 | {
-    "layers/attn/query": Tensor(_NEO_ATTENTION + "q_proj.weight", output_first=True),
-    "layers/attn/key": Tensor(_NEO_ATTENTION + "k_proj.weight", output_first=True),
-    "layers/attn/value": Tensor(_NEO_ATTENTION + "v_proj.weight", output_first=True),
-    "layers/attn/out": Tensor(_NEO_ATTENTION + "out_proj.weight", output_first=True),
-    "layers/attn/out_bias": Tensor(_NEO_ATTENTION + "out_proj.bias"),
-    "layers/mlp/in": Tensor("transformer.h.{layer}.mlp.c_fc.weight", output_first=True),
-    "layers/mlp/out": Tensor("transformer.h.{layer}.mlp.c_proj.weight", output_first=True),
-}
-_LLAMA = {
-    "embed/tokens": Tensor("model.embed_tokens.weight"),
-    "layers/attn_norm/scale": Tensor("model.layers.{layer}.input_layernorm.weight"),
-    "layers/attn/query": Tensor("model.layers.{layer}.self_attn.q_proj.weight", True),
-    "layers/attn/key": Tensor("model.layers.{layer}.self_attn.k_proj.weight", True),
-    "layers/attn/value": Tensor("model.layers.{layer}.self_attn.v_proj.weight", True),
-    "layers/attn/query_bias": Tensor("model.layers.{layer}.self_attn.q_proj.bias"),
-    "layers/attn/key_bias": Tensor("model.layers.{layer}.self_attn.k_proj.bias"),
-    "layers/attn/value_bias": Tensor("model.layers.{layer}.self_attn.v_proj.bias"),
-    "layers/attn/out": Tensor("model.layers.{layer}.self_attn.o_proj.weight", True),
-    "layers/attn/out_bias": Tensor("model.layers.{layer}.self_attn.o_proj.bias"),
-    "layers/mlp_norm/scale": Tensor("model.layers.{layer}.post_attention_layernorm.weight"),
-    "layers/mlp/in": Tensor("model.layers.{layer}.mlp.up_proj.weight", True),
-    "layers/mlp/in_bias": Tensor("model.layers.{layer}.mlp.up_proj.bias"),
-    "layers/mlp/gate": Tensor("model.layers.{layer}.mlp.gate_proj.weight", True),
-    "layers/mlp/gate_bias": Tensor("model.layers.{layer}.mlp.gate_proj.bias"),
-    "layers/mlp/out": Tensor("model.layers.{layer}.mlp.down_proj.weight", True),
-    "layers/mlp/out_bias": Tensor("model.layers.{layer}.mlp.down_proj.bias"),
-    "final_norm/scale": Tensor("model.norm.weight"),
-    "head/kernel": Tensor("lm_head.weight", output_first=True),
-}
-HEAD = "lm_head.weight"
-FAMILIES: dict[str, dict[str, Tensor]] = {"gpt2": _GPT2, "gpt_neo": _GPT_NEO, "llama": _LLAMA}
+from jaxllm.models.families import FAMILIES, Buffer, Family, Tensor
 
 
 def params_from_state_dict(
@@ -96,12 +29,12 @@ def params_from_state_dict(
     Raises:
       UserError: a tensor is missing, has the wrong shape, is not finite, or is left over.
     """
-    table = _table(family)
+    record = _record(family)
     check_left_over(config, family, state_dict)
     dtype = jnp.dtype(config.param_dtype)
 
     def read(path: str, entry: Declaration) -> np.ndarray:
-        tensor = _place(table, family, path)
+        tensor = _place(record, path)
         # Filled layer by layer: a state dict that reads from disk is never in memory as a whole.
         array = np.empty(entry.shape, dtype)
         for layer, one in enumerate(array if "layers" in entry.axes else [array]):
@@ -124,10 +57,10 @@ def tensor_shapes(config: ModelConfig, family: str) -> Iterator[tuple[str, tuple
     Raises:
       UserError: a parameter the family has no place for, such as a learned sink.
     """
-    table = _table(family)
+    record = _record(family)
     outside, layered = {}, {}
     for path, entry in _flat(declare(config)).items():
-        tensor, in_layer = _place(table, family, path), "layers" in entry.axes
+        tensor, in_layer = _place(record, path), "layers" in entry.axes
         names = layered if in_layer else outside
         names[tensor.name] = _their_shape(entry.shape[in_layer:], tensor, entry)
     yield from outside.items()
@@ -142,31 +75,36 @@ def state_dict_from_params(config: ModelConfig, family: str, params: dict) -> di
       UserError: a parameter the family has no place for, such as a learned sink, or that the config does
         not declare.
     """
-    table, declared = _table(family), _flat(declare(config))
+    record, declared = _record(family), _flat(declare(config))
     state_dict: dict[str, np.ndarray] = {}
-    fused: dict[str, dict[int, np.ndarray]] = {}
+    fused: dict[tuple[str, bool], dict[int, np.ndarray]] = {}  # by (name, output_first) and part
     for path, array in _flat(params).items():
-        tensor, array = _place(table, family, path), np.asarray(array)
+        tensor, array = _place(record, path), np.asarray(array)
         if path not in declared:
             raise UserError(f"the config declares no parameter {path}; give both of one model")
         for layer, one in enumerate(array if "layers" in declared[path].axes else [array]):
             name = tensor.name.format(layer=layer)
-            theirs = _to_theirs(one, tensor, declared[path])
+            theirs = one.reshape(_merged(one.shape, declared[path]))
             if tensor.part is None:
-                state_dict[name] = theirs
+                state_dict[name] = theirs.T if tensor.output_first else theirs
             else:
-                fused.setdefault(name, {})[tensor.part] = theirs
-    for name, parts in fused.items():
-        state_dict[name] = np.concatenate([parts[part] for part in sorted(parts)], axis=-1)
+                heads = one.shape[-2] if tensor.by_head else 1
+                parts = fused.setdefault((name, tensor.output_first), {})
+                parts[tensor.part] = theirs.reshape(*theirs.shape[:-1], heads, -1)
+    for (name, output_first), parts in fused.items():
+        whole = np.stack([parts[part] for part in sorted(parts)], axis=-2)
+        whole = whole.reshape(*whole.shape[:-3], -1)
+        state_dict[name] = whole.T if output_first else whole
     if config.tie_embeddings:
-        state_dict[HEAD] = state_dict[table["embed/tokens"].name]
+        state_dict[record.head] = state_dict[record.tensors["embed/tokens"].name]
     return state_dict
 
 
 def full_name(family: str, name: str) -> str:
     """Return what the whole model calls a tensor that the base model (GPT2Model) may have saved."""
-    prefix = _table(family)["final_norm/scale"].name.split(".", 1)[0] + "."
-    return name if name.startswith((prefix, "lm_head.")) else prefix + name
+    record = _record(family)
+    whole = name.startswith((record.prefix, record.head.split(".", 1)[0] + "."))
+    return name if whole else record.prefix + name
 
 
 def check_left_over(config: ModelConfig, family: str, state_dict: Mapping[str, np.ndarray]) -> None:
@@ -175,20 +113,21 @@ def check_left_over(config: ModelConfig, family: str, state_dict: Mapping[str, n
     Raises:
       UserError: naming the tensor.
     """
-    names = {}
+    record, names = _record(family), {}
     for name in state_dict:
         full = full_name(family, name)
         if full in names:
             raise UserError(f"the tensors '{names[full]}' and '{name}' are one parameter; keep one of them")
         names[full] = name
     parameters = {name for name, _ in tensor_shapes(config, family)}
-    tied = _table(family)["embed/tokens"].name
+    tied = record.tensors["embed/tokens"].name
     for full, name in names.items():
         if full in parameters:
             continue
-        if is_buffer(full):
-            check_buffer(config, full, state_dict[name])
-        elif full != HEAD or not config.tie_embeddings:
+        buffers = [buffer for end, buffer in record.buffers.items() if full.endswith(end)]
+        if buffers:
+            _check_buffer(config, full, buffers[0], state_dict[name])
+        elif full != record.head or not config.tie_embeddings:
             raise UserError(
                 f"the tensor '{name}' has no place in a {family} model with num_layers={config.num_layers}; "
                 "the checkpoint does not fit its config"
@@ -198,6 +137,15 @@ def check_left_over(config: ModelConfig, family: str, state_dict: Mapping[str, n
                 f"the tensor '{name}' differs from '{names[tied]}', to which tie_embeddings=True ties it; "
                 "set tie_embeddings=False"
             )
+
+
+def _check_buffer(config: ModelConfig, name: str, buffer: Buffer, array: np.ndarray) -> None:
+    good, meant = buffer(config, name, np.asarray(array, np.float32))
+    if not good:
+        raise UserError(
+            f"the tensor '{name}' is a buffer that should hold {meant}, which the model computes itself, but "
+            "holds something else; the model it belongs to is not supported"
+        )
 
 
 def same_numbers(a: np.ndarray, b: np.ndarray) -> bool:
@@ -218,14 +166,11 @@ def _from_theirs(state_dict, name, tensor: Tensor, shape: tuple[int, ...], entry
     array, expected = _find(state_dict, name), _their_shape(shape, tensor, entry)
     if array.shape != expected:
         raise UserError(f"the tensor '{name}' has shape {array.shape}; expected {expected}")
+    array = array.T if tensor.output_first else array
     if tensor.part is not None:
-        array = np.split(array, 3, axis=-1)[tensor.part]
-    return (array.T if tensor.output_first else array).reshape(shape)
-
-
-def _to_theirs(array: np.ndarray, tensor: Tensor, entry: Declaration) -> np.ndarray:
-    array = array.reshape(_merged(array.shape, entry))
-    return array.T if tensor.output_first else array
+        heads = shape[-2] if tensor.by_head else 1
+        array = array.reshape(*array.shape[:-1], heads, 3, -1)[..., tensor.part, :]
+    return array.reshape(shape)
 
 
 def _their_shape(shape: tuple[int, ...], tensor: Tensor, entry: Declaration) -> tuple[int, ...]:
@@ -244,13 +189,13 @@ def _merged(shape: tuple[int, ...], entry: Declaration) -> tuple[int, ...]:
     return (math.prod(shape),) if shape else ()
 
 
-def _place(table: Mapping[str, Tensor], family: str, path: str) -> Tensor:
-    if path not in table:
-        raise UserError(f"family '{family}' has no place for parameter {path}")
-    return table[path]
+def _place(family: Family, path: str) -> Tensor:
+    if path not in family.tensors:
+        raise UserError(f"family '{family.name}' has no place for parameter {path}")
+    return family.tensors[path]
 
 
-def _table(family: str) -> dict[str, Tensor]:
+def _record(family: str) -> Family:
     if family not in FAMILIES:
         raise unknown("model family", family, FAMILIES)
     return FAMILIES[family]

@@ -4,78 +4,10 @@ import dataclasses
 
 from jaxllm.errors import unknown
 from jaxllm.models.config import ModelConfig
-
-_NEO = dict(context_length=2048, qkv_bias=False, attention_scale=1.0, windows=(0, 256))
-_LLAMA = dict(
-    activation="silu",
-    gated_mlp=True,
-    norm="rmsnorm",
-    qkv_bias=False,
-    out_bias=False,
-    mlp_bias=False,
-    position="rotary",
-)
-_SMOLLM2 = dict(**_LLAMA, vocab_size=49152, context_length=8192)
-# Small models read bytes until told otherwise; give vocab_size for another tokenizer.
-_BYTES = dict(vocab_size=256)
-_SMALL_LLAMA = dict(**_LLAMA, **_BYTES, context_length=256)
-
-
-def _model(layers: int, width: int, heads: int, **rest) -> ModelConfig:
-    return ModelConfig(num_layers=layers, embed_dim=width, num_heads=heads, **rest)
-
+from jaxllm.models.families import FAMILIES
 
 PRESETS: dict[str, ModelConfig] = {
-    "gpt2": _model(12, 768, 12),
-    "gpt2-medium": _model(24, 1024, 16),
-    "gpt2-large": _model(36, 1280, 20),
-    "gpt2-xl": _model(48, 1600, 25),
-    "gpt-neo-125m": _model(12, 768, 12, **_NEO),
-    "gpt-neo-1.3b": _model(24, 2048, 16, **_NEO),
-    "gpt-neo-2.7b": _model(32, 2560, 20, **_NEO),
-    "tinyllama-1.1b": _model(
-        22,
-        2048,
-        32,
-        num_kv_heads=4,
-        mlp_dim=5632,
-        tie_embeddings=False,
-        vocab_size=32000,
-        context_length=2048,
-        **_LLAMA,
-    ),
-    "smollm2-135m": _model(30, 576, 9, num_kv_heads=3, mlp_dim=1536, rope_theta=1e5, **_SMOLLM2),
-    "smollm2-360m": _model(32, 960, 15, num_kv_heads=5, mlp_dim=2560, rope_theta=1e5, **_SMOLLM2),
-    "smollm2-1.7b": _model(24, 2048, 32, mlp_dim=8192, rope_theta=1.3e5, **_SMOLLM2),
-    "llama-2-7b": _model(
-        32,
-        4096,
-        32,
-        mlp_dim=11008,
-        tie_embeddings=False,
-        vocab_size=32000,
-        context_length=4096,
-        **_LLAMA,
-    ),
-    "llama-2-70b": _model(
-        80,
-        8192,
-        64,
-        num_kv_heads=8,
-        mlp_dim=28672,
-        tie_embeddings=False,
-        vocab_size=32000,
-        context_length=4096,
-        **_LLAMA,
-    ),
-    "gpt2-nano": _model(2, 64, 2, context_length=128, **_BYTES),
-    "gpt2-micro": _model(4, 128, 4, context_length=256, **_BYTES),
-    "gpt2-tiny": _model(4, 256, 4, context_length=256, **_BYTES),
-    "gpt2-mini": _model(6, 384, 6, context_length=256, **_BYTES),
-    "gpt-neo-nano": _model(2, 64, 2, **(_NEO | _BYTES | dict(context_length=128, windows=(0, 32)))),
-    "llama-nano": _model(2, 64, 4, num_kv_heads=2, mlp_dim=172, **_SMALL_LLAMA),
-    "llama-micro": _model(4, 128, 4, num_kv_heads=2, mlp_dim=344, **_SMALL_LLAMA),
-    "llama-mini": _model(6, 384, 6, num_kv_heads=2, mlp_dim=1024, **_SMALL_LLAMA),
+    name: preset for family in FAMILIES.values() for name, preset in family.presets.items()
 }
 
 

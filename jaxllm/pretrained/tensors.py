@@ -8,7 +8,8 @@ import numpy as np
 
 from jaxllm.errors import UserError
 from jaxllm.models.config import ModelConfig
-from jaxllm.models.huggingface import FAMILIES, HEAD, check_left_over, full_name, same_numbers, tensor_shapes
+from jaxllm.models.families import FAMILIES
+from jaxllm.models.huggingface import check_left_over, full_name, same_numbers, tensor_shapes
 
 
 class StoredTensor(NamedTuple):
@@ -76,7 +77,7 @@ def fit(tensors: Tensors, config: ModelConfig, family: str, source: str) -> tupl
 
 
 def _untied_if_it_differs(config: ModelConfig, family: str, named) -> ModelConfig:
-    head, table = named.get(HEAD), named.get(FAMILIES[family]["embed/tokens"].name)
+    head, table = named.get(FAMILIES[family].head), named.get(FAMILIES[family].tensors["embed/tokens"].name)
     if not config.tie_embeddings or head is None or table is None or same_numbers(head.read(), table.read()):
         return config
     return dataclasses.replace(config, tie_embeddings=False)

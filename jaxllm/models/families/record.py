@@ -1,0 +1,85 @@
+"""What one family of published models is: the record that all generic code reads."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxllm.errors import unknown
+from jaxllm.models.config import ModelConfig
+
+
+class Tensor(NamedTuple):
+    """Where one of our parameters is found in a state dict."""
+
+    name: str  # "{layer}" stands for the number of the layer
+    output_first: bool = False  # torch.nn.Linear stores [out, in]; GPT-2's Conv1D stores [in, out]
+    part: int | None = None  # which of query, key, value in a fused projection
+    by_head: bool = False  # fused as [heads, 3, head_dim], not [3, heads, head_dim]
+
+
+# (config, the tensor's name, its numbers in float32) -> (whether they are those that the model computes in
+# their place, what they should be).
+Buffer = Callable[[ModelConfig, str, np.ndarray], tuple[bool, str]]
+
+
+@dataclass(frozen=True)
+class Family:
+    """One family: its tensors, its config.json both ways, its buffers and its models by known names.
+
+    A new family is one file that makes a record, and one entry of `FAMILIES`.
+    """
+
+    name: str  # the model_type of a config.json
+    title: str  # for messages
+    tensors: Mapping[str, Tensor]  # by the path of our parameter: "layers/attn/query"
+    required: Mapping[str, Any]  # fields of a config.json and what they may hold (see `jaxllm.config.check`)
+    optional: Mapping[str, Any]
+    read: Callable[[Mapping[str, Any]], dict[str, Any]]  # a config.json -> fields of ModelConfig
+    write: Callable[[ModelConfig], dict[str, Any]]  # the reverse; what it cannot say is found by reading it
+    presets: Mapping[str, ModelConfig]
+    # (config.json, where it came from) raises a UserError where fields are malformed beyond their types
+    check: Callable[[Mapping[str, Any], str], None] = lambda theirs, source: None
+    buffers: Mapping[str, Buffer] = field(default_factory=dict)  # by the end of the tensor's name
+
+    @property
+    def head(self) -> str:
+        """Return the name of the head's weights."""
+        return self.tensors["head/kernel"].name
+
+    @property
+    def prefix(self) -> str:
+        """Return what the whole model puts before the names of the base model's tensors."""
+        return self.tensors["final_norm/scale"].name.split(".", 1)[0] + "."
+
+
+def model(layers: int, width: int, heads: int, **rest) -> ModelConfig:
+    """Return a preset, by the three sizes that every family has."""
+    return ModelConfig(num_layers=layers, embed_dim=width, num_heads=heads, **rest)
+
+
+# Small models read bytes until told otherwise; give vocab_size for another tokenizer.
+BYTES = dict(vocab_size=256)
+
+_ACTIVATIONS = {
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu": "gelu",
+    "silu": "silu",
+    "swish": "silu",
+    "relu": "relu",
+}
+THEIR_ACTIVATIONS = {"gelu_tanh": "gelu_new", "gelu": "gelu", "silu": "silu", "relu": "relu"}
+
+
+def read_activation(theirs: Mapping[str, Any], field: str) -> str:
+    """Return our name of the activation that a field of a config.json names.
+
+    Raises:
+      UserError: one that we do not have.
+    """
+    name = theirs.get(field, "gelu_new")
+    if name not in _ACTIVATIONS:
+        raise unknown("activation", str(name), _ACTIVATIONS)
+    return _ACTIVATIONS[name]
