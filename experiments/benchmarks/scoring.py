@@ -15,9 +15,12 @@ import statistics
 import tempfile
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
@@ -88,11 +91,10 @@ def _compare_harness(config: ScoringConfig, ours, rivals: Rivals) -> tuple[dict,
     from jaxllm.score.harness import HarnessModel
 
     mine = HarnessModel(*ours)
-    theirs = {
-        size: HFLM(pretrained=rivals.model, tokenizer=rivals.tokenizer, batch_size=size, device="cpu",
-                   prefix_token_id=ours.tokenizer.eos_id)
-        for size in config.rival_batch_sizes
-    }  # fmt: skip
+    rival = partial(HFLM, pretrained=rivals.model, tokenizer=rivals.tokenizer, device="cpu",
+                    prefix_token_id=ours.tokenizer.eos_id)  # fmt: skip
+    theirs = {size: rival(batch_size=size) for size in config.rival_batch_sizes}
+    exact = rival(batch_size=config.rival_batch_sizes[0], softmax_dtype="float64")
     metrics, claims = {}, []
     for kind, pairs in _requests(config).items():
         method = "loglikelihood_rolling" if kind == "texts" else "loglikelihood"
@@ -104,16 +106,29 @@ def _compare_harness(config: ScoringConfig, ours, rivals: Rivals) -> tuple[dict,
         got = answer(mine)
         expected = {size: answer(model) for size, model in theirs.items()}
         difference = max(_difference(got, other) for other in expected.values())
+        exactly = answer(exact)
+        of_exact = _difference(got, exactly)
+        peak, least = 0.0, _least_flops(ours, pairs)
         seconds: dict = {"jaxllm": [], **{size: [] for size in theirs}}
         for _ in tqdm(range(config.repeats), desc=f"{kind}: {len(pairs)} requests", unit="round"):
+            peak = max(peak, _peak_flops())
             for name, model in (("jaxllm", mine), *theirs.items()):
                 begun = time.perf_counter()
                 answer(model)
                 seconds[name].append(time.perf_counter() - begun)
         fastest = min(theirs, key=lambda size: statistics.median(seconds[size]))  # noqa: B023
         ratios = [b / a for a, b in zip(seconds["jaxllm"], seconds[fastest], strict=True)]
+        ceiling = statistics.median(seconds[fastest]) * peak / least
         metrics |= {
             f"largest_difference/{kind}/lm_eval": difference,
+            f"largest_difference/{kind}/lm_eval_float64_softmax": of_exact,
+            f"largest_difference/{kind}/lm_eval_float32_from_float64_softmax": max(
+                _difference(other, exactly) for other in expected.values()
+            ),
+            f"gflops/{kind}/peak": peak / 1e9,
+            f"gflops/{kind}/jaxllm": least / statistics.median(seconds["jaxllm"]) / 1e9,
+            f"gflops/{kind}/lm_eval": least / statistics.median(seconds[fastest]) / 1e9,
+            f"ceiling/{kind}/lm_eval": ceiling,
             f"requests_per_second/{kind}/jaxllm": len(pairs) / statistics.median(seconds["jaxllm"]),
             f"requests_per_second/{kind}/lm_eval": len(pairs) / statistics.median(seconds[fastest]),
             f"ratio/{kind}/lm_eval": statistics.median(ratios),
@@ -121,10 +136,50 @@ def _compare_harness(config: ScoringConfig, ours, rivals: Rivals) -> tuple[dict,
         claims += [
             Claim(f"{kind}: every answer equals lm-eval's own backend's within 0.001 nats", _SOURCE,
                   measured=difference, holds=difference <= 1e-3),
+            Claim(f"{kind}: every answer equals its own, with its softmax in float64, within 0.001 nats",
+                  _SOURCE, measured=of_exact, holds=of_exact <= 1e-3),
+            Claim(f"{kind}: at the peak of this machine a program could be 2 x as fast", _SOURCE,
+                  measured=ceiling, holds=ceiling >= 2),
             Claim(f"{kind}: at least 2 x its requests a second", _SOURCE, measured=statistics.median(ratios),
                   interval=(min(ratios), max(ratios)), holds=statistics.median(ratios) >= 2),
         ]  # fmt: skip
     return metrics, claims
+
+
+def _least_flops(ours, pairs) -> float:
+    """Return the FLOPs of the products that the requests need, each context read once."""
+    config, params, tokenizer = ours
+    matrices = sum(w.size for w in jax.tree.leaves(params["layers"]) if w.ndim > 2)
+    head = config.embed_dim * config.vocab_size
+    a_pair = 4 * config.num_layers * config.num_heads * config.head_dim  # of a token and one it sees
+    flops, seen = 0.0, set()
+    for *contexts, text in pairs:
+        [context] = contexts or [""]
+        before = len(tokenizer.encode(context)) or 1  # the token that begins a document
+        end = len(tokenizer.encode(context + text)) + (before if not context else 0) - 1
+        start = before if context in seen else 0
+        seen.add(context)
+        flops += 2 * matrices * (end - start) + 2 * head * (end - before + (start == 0))
+        flops += a_pair * (end * (end + 1) - start * (start + 1)) / 2
+    return flops
+
+
+def _peak_flops() -> float:
+    """Return the FLOPs a second of the faster of two programs that only multiply large matrices."""
+    import torch
+
+    size = 1536
+    x = np.ones((size, size), np.float32)
+    ours, theirs, fastest = jnp.asarray(x), torch.from_numpy(x), 0.0
+    for multiply in (lambda: _square(ours).block_until_ready(), lambda: theirs @ theirs):
+        for _ in range(8):
+            begun = time.perf_counter()
+            multiply()
+            fastest = max(fastest, 2 * size**3 / (time.perf_counter() - begun))
+    return fastest
+
+
+_square = jax.jit(lambda x: x @ x)
 
 
 def _requests(config: ScoringConfig) -> dict[str, list[tuple[str, ...]]]:

@@ -12,6 +12,7 @@ _COMMANDS = {
     "plan": "find the fastest way to train on a machine that is not here",
     "generate": "continue a prompt with a trained model",
     "evaluate": "score a model on text, or on tasks of lm-evaluation-harness",
+    "lm_eval": "lm-evaluation-harness's own command line, with `--model jaxllm`",
     "convert": "write a model as a Hugging Face folder",
 }
 

@@ -14,6 +14,7 @@ import tyro
 
 from jaxllm import compilation_cache, data, score
 from jaxllm.atomic import write_file
+from jaxllm.cli.lm_eval import check_installed
 from jaxllm.cli.parse import parse
 from jaxllm.config import Config, Count, CountOrZero, UserPath
 from jaxllm.errors import UserError, unknown
@@ -94,15 +95,16 @@ def _figures(one: score.TextScore) -> dict:
 
 def _tasks(config: EvaluateConfig):
     """Return (the harness's TaskManager, the names of the tasks), checked."""
-    try:
-        from lm_eval.tasks import TaskManager
-    except ImportError as error:
-        raise UserError(
-            f"--tasks needs EleutherAI's lm-evaluation-harness ({error}); pip install 'jaxllm[harness]'"
-        ) from error
+    names = [name.strip() for name in config.tasks.split(",") if name.strip()]
+    if not names:
+        raise UserError(f"tasks is {config.tasks!r}; it must name a task of the harness, such as arc_easy")
+    if config.include_path is not None and not Path(config.include_path).is_dir():
+        raise UserError(f"include_path is {config.include_path!r}; it must be a folder with task files")
+    check_installed()
+    from lm_eval.tasks import TaskManager
+
     logging.getLogger("lm_eval").setLevel(logging.WARNING)
     manager = TaskManager(include_path=config.include_path)
-    names = [name.strip() for name in config.tasks.split(",") if name.strip()]
     for name in names:
         if not manager.match_tasks([name]):
             # There are thousands: name the nearest.

@@ -7,9 +7,10 @@ from lm_eval.models.utils import normalize_gen_kwargs
 
 from jaxllm import models
 from jaxllm.data import start_id
+from jaxllm.errors import UserError, brief
 from jaxllm.generate import Decoder, SamplingConfig, generate_text
 from jaxllm.score.choices import score_choices
-from jaxllm.score.sequences import TOKENS_PER_BATCH, prepare
+from jaxllm.score.sequences import TOKENS_PER_BATCH, check_tokenizer, prepare
 from jaxllm.score.texts import rolling_log_probs
 
 _PROMPTS_PER_BATCH = 16
@@ -18,7 +19,8 @@ _PROMPTS_PER_BATCH = 16
 class HarnessModel(TemplateLM):
     """Answers the harness's requests with `jaxllm.score` and `jaxllm.generate`.
 
-    Contexts that several continuations share, such as a question's, are read once.
+    A request longer than the model's context is cut on the left, as the harness's own backends do. Contexts
+    that several continuations share, such as a question's, are read once.
 
     Args:
       config: the model.
@@ -40,6 +42,7 @@ class HarnessModel(TemplateLM):
         tokens_per_batch: int = TOKENS_PER_BATCH,
     ):
         super().__init__()
+        check_tokenizer(tokenizer)
         self.config, self.params = config, prepare(config, params)
         self._ids = tokenizer
         self._prefix_id = start_id(tokenizer) if prefix_id is None else prefix_id
@@ -63,7 +66,12 @@ class HarnessModel(TemplateLM):
     def _loglikelihood_tokens(self, requests, disable_tqdm: bool = False, **kwargs):
         groups: dict[tuple[int, ...], list[int]] = {}
         choices = []
-        for number, (_, context, choice) in enumerate(requests):
+        for number, (texts, context, choice) in enumerate(requests):
+            if not choice:
+                raise UserError(
+                    f"the task asks for an empty continuation of the context {brief(texts[0])}; give it "
+                    "at least one token"
+                )
             choices.append(choice[-self.max_length :])
             kept = max(1, self.max_length + 1 - len(choices[-1]))  # as the harness's own backends truncate
             groups.setdefault(tuple(context[-kept:]), []).append(number)

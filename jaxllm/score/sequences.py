@@ -106,6 +106,19 @@ def check_ids(config: models.ModelConfig, sequences: Sequence[Sequence[int]], wh
             )
 
 
+def check_tokenizer(tokenizer) -> None:
+    """Check that there is one: a model read from weights alone has None.
+
+    Raises:
+      UserError: there is none.
+    """
+    if tokenizer is None:
+        raise UserError(
+            "the model has no tokenizer, which turning text into tokens needs; load one with "
+            "data.load_tokenizer, or score token ids (score.score_sequences)"
+        )
+
+
 def progress_bar(total: int, shown: bool):
     """Return a tqdm bar over so many sequences, drawn only if `shown`."""
     return tqdm(total=total, desc="scored", unit=" sequences", disable=not shown)

@@ -10,7 +10,7 @@ import numpy as np
 from jaxllm import models
 from jaxllm.data import start_id
 from jaxllm.errors import UserError
-from jaxllm.score.sequences import TOKENS_PER_BATCH, score_sequences
+from jaxllm.score.sequences import TOKENS_PER_BATCH, check_tokenizer, score_sequences
 
 
 @dataclass(frozen=True)
@@ -147,8 +147,9 @@ def score_texts(
       progress: show a bar.
 
     Raises:
-      UserError: a window beyond the model's context, or a wrong stride.
+      UserError: no tokenizer, a window beyond the model's context, or a wrong stride.
     """
+    check_tokenizer(tokenizer)
     window = config.context_length if window is None else window
     if not 1 <= window <= config.context_length:
         raise UserError(

@@ -12,7 +12,7 @@ import numpy as np
 from jaxllm import models
 from jaxllm.data import start_id
 from jaxllm.errors import UserError, unknown
-from jaxllm.score.sequences import TOKENS_PER_BATCH, map_sequences, prepare
+from jaxllm.score.sequences import TOKENS_PER_BATCH, check_tokenizer, map_sequences, prepare
 from jaxllm.score.texts import rolling_windows
 
 BOUNDARIES = ("sum", "corrected")
@@ -56,13 +56,14 @@ def word_surprisals(
       tokens_per_batch: see `score_sequences`.
 
     Raises:
-      UserError: an empty word or one with whitespace, a token that spans two words, an unknown boundary, a
-        base that is not above 1.
+      UserError: no tokenizer, an empty word or one with whitespace, a word without a token of its own, a
+        token that spans two words, an unknown boundary, a base that is not above 1.
     """
     if boundary not in BOUNDARIES:
         raise unknown("boundary", boundary, BOUNDARIES)
     if not (base > 1 and math.isfinite(base)):
         raise UserError(f"base is {base}; it must be finite and above 1, such as 2 (bits)")
+    check_tokenizer(tokenizer)
     params = prepare(config, params)
     begin = start_id(tokenizer) if begin is None else begin
     window = config.context_length
@@ -122,10 +123,16 @@ def _align(tokenizer, words: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     inside = np.concatenate([[0], ends[:-1]])[: len(ends)]
     spans = (word_of > 0) & (inside < starts[np.minimum(word_of, len(words) - 1)] - 1)
     missing = np.setdiff1d(np.arange(len(words)), word_of)
-    if spans.any() or missing.size:
-        word = words[int(word_of[spans][0]) if spans.any() else int(missing[0])]
+    if spans.any():
+        word = words[int(word_of[spans][0])]
         raise UserError(
-            f"a token of the word {word[:40]!r} also holds a part of its neighbour; give both as one word"
+            f"a token of the word {word[:40]!r} also holds a part of the word before it; give both as one "
+            "word"
+        )
+    if missing.size:
+        raise UserError(
+            f"the tokenizer gives the word {words[missing[0]][:40]!r} no token of its own; leave it out, or "
+            "give it and its neighbour as one word"
         )
     return ids, word_of
 

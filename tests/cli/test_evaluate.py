@@ -27,6 +27,8 @@ def tiny(monkeypatch):
     (["run", "--data", "a.txt", "--out", "."], "out is '.'; it must be the name of a file"),
     (["run", "--data", "a.txt", "--window", "0"], "window is 0"),
     (["run", "--data", "nowhere.txt"], "nowhere.txt"),
+    (["run", "--tasks", ","], "tasks is ','; it must name a task"),
+    (["run", "--tasks", "arc_easy", "--include-path", "nowhere"], "include_path is 'nowhere'; it must be"),
 ])  # fmt: skip
 def test_mistakes_are_told_before_a_model_is_read(words, message, monkeypatch):
     monkeypatch.setattr(evaluate, "load_model_and_tokenizer", lambda *_: pytest.fail("a model was read"))

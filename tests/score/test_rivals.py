@@ -1,6 +1,9 @@
 """The same answers as lm-evaluation-harness's own backend and as minicons, on the same weights."""
 
+import json
 import random
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -87,3 +90,59 @@ def test_word_surprisals_are_those_of_minicons(rival, ours, boundary):
     got = score.word_surprisals(*ours, [s.split() for s in SENTENCES], boundary=boundary)
     for row, mine in zip(expected, got, strict=True):
         np.testing.assert_allclose(mine, [value for _, value in row], atol=1e-3)
+
+
+TASK = """
+task: {name}
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {questions}}}}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{{{question}}}}"
+doc_to_choice: "{{{{choices}}}}"
+doc_to_target: answer
+metric_list: [{{metric: acc}}]
+"""
+
+
+@pytest.fixture
+def task(tmp_path, monkeypatch):
+    """A folder with a task of two questions, and with another one that has an empty choice."""
+    pytest.importorskip("lm_eval")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+    for name, choices in {"local_keys": [" keys", " more sails"], "local_empty": [" keys", ""]}.items():
+        questions = tmp_path / f"{name}.jsonl"
+        rows = [{"question": q, "choices": choices, "answer": 0} for q in ("Where are the", "It has no")]
+        questions.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (tmp_path / f"{name}.yaml").write_text(TASK.format(name=name, questions=questions))
+    return tmp_path
+
+
+def run_jaxllm(*words):
+    return subprocess.run([sys.executable, "-m", "jaxllm.cli", *words], capture_output=True, text=True)
+
+
+def test_lm_evals_own_command_line_takes_the_model(rival, task):
+    words = ["--tasks", "local_keys", "--include_path", str(task)]
+    source, out = f"pretrained={rival[2]}", ["--output_path", str(task / "out")]
+    done = run_jaxllm("lm_eval", "--model", "jaxllm", "--model_args", source, *words, *out)
+    assert done.returncode == 0, done.stderr
+    theirs = json.loads(next((task / "out").rglob("results*.json")).read_text())
+    done = run_jaxllm("evaluate", str(rival[2]), *words, "--out", str(task / "scores.json"))
+    assert done.returncode == 0, done.stderr
+    ours = json.loads((task / "scores.json").read_text())
+    assert ours["local_keys"]["acc,none"] == theirs["results"]["local_keys"]["acc,none"]
+
+
+@pytest.mark.parametrize("words, message", [
+    (["evaluate", "MODEL", "--tasks", "local_kyes"], "unknown task 'local_kyes'; did you mean 'local_keys'?"),
+    (["evaluate", "MODEL", "--tasks", "local_empty"], "an empty continuation of the context 'Where are the'"),
+    (["lm_eval", "--model", "jaxllm", "--tasks", "local_keys"], "needs --model_args pretrained=SOURCE"),
+    (["lm_eval", "--model", "jaxllm", "--model_args", "pretraind=x", "--tasks", "local_keys"],
+     "unknown model argument 'pretraind'; did you mean 'pretrained'?"),
+])  # fmt: skip
+def test_what_a_task_gets_wrong_is_one_sentence(rival, task, words, message):
+    words = [str(rival[2]) if word == "MODEL" else word for word in words]
+    done = run_jaxllm(*words, "--include_path", str(task))
+    last = done.stderr.strip().splitlines()[-1]
+    assert done.returncode == 2 and last.startswith("error: ") and message in last, done.stderr[-2000:]

@@ -9,6 +9,8 @@ import pytest
 
 from jaxllm import data, models, score
 from jaxllm.errors import UserError
+from jaxllm.generate import Decoder
+from jaxllm.score.sequences import batches
 from tests.models.random_params import random_params
 
 TEXT = "a man, a plan - a canal: Panamá! and  more of the same text, to fill some windows"
@@ -188,6 +190,52 @@ def test_pieces_of_a_bpe_are_given_to_the_words_they_spell():
 BYTES = data.load_tokenizer("bytes")
 
 
+class Odd:
+    """A tokenizer whose tokens of a text, whatever it says, end at these characters."""
+
+    eos_id = 256
+
+    def __init__(self, *ends):
+        self.ends = np.array(ends)
+
+    def encode_with_ends(self, text):
+        return np.arange(len(self.ends)), self.ends
+
+
+def of_ids(config, params, tokenizer, words):
+    return score.word_surprisals(config, params, tokenizer, [words], begin=0)
+
+
+def test_a_text_of_no_words_has_no_surprisals():
+    none, one = score.word_surprisals(*model(), BYTES, [[], ["a"]])
+    assert len(none) == 0 and len(one) == 1
+
+
+def test_prepared_parameters_and_a_decoder_score_alike():
+    config, params = model()
+    sequences, contexts = [random_ids(30), random_ids(7)], [[1, 2, 3], random_ids(5)]
+    choices = [[[4], [5, 6]], [[7, 8]]]
+    expected = score.score_sequences(config, params, sequences)
+    scored = score.score_choices(config, params, contexts, choices)
+    for given in (score.prepare(config, params), Decoder(config, params).params):
+        for one, other in zip(score.score_sequences(config, given, sequences), expected, strict=True):
+            np.testing.assert_allclose(one, other, atol=1e-5)
+        for some, others in zip(score.score_choices(config, given, contexts, choices), scored, strict=True):
+            np.testing.assert_allclose([a.log_prob for a in some], [a.log_prob for a in others], atol=1e-5)
+
+
+def test_batches_hold_every_row_once_within_their_shape():
+    lengths = np.random.default_rng(0).integers(1, 300, 200).tolist()
+    seen, computed = [], 0
+    for batch in batches(lengths, longest=300, tokens_per_batch=1024):
+        assert len(batch.rows) <= batch.size and batch.size * batch.length <= 1024
+        assert max(lengths[row] for row in batch.rows) <= batch.length <= 300
+        seen += batch.rows
+        computed += batch.size * batch.length
+    assert sorted(seen) == list(range(200))
+    assert computed < 1.15 * sum(lengths)  # padding
+
+
 @pytest.mark.parametrize("call, message", [
     (lambda c, p: score.score_sequences(c, p, [[]]), "a sequence is empty"),
     (lambda c, p: score.score_sequences(c, p, [[1, 257]]), "the id 257; the vocabulary has ids"),
@@ -204,6 +252,11 @@ BYTES = data.load_tokenizer("bytes")
     (lambda c, p: score.score_texts(c, p, BYTES, ["a"], window=41), "window is 41"),
     (lambda c, p: score.word_surprisals(c, p, BYTES, [["a b"]]), "'a b' is empty or holds"),
     (lambda c, p: score.word_surprisals(c, p, BYTES, [["a"]], base=1), "base is 1"),
+    (lambda c, p: of_ids(c, p, Odd(3, 5), ["a", "b", "c"]), "'b' also holds a part of the word before it"),
+    (lambda c, p: of_ids(c, p, Odd(1, 5), ["a", "b", "c"]), "'c' also holds a part of the word before it"),
+    (lambda c, p: of_ids(c, p, Odd(1, 3), ["a", "b", "c"]), "gives the word 'c' no token of its own"),
+    (lambda c, p: score.score_texts(c, p, None, ["a"]), "no tokenizer"),
+    (lambda c, p: score.word_surprisals(c, p, None, [["a"]]), "no tokenizer"),
     (lambda c, p: score.word_surprisals(c, p, BYTES, [["a"]], boundary="no"), "unknown boundary"),
 ])  # fmt: skip
 def test_bad_input_is_told_in_a_sentence(call, message):
