@@ -11,13 +11,16 @@ import tyro
 from jaxllm.cli.parse import parse
 from jaxllm.config import Config, UserPath
 from jaxllm.pretrained.save import check_new, save_pretrained
-from jaxllm.text.load import load_model
+from jaxllm.text.load import export_adapter, load_model
 
 _DESCRIPTION = """Write a model as a Hugging Face folder: config.json, safetensors, tokenizer.json.
 
   jaxllm convert runs/my-run exported                 # our training run, for transformers
   jaxllm convert model.gguf exported                  # a GGUF file, dequantised
   jaxllm convert OWNER/NAME exported --dtype bfloat16 # a model of the hub, or any folder of one
+  jaxllm convert runs/my-lora adapter --adapter       # what a run with --lora.rank trained, for peft
+
+Without --adapter such a run is written merged with the model it was trained on.
 
 `jaxllm generate` reads every one of these sources as it is, so none needs converting for us."""
 
@@ -29,6 +32,7 @@ class ConvertConfig(Config):
     source: tyro.conf.Positional[UserPath]  # training run, Hugging Face folder, .safetensors, .gguf, hub id
     folder: tyro.conf.Positional[UserPath]  # where to write; new or empty
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of the written numbers
+    adapter: bool = False  # of a run with --lora.rank: write its adapter alone, as peft does
     max_shard_size: str = "5GB"  # larger models become several files
     checkpoint: Literal["latest", "best"] = "latest"  # of a training run
 
@@ -37,6 +41,11 @@ def main(argv: Sequence[str]) -> None:
     """Convert as the command line says, and say what was written."""
     config, _ = parse(ConvertConfig, argv, prog="jaxllm convert", description=_DESCRIPTION)
     check_new(config.folder)  # before a model is read, or downloaded, for nothing
+    if config.adapter:
+        view = export_adapter(config.source, config.folder, config.checkpoint)
+        names = ", ".join(view.matrices)
+        print(f"an adapter of rank {view.config.rank} beside {names} written to {config.folder}")
+        return
     model, params, tokenizer = load_model(config.source, config.checkpoint, config.dtype)
     params = jax.tree.map(lambda leaf: leaf.astype(config.dtype), params)
     save_pretrained(config.folder, model, params, tokenizer, max_shard_size=config.max_shard_size)

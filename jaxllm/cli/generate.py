@@ -20,6 +20,7 @@ class GenerateConfig(SamplingConfig):
     """Values of `jaxllm generate`: how to draw, from what, and how much."""
 
     run: tyro.conf.Positional[UserPath]  # a training run's folder, or a pretrained folder, file or hub id
+    adapter: UserPath | None = None  # of that model: a folder as peft writes it, or a run with --lora.rank
     prompt: str = ""  # text to continue; empty starts a new document
     max_new_tokens: Count = 200
     stop: tuple[str, ...] = ()  # end before the first of these strings
@@ -41,7 +42,7 @@ def main(argv: Sequence[str]) -> None:
         description="Continue a prompt with a trained model.",
     )  # fmt: skip
     compilation_cache.enable()
-    model, params, tokenizer = load_model_and_tokenizer(config.run, config.checkpoint)
+    model, params, tokenizer = load_model_and_tokenizer(config.run, config.checkpoint, adapter=config.adapter)
     pieces = stream_text(
         model, params, tokenizer, [config.prompt] * config.samples, stop=config.stop,
         max_new_tokens=config.max_new_tokens, sampling=config.sampling,

@@ -25,6 +25,7 @@ from jaxllm.models.layers_apart import layers_apart as layers_apart
 from jaxllm.models.loss import hidden_loss as hidden_loss
 from jaxllm.models.loss import loss as loss
 from jaxllm.models.loss import token_log_probs as token_log_probs
+from jaxllm.models.low_rank import LowRank as LowRank
 from jaxllm.models.parameters import axes as axes
 from jaxllm.models.parameters import check_params as check_params
 from jaxllm.models.parameters import init as init

@@ -1,10 +1,12 @@
 """Casts of stacked weights that neither copy the stack nor widen its gradient."""
 
+import dataclasses
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from jaxllm.models.low_rank import LowRank
 from jaxllm.parallel import on_host
 
 
@@ -29,6 +31,8 @@ def cast_in_scan(params: dict, axes: dict, dtype: str) -> dict:
     narrow = jnp.dtype(dtype)
 
     def pair(names, w):
+        if isinstance(w, LowRank):
+            return dataclasses.replace(w, weight=pair(names, w.weight))
         # Unpaired, the gradient of a [heads, head_dim] bias has other last bits on a CPU.
         if not (names.inputs or "head_dim" in names) or w.dtype.itemsize <= narrow.itemsize or on_host(w):
             return w

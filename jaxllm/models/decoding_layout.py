@@ -9,6 +9,7 @@ from jaxllm.models.cache import init_cache
 from jaxllm.models.config import ModelConfig
 from jaxllm.models.layers_apart import is_apart, layers_apart
 from jaxllm.models.linear import Panels, to_panels
+from jaxllm.models.low_rank import LowRank
 from jaxllm.models.parameters import axes
 
 
@@ -58,6 +59,8 @@ def _arranged(config, layers, *, in_panels):
     def arrange(names, w):
         if not names.inputs:
             return w
+        if isinstance(w, LowRank):
+            w = w.merged(len(names.inputs), stacked=not in_panels)
         if isinstance(w, Panels):
             return dataclasses.replace(w, weight_PIW=w.weight_PIW.astype(config.dtype))
         w = w.astype(config.dtype)

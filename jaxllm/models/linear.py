@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxllm.models.declarations import Declaration
+from jaxllm.models.low_rank import LowRank
 from jaxllm.parallel import mesh_axes, on_shards, spread
 
 _WIDTH = 64  # outputs of a panel: four vector registers of a CPU in float32
@@ -55,7 +56,7 @@ def linear(x: jax.Array, params: dict, declared: dict[str, Declaration], name: s
 
     Args:
       x: [B, T, in...].
-      params: {name: [in..., out...] or Panels, name_bias: [out...] optional}.
+      params: {name: [in..., out...], Panels or LowRank, name_bias: [out...] optional}.
       declared: {name: the weight's declaration}; its inputs come first.
     """
     return linears(x, params, declared, name)[0]
@@ -66,26 +67,35 @@ def linears(x: jax.Array, params: dict, declared: dict[str, Declaration], *names
     rows = x.shape[:2]
     # Matrices: with more axes XLA's CPU backend transposes operands of the weights' gradients.
     x_NI = x.reshape(rows[0] * rows[1], math.prod(x.shape[2:]))
+    product = functools.partial(_product, rows)
     outputs = []
     for name in names:
         weight, axes, in_axes = params[name], declared[name].axes, len(declared[name].inputs)
         if isinstance(weight, Panels):
             shape, y_NO = weight.out_shape, weight.multiply(x_NI)
+        elif isinstance(weight, LowRank):
+            shape = weight.weight.shape[in_axes:]
+            y_NO = product(x_NI, weight.weight, axes, in_axes)
+            x_NR = product(weight.dropped(x_NI), weight.down, (*axes[:in_axes], None), in_axes)
+            y_NO += weight.scale * product(x_NR, weight.up, (None, *axes[in_axes:]), 1)
         else:
-            shape = weight.shape[in_axes:]
-            matrix_IO = weight.reshape(x_NI.shape[1], -1)
-            sharded = _matrix_spec(axes, weight.shape, in_axes)
-            whole = _matrix_spec(_whole(axes), weight.shape, in_axes)
-            if sharded != whole:
-                rows_spec = spread(("batch", None), rows)[0]
-                y_NO = _gathering_product((rows_spec, sharded, whole), x_NI, matrix_IO)
-            else:
-                y_NO = x_NI @ matrix_IO.astype(x_NI.dtype)
+            shape, y_NO = weight.shape[in_axes:], product(x_NI, weight, axes, in_axes)
         y = y_NO.reshape(*rows, *shape)
         if f"{name}_bias" in params:
             y = y + params[f"{name}_bias"].astype(x.dtype)[None, None]
         outputs.append(y)
     return outputs
+
+
+def _product(rows: tuple[int, int], x_NI: jax.Array, weight: jax.Array, axes: tuple, in_axes: int):
+    """Return x, of B x T rows, times a weight [in..., out...] as a matrix, in x's dtype."""
+    matrix_IO = weight.reshape(x_NI.shape[1], -1)
+    sharded = _matrix_spec(axes, weight.shape, in_axes)
+    whole = _matrix_spec(_whole(axes), weight.shape, in_axes)
+    if sharded == whole:
+        return x_NI @ matrix_IO.astype(x_NI.dtype)
+    rows_spec = spread(("batch", None), rows)[0]
+    return _gathering_product((rows_spec, sharded, whole), x_NI, matrix_IO)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

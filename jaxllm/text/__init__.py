@@ -3,6 +3,7 @@
 from jaxllm.text.cached_result import cached_result as cached_result
 from jaxllm.text.config import TrainConfig as TrainConfig
 from jaxllm.text.config import plain_run as plain_run
+from jaxllm.text.load import load_adapted as load_adapted
 from jaxllm.text.load import load_model as load_model
 from jaxllm.text.load import load_run as load_run
 from jaxllm.text.precision import PRECISIONS as PRECISIONS

@@ -4,6 +4,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
+from jaxllm.adapt import LoraConfig
 from jaxllm.config import Count, CountOrZero, NotNegative, OneOf, Size, UserPath, from_plain
 from jaxllm.errors import UserError
 from jaxllm.models import ModelConfig, get_preset
@@ -40,6 +41,8 @@ class TrainConfig(RunConfig):
     tiles: TilesConfig = TilesConfig()  # with the engine "tiles" alone
     data_changed: Literal["refuse", "continue"] = "refuse"  # resuming, where the text is not as it was
     start: UserPath | None = None  # fine-tune: a run's folder, a pretrained folder or file, a hub id
+    lora: LoraConfig = LoraConfig()  # train an adapter beside the model that `start` gives
+    train_only: str | None = None  # train these parts of it alone: names with commas, embed, mlp, query, ...
     eval_batches: CountOrZero = 20  # held-out batches an evaluation reads; 0: all
     final_eval_batches: CountOrZero = 0  # the same for the evaluation after the last step
 
@@ -69,6 +72,13 @@ class TrainConfig(RunConfig):
         if self.subnetwork is not None:
             get_schedule(self.subnetwork, self.model.num_layers, self.steps)
         _check_offload(self)
+        if self.adapts:
+            _check_adapted(self)
+
+    @property
+    def adapts(self) -> bool:
+        """Whether a part of a given model, or an adapter beside it, is trained and the rest is frozen."""
+        return self.lora.rank is not None or self.train_only is not None
 
     @property
     def tokens_per_step(self) -> int:
@@ -95,6 +105,20 @@ def _check_offload(config: TrainConfig) -> None:
             "offload=state fetches a layer's weights again in the backward pass, and model.remat="
             f"{config.model.remat} would keep those of all layers; set model.remat to full, dots or offload"
         )
+
+
+def _check_adapted(config: TrainConfig) -> None:
+    name = "train_only" if config.train_only is not None else "lora.rank"
+    others = {
+        "lora.rank": config.lora.rank is None or name == "lora.rank",
+        "subnetwork": config.subnetwork is None,
+        "vocab_groups": config.vocab_groups is None,
+        "engine=tiles": config.engine != "tiles",
+        "offload=state": config.offload != "state",
+    }
+    for other, fits in others.items():
+        if not fits:
+            raise UserError(f"{name} does not go with {other}; leave out one of them")
 
 
 def plain_run(config: TrainConfig, **changes: Any) -> TrainConfig:

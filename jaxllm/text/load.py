@@ -7,8 +7,10 @@ from typing import Literal
 import jax
 
 from jaxllm import data, models
+from jaxllm.adapt import Lora, load_adapter, read_about, save_adapter
 from jaxllm.errors import UserError
 from jaxllm.pretrained import from_pretrained, is_pretrained
+from jaxllm.text.adapted import merged, saved_adaptation
 from jaxllm.text.config import model_from_dict
 from jaxllm.train.checkpoint import Checkpoints, Damaged
 from jaxllm.train.folder import run_folder
@@ -16,36 +18,110 @@ from jaxllm.train.folder import run_folder
 TOKENIZER_FILE = "tokenizer.json"
 
 
-def load_run(folder, which: Literal["latest", "best"] = "latest"):
+def load_run(folder, which: Literal["latest", "best"] = "latest", base: str | None = None):
     """Return (ModelConfig, params on the first device, tokenizer) of a training run.
+
+    Of a run that trained an adapter, or some parameters, the model is merged with the one it started from.
 
     Args:
       folder: the run's `out`.
       which: the newest checkpoint, or the one with the lowest held-out loss.
+      base: where the model is that such a run started from; None: where it was then.
 
     Raises:
-      UserError: there is no run in the folder.
+      UserError: there is no run in the folder; the model that it started from is gone, or is another one.
     """
     folder = run_folder(folder)
-    if not (folder / "checkpoints").is_dir() or not (folder / TOKENIZER_FILE).exists():
+    if not is_run(folder) or not (folder / TOKENIZER_FILE).exists():
         raise UserError(f"no trained model in {folder}; give the --out folder of a training run")
     kept = Checkpoints(folder / "checkpoints")
-    _, (model, params), _ = kept.newest_whole(
+    _, (model, params, saved), _ = kept.newest_whole(
         lambda step: _load(kept, step), first=kept.best() if which == "best" else None
     )
+    view = saved_adaptation(saved, model)
+    if view is not None:
+        base = saved["start"] if base is None else base
+        if base is None:
+            raise UserError(
+                f"{folder} holds a part of a model that was given in Python; name the model that it belongs "
+                "to, as in: jaxllm generate MODEL --adapter RUN"
+            )
+        try:
+            given = load_model(base, param_dtype=model.param_dtype)[1]
+        except UserError as error:
+            raise UserError(
+                f"{folder} holds a part of the model '{base}', which cannot be read: {error}"
+            ) from error
+        params = merged(saved, view, params, given, base, folder)
     return model, params, data.load_tokenizer(str(folder / TOKENIZER_FILE))
 
 
+def load_adapted(source: str, adapter: str, which: Literal["latest", "best"] = "latest"):
+    """Return (ModelConfig, params, tokenizer or None) of a model merged with an adapter.
+
+    Args:
+      source: the model; see `load_model`.
+      adapter: the folder of a run that trained a part of it, or one as peft writes them.
+      which: the checkpoint of such a run.
+
+    Raises:
+      UserError: the adapter is of another model.
+    """
+    if is_run(adapter):
+        if _last(adapter)[0] is None:
+            raise UserError(
+                f"the run in '{adapter}' trained a whole model and no adapter; load it as a model"
+            )
+        return load_run(adapter, which, base=source)
+    about = read_about(adapter)
+    model, params, tokenizer = load_model(source, which, (about or {}).get("param_dtype", "float32"))
+    lora, trained = load_adapter(adapter, model)
+    if about is not None:
+        return model, merged(about, lora, trained, params, source, f"'{adapter}'"), tokenizer
+    return model, lora.merge(trained, params), tokenizer
+
+
+def export_adapter(run: str, folder: str, which: Literal["latest", "best"] = "latest") -> Lora:
+    """Write the adapter that a run trained as peft does; return its view.
+
+    Raises:
+      UserError: there is no run, or it trained no LoRA.
+    """
+    view, kept = _last(run_folder(run)) if is_run(run) else (None, None)
+    if not isinstance(view, Lora):
+        raise UserError(f"'{run}' is no run that trained an adapter; train one with --lora.rank")
+    _, (model, trained, saved), _ = kept.newest_whole(
+        lambda step: _load(kept, step), first=kept.best() if which == "best" else None
+    )
+    about = {"param_dtype": model.param_dtype, "frozen": saved["frozen"]}
+    save_adapter(folder, view, trained, base=saved["start"] or "", about=about)
+    return view
+
+
+def _last(folder):
+    """Return (the view of the run in a folder, None if it trained all of a model; its checkpoints)."""
+    kept = Checkpoints(run_folder(folder) / "checkpoints")
+    saved = kept.newest_whole(kept.config)[1]
+    return saved_adaptation(saved, model_from_dict(saved["model"])), kept
+
+
+def is_run(folder) -> bool:
+    """Return whether a folder is one of a training run."""
+    return (Path(folder) / "checkpoints").is_dir()
+
+
 def _load(kept: Checkpoints, step: int):
+    """Return (the model's config, what was trained, the run's config) of a checkpoint."""
+    saved = kept.config(step)
     try:
-        model = model_from_dict(kept.config(step)["model"])
+        model = model_from_dict(saved["model"])
+        view = saved_adaptation(saved, model)
     except UserError as error:  # a config that was written was a possible one
         raise Damaged(str(error)) from error
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    shapes = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), models.shapes(model)
-    )
-    return model, kept.restore_params(step, shapes)
+    trained = models.shapes(model) if view is None else jax.eval_shape(view.init, jax.random.key(0))
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), trained)
+    return model, kept.restore_params(step, shapes), saved
 
 
 def load_model(source: str, checkpoint: Literal["latest", "best"] = "latest", param_dtype: str = "float32"):
@@ -60,7 +136,7 @@ def load_model(source: str, checkpoint: Literal["latest", "best"] = "latest", pa
       UserError: there is no model, or it cannot be read.
     """
     source = os.path.expanduser(source)
-    if (Path(source) / "checkpoints").is_dir():
+    if is_run(source):
         return load_run(source, checkpoint)
     if is_pretrained(source):
         return from_pretrained(source, param_dtype=param_dtype)
@@ -71,10 +147,16 @@ def load_model(source: str, checkpoint: Literal["latest", "best"] = "latest", pa
 
 
 def load_model_and_tokenizer(
-    source: str, checkpoint: Literal["latest", "best"] = "latest", param_dtype: str = "float32"
+    source: str,
+    checkpoint: Literal["latest", "best"] = "latest",
+    param_dtype: str = "float32",
+    adapter: str | None = None,
 ):
-    """Return (ModelConfig, params, tokenizer), and insist on a tokenizer; see `load_model`."""
-    model, params, tokenizer = load_model(source, checkpoint, param_dtype)
+    """Return (ModelConfig, params, tokenizer) of a model that must have a tokenizer; see `load_model`."""
+    if adapter is not None:
+        model, params, tokenizer = load_adapted(source, adapter, checkpoint)
+    else:
+        model, params, tokenizer = load_model(source, checkpoint, param_dtype)
     if tokenizer is None:
         raise UserError(f"'{source}' has no tokenizer.json, which turning text into tokens needs")
     return model, params, tokenizer

@@ -23,6 +23,7 @@ from jaxllm.subnetwork import (
     get_schedule,
     subnetwork,
 )
+from jaxllm.text.adapted import adapted, check_given, lasting
 from jaxllm.text.config import TrainConfig
 from jaxllm.text.load import load_model
 from jaxllm.text.precision import get_precision, with_precision
@@ -73,6 +74,7 @@ def prepare(
       UserError: the data, the model and the devices do not fit together.
     """
     mesh = _mesh(config, devices)  # before the data: a mistake here shows at once
+    check_given(config, start)
     config, start, tokenizer = _started(config, start, begun)
     schedule = _schedule(config, subnetworks, mesh)
     corpus = data.prepare(
@@ -135,12 +137,16 @@ def _build(config, corpus, loss, optimizer, subnetworks, views, start, devices) 
         parallel.in_host_memory(NamedSharding(mesh, PartitionSpec()))  # raises if there is none
     task = text_task(config, corpus, loss)
     plain = loss is None and optimizer is None and subnetworks is None and not views
+    apart = loss is None and _faster_unstacked(config, mesh)
+    if config.adapts:
+        task, start, view = adapted(config, task, start, apart)
+        views = (view, *views)
     own_rates = optimizer is None
     if own_rates:
         optimizer = make_optimizer(config.optim, config.steps, task.axes)
     if config.unsampled == "freeze":
         optimizer = mask_unsampled(optimizer, task.axes)
-    if loss is None and _faster_unstacked(config, mesh):
+    if apart and config.lora.rank is None:
         views = (*views, unstacked)
     run = prepare_task(
         task,
@@ -197,9 +203,11 @@ def _started(config: TrainConfig, start: Any, begun: Begun):
     if start is not None:
         raise UserError(f"start= and config.start='{config.start}' both give parameters; give one of them")
     model, params, tokenizer = begun.model, None, begun.tokenizer
-    if model is None:  # nothing to go on from
+    if model is None or config.adapts:  # nothing to go on from, or not all of it is in checkpoints
         dtype = get_precision(config.precision).param_dtype
-        model, params, tokenizer = load_model(config.start, param_dtype=dtype)
+        loaded, params, its_tokenizer = load_model(config.start, param_dtype=dtype)
+        model, tokenizer = model or loaded, tokenizer or its_tokenizer
+        config = dataclasses.replace(config, start=lasting(config.start))
     kept = {name: getattr(config.model, name) for name in ("remat", "attention_implementation")}
     return dataclasses.replace(config, model=dataclasses.replace(model, **kept)), params, tokenizer
 

@@ -1,5 +1,6 @@
 """Engines: factories of the step that a run takes."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -39,9 +40,33 @@ def jit_engine(accumulate: int = 1) -> Engine:
         _check_batch(parts, accumulate)
         step = make_train_step(parts.loss, parts.optimizer, accumulate=accumulate, views=parts.views)
         places = jax.tree.map(lambda x: x.sharding, parts.shapes)
+        if parts.shapes.frozen is not None:
+            return _StepOnFrozen(on_mesh(parts.mesh, step), places)
         return jax.jit(on_mesh(parts.mesh, step), donate_argnums=0, out_shardings=(places, None))
 
     return engine
+
+
+class _StepOnFrozen:
+    """A jitted step that reads what is frozen, and neither donates nor returns it.
+
+    Frozen arrays are their owner's, who starts other runs or evaluations from them.
+    """
+
+    def __init__(self, step, places: TrainState):
+        def apart(state, frozen, batch):
+            state, metrics = step(dataclasses.replace(state, frozen=frozen), batch)
+            return dataclasses.replace(state, frozen=None), metrics
+
+        places = dataclasses.replace(places, frozen=None)
+        self._jitted = jax.jit(apart, donate_argnums=0, out_shardings=(places, None))
+
+    def __call__(self, state: TrainState, batch):
+        new, metrics = self._jitted(dataclasses.replace(state, frozen=None), state.frozen, batch)
+        return dataclasses.replace(new, frozen=state.frozen), metrics
+
+    def lower(self, state: TrainState, batch):
+        return self._jitted.lower(dataclasses.replace(state, frozen=None), state.frozen, batch)
 
 
 def on_mesh(mesh, function):

@@ -57,9 +57,9 @@ class Run:
         return dataclasses.replace(state, frozen=self.frozen())
 
     def frozen(self) -> Any:
-        """Return a copy, on its devices, of what the task does not train: a step takes its state's memory."""
+        """Return what the task does not train, on its devices; no copy where it lies there already."""
         places = jax.tree.map(lambda x: x.sharding, self.shapes.frozen)
-        return jax.device_put(self.task.frozen, places, may_alias=False)
+        return jax.device_put(self.task.frozen, places)
 
     def check_loss(self) -> None:
         """Check what the loss returns, by shapes alone; a step would say the same when it is traced.
@@ -159,7 +159,8 @@ def prepare(
         return init_state(given or task.init, optimizer, key)
 
     shapes = jax.eval_shape(init, jax.random.key(0), None)
-    shapes = dataclasses.replace(shapes, frozen=jax.eval_shape(lambda: task.frozen))
+    frozen = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), task.frozen)
+    shapes = dataclasses.replace(shapes, frozen=frozen)
     check_order(shapes.opt_state)
     start = check_start(start, shapes.params)
     places = state_shardings(

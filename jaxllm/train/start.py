@@ -66,7 +66,8 @@ def saved_config(run: Run) -> dict[str, Any]:
     config = to_dict(run.config)
     if run.task.frozen is None:
         return config
-    return config | {"frozen": checksums(run.task.frozen)}
+    sums = run.task.frozen_sums
+    return config | {"frozen": checksums(run.task.frozen) if sums is None else sums}
 
 
 def _read(run: Run, kept: Checkpoints, batches, first: int | None = None):

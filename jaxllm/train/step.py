@@ -2,10 +2,12 @@
 
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.extend.core import Literal
 
 from jaxllm import parallel
 from jaxllm.errors import UserError
@@ -49,21 +51,31 @@ def make_train_step(
 
     optimizer = optax.with_extra_args_support(optimizer)
 
-    def gradients(params, batch, key, seen=lambda params: params):
+    def gradients(params, batch, key, seen, given=None):
         def of_seen(params):
-            return _call(loss, seen(params), params, batch, key)
+            return _call(loss, seen(params), params if given is None else given, batch, key)
 
         (mean, aux), grads = jax.value_and_grad(of_seen, has_aux=True)(params)
         return mean, jnp.asarray(aux["token_count"], jnp.float32), grads
 
     def accumulated(params, batch, key, seen):
-        small = seen(params)
+        # What no parameter decides (frozen weights, random keys) gets no gradient to be summed.
+        leaves, structure = jax.tree.flatten(seen(params))
+        decided = _depends(lambda params: jax.tree.leaves(seen(params)), params)
+        small = _where(decided, leaves)
+
+        def whole(small):
+            given = iter(small)
+            return jax.tree.unflatten(
+                structure, [next(given) if yes else x for x, yes in zip(leaves, decided, strict=True)]
+            )
+
         parts = jax.tree.map(
             lambda x: jnp.moveaxis(x.reshape(-1, accumulate, *x.shape[1:]), 1, 0), batch
         )
 
         def add(total, part_and_key):
-            mean, count, grads = gradients(small, *part_and_key)
+            mean, count, grads = gradients(small, *part_and_key, whole, given=params)
             grads = jax.tree.map(lambda g: g.astype(jnp.float32) * count, grads)
             return jax.tree.map(jnp.add, total, (mean * count, count, grads)), None
 
@@ -72,7 +84,8 @@ def make_train_step(
         (total, count, grads), _ = jax.lax.scan(add, start, (parts, jax.random.split(key, accumulate)))
         scale = 1 / jnp.where(count == 0, 1, count)  # weights may sum to less than 1
         wide = jax.tree.map(lambda p: p.astype(jnp.float32), params)  # sums are float32 for any type
-        [grads] = jax.vjp(seen, wide)[1](jax.tree.map(lambda g: g * scale, grads))
+        pull_back = jax.vjp(lambda wide: _where(decided, jax.tree.leaves(seen(wide))), wide)[1]
+        [grads] = pull_back([g * scale for g in grads])
         return total * scale, count, grads
 
     def step(state: TrainState, batch):
@@ -144,6 +157,24 @@ def make_eval_step(loss: LossFunction, views: Sequence[View] = ()):
         return mean * count, count
 
     return step
+
+
+def _where(chosen: Sequence[bool], leaves: Sequence[Any]) -> list:
+    return [x for x, yes in zip(leaves, chosen, strict=True) if yes]
+
+
+def _depends(function, params) -> list[bool]:
+    """Return of each array that a function returns in a list whether its argument decides it."""
+    traced = jax.make_jaxpr(function)(params).jaxpr
+    reached = set(traced.invars)
+
+    def is_reached(x):
+        return not isinstance(x, Literal) and x in reached
+
+    for equation in traced.eqns:
+        if any(map(is_reached, equation.invars)):
+            reached.update(equation.outvars)
+    return [is_reached(x) for x in traced.outvars]
 
 
 def _names(tree) -> list[str]:

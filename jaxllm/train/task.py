@@ -52,6 +52,7 @@ class Task:
     batch_shapes: Any = None  # a batch of all processes as ShapeDtypeStructs; None: as the first one is
     frozen: Any = None  # arrays that views and loss read and nobody trains
     frozen_axes: Any = None  # like `axes`
+    frozen_sums: dict[str, int] | None = None  # what a checkpoint knows them by; None: their `checksums`
     save: Callable[[Path], None] | None = None  # writes what else belongs into the run's folder
 
 

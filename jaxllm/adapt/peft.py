@@ -1,0 +1,230 @@
+"""Adapters in the format of Hugging Face's peft: adapter_config.json and adapter_model.safetensors."""
+
+import json
+import math
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxllm.adapt.lora import Lora, LoraConfig
+from jaxllm.adapt.names import flat, layer_matrices, nested
+from jaxllm.atomic import new_folder
+from jaxllm.errors import UserError, brief
+from jaxllm.json_file import read_json
+from jaxllm.models import ModelConfig, shapes
+from jaxllm.models.huggingface import FAMILIES, full_name
+from jaxllm.models.huggingface_config import config_to_huggingface
+from jaxllm.pretrained.safetensors_file import open_safetensors, write_safetensors
+from jaxllm.pretrained.save import check_new
+
+CONFIG, WEIGHTS, ABOUT = "adapter_config.json", "adapter_model.safetensors", "jaxllm_base.json"
+_PREFIX = "base_model.model."
+# What else of peft's config changes the numbers, and the values that change nothing.
+_PLAIN = {
+    "bias": ("none", None), "use_dora": (False, None), "modules_to_save": (None, []),
+    "trainable_token_indices": (None, [], {}), "lora_bias": (False, None), "target_parameters": (None, []),
+    "layer_replication": (None, []), "megatron_config": (None,), "use_qalora": (False, None),
+}  # fmt: skip
+
+
+def save_adapter(
+    folder: str | os.PathLike,
+    lora: Lora,
+    adapter: dict,
+    *,
+    base: str = "",
+    about: dict[str, Any] | None = None,
+) -> None:
+    """Write an adapter that peft loads onto the transformers model of the same weights.
+
+    GPT-2 keeps query, key and value in one matrix: theirs become one adapter of the ranks' sum, whose B is
+    zero where none of ours is.
+
+    Args:
+      folder: a new or empty folder.
+      lora: the adapter's view.
+      adapter: its parameters.
+      base: what peft should call the model.
+      about: what `read_about` returns, to know the model by.
+
+    Raises:
+      UserError: no Hugging Face family can hold the model; something is in the folder.
+    """
+    check_new(folder)
+    family = config_to_huggingface(lora.model)["model_type"]
+    config, table = lora.config, FAMILIES[family]
+    places = {path: table["/".join(path)] for path, _ in lora.matrices.values()}
+    tensors, patterns = {}, {"rank_pattern": {}, "alpha_pattern": {}}
+    for name in sorted({place.name for place in places.values()}):
+        parts = {places[path].part: path for path in places if places[path].name == name}
+        widths = _widths(lora.model, family, name)
+        module = name.removesuffix(".weight")
+        if len(parts) > 1:
+            count = len(parts)
+            alpha = config.alpha * (math.sqrt(count) if config.rslora else count)
+            patterns["rank_pattern"][_suffix(module)] = config.rank * count
+            patterns["alpha_pattern"][_suffix(module)] = alpha
+        pairs = {part: _pair(adapter, path) for part, path in sorted(parts.items(), key=str)}
+        for layer in range(lora.model.num_layers):
+            A_RI = np.concatenate([A[layer].reshape(-1, config.rank).T for A, _ in pairs.values()])
+            B_OR = np.zeros((sum(widths.values()), len(A_RI)), np.float32)
+            for number, (part, (_, B)) in enumerate(pairs.items()):
+                row = sum(width for one, width in widths.items() if part is not None and one < part)
+                columns = slice(number * config.rank, (number + 1) * config.rank)
+                B_OR[row : row + widths[part], columns] = B[layer].reshape(config.rank, -1).T
+            for letter, tensor in (("A", A_RI), ("B", B_OR)):
+                tensors[f"{_PREFIX}{module.format(layer=layer)}.lora_{letter}.weight"] = tensor
+    theirs = {
+        "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base,
+        "r": config.rank, "lora_alpha": config.alpha, "lora_dropout": config.dropout,
+        "use_rslora": config.rslora, "bias": "none", "inference_mode": True,
+        "target_modules": sorted({_suffix(place.name.removesuffix(".weight")) for place in places.values()}),
+        "fan_in_fan_out": not next(iter(places.values())).output_first, **patterns,
+    }  # fmt: skip
+    with new_folder(Path(os.path.expanduser(folder)), is_whole=lambda _: True) as partial:
+        write_safetensors(partial / WEIGHTS, tensors)
+        for name, content in ((CONFIG, theirs), (ABOUT, about)):
+            if content is not None:
+                (partial / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def load_adapter(folder: str | os.PathLike, model: ModelConfig) -> tuple[Lora, dict]:
+    """Return (the view, the adapter's parameters) of a folder that peft or `save_adapter` wrote.
+
+    Ranks that differ are padded with zeros to the largest, and scales that differ are put into B.
+
+    Args:
+      folder: with adapter_config.json and adapter_model.safetensors.
+      model: the one that it is for.
+
+    Raises:
+      UserError: a file is missing or damaged, an adapter of another kind, or of another model.
+    """
+    folder = Path(os.path.expanduser(folder))
+    if not (folder / CONFIG).is_file() or not (folder / WEIGHTS).is_file():
+        raise UserError(
+            f"no adapter in '{folder}': expected {CONFIG} and {WEIGHTS}, as peft writes them, or the --out "
+            "folder of a run with --lora.rank"
+        )
+    theirs = _read_config(folder / CONFIG)
+    stored = {name: tensor.read() for name, tensor in open_safetensors(folder / WEIGHTS).items()}
+    family = config_to_huggingface(model)["model_type"]
+    found = _by_module(stored, family, folder)
+    ranks = [len(A) for A, _ in found.values()]
+    config = dict(alpha=float(theirs["lora_alpha"]), rslora=bool(theirs.get("use_rslora")))
+    config |= dict(rank=max(ranks), dropout=float(theirs.get("lora_dropout") or 0.0))
+    scale = LoraConfig(**config).scale
+    leaves, chosen, used, sizes = {}, [], set(), flat(shapes(model))
+    for target, (path, names) in layer_matrices(model).items():
+        place, size = FAMILIES[family]["/".join(path)], sizes[path].shape
+        module, inner = place.name.removesuffix(".weight"), len(names.inputs)
+        inputs, outputs = size[1 : 1 + inner], size[1 + inner :]
+        A = np.zeros((size[0], *inputs, max(ranks)), np.float32)
+        B = np.zeros((size[0], max(ranks), *outputs), np.float32)
+        for layer in range(model.num_layers):
+            name = module.format(layer=layer)
+            if name not in found:
+                continue
+            down, up = found[name]
+            rank, widths = len(down), _widths(model, family, place.name)
+            expected = (rank, math.prod(inputs)), (sum(widths.values()), rank)
+            if (down.shape, up.shape) != expected:
+                raise UserError(
+                    f"the adapter in '{folder}' is of another model: for '{name}' it has shapes {down.shape} "
+                    f"and {up.shape}, and this model takes {expected[0]} and {expected[1]}"
+                )
+            row = sum(width for one, width in widths.items() if place.part is not None and one < place.part)
+            up = up[row : row + widths[place.part]] * (_scale(theirs, name, rank) / scale)
+            A[layer, ..., :rank] = down.T.reshape(*inputs, rank)
+            B[layer, :rank] = up.T.reshape(rank, *outputs)
+            used.add(name)
+        if any(module.format(layer=layer) in used for layer in range(model.num_layers)):
+            chosen.append(target)
+            leaves |= {(*path, "A"): A, (*path, "B"): B}
+    for name in found.keys() - used:
+        raise UserError(
+            f"the adapter in '{folder}' is of another model: it changes '{name}', which is no matrix of this "
+            f"{family} model's {model.num_layers} layers"
+        )
+    lora = Lora(model, LoraConfig(targets=",".join(chosen), **config))
+    return lora, nested(leaves)
+
+
+def read_about(folder: str | os.PathLike) -> dict[str, Any] | None:
+    """Return what `save_adapter` was told of the model; None where peft wrote the folder."""
+    path = Path(os.path.expanduser(folder)) / ABOUT
+    return read_json(path) if path.is_file() else None
+
+
+def _pair(adapter: dict, path) -> tuple[np.ndarray, np.ndarray]:
+    leaves = flat(adapter)
+    return tuple(np.asarray(leaves[(*path, letter)], np.float32) for letter in "AB")
+
+
+def _widths(model: ModelConfig, family: str, name: str) -> dict[int | None, int]:
+    """Return {part: outputs} of the matrices of ours that one tensor of theirs holds, in its order."""
+    sizes, widths = flat(shapes(model)), {}
+    for path, names in layer_matrices(model).values():
+        place = FAMILIES[family]["/".join(path)]
+        if place.name == name:
+            widths[place.part] = math.prod(sizes[path].shape[1 + len(names.inputs) :])
+    return dict(sorted(widths.items(), key=str))
+
+
+def _suffix(module: str) -> str:
+    return ".".join(module.split(".")[-2:])
+
+
+def _by_module(stored: Mapping[str, np.ndarray], family: str, folder: Path) -> dict[str, tuple]:
+    """Return {module: (A [R, in], B [out, R])}, float32."""
+    halves: dict[str, dict[str, np.ndarray]] = {}
+    for name, tensor in stored.items():
+        module, dot, letter = name.removeprefix(_PREFIX).removesuffix(".weight").rpartition(".lora_")
+        if not dot or letter not in ("A", "B") or not name.endswith(".weight") or tensor.ndim != 2:
+            raise UserError(
+                f"'{folder / WEIGHTS}' holds the tensor {brief(name)} of shape {tensor.shape}, which is no A "
+                "or B of a linear layer; merge the adapter with peft (merge_and_unload) instead"
+            )
+        if not np.isfinite(tensor).all():
+            raise UserError(
+                f"the tensor {brief(name)} of '{folder / WEIGHTS}' holds numbers that are not finite"
+            )
+        halves.setdefault(full_name(family, module), {})[letter] = np.asarray(tensor, np.float32)
+    for module, pair in halves.items():
+        if len(pair) < 2:
+            raise UserError(
+                f"'{folder / WEIGHTS}' has only one of A and B of '{module}'; the file is damaged"
+            )
+    if not halves:
+        raise UserError(f"'{folder / WEIGHTS}' holds no tensor; the file is damaged")
+    return {module: (pair["A"], pair["B"]) for module, pair in halves.items()}
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    theirs = read_json(path)
+    if theirs.get("peft_type") != "LORA":
+        raise UserError(f"'{path}' is of the kind {brief(theirs.get('peft_type'))}; only LORA is read here")
+    for name, plain in _PLAIN.items():
+        if theirs.get(name) not in plain:
+            raise UserError(
+                f"'{path}' has {name}={brief(theirs[name])}, which is not read here; merge the adapter with "
+                "peft (merge_and_unload) instead"
+            )
+    for name in ("r", "lora_alpha"):
+        if type(theirs.get(name)) not in (int, float) or not 0 < theirs[name] < 1e9:
+            raise UserError(f"'{path}' has {name}={brief(theirs.get(name))}; it must be a number above 0")
+    return theirs
+
+
+def _scale(theirs: Mapping[str, Any], module: str, rank: int) -> float:
+    """Return what peft multiplies a module's product by."""
+    alpha = theirs["lora_alpha"]
+    for pattern, value in (theirs.get("alpha_pattern") or {}).items():
+        if re.match(rf"(.*\.)?({pattern})$", module):
+            alpha = value
+            break
+    return alpha / (math.sqrt(rank) if theirs.get("use_rslora") else rank)
