@@ -16,7 +16,8 @@ from jaxllm.atomic import new_folder
 from jaxllm.errors import UserError, brief
 from jaxllm.json_file import read_json
 from jaxllm.models import ModelConfig, shapes
-from jaxllm.models.huggingface import FAMILIES, full_name
+from jaxllm.models.families import FAMILIES
+from jaxllm.models.huggingface import full_name
 from jaxllm.models.huggingface_config import config_to_huggingface
 from jaxllm.pretrained.safetensors_file import open_safetensors, write_safetensors
 from jaxllm.pretrained.save import check_new
@@ -56,12 +57,12 @@ def save_adapter(
     """
     check_new(folder)
     family = config_to_huggingface(lora.model)["model_type"]
-    config, table = lora.config, FAMILIES[family]
+    config, table = lora.config, FAMILIES[family].tensors
     places = {path: table["/".join(path)] for path, _ in lora.matrices.values()}
     tensors, patterns = {}, {"rank_pattern": {}, "alpha_pattern": {}}
     for name in sorted({place.name for place in places.values()}):
         parts = {places[path].part: path for path in places if places[path].name == name}
-        widths = _widths(lora.model, family, name)
+        rows = _rows(lora.model, family, name)
         module = name.removesuffix(".weight")
         if len(parts) > 1:
             count = len(parts)
@@ -71,11 +72,10 @@ def save_adapter(
         pairs = {part: _pair(adapter, path) for part, path in sorted(parts.items(), key=str)}
         for layer in range(lora.model.num_layers):
             A_RI = np.concatenate([A[layer].reshape(-1, config.rank).T for A, _ in pairs.values()])
-            B_OR = np.zeros((sum(widths.values()), len(A_RI)), np.float32)
+            B_OR = np.zeros((sum(map(len, rows.values())), len(A_RI)), np.float32)
             for number, (part, (_, B)) in enumerate(pairs.items()):
-                row = sum(width for one, width in widths.items() if part is not None and one < part)
                 columns = slice(number * config.rank, (number + 1) * config.rank)
-                B_OR[row : row + widths[part], columns] = B[layer].reshape(config.rank, -1).T
+                B_OR[rows[part], columns] = B[layer].reshape(config.rank, -1).T
             for letter, tensor in (("A", A_RI), ("B", B_OR)):
                 tensors[f"{_PREFIX}{module.format(layer=layer)}.lora_{letter}.weight"] = tensor
     theirs = {
@@ -120,7 +120,7 @@ def load_adapter(folder: str | os.PathLike, model: ModelConfig) -> tuple[Lora, d
     scale = LoraConfig(**config).scale
     leaves, chosen, used, sizes = {}, [], set(), flat(shapes(model))
     for target, (path, names) in layer_matrices(model).items():
-        place, size = FAMILIES[family]["/".join(path)], sizes[path].shape
+        place, size = FAMILIES[family].tensors["/".join(path)], sizes[path].shape
         module, inner = place.name.removesuffix(".weight"), len(names.inputs)
         inputs, outputs = size[1 : 1 + inner], size[1 + inner :]
         A = np.zeros((size[0], *inputs, max(ranks)), np.float32)
@@ -130,15 +130,14 @@ def load_adapter(folder: str | os.PathLike, model: ModelConfig) -> tuple[Lora, d
             if name not in found:
                 continue
             down, up = found[name]
-            rank, widths = len(down), _widths(model, family, place.name)
-            expected = (rank, math.prod(inputs)), (sum(widths.values()), rank)
+            rank, rows = len(down), _rows(model, family, place.name)
+            expected = (rank, math.prod(inputs)), (sum(map(len, rows.values())), rank)
             if (down.shape, up.shape) != expected:
                 raise UserError(
                     f"the adapter in '{folder}' is of another model: for '{name}' it has shapes {down.shape} "
                     f"and {up.shape}, and this model takes {expected[0]} and {expected[1]}"
                 )
-            row = sum(width for one, width in widths.items() if place.part is not None and one < place.part)
-            up = up[row : row + widths[place.part]] * (_scale(theirs, name, rank) / scale)
+            up = up[rows[place.part]] * (_scale(theirs, name, rank) / scale)
             A[layer, ..., :rank] = down.T.reshape(*inputs, rank)
             B[layer, :rank] = up.T.reshape(rank, *outputs)
             used.add(name)
@@ -165,14 +164,18 @@ def _pair(adapter: dict, path) -> tuple[np.ndarray, np.ndarray]:
     return tuple(np.asarray(leaves[(*path, letter)], np.float32) for letter in "AB")
 
 
-def _widths(model: ModelConfig, family: str, name: str) -> dict[int | None, int]:
-    """Return {part: outputs} of the matrices of ours that one tensor of theirs holds, in its order."""
-    sizes, widths = flat(shapes(model)), {}
+def _rows(model: ModelConfig, family: str, name: str) -> dict[int | None, np.ndarray]:
+    """Return {part: its rows} of the matrices of ours that one tensor of theirs [out, in] holds."""
+    sizes, rows = flat(shapes(model)), {}
     for path, names in layer_matrices(model).values():
-        place = FAMILIES[family]["/".join(path)]
-        if place.name == name:
-            widths[place.part] = math.prod(sizes[path].shape[1 + len(names.inputs) :])
-    return dict(sorted(widths.items(), key=str))
+        place, outputs = FAMILIES[family].tensors["/".join(path)], sizes[path].shape[1 + len(names.inputs) :]
+        if place.name == name and place.part is None:
+            rows[None] = np.arange(math.prod(outputs))
+        elif place.name == name:
+            heads = outputs[0] if place.by_head else 1
+            whole = np.arange(3 * math.prod(outputs)).reshape(heads, 3, -1)
+            rows[place.part] = whole[:, place.part].reshape(-1)
+    return rows
 
 
 def _suffix(module: str) -> str:
