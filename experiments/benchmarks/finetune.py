@@ -21,7 +21,7 @@ import jax
 import numpy as np
 
 from experiments.benchmarks.turns import take_turns, waiting_step
-from jaxllm import host_memory, models
+from jaxllm import compilation_cache, host_memory, models
 from jaxllm.adapt import LoraConfig
 from jaxllm.cli.experiment import run_experiment
 from jaxllm.config import Config, Count, CountOrZero, Positive, UserPath
@@ -42,12 +42,12 @@ class FinetuneConfig(Config):
     model: UserPath = ""  # a folder, file or hub id; empty: SmolLM2-135M-Instruct; "random": a small new one
     data: UserPath = "sotu"  # as of `jaxllm train`
     lora: LoraConfig = LoraConfig(rank=8, targets="query,value")
-    seq_len: Count = 128  # tokens
+    seq_len: Count = 64  # tokens
     batch_size: Count = 4
-    steps: Count = 40
+    steps: Count = 30
     learning_rate: Positive = 2e-3
-    eval_batches: Count = 10
-    rounds: CountOrZero = 5  # turns against peft; 0: none
+    eval_batches: Count = 8
+    rounds: CountOrZero = 3  # turns against peft; 0: none
     out: UserPath = "runs/finetune"
 
 
@@ -61,6 +61,7 @@ PRESETS = {
 def main(config: FinetuneConfig, preset: str = "small") -> Report:
     """Train, compile and time; write the report into `config.out`."""
     started = time.time()
+    compilation_cache.enable()  # the step is compiled once for all that follows
     with tempfile.TemporaryDirectory() as folder:
         source = _source(config, folder)
         lora = _run(config, source)
