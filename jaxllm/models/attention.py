@@ -7,6 +7,7 @@ from jaxllm.models.attend import attend
 from jaxllm.models.cache import LayerCache
 from jaxllm.models.config import ModelConfig
 from jaxllm.models.declarations import declare_attention
+from jaxllm.models.dropout import dropout, dropped_attention
 from jaxllm.models.linear import linear, linears
 from jaxllm.models.rotary import rotate
 from jaxllm.models.sites import Tap
@@ -23,6 +24,7 @@ def attention_block(
     rotary: tuple[jax.Array, jax.Array] | None = None,
     segment_ids_BT: jax.Array | None = None,
     cache: LayerCache | None = None,
+    key: jax.Array | None = None,
 ) -> tuple[jax.Array, LayerCache | None]:
     """Return what attention adds to the residual stream, [B, T, D], and the cache written to.
 
@@ -34,6 +36,7 @@ def attention_block(
       rotary: cosines and sines of the tokens' positions.
       segment_ids_BT: documents that must not see each other.
       cache: keys and values of earlier tokens; the new ones are written into it.
+      key: draws the probabilities that `config.dropout` drops, of text without a cache; None: none.
     """
     declared = declare_attention(config)
     query_BTHK, key_BTGK, value_BTGK = linears(x_BTD, params, declared, "query", "key", "value")
@@ -58,7 +61,11 @@ def attention_block(
         key_BTGK, value_BTGK = cache.key_BSGK, cache.value_BSGK
         options["mask_BTS"] = cache.visible(x_BTD.shape[1], window)
     if tap.wants("attn_scores", "attn_probs"):
-        head_out_BTHK = _explicit(query_BTHK, key_BTGK, value_BTGK, tap, **options)
+        head_out_BTHK = _explicit(query_BTHK, key_BTGK, value_BTGK, tap, config.dropout, key, **options)
+    elif key is not None:
+        head_out_BTHK = dropped_attention(
+            query_BTHK, key_BTGK, value_BTGK, config.dropout, key, **options
+        )
     elif cache is not None and cache.shared:
         head_out_BTHK = cache.attend(
             query_BTHK,
@@ -79,10 +86,10 @@ def attention_block(
     return tap("attn_out", linear(head_out_BTHK, params, declared, "out")), cache
 
 
-def _explicit(query, key, value, tap: Tap, *, scale, sink, **visibility) -> jax.Array:
+def _explicit(query, key, value, tap: Tap, rate, drop_key, *, scale, sink, **visibility) -> jax.Array:
     """Attend with scores and probabilities in memory, so that they can be seen and edited."""
     scores_BHTS = tap("attn_scores", kernel.attention_scores(query, key, scale))
     allowed = kernel.visible(query.shape[1], key.shape[1], **visibility)
     sink_H = kernel.sink_logits(sink, query.shape[2])
     probs_BHTS = tap("attn_probs", kernel.attention_probs(scores_BHTS, allowed, sink_H))
-    return kernel.mix(probs_BHTS, value, query.dtype)
+    return kernel.mix(dropout(probs_BHTS, rate, drop_key), value, query.dtype)

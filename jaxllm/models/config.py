@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from jaxllm.config import Config, OneOf, Positive, Range, Size
 from jaxllm.errors import UserError, brief
 from jaxllm.models.declarations import declare, leaves
+from jaxllm.models.rotary import RopeScaling
 from jaxllm.models.vocab_groups import VocabGroups
 
 ACTIVATIONS = ("gelu_tanh", "gelu", "silu", "relu")
@@ -34,6 +35,8 @@ REMAT = (
 Layers = Annotated[int, Range(1, 4096)]
 _Window = Annotated[int, Range(0, 2**28)]
 _SinkLogit = Annotated[float, Range(or_value=-math.inf)]
+_Part = Annotated[float, Range(most=1, above=0)]
+_Rate = Annotated[float, Range(0, below=1)]
 _Attention = Annotated[str, OneOf(ATTENTION_IMPLEMENTATIONS)]
 
 
@@ -73,14 +76,18 @@ class ModelConfig(Config):
     qkv_bias: bool = True
     out_bias: bool = True  # of attention's output projection
     mlp_bias: bool = True
+    parallel_residual: bool = False  # both blocks read the layer's input, as in GPT-NeoX
     position: Annotated[str, OneOf(POSITIONS)] = "learned"
     rope_theta: Positive = 10000.0
+    rotary_fraction: _Part = 1.0  # of each head that is rotated
+    rope_scaling: RopeScaling = RopeScaling()  # of its frequencies, for longer texts
     tie_embeddings: bool = True  # the head is the token table
     vocab_groups: VocabGroups | None = None  # predict a token's group, then the token in the group
     group_head: Annotated[str, OneOf(GROUP_HEADS)] = "hidden"  # with vocab_groups alone
     attention_scale: Positive | None = None  # None: 1 / sqrt(head_dim)
     windows: tuple[_Window, ...] = (0,)  # keys a query sees, repeated over layers; 0: all before it
     sink_logit: _SinkLogit | Literal["learned"] = -math.inf  # -inf: softmax; 0: softmax-1
+    dropout: _Rate = 0.0  # in training: of embeddings, attention probabilities and what blocks add
     init_std: Positive = 0.02
     dtype: Annotated[str, OneOf(DTYPES)] = "float32"  # of matmuls and activations
     param_dtype: Annotated[str, OneOf(DTYPES)] = "float32"
@@ -115,8 +122,12 @@ class ModelConfig(Config):
             raise UserError(
                 f"num_kv_heads={self.num_kv_heads} does not divide num_heads={self.num_heads}"
             )
-        if self.position == "rotary" and self.head_dim % 2:
-            raise UserError(f"rotary positions need an even head_dim, not {self.head_dim}")
+        if self.position == "rotary" and (self.rotary_dim % 2 or not self.rotary_dim):
+            part = "" if self.rotary_fraction == 1 else f" with rotary_fraction={self.rotary_fraction}"
+            raise UserError(
+                f"rotary positions need an even head_dim, not {self.head_dim}{part}: they rotate pairs, and "
+                f"{self.rotary_dim} numbers of a head do not make any or leave one over"
+            )
         if not self.windows or self.num_layers % len(self.windows):
             raise UserError(
                 f"windows={brief(self.windows)} must hold a number of sizes that divides "
@@ -129,6 +140,11 @@ class ModelConfig(Config):
         if self.vocab_size is None:
             raise UserError("vocab_size is None; set it to the size of the tokenizer")
         return self.vocab_size
+
+    @property
+    def rotary_dim(self) -> int:
+        """Return how many numbers of a head are rotated."""
+        return int(self.head_dim * self.rotary_fraction)
 
     @property
     def num_params(self) -> int:

@@ -44,7 +44,7 @@ def config_to_huggingface(config: ModelConfig) -> dict[str, Any]:
     raise UserError(
         f"no Hugging Face family can hold this model: {titles('and')} have no such mix of "
         f"norm={config.norm}, position={config.position}, windows={config.windows}, "
-        f"sink_logit={config.sink_logit} and biases"
+        f"sink_logit={config.sink_logit}, parallel_residual={config.parallel_residual} and biases"
     )
 
 
@@ -59,9 +59,10 @@ def _same_model(ours: ModelConfig, again: ModelConfig) -> bool:
         "windows",
         "attention_scale",
         "group_head",
+        "dropout",
     )
     if ours.position != "rotary":
-        ignored += ("rope_theta",)
+        ignored += ("rope_theta", "rotary_fraction", "rope_scaling")
     a, b = vars(ours), vars(again)
     scales = [c.attention_scale or c.head_dim**-0.5 for c in (ours, again)]
     windows = [c.windows * (c.num_layers // len(c.windows)) for c in (ours, again)]

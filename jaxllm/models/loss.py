@@ -23,6 +23,7 @@ def loss(
     segment_ids: jax.Array | None = None,
     z_loss: float = 0.0,
     microbatches: int = 1,
+    key: jax.Array | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Return (mean loss over the tokens that count, sums to log).
 
@@ -33,7 +34,7 @@ def loss(
       mask: [B, T] bool or weights; None: every token counts.
       segment_ids: see `trunk`.
       z_loss: coefficient of logsumexp(logits)**2, added to each token's loss.
-      microbatches: see `trunk`.
+      microbatches, key: see `trunk`.
 
     Returns:
       The float32 mean of cross-entropy plus z-loss (0 if nothing counts), and {"loss_sum": summed
@@ -53,7 +54,9 @@ def loss(
       >>> float(sums["token_count"])
       16.0
     """
-    hidden_BTD = trunk(config, params, tokens_BT, segment_ids=segment_ids, microbatches=microbatches)
+    hidden_BTD = trunk(
+        config, params, tokens_BT, segment_ids=segment_ids, microbatches=microbatches, key=key
+    )
     return hidden_loss(config, params, hidden_BTD, targets_BT, mask=mask, z_loss=z_loss)
 
 

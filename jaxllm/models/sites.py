@@ -11,12 +11,14 @@
 | attn_probs  | [L, B, H, T, S] | float32 attention weights; with a sink, rows sum to below 1  |
 | head_out    | [L, B, T, H, K] | each head's mix of values, before the output projection      |
 | attn_out    | [L, B, T, D]    | what attention adds to the residual stream                   |
-| resid_mid   | [L, B, T, D]    | residual stream between attention and MLP                    |
+| resid_mid   | [L, B, T, D]    | residual stream between attention and MLP; see below         |
 | mlp_in      | [L, B, T, D]    | its norm: what the MLP reads                                 |
 | mlp_hidden  | [L, B, T, F]    | after the activation (and gate)                              |
 | mlp_out     | [L, B, T, D]    | what the MLP adds to the residual stream                     |
 | resid_post  | [L, B, T, D]    | residual stream leaving the layer                            |
 | final       | [B, T, D]       | after the final norm (once, no layer axis)                   |
+
+With parallel_residual the MLP reads resid_pre: an edit of resid_mid changes what the layer adds to alone.
 
 The L axis is of captured values; an edit, and `keep`, see one layer at a time, without it.
 """

@@ -15,6 +15,7 @@ from jaxllm.models.attention import attention_block
 from jaxllm.models.cache import LayerCache, seen_B1
 from jaxllm.models.cast_in_scan import cast_in_scan, cut_layer
 from jaxllm.models.config import ModelConfig
+from jaxllm.models.dropout import dropout
 from jaxllm.models.ids import check_ids
 from jaxllm.models.layer_view import LayerView
 from jaxllm.models.look_up import look_up
@@ -47,6 +48,7 @@ def trunk(
     segment_ids: jax.Array | None = None,
     sites: Sites | None = None,
     microbatches: int = 1,
+    key: jax.Array | None = None,
 ) -> jax.Array:
     """Return hidden states after the final norm: [B, T, D] in `config.dtype`.
 
@@ -57,12 +59,13 @@ def trunk(
         other.
       sites: activations to edit (to capture them use `capture`).
       microbatches: how many each layer takes one after another, before the next layer; must divide B.
+      key: draws what `config.dropout` drops; None: nothing is dropped.
 
     Raises:
       UserError: more tokens than a learned position table has; ids that are fractions or, outside of jit,
         that the vocabulary does not have.
     """
-    options = dict(positions=positions, segment_ids=segment_ids, microbatches=microbatches)
+    options = dict(positions=positions, segment_ids=segment_ids, microbatches=microbatches, key=key)
     return capture(config, params, tokens_BT, sites, **options)[0]
 
 
@@ -75,6 +78,7 @@ def capture(
     positions: jax.Array | None = None,
     segment_ids: jax.Array | None = None,
     microbatches: int = 1,
+    key: jax.Array | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Return (hidden states as `trunk` does, {site: values stacked over layers}).
 
@@ -98,7 +102,7 @@ def capture(
                 f"{tokens_BT.shape[1]} tokens do not fit context_length={config.context_length}"
             )
     hidden_BTD, captured, _ = _run(
-        config, params, tokens_BT, positions, segment_ids, sites, None, microbatches
+        config, params, tokens_BT, positions, segment_ids, sites, None, microbatches, key
     )
     return hidden_BTD, captured
 
@@ -183,24 +187,30 @@ def _positions(tokens_BT, segment_ids):
     return index_BT - jax.lax.cummax(jnp.where(starts_BT, index_BT, 0), axis=1)
 
 
-def _run(config, params, tokens_BT, positions_BT, segment_ids_BT, sites, cache, microbatches=1):
+def _run(config, params, tokens_BT, positions_BT, segment_ids_BT, sites, cache, microbatches=1, key=None):
     """Embed, scan the layers, normalise; return (hidden_BTD, captured, cache)."""
     outer = Tap(sites)
+    key = key if config.dropout else None
     with jax.named_scope("embed"):
         x_BTD = outer("embed", _embed(config, params["embed"], tokens_BT, positions_BT))
+        x_BTD = dropout(x_BTD, config.dropout, _fold_in(key, config.num_layers))
     rotary = None
     if config.position == "rotary":
-        rotary = rotary_table(positions_BT, config.head_dim, config.rope_theta)
+        rotary = rotary_table(positions_BT, config.rotary_dim, config.rope_theta, config.rope_scaling)
     layer = functools.partial(_layer, config, sites=sites)
     if microbatches > 1:
         layer = functools.partial(_by_microbatches, layer, microbatches)
-    layer = functools.partial(layer, rotary=rotary, segment_ids_BT=segment_ids_BT)
+    layer = functools.partial(layer, rotary=rotary, segment_ids_BT=segment_ids_BT, key=key)
     run_layers = _each_layer if isinstance(params["layers"], tuple) else _scan_layers
     with jax.named_scope("layers"):
         x_BTD, captured, cache = run_layers(config, layer, params["layers"], x_BTD, cache)
     hidden_BTD = normalize(x_BTD, params["final_norm"], config.norm, config.norm_eps)
     hidden_BTD = outer("final", hidden_BTD)
     return hidden_BTD, outer.captured | captured, cache
+
+
+def _fold_in(key, number):
+    return None if key is None else jax.random.fold_in(key, number)
 
 
 def _embed(config, params, tokens_BT, positions_BT):
@@ -211,9 +221,10 @@ def _embed(config, params, tokens_BT, positions_BT):
     return constrain(x_BTD, "batch", "sequence", None)
 
 
-def _layer(config, params, x_BTD, index, window, cache, *, rotary, segment_ids_BT, sites):
+def _layer(config, params, x_BTD, index, window, cache, *, rotary, segment_ids_BT, sites, key=None):
     """Run one layer; return (x_BTD, captured, cache)."""
     tap = Tap(sites, index)
+    attn_key, attn_out_key, mlp_out_key = (_fold_in(_fold_in(key, index), place) for place in range(3))
 
     def normed(x_BTD, params):
         # What products take: all tokens of a sequence. Of the stream each tensor shard has a part of them.
@@ -231,16 +242,20 @@ def _layer(config, params, x_BTD, index, window, cache, *, rotary, segment_ids_B
             rotary=rotary,
             segment_ids_BT=segment_ids_BT,
             cache=cache,
+            key=attn_key,
         )
-    x_BTD = tap("resid_mid", constrain(x_BTD + attn_out_BTD, "batch", "sequence", None))
-    mlp_in_BTD = tap("mlp_in", normed(x_BTD, params["mlp_norm"]))
+    attn_out_BTD = dropout(attn_out_BTD, config.dropout, attn_out_key)
+    mid_BTD = tap("resid_mid", constrain(x_BTD + attn_out_BTD, "batch", "sequence", None))
+    mlp_in_BTD = x_BTD if config.parallel_residual else mid_BTD
+    mlp_in_BTD = tap("mlp_in", normed(mlp_in_BTD, params["mlp_norm"]))
     with jax.named_scope("mlp"):
         mlp_out_BTD = mlp_block(config, params["mlp"], mlp_in_BTD, tap)
-    x_BTD = tap("resid_post", constrain(x_BTD + mlp_out_BTD, "batch", "sequence", None))
+    mlp_out_BTD = dropout(mlp_out_BTD, config.dropout, mlp_out_key)
+    x_BTD = tap("resid_post", constrain(mid_BTD + mlp_out_BTD, "batch", "sequence", None))
     return x_BTD, tap.kept(), cache
 
 
-def _by_microbatches(layer, count, params, x_BTD, index, window, cache, **rows):
+def _by_microbatches(layer, count, params, x_BTD, index, window, cache, *, key=None, **rows):
     """Run the layer by microbatches, rematerialising each."""
 
     def cut(x):  # microbatch a takes rows a, a + count, ...: rows that a device holds already
@@ -255,12 +270,13 @@ def _by_microbatches(layer, count, params, x_BTD, index, window, cache, **rows):
 
     @jax.checkpoint
     def one(wide, microbatch):
-        x_BTD, rows = microbatch
+        x_BTD, rows, number = microbatch
         narrow = jax.tree.map(lambda w, like: w.astype(like.dtype), wide, params)
-        x_BTD, captured, _ = layer(narrow, x_BTD, index, window, None, **rows)
+        x_BTD, captured, _ = layer(narrow, x_BTD, index, window, None, key=_fold_in(key, number), **rows)
         return x_BTD, captured
 
-    cut_rows = jax.tree.map(cut, (x_BTD, rows))
+    numbers = None if key is None else jnp.arange(count, dtype=jnp.int32)
+    cut_rows = (*jax.tree.map(cut, (x_BTD, rows)), numbers)
     _, (x_PBTD, captured) = jax.lax.scan(lambda _, rows: (None, one(wide, rows)), None, cut_rows)
     return join(x_PBTD), jax.tree.map(join, captured), cache
 

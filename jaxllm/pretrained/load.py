@@ -34,7 +34,7 @@ class Pretrained(NamedTuple):
 def from_pretrained(
     source: str | os.PathLike, *, dtype: str | None = None, param_dtype: str = "float32"
 ) -> Pretrained:
-    """Return the config, parameters and tokenizer of a GPT-2, GPT-Neo or Llama model.
+    """Return the config, parameters and tokenizer of a model of one of the families.
 
     Tensors are read one by one from mapped files: the host needs room for the parameters and the
     largest of them once more. Nothing is unpickled and no code of the model's folder is run.

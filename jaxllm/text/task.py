@@ -42,7 +42,6 @@ def next_token_loss(config: TrainConfig) -> LossFunction:
     """Return the next-token loss of a run, (params, batch, key) -> (mean, sums)."""
 
     def loss(params, batch, key):
-        del key
         segments = batch["segment_ids"] if config.isolate_documents else None
         return models.loss(
             config.model,
@@ -53,6 +52,7 @@ def next_token_loss(config: TrainConfig) -> LossFunction:
             segment_ids=segments,
             z_loss=config.z_loss,
             microbatches=config.accumulate if config.offload == "state" else 1,
+            key=key,
         )
 
     return loss

@@ -23,6 +23,17 @@ PUBLISHED = {
     "smollm2-135m": 134_515_008,
     "smollm2-360m": 361_821_120,
     "smollm2-1.7b": 1_711_376_384,
+    "pythia-70m": 70_426_624,
+    "pythia-160m": 162_322_944,
+    "pythia-410m": 405_334_016,
+    "pythia-1b": 1_011_781_632,
+    "pythia-1.4b": 1_414_647_808,
+    "pythia-2.8b": 2_775_208_960,
+    "pythia-6.9b": 6_857_302_016,
+    "pythia-12b": 11_846_072_320,
+    "llama-3.1-8b": 8_030_261_248,
+    "llama-3.2-1b": 1_235_814_400,
+    "llama-3.2-3b": 3_212_749_824,
 }
 
 
@@ -61,6 +72,9 @@ def test_counts_hold_for_every_option(overrides):
         (dict(norm="batchnorm"), "unknown norm 'batchnorm'"),
         (dict(activation="gelu_tan"), "did you mean 'gelu_tanh'"),
         (dict(position="rotary", head_dim=5), "even head_dim"),
+        (dict(position="rotary", rotary_fraction=0.2), "even head_dim, not 16 with rotary_fraction=0.2"),
+        (dict(rotary_fraction=0), "rotary_fraction is 0; it must be a number above 0"),
+        (dict(dropout=1.0), "dropout is 1.0; it must be a number below 1"),
         (dict(windows=(0, 4, 8)), "divides num_layers"),
         (dict(remat="dot"), "did you mean 'dots'"),
         (dict(dtype="float23"), "did you mean 'float32'"),

@@ -7,6 +7,7 @@ import pytest
 
 from jaxllm import data, models
 from jaxllm.data.embedded import sotu_addresses
+from jaxllm.models.rotary import RopeScaling
 
 SMALL = dict(vocab_size=300, embed_dim=64, num_heads=4, num_layers=2, context_length=32)
 LLAMA = SMALL | dict(num_kv_heads=2, mlp_dim=96, rope_theta=5e4)
@@ -18,6 +19,10 @@ FAMILIES = {
     "llama-untied-biased": models.get_preset(
         "llama-nano", **LLAMA, tie_embeddings=False, qkv_bias=True, out_bias=True, mlp_bias=True
     ),
+    "llama-3": models.get_preset(
+        "llama-nano", **LLAMA, rope_scaling=RopeScaling("llama3", factor=8.0, original_context=16)
+    ),
+    "gpt_neox": models.get_preset("pythia-nano", **SMALL),
 }
 
 

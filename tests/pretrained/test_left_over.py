@@ -16,7 +16,7 @@ from jaxllm.pretrained.tensors import StoredTensor
 
 from .conftest import FAMILIES, assert_same, make_params
 
-GPT2, NEO, LLAMA = FAMILIES["gpt2"], FAMILIES["gpt_neo"], FAMILIES["llama"]
+GPT2, NEO, LLAMA, NEOX = (FAMILIES[name] for name in ("gpt2", "gpt_neo", "llama", "gpt_neox"))
 ATTENTION, NEO_ATTENTION = "transformer.h.1.attn.", "transformer.h.1.attn.attention."
 CAUSAL = np.tril(np.ones((1, 1, 32, 32), bool))
 NEAR = CAUSAL & ~np.tril(CAUSAL, -5)  # the second layer of NEO sees five keys
@@ -26,6 +26,11 @@ HELD = {
     "a mask's fill": (GPT2, {ATTENTION + "masked_bias": np.float32(-1e4)}),
     "a mask of a window": (NEO, {NEO_ATTENTION + "bias": NEAR}),
     "frequencies": (LLAMA, {"model.layers.1.self_attn.rotary_emb.inv_freq": FREQUENCIES}),
+    "frequencies of a part": (NEOX, {"gpt_neox.layers.0.attention.rotary_emb.inv_freq": np.float32([1, 0.01])}),
+    "NeoX's mask and fill": (NEOX, {
+        "gpt_neox.layers.1.attention.bias": CAUSAL,
+        "gpt_neox.layers.1.attention.masked_bias": np.float32(-1e9),
+    }),
     "frequencies in half": (LLAMA, {"model.rotary_emb.inv_freq": FREQUENCIES.astype(np.float16)}),
 }
 REFUSED = {

@@ -26,6 +26,14 @@ LLAMA = dict(
     vocab_size=61, max_position_embeddings=32, hidden_size=24, intermediate_size=40,
     num_hidden_layers=2, num_attention_heads=6, num_key_value_heads=2, rms_norm_eps=1e-5,
 )  # fmt: skip
+NEOX = dict(
+    vocab_size=61, max_position_embeddings=32, hidden_size=24, intermediate_size=40, num_hidden_layers=3,
+    num_attention_heads=3,
+)  # fmt: skip
+LLAMA3 = dict(rope_parameters=dict(
+    rope_type="llama3", rope_theta=50.0, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
+    original_max_position_embeddings=32,
+))  # fmt: skip
 BIASED = dict(tie_word_embeddings=False, attention_bias=True, mlp_bias=True)
 ROPE = dict(rope_parameters={"rope_type": "default", "rope_theta": 5e5})
 CASES = {
@@ -33,6 +41,8 @@ CASES = {
     "gpt2-untied": ("GPT2LMHeadModel", "GPT2Config", GPT2 | dict(tie_word_embeddings=False)),
     "gpt2-base": ("GPT2Model", "GPT2Config", GPT2),
     "gpt_neo": ("GPTNeoForCausalLM", "GPTNeoConfig", NEO),
+    "gpt_neox": ("GPTNeoXForCausalLM", "GPTNeoXConfig", NEOX),
+    "llama-3": ("LlamaForCausalLM", "LlamaConfig", LLAMA | LLAMA3),
     "llama-tied": ("LlamaForCausalLM", "LlamaConfig", LLAMA | ROPE | dict(tie_word_embeddings=True)),
     "llama-untied-biased": ("LlamaForCausalLM", "LlamaConfig", LLAMA | BIASED),
 }

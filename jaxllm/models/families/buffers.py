@@ -4,6 +4,7 @@ import re
 
 import numpy as np
 
+from jaxllm.models import rotary
 from jaxllm.models.config import ModelConfig
 
 _LAYER = re.compile(r"(?:^|\.)(?:h|layers)\.(\d+)\.")
@@ -27,7 +28,9 @@ def mask_fill(config: ModelConfig, name: str, found: np.ndarray) -> tuple[bool, 
 
 def rotary_frequencies(config: ModelConfig, name: str, found: np.ndarray) -> tuple[bool, str]:
     """Check for the frequencies of the model's rotary positions."""
-    expected = config.rope_theta ** (-np.arange(0, config.head_dim, 2) / config.head_dim)
+    expected = rotary.rotary_frequencies(config.rotary_dim, config.rope_theta, config.rope_scaling)
     # Rounded to 16 bits they differ by half a percent; a scaled rotation by far more.
     good = found.shape == expected.shape and np.allclose(found, expected, rtol=1e-2, atol=0)
-    return good, f"the rotary frequencies of rope_theta={config.rope_theta}, unscaled"
+    kind = config.rope_scaling.kind
+    scaled = "unscaled" if kind == "none" else f"with scaling by '{kind}'"
+    return good, f"the rotary frequencies of rope_theta={config.rope_theta}, {scaled}"

@@ -1,13 +1,11 @@
 """Llama, and what is built like it: TinyLlama, SmolLM2."""
 
-from collections.abc import Mapping
-from typing import Any
-
-from jaxllm.config import Positive, Size, fits
-from jaxllm.errors import UserError, brief
+from jaxllm.config import Positive, Size
 from jaxllm.models.config import Layers
 from jaxllm.models.families.buffers import rotary_frequencies
 from jaxllm.models.families.record import BYTES, THEIR_ACTIVATIONS, Family, Tensor, model, read_activation
+from jaxllm.models.families.rope import check_rope, read_rope, write_rope_scaling
+from jaxllm.models.rotary import RopeScaling
 
 _TENSORS = {
     "embed/tokens": Tensor("model.embed_tokens.weight"),
@@ -33,11 +31,6 @@ _TENSORS = {
 
 
 def _read(theirs):
-    # transformers 5 nests rope_theta in rope_parameters; older files keep it at the top.
-    rope = theirs.get("rope_parameters") or theirs.get("rope_scaling") or {}
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind != "default":
-        raise UserError(f"rope scaling '{kind}' is not supported, only the default")
     return dict(
         vocab_size=theirs["vocab_size"],
         context_length=theirs["max_position_embeddings"],
@@ -55,7 +48,7 @@ def _read(theirs):
         out_bias=theirs.get("attention_bias", False),
         mlp_bias=theirs.get("mlp_bias", False),
         position="rotary",
-        rope_theta=float(rope.get("rope_theta", theirs.get("rope_theta", 10000.0))),
+        **read_rope(theirs),
         tie_embeddings=theirs.get("tie_word_embeddings", False),
         init_std=theirs.get("initializer_range", 0.02),
     )
@@ -78,18 +71,10 @@ def _write(config):
         attention_bias=config.qkv_bias,
         mlp_bias=config.mlp_bias,
         rope_theta=config.rope_theta,
+        **write_rope_scaling(config),
         tie_word_embeddings=config.tie_embeddings,
         initializer_range=config.init_std,
     )
-
-
-def _check_rope(theirs: Mapping[str, Any], source: str) -> None:
-    for name in ("rope_parameters", "rope_scaling"):
-        rope = theirs.get(name, {})
-        good = isinstance(rope, dict) and fits(rope.get("rope_theta", 1.0), Positive)
-        good = good and all(fits(rope.get(key, "default"), str) for key in ("rope_type", "type"))
-        if not good or rope.get("partial_rotary_factor", 1.0) != 1.0:
-            raise UserError(f"{source}: {name} is {brief(rope)}, which is not supported")
 
 
 _LLAMA = dict(
@@ -97,6 +82,9 @@ _LLAMA = dict(
     position="rotary",
 )  # fmt: skip
 _LLAMA2 = dict(**_LLAMA, tie_embeddings=False, vocab_size=32000)
+_LLAMA3 = dict(**_LLAMA, rope_theta=5e5, vocab_size=128256, context_length=131072)
+_LLAMA31 = dict(**_LLAMA3, rope_scaling=RopeScaling("llama3", factor=8.0), tie_embeddings=False)
+_LLAMA32 = dict(**_LLAMA3, rope_scaling=RopeScaling("llama3", factor=32.0))
 _SMOLLM2 = dict(**_LLAMA, vocab_size=49152, context_length=8192)
 _SMALL = dict(**_LLAMA, **BYTES, context_length=256)
 
@@ -114,7 +102,7 @@ LLAMA = Family(
     ),
     read=_read,
     write=_write,
-    check=_check_rope,
+    check=check_rope,
     buffers={"rotary_emb.inv_freq": rotary_frequencies},
     presets={
         "tinyllama-1.1b": model(22, 2048, 32, num_kv_heads=4, mlp_dim=5632, context_length=2048, **_LLAMA2),
@@ -123,6 +111,9 @@ LLAMA = Family(
         "smollm2-1.7b": model(24, 2048, 32, mlp_dim=8192, rope_theta=1.3e5, **_SMOLLM2),
         "llama-2-7b": model(32, 4096, 32, mlp_dim=11008, context_length=4096, **_LLAMA2),
         "llama-2-70b": model(80, 8192, 64, num_kv_heads=8, mlp_dim=28672, context_length=4096, **_LLAMA2),
+        "llama-3.1-8b": model(32, 4096, 32, num_kv_heads=8, mlp_dim=14336, **_LLAMA31),
+        "llama-3.2-1b": model(16, 2048, 32, num_kv_heads=8, mlp_dim=8192, **_LLAMA32),
+        "llama-3.2-3b": model(28, 3072, 24, num_kv_heads=8, mlp_dim=8192, **_LLAMA32),
         "llama-nano": model(2, 64, 4, num_kv_heads=2, mlp_dim=172, **_SMALL),
         "llama-micro": model(4, 128, 4, num_kv_heads=2, mlp_dim=344, **_SMALL),
         "llama-mini": model(6, 384, 6, num_kv_heads=2, mlp_dim=1024, **_SMALL),
