@@ -69,7 +69,8 @@ def attention(config, p, xs):
     """Return what attention adds to each token's stream."""
     group, outs = config.num_heads // config.num_kv_heads, []
     q, k, v = (
-        np.einsum("td,dhk->thk", xs, p[name]) + p.get(f"{name}_bias", 0.0) for name in ("query", "key", "value")
+        np.einsum("td,dhk->thk", xs, p[name]) + p.get(f"{name}_bias", 0.0)
+        for name in ("query", "key", "value")
     )
     for t in range(len(xs)):
         out = p.get("out_bias", 0.0)

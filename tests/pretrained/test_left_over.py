@@ -26,7 +26,9 @@ HELD = {
     "a mask's fill": (GPT2, {ATTENTION + "masked_bias": np.float32(-1e4)}),
     "a mask of a window": (NEO, {NEO_ATTENTION + "bias": NEAR}),
     "frequencies": (LLAMA, {"model.layers.1.self_attn.rotary_emb.inv_freq": FREQUENCIES}),
-    "frequencies of a part": (NEOX, {"gpt_neox.layers.0.attention.rotary_emb.inv_freq": np.float32([1, 0.01])}),
+    "frequencies of a part": (NEOX, {
+        "gpt_neox.layers.0.attention.rotary_emb.inv_freq": np.float32([1, 0.01]),
+    }),
     "NeoX's mask and fill": (NEOX, {
         "gpt_neox.layers.1.attention.bias": CAUSAL,
         "gpt_neox.layers.1.attention.masked_bias": np.float32(-1e9),
