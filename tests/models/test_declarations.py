@@ -29,7 +29,8 @@ def small(config):
     kv_heads = 4 if config.num_kv_heads == config.num_heads else 2
     return dataclasses.replace(
         config, vocab_size=48, context_length=9, num_layers=2 * len(config.windows), embed_dim=20,
-        num_heads=4, num_kv_heads=kv_heads, head_dim=6, rotary_fraction=1.0, mlp_dim=28, dtype="bfloat16", param_dtype="float32",
+        num_heads=4, num_kv_heads=kv_heads, head_dim=6, rotary_fraction=1.0, mlp_dim=28, dtype="bfloat16",
+        param_dtype="float32",
     )  # fmt: skip
 
 

@@ -55,7 +55,7 @@ CASES = {
 
 
 def in_files(model, name):
-    """Return what checkpoints call a tensor; GPT-NeoX's head has another name in memory, in transformers 5."""
+    """Return what checkpoints call a tensor: transformers 5 calls GPT-NeoX's head lm_head in memory."""
     return name.replace("lm_head.", "embed_out.") if model.config.model_type == "gpt_neox" else name
 
 

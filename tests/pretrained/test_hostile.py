@@ -194,7 +194,7 @@ def _must_not_allocate(*args, **kwargs):
 def test_rotary_scaling_is_refused(tmp_path):
     save_pretrained(tmp_path / "model", FAMILIES["llama"], make_params(FAMILIES["llama"]))
     for scaling in ({"rope_type": "llama3", "factor": 8.0}, {"type": "linear"}, "yarn", {"type": "yarn"},
-                    {"type": "linear", "factor": 0}, {"rope_type": "llama3", "factor": "8"}, {"rope_type": 3}):
+                    {"type": "linear", "factor": 0}, {"rope_type": "llama3", "factor": "8"}, {"type": 3}):
         edit_config(rope_scaling=scaling, rope_parameters="GONE")(tmp_path / "model")
         with pytest.raises(UserError, match="not supported|which scaling by .* needs|it must be a number"):
             from_pretrained(tmp_path / "model")
