@@ -67,7 +67,8 @@ def test_every_command_line_is_understood(words, monkeypatch, tmp_path):
         raise Reached
 
     for place in ("train.train", "plan.plan", "generate.load_model_and_tokenizer", "convert.load_model",
-                  "convert.export_adapter", "evaluate.load_model_and_tokenizer", "evaluate._tasks"):  # fmt: skip
+                  "convert.export_adapter", "evaluate.load_model_and_tokenizer",
+                  "evaluate._tasks"):  # fmt: skip
         monkeypatch.setattr(f"jaxllm.cli.{place}", reached)
     monkeypatch.setattr("jaxllm.compilation_cache.enable", lambda: None)
     monkeypatch.setattr("jaxllm.parallel.initialize", lambda: None)

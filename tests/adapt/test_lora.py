@@ -1,5 +1,7 @@
 """Adapters against the model with their products added to its weights, and against optax by hand."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -65,6 +67,21 @@ def test_values_and_gradients_are_those_of_the_merged_model(family):
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), merged, added(base, adapter, 7 / 5)
     )
+
+
+def test_narrow_products_of_a_stack_and_of_layers_apart_have_the_same_gradients():
+    config = dataclasses.replace(CONFIGS["llama"], dtype="bfloat16")
+    lora, base = Lora(config, LORA), models.init(config, jax.random.key(0))
+    adapter, tokens = random_adapter(lora), jax.random.randint(jax.random.key(1), (2, 9), 0, 61)
+
+    @jax.jit
+    def gradient(base):
+        return jax.grad(lambda a: models.loss(config, lora(a, base, None), tokens, tokens)[0])(adapter)
+
+    stacked, apart = gradient(base), gradient(models.layers_apart(base))
+    assert {x.dtype for x in jax.tree.leaves(stacked)} == {jnp.dtype("float32")}
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0.05, atol=2e-3), stacked, apart)
+    assert max(jnp.abs(x).max() for x in jax.tree.leaves(stacked)) > 0.05
 
 
 def test_a_new_adapter_changes_nothing_and_is_drawn_as_peft_does():

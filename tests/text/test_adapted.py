@@ -74,6 +74,7 @@ def test_three_steps_are_optax_by_hand_and_the_same_on_eight_devices(lora):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), spread_params, params)
 
 
+@pytest.mark.slow
 def test_a_run_resumes_and_loads_merged_while_its_base_is_there(tiny, tmp_path, capfd):
     whole = train(tiny(steps=2, out=str(tmp_path / "base")))
     config = tiny(steps=3, start=str(tmp_path / "base"), lora=LORA, out=str(tmp_path / "adapted"))
