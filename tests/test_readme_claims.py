@@ -182,7 +182,8 @@ def test_the_model_from_python_runs_as_shown():
     assert shown["logits"].shape == (2, 16, 4096) and shown["logits"].dtype == "float32"
     assert shown["axes"]["layers"]["mlp"]["in"] == ("layers", "embed", "mlp")
     assert set(shown["seen"]) == {"resid_post", "attn_probs"}
-    assert [len(row) for row in shown["drawn"]] == [5, 5]
+    assert [len(row) for row in shown["drawn"].tokens] == [5, 5]
+    assert [len(row) for row in shown["many"].tokens] == [5] * 32 and shown["hidden"].shape[0] == 2
     assert abs(shown["loss"] - shown["sums"]["loss_sum"] / 32) < 1e-6
 
 
