@@ -8,7 +8,7 @@ import jax
 from jaxllm.models.cache import init_cache
 from jaxllm.models.config import ModelConfig
 from jaxllm.models.layers_apart import is_apart, layers_apart
-from jaxllm.models.linear import Panels, to_panels
+from jaxllm.models.linear import OutputFirst, output_first
 from jaxllm.models.low_rank import LowRank
 from jaxllm.models.parameters import axes
 
@@ -17,7 +17,7 @@ def for_decoding(config: ModelConfig, params: dict) -> dict:
     """Return the same model, faster to read one token at a time; `models.decode` takes it.
 
     Matrices are cast to `config.dtype` once, not at every token. On a CPU the stack of layers is
-    also taken apart, each matrix cut into panels: a scan would copy each layer's slice of the stack
+    also taken apart, each matrix laid [out, in]: a scan would copy each layer's slice of the stack
     out before using it, which doubles the bytes that a token moves. On TPU and GPU
     the slice is read where it lies, and the scan stays.
 
@@ -26,19 +26,19 @@ def for_decoding(config: ModelConfig, params: dict) -> dict:
     """
     layers, on_cpu = params["layers"], jax.default_backend() == "cpu"
     if is_apart(params):
-        panels = [w for w in jax.tree.leaves(layers, is_leaf=_is_panels) if _is_panels(w)]
-        if panels and all(one.weight_PIW.dtype == config.dtype for one in panels):
+        laid_out = [w for w in jax.tree.leaves(layers, is_leaf=_is_laid_out) if _is_laid_out(w)]
+        if laid_out and all(one.weight_OI.dtype == config.dtype for one in laid_out):
             return params
-        layers = tuple(_arranged(config, one, in_panels=on_cpu) for one in layers)
+        layers = tuple(_arranged(config, one, turned=on_cpu) for one in layers)
     elif on_cpu:
         layers = _unstacked(config, layers)
     else:
-        layers = _arranged(config, layers, in_panels=False)
+        layers = _arranged(config, layers, turned=False)
     return params | {"layers": layers}
 
 
-def _is_panels(weight) -> bool:
-    return isinstance(weight, Panels)
+def _is_laid_out(weight) -> bool:
+    return isinstance(weight, OutputFirst)
 
 
 def empty_cache(config: ModelConfig, params: dict, batch_size: int, max_length: int) -> dict:
@@ -46,24 +46,24 @@ def empty_cache(config: ModelConfig, params: dict, batch_size: int, max_length: 
     return init_cache(config, batch_size, max_length, apart=is_apart(params))
 
 
-# As one program, so that no copy of the stack lies between it and the panels.
+# As one program, so that no copy of the stack lies between it and what is laid out.
 @functools.partial(jax.jit, static_argnums=0)
 def _unstacked(config, layers):
     layers = layers_apart({"layers": layers})["layers"]
-    return tuple(_arranged(config, one, in_panels=True) for one in layers)
+    return tuple(_arranged(config, one, turned=True) for one in layers)
 
 
-def _arranged(config, layers, *, in_panels):
-    """Return a layer, or a stack of them, with each matrix cast and, if asked, in panels."""
+def _arranged(config, layers, *, turned):
+    """Return a layer, or a stack of them, with each matrix cast and, if asked, turned: [out, in]."""
 
     def arrange(names, w):
         if not names.inputs:
             return w
         if isinstance(w, LowRank):
-            w = w.merged(len(names.inputs), stacked=not in_panels)
-        if isinstance(w, Panels):
-            return dataclasses.replace(w, weight_PIW=w.weight_PIW.astype(config.dtype))
+            w = w.merged(len(names.inputs), stacked=not turned)
+        if isinstance(w, OutputFirst):
+            return dataclasses.replace(w, weight_OI=w.weight_OI.astype(config.dtype))
         w = w.astype(config.dtype)
-        return to_panels(w, len(names.inputs)) if in_panels else w
+        return output_first(w, len(names.inputs)) if turned else w
 
     return jax.tree.map(arrange, axes(config)["layers"], layers)

@@ -9,7 +9,7 @@ import pytest
 
 from jaxllm import models
 from jaxllm.models import decoding_layout
-from jaxllm.models.linear import Panels, to_panels
+from jaxllm.models.linear import OutputFirst, output_first
 from tests.models.random_params import random_params
 
 TOKENS = np.random.default_rng(2).integers(0, 256, (2, 12))
@@ -55,7 +55,7 @@ def test_matrices_are_cast_once_and_gains_are_not():
     config = dataclasses.replace(models.get_preset("llama-nano"), dtype="bfloat16")
     arranged = models.for_decoding(config, random_params(config))
     layer = arranged["layers"][0]
-    assert layer["mlp"]["gate"].weight_PIW.dtype == "bfloat16"
+    assert layer["mlp"]["gate"].weight_OI.dtype == "bfloat16"
     assert layer["attn_norm"]["scale"].dtype == "float32"
 
 
@@ -65,25 +65,25 @@ def test_every_matrix_of_a_layer_is_arranged():
         config = models.get_preset(name)
         layer = decoding_layout.for_decoding(config, random_params(config))["layers"][0]
         left = [
-            names for names, w in jax.tree_util.tree_leaves_with_path(layer, is_leaf=_is_panels)
-            if not _is_panels(w) and w.ndim > 1 and "bias" not in str(names[-1])
+            names for names, w in jax.tree_util.tree_leaves_with_path(layer, is_leaf=_is_laid_out)
+            if not _is_laid_out(w) and w.ndim > 1 and "bias" not in str(names[-1])
         ]  # fmt: skip
         assert not left
 
 
-def _is_panels(x):
-    return isinstance(x, Panels)
+def _is_laid_out(x):
+    return isinstance(x, OutputFirst)
 
 
-@pytest.mark.parametrize("rows", [1, 5, 1025])
+@pytest.mark.parametrize("rows", [1, 5, 300])
 @pytest.mark.parametrize("in_shape, out_shape", [((24,), (3, 50)), ((4, 6), (64,)), ((24,), (1,))])
-def test_panels_multiply_as_the_matrix_does(rows, in_shape, out_shape):
+def test_turned_weights_multiply_as_the_matrix_does(rows, in_shape, out_shape):
     rng = np.random.default_rng(0)
     x, weight = rng.normal(size=(rows, 24)), rng.normal(size=(*in_shape, *out_shape))
-    panels = to_panels(weight.astype("float32"), in_axes=len(in_shape))
-    assert panels.weight_PIW.shape[1:] == (24, 64)
+    turned = output_first(weight.astype("float32"), in_axes=len(in_shape))
+    assert turned.weight_OI.shape == (np.prod(out_shape), 24)
     expected = x @ weight.reshape(24, -1)
-    np.testing.assert_allclose(panels.multiply(x.astype("float32")), expected, atol=1e-5)
+    np.testing.assert_allclose(turned.multiply(x.astype("float32")), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("apart", [True, False])
