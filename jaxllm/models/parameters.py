@@ -1,8 +1,8 @@
 """Draw the parameters that a config declares; their axes and shapes."""
 
+import functools
 import zlib
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,7 +25,7 @@ def init(config: ModelConfig, key: jax.Array) -> dict:
       >>> params["layers"]["attn"]["query"].shape
       (2, 64, 4, 16)
     """
-    return _Parameters(declare(config), config.param_dtype).init(key, key)["params"]
+    return _linen()(declare(config), config.param_dtype).init(key, key)["params"]
 
 
 def axes(config: ModelConfig) -> dict:
@@ -66,21 +66,26 @@ def check_params(config: ModelConfig, params: dict) -> None:
             )
 
 
-class _Parameters(nn.Module):
-    """Declare a nested dict of `Declaration`s as Linen parameters."""
+@functools.cache
+def _linen():
+    """Return the Linen module that draws a nested dict of `Declaration`s."""
+    import flax.linen as nn  # half a second, for those alone who draw parameters
 
-    declared: dict
-    dtype: str
-    path: str = ""
+    class Parameters(nn.Module):
+        declared: dict
+        dtype: str
+        path: str = ""
 
-    @nn.compact
-    def __call__(self, key: jax.Array) -> None:
-        for name, entry in self.declared.items():
-            path = f"{self.path}/{name}"
-            if not is_declaration(entry):
-                _Parameters(entry, self.dtype, path, name=name)(key)
-                continue
-            self.param(name, _initialise, key, path, entry, self.dtype)
+        @nn.compact
+        def __call__(self, key: jax.Array) -> None:
+            for name, entry in self.declared.items():
+                path = f"{self.path}/{name}"
+                if not is_declaration(entry):
+                    Parameters(entry, self.dtype, path, name=name)(key)
+                    continue
+                self.param(name, _initialise, key, path, entry, self.dtype)
+
+    return Parameters
 
 
 def _initialise(linen_key, key, path: str, entry: Declaration, dtype: str) -> jax.Array:
