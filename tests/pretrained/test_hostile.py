@@ -128,8 +128,9 @@ CASES = {
         ["'../../secret.safetensors'", "same folder"]),
     "index without map": (index([]), ["no weight_map"]),
     "unsupported architecture": (
-        edit_config(model_type="gpt_neox"), ["model_type 'gpt_neox'", "did you mean 'gpt_neo'"]),
-    "no model type": (edit_config(model_type="GONE"), ["unknown model_type 'None'", "gpt2, gpt_neo, llama"]),
+        edit_config(model_type="gpt_nox"), ["model_type 'gpt_nox'", "did you mean 'gpt_neox'"]),
+    "no model type": (
+        edit_config(model_type="GONE"), ["unknown model_type 'None'", "gpt2, gpt_neo, gpt_neox, llama"]),
     "remote code": (edit_config(model_type="mine", auto_map={"AutoModel": "m.py"}), ["model_type 'mine'"]),
     "config not JSON": (write("config.json", b"{"), ["config.json' is not JSON"]),
     "config a list": (write("config.json", b"[]"), ["holds no JSON object"]),

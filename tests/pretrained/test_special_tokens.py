@@ -159,7 +159,7 @@ def test_the_command_prints_every_character_once(stop, tmp_path, monkeypatch, ca
     tokenizer = data.load_tokenizer(write_sentencepiece(tmp_path / "llama"))
     text = "the 日本語 🙂 né the"
     scripted(monkeypatch, [tokenizer.encode(f"{text}.").tolist()])
-    monkeypatch.setattr(cli, "load_model_and_tokenizer", lambda *_: (None, None, tokenizer))
+    monkeypatch.setattr(cli, "load_model_and_tokenizer", lambda *_, **options: (None, None, tokenizer))
     monkeypatch.setattr(cli.compilation_cache, "enable", lambda: None)
     flags = [word for string in stop for word in ("--stop", string)]
     cli.main(["RUN", "--prompt", "né", *flags[:1], *stop])
