@@ -7,14 +7,13 @@ import jax
 import numpy as np
 import pytest
 
-from jaxllm import train as training
 from jaxllm.errors import UserError
 from jaxllm.optim import OptimConfig
 from jaxllm.parallel import HOST_MEMORY, MeshConfig
 from jaxllm.subnetwork import Rates, Schedule, Stage
-from jaxllm.text import TrainConfig, prepare
+from jaxllm.text import TrainConfig, prepare, train
 from jaxllm.tiles import TilesConfig
-from jaxllm.train import state
+from jaxllm.train import NonFiniteLoss, state
 from tests.text.steps import take_steps
 
 pytestmark = pytest.mark.skipif(jax.__version_info__ < (0, 10), reason="XLA for CPUs aborts")
@@ -106,9 +105,9 @@ def test_tiles_train_a_model_whose_arrays_lie_in_the_host_s_memory(tiny):
 def test_a_run_moves_to_the_host_and_back_between_sessions(tiny):
     """A checkpoint knows nothing of memories: a run may be resumed with another offload."""
     config = tiny(steps=4)
-    whole = training.train(dataclasses.replace(config, out=config.out + "-whole"))
-    training.train(dataclasses.replace(config, offload="optimizer", stop_after=2))
-    resumed = training.train(config)
+    whole = train(dataclasses.replace(config, out=config.out + "-whole"))
+    train(dataclasses.replace(config, offload="optimizer", stop_after=2))
+    resumed = train(config)
     for a, b in zip(numbers(whole.params), numbers(resumed.params), strict=True):
         np.testing.assert_array_equal(a, b)
 
@@ -120,8 +119,8 @@ def test_an_update_in_place_that_is_not_finite_is_named_and_never_saved(tiny):
     for save_every in (1, 100):
         run = dataclasses.replace(config, save_every=save_every, out=f"{config.out}-{save_every}")
         said = f"update was not finite at step {min(save_every, 4)} or before .* its last checkpoint"
-        with pytest.raises(training.NonFiniteLoss, match=said):
-            training.train(run)
+        with pytest.raises(NonFiniteLoss, match=said):
+            train(run)
         assert not list(Path(run.out, "checkpoints").glob("*"))
 
 
