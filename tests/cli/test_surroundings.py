@@ -102,5 +102,5 @@ def test_commands_print_nothing_but_their_own_words_and_run_without_docstrings(t
                "--eval-batches", "1", "--final-eval-batches", "1", "--out", str(tmp_path)]  # fmt: skip
     env = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_PLATFORMS")}
     done = subprocess.run(command, capture_output=True, text=True, env=env, check=True)
-    assert done.stderr == "", done.stderr
+    assert done.stderr == "starting from scratch\n", done.stderr
     assert "held-out loss" in done.stdout
