@@ -1,7 +1,7 @@
 """Mamba's selective scan against rivals on this CPU: time and memory of values and all gradients.
 
-    python -m experiments.benchmarks.selective_scan                      # about 10 minutes on 2 quiet cores
-    python -m experiments.benchmarks.selective_scan --slow-rounds 0      # without transformers: 2 minutes
+    python -m experiments.benchmarks.selective_scan                      # the whole; its time was not measured
+    python -m experiments.benchmarks.selective_scan --slow-rounds 0      # without transformers
     python -m experiments.benchmarks.selective_scan --preset debug       # seconds
 
 Rivals in turn, in one process, float32: `lax.associative_scan` over [B, T, D, N]; transformers' own path

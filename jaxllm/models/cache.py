@@ -54,7 +54,7 @@ def cache_axes() -> dict:
 
 
 def fork_cache(cache: dict, rows_B, slots: int) -> dict:
-    """Return a cache of B rows, each of which continues a row of the one given.
+    """Return a cache of B new rows that continue rows of another cache.
 
     Keys and values so far are not copied: they are held once, and read once a step, however many rows
     continue them. The cache given stays good, and a cache that was forked may be forked again.

@@ -1,14 +1,11 @@
 """What parameters a config has: of each its shape, the names of its axes, its initialiser."""
 
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import jax
 
 from jaxllm.axis_names import AxisNames
-
-if TYPE_CHECKING:  # the config counts what is declared here
-    from jaxllm.models.config import ModelConfig
 
 
 class Declaration(NamedTuple):
@@ -35,8 +32,12 @@ class Declaration(NamedTuple):
         return math.prod(self.shape)
 
 
-def declare(config: "ModelConfig") -> dict:
-    """Return the nested dict of `Declaration`s that all of `models` is made from, layers stacked."""
+def declare(config) -> dict:
+    """Return the nested dict of `Declaration`s that all of `models` is made from, layers stacked.
+
+    Args:
+      config: a `ModelConfig`, which counts what is declared here and so cannot be imported.
+    """
     V, D = config.known_vocab_size, config.embed_dim
     std = config.init_std
     tree = {
@@ -65,7 +66,7 @@ def declare(config: "ModelConfig") -> dict:
     return tree
 
 
-def _norm(config: "ModelConfig") -> dict:
+def _norm(config) -> dict:
     D = config.embed_dim
     scalar = config.norm == "rmsnorm_scalar"
     tree = {"scale": Declaration(() if scalar else (D,), () if scalar else ("embed",), mean=1.0)}
@@ -74,7 +75,7 @@ def _norm(config: "ModelConfig") -> dict:
     return tree
 
 
-def declare_attention(config: "ModelConfig") -> dict:
+def declare_attention(config) -> dict:
     """Return one layer's parameters of `attention_block`."""
     D, K, std = config.embed_dim, config.head_dim, config.init_std
     H, G = config.num_heads, config.num_kv_heads
@@ -96,7 +97,7 @@ def declare_attention(config: "ModelConfig") -> dict:
     return tree
 
 
-def declare_mlp(config: "ModelConfig") -> dict:
+def declare_mlp(config) -> dict:
     """Return one layer's parameters of `mlp_block`."""
     D, F, std = config.embed_dim, config.mlp_dim, config.init_std
     residual = std * _residual(config)
@@ -114,7 +115,7 @@ def declare_mlp(config: "ModelConfig") -> dict:
     return tree
 
 
-def _group_head(config: "ModelConfig") -> dict:
+def _group_head(config) -> dict:
     D, std = config.embed_dim, config.init_std
     G, K = config.vocab_groups.num_groups, config.vocab_groups.slots
     tree = {
@@ -134,7 +135,7 @@ def _group_head(config: "ModelConfig") -> dict:
     return tree
 
 
-def _residual(config: "ModelConfig") -> float:
+def _residual(config) -> float:
     return (2 * config.num_layers) ** -0.5
 
 

@@ -17,8 +17,8 @@ from jaxllm.parallel import mesh_axes, on_shards, spread
 class OutputFirst:
     """A weight matrix that lies [out, in], as `models.for_decoding` makes it and torch keeps it.
 
-    On a CPU each output of one row is a sweep over contiguous memory, and of several rows the products
-    take two thirds of the time of [in, out]: what the library packs is x, and not the weights.
+    On a CPU an output of one row is then a sweep over contiguous memory; of several rows, what the library
+    packs before it multiplies is x, and not the weights.
     """
 
     weight_OI: jax.Array
@@ -30,7 +30,12 @@ class OutputFirst:
 
 
 def output_first(weight: jax.Array, in_axes: int) -> OutputFirst:
-    """Return a weight [in..., out...], `in_axes` of whose axes are inputs, with the outputs first."""
+    """Turn a weight [in..., out...] into a matrix [out, in].
+
+    Args:
+      weight: its first axes are inputs, the others outputs.
+      in_axes: how many are inputs.
+    """
     out_shape = weight.shape[in_axes:]
     return OutputFirst(weight.reshape(-1, math.prod(out_shape)).T, out_shape)
 

@@ -69,7 +69,7 @@ def check_params(config: ModelConfig, params: dict) -> None:
 @functools.cache
 def _linen():
     """Return the Linen module that draws a nested dict of `Declaration`s."""
-    import flax.linen as nn  # half a second, for those alone who draw parameters
+    import flax.linen as nn  # slow to import: here, only those who draw parameters wait for it
 
     class Parameters(nn.Module):
         declared: dict

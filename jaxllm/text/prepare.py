@@ -81,7 +81,7 @@ def prepare(
         config.data, tokenizer or config.tokenizer, seq_len=config.seq_len, text_column=config.text_column
     )
     config = _with_vocabulary(config, corpus, begun.vocab_groups)
-    return _build(config, corpus, loss, optimizer, schedule, views, start, devices)
+    return _build(config, corpus, mesh, loss, optimizer, schedule, views, start, devices)
 
 
 def prepare_shapes(
@@ -106,8 +106,9 @@ def prepare_shapes(
     Raises:
       UserError: the model and the devices do not fit together.
     """
-    schedule = _schedule(config, subnetworks, _mesh(config, devices))
-    return _build(config, None, loss, optimizer, schedule, views, None, devices)
+    mesh = _mesh(config, devices)
+    schedule = _schedule(config, subnetworks, mesh)
+    return _build(config, None, mesh, loss, optimizer, schedule, views, None, devices)
 
 
 def _mesh(config, devices):
@@ -130,9 +131,8 @@ def _schedule(config, subnetworks, mesh) -> Schedule | None:
     return subnetworks
 
 
-def _build(config, corpus, loss, optimizer, subnetworks, views, start, devices) -> TextRun:
+def _build(config, corpus, mesh, loss, optimizer, subnetworks, views, start, devices) -> TextRun:
     config = with_precision(config)
-    mesh = _mesh(config, devices)
     if config.model.remat == "offload":
         parallel.in_host_memory(NamedSharding(mesh, PartitionSpec()))  # raises if there is none
     task = text_task(config, corpus, loss)
