@@ -1,6 +1,6 @@
 """Mamba's selective scan against rivals on this CPU: time and memory of values and all gradients.
 
-    python -m experiments.benchmarks.selective_scan                      # the whole; its time was not measured
+    python -m experiments.benchmarks.selective_scan  # the whole; its time was not measured
     python -m experiments.benchmarks.selective_scan --slow-rounds 0      # without transformers
     python -m experiments.benchmarks.selective_scan --preset debug       # seconds
 
