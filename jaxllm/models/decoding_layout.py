@@ -8,8 +8,8 @@ import jax
 from jaxllm.models.cache import init_cache
 from jaxllm.models.config import ModelConfig
 from jaxllm.models.layers_apart import is_apart, layers_apart
-from jaxllm.models.linear import OutputFirst, output_first
 from jaxllm.models.low_rank import LowRank
+from jaxllm.models.output_first import OutputFirst
 from jaxllm.models.parameters import axes
 
 
@@ -64,6 +64,6 @@ def _arranged(config, layers, *, turned):
         if isinstance(w, OutputFirst):
             return dataclasses.replace(w, weight_OI=w.weight_OI.astype(config.dtype))
         w = w.astype(config.dtype)
-        return output_first(w, len(names.inputs)) if turned else w
+        return OutputFirst.of(w, len(names.inputs)) if turned else w
 
     return jax.tree.map(arrange, axes(config)["layers"], layers)

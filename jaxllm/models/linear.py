@@ -2,42 +2,12 @@
 
 import functools
 import math
-from dataclasses import dataclass
 
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxllm.models.declarations import Declaration
-from jaxllm.models.low_rank import LowRank
 from jaxllm.parallel import mesh_axes, on_shards, spread
-
-
-@functools.partial(jax.tree_util.register_dataclass, data_fields=["weight_OI"], meta_fields=["out_shape"])
-@dataclass(frozen=True)
-class OutputFirst:
-    """A weight matrix that lies [out, in], as `models.for_decoding` makes it and torch keeps it.
-
-    On a CPU an output of one row is then a sweep over contiguous memory; of several rows, what the library
-    packs before it multiplies is x, and not the weights.
-    """
-
-    weight_OI: jax.Array
-    out_shape: tuple[int, ...]
-
-    def multiply(self, x_NI: jax.Array) -> jax.Array:
-        """Return x times the matrix, [N, out], in x's dtype."""
-        return jax.lax.dot_general(self.weight_OI.astype(x_NI.dtype), x_NI, (((1,), (1,)), ((), ()))).T
-
-
-def output_first(weight: jax.Array, in_axes: int) -> OutputFirst:
-    """Turn a weight [in..., out...] into a matrix [out, in].
-
-    Args:
-      weight: its first axes are inputs, the others outputs.
-      in_axes: how many are inputs.
-    """
-    out_shape = weight.shape[in_axes:]
-    return OutputFirst(weight.reshape(-1, math.prod(out_shape)).T, out_shape)
 
 
 def linear(x: jax.Array, params: dict, declared: dict[str, Declaration], name: str) -> jax.Array:
@@ -45,7 +15,8 @@ def linear(x: jax.Array, params: dict, declared: dict[str, Declaration], name: s
 
     Args:
       x: [B, T, in...].
-      params: {name: [in..., out...], OutputFirst or LowRank, name_bias: [out...] optional}.
+      params: {name: [in..., out...], or a weight of another form; name_bias: [out...] optional}. Such a form
+        (`OutputFirst`, `LowRank`) has a `multiply(x_NI, product, axes, in_axes)` -> ([N, out], out...).
       declared: {name: the weight's declaration}; its inputs come first.
     """
     return linears(x, params, declared, name)[0]
@@ -60,15 +31,10 @@ def linears(x: jax.Array, params: dict, declared: dict[str, Declaration], *names
     outputs = []
     for name in names:
         weight, axes, in_axes = params[name], declared[name].axes, len(declared[name].inputs)
-        if isinstance(weight, OutputFirst):
-            shape, y_NO = weight.out_shape, weight.multiply(x_NI)
-        elif isinstance(weight, LowRank):
-            shape = weight.weight.shape[in_axes:]
-            y_NO = product(x_NI, weight.weight, axes, in_axes)
-            x_NR = product(weight.dropped(x_NI), weight.down, (*axes[:in_axes], None), in_axes)
-            y_NO += weight.scale * product(x_NR, weight.up, (None, *axes[in_axes:]), 1)
+        if hasattr(weight, "multiply"):
+            y_NO, shape = weight.multiply(x_NI, product, axes, in_axes)
         else:
-            shape, y_NO = weight.shape[in_axes:], product(x_NI, weight, axes, in_axes)
+            y_NO, shape = product(x_NI, weight, axes, in_axes), weight.shape[in_axes:]
         y = y_NO.reshape(*rows, *shape)
         if f"{name}_bias" in params:
             y = y + params[f"{name}_bias"].astype(x.dtype)[None, None]

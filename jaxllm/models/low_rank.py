@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
@@ -26,6 +27,22 @@ class LowRank:
     key: jax.Array | None = None  # uint32 key data of the dropout; None: nothing is dropped
     scale: float = 1.0
     dropout: float = 0.0  # the part of the inputs of `down` that is dropped
+
+    def multiply(
+        self, x_NI: jax.Array, product: Callable, axes: tuple[str, ...], in_axes: int
+    ) -> tuple[jax.Array, tuple[int, ...]]:
+        """Return (x times the sum [N, out] in x's dtype, the shape of the outputs).
+
+        Args:
+          x_NI: the rows.
+          product: (x, weight, names of its axes, how many are inputs) -> x times the weight.
+          axes: names of the axes of the weight.
+          in_axes: how many of them, the first, are inputs.
+        """
+        y_NO = product(x_NI, self.weight, axes, in_axes)
+        x_NR = product(self.dropped(x_NI), self.down, (*axes[:in_axes], None), in_axes)
+        y_NO += self.scale * product(x_NR, self.up, (None, *axes[in_axes:]), 1)
+        return y_NO, self.weight.shape[in_axes:]
 
     def dropped(self, x_NI: jax.Array) -> jax.Array:
         """Return the inputs of `down`: some of them zero, the others scaled up to the same mean."""

@@ -16,7 +16,8 @@ from jaxllm.errors import UserError
 from jaxllm.models import decoding_layout, huggingface
 from jaxllm.models.cast_in_scan import _Stack, cast_in_scan
 from jaxllm.models.declarations import Declaration, declare
-from jaxllm.models.linear import OutputFirst, linear
+from jaxllm.models.linear import linear
+from jaxllm.models.output_first import OutputFirst
 from jaxllm.optim import decay_mask
 from jaxllm.quantize.rounding import zeropoint
 from jaxllm.subnetwork import extract

@@ -9,7 +9,7 @@ import pytest
 
 from jaxllm import models
 from jaxllm.models import decoding_layout
-from jaxllm.models.linear import OutputFirst, output_first
+from jaxllm.models.output_first import OutputFirst
 from tests.models.random_params import random_params
 
 TOKENS = np.random.default_rng(2).integers(0, 256, (2, 12))
@@ -80,10 +80,10 @@ def _is_laid_out(x):
 def test_turned_weights_multiply_as_the_matrix_does(rows, in_shape, out_shape):
     rng = np.random.default_rng(0)
     x, weight = rng.normal(size=(rows, 24)), rng.normal(size=(*in_shape, *out_shape))
-    turned = output_first(weight.astype("float32"), in_axes=len(in_shape))
+    turned = OutputFirst.of(weight.astype("float32"), in_axes=len(in_shape))
     assert turned.weight_OI.shape == (np.prod(out_shape), 24)
     expected = x @ weight.reshape(24, -1)
-    np.testing.assert_allclose(turned.multiply(x.astype("float32")), expected, atol=1e-5)
+    np.testing.assert_allclose(turned.multiply(x.astype("float32"))[0], expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("apart", [True, False])
