@@ -119,8 +119,10 @@ class LayerCache(NamedTuple):
     layer: jax.Array | None  # index into L; None where there is none
     shared: tuple[Prefix, ...]  # this layer's part of prompts that the rows continue, the latest first
 
+    NAMES = ("key", "value")
+
     @classmethod
-    def of(cls, cache: dict, key, value, index) -> "LayerCache":
+    def of(cls, cache: dict, arrays, index) -> "LayerCache":
         """Return a layer's view: of its own key and value, or of the stacks of all layers."""
         apart = isinstance(cache["key"], tuple)
 
@@ -131,7 +133,12 @@ class LayerCache(NamedTuple):
             return prefix._replace(**dict(zip(("key", "value"), one, strict=True)))
 
         shared = tuple(mine(prefix) for prefix in cache.get("shared", ()))
-        return cls(key, value, cache["valid"], cache["length"], None if apart else index, shared)
+        return cls(*arrays, cache["valid"], cache["length"], None if apart else index, shared)
+
+    @property
+    def arrays(self) -> tuple[jax.Array, jax.Array]:
+        """Return the keys and values that `of` was given, written to."""
+        return self.key, self.value
 
     def write(self, key_BTGK: jax.Array, value_BTGK: jax.Array) -> "LayerCache":
         """Put this layer's keys and values of the new tokens at `start`."""

@@ -17,6 +17,11 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
     return jnp.where(kept, x / (1 - rate), jnp.zeros_like(x))
 
 
+def fold_in(key: jax.Array | None, number: int | jax.Array) -> jax.Array | None:
+    """Return a key of its own for a number; without a key there is none."""
+    return None if key is None else jax.random.fold_in(key, number)
+
+
 def dropped_attention(
     query_BTHK: jax.Array,
     key_BTGK: jax.Array,

@@ -1,11 +1,9 @@
 """The transformer as pure functions: tokens to hidden states, hidden states to logits."""
 
-import dataclasses
 import functools
 
 import jax
 import jax.numpy as jnp
-from jax.ad_checkpoint import checkpoint_name
 from jaxllm_kernels.compat import dot_general_float32
 
 from jaxllm.axis_names import AxisNames
@@ -13,30 +11,17 @@ from jaxllm.errors import UserError
 from jaxllm.models import grouped_head
 from jaxllm.models.attention import attention_block
 from jaxllm.models.cache import LayerCache, seen_B1
-from jaxllm.models.cast_in_scan import cast_in_scan, cut_layer
 from jaxllm.models.config import ModelConfig
-from jaxllm.models.dropout import dropout
+from jaxllm.models.dropout import dropout, fold_in
 from jaxllm.models.ids import check_ids
-from jaxllm.models.layer_view import LayerView
+from jaxllm.models.layers import run_layers
 from jaxllm.models.look_up import look_up
 from jaxllm.models.mlp import mlp_block
 from jaxllm.models.norms import normalize
 from jaxllm.models.parameters import axes
 from jaxllm.models.rotary import rotary_table
 from jaxllm.models.sites import Sites, Tap
-from jaxllm.parallel import HOST_MEMORY, constrain, on_host, to_device
-
-_LAYER_INPUT = "layer_input"
-_POLICIES = {
-    "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
-        names_which_can_be_saved=[],
-        names_which_can_be_offloaded=[_LAYER_INPUT],
-        offload_src="device",
-        offload_dst=HOST_MEMORY,
-    ),
-}
+from jaxllm.parallel import constrain
 
 
 def trunk(
@@ -98,9 +83,7 @@ def capture(
     if positions is None:
         positions = _positions(tokens_BT, segment_ids)
         if config.position == "learned" and tokens_BT.shape[1] > config.context_length:
-            raise UserError(
-                f"{tokens_BT.shape[1]} tokens do not fit context_length={config.context_length}"
-            )
+            raise UserError(f"{tokens_BT.shape[1]} tokens do not fit context_length={config.context_length}")
     hidden_BTD, captured, _ = _run(
         config, params, tokens_BT, positions, segment_ids, sites, None, microbatches, key
     )
@@ -135,9 +118,7 @@ def decode(
     positions_BT = seen_B1(cache) + jnp.cumsum(mask_BT, axis=1, dtype=jnp.int32) - 1
     valid_BS = jax.lax.dynamic_update_slice_in_dim(cache["valid"], mask_BT, cache["length"], axis=1)
     cache = cache | {"valid": valid_BS}
-    hidden_BTD, _, cache = _run(
-        config, params, tokens_BT, jnp.maximum(positions_BT, 0), None, None, cache
-    )
+    hidden_BTD, _, cache = _run(config, params, tokens_BT, jnp.maximum(positions_BT, 0), None, None, cache)
     length = cache["length"] + T
     # Written past the end they would have replaced the last tokens in silence.
     hidden_BTD = jnp.where(length <= cache["valid"].shape[1], hidden_BTD, jnp.nan)
@@ -193,24 +174,18 @@ def _run(config, params, tokens_BT, positions_BT, segment_ids_BT, sites, cache, 
     key = key if config.dropout else None
     with jax.named_scope("embed"):
         x_BTD = outer("embed", _embed(config, params["embed"], tokens_BT, positions_BT))
-        x_BTD = dropout(x_BTD, config.dropout, _fold_in(key, config.num_layers))
+        x_BTD = dropout(x_BTD, config.dropout, fold_in(key, config.num_layers))
     rotary = None
     if config.position == "rotary":
         rotary = rotary_table(positions_BT, config.rotary_dim, config.rope_theta, config.rope_scaling)
     layer = functools.partial(_layer, config, sites=sites)
-    if microbatches > 1:
-        layer = functools.partial(_by_microbatches, layer, microbatches)
-    layer = functools.partial(layer, rotary=rotary, segment_ids_BT=segment_ids_BT, key=key)
-    run_layers = _each_layer if isinstance(params["layers"], tuple) else _scan_layers
-    with jax.named_scope("layers"):
-        x_BTD, captured, cache = run_layers(config, layer, params["layers"], x_BTD, cache)
+    rows = dict(rotary=rotary, segment_ids_BT=segment_ids_BT, key=key)
+    x_BTD, captured, cache = run_layers(
+        config, layer, params["layers"], x_BTD, cache, LayerCache, config.windows, microbatches, **rows
+    )
     hidden_BTD = normalize(x_BTD, params["final_norm"], config.norm, config.norm_eps)
     hidden_BTD = outer("final", hidden_BTD)
     return hidden_BTD, outer.captured | captured, cache
-
-
-def _fold_in(key, number):
-    return None if key is None else jax.random.fold_in(key, number)
 
 
 def _embed(config, params, tokens_BT, positions_BT):
@@ -224,7 +199,7 @@ def _embed(config, params, tokens_BT, positions_BT):
 def _layer(config, params, x_BTD, index, window, cache, *, rotary, segment_ids_BT, sites, key=None):
     """Run one layer; return (x_BTD, captured, cache)."""
     tap = Tap(sites, index)
-    attn_key, attn_out_key, mlp_out_key = (_fold_in(_fold_in(key, index), place) for place in range(3))
+    attn_key, attn_out_key, mlp_out_key = (fold_in(fold_in(key, index), place) for place in range(3))
 
     def normed(x_BTD, params):
         # What products take: all tokens of a sequence. Of the stream each tensor shard has a part of them.
@@ -253,111 +228,3 @@ def _layer(config, params, x_BTD, index, window, cache, *, rotary, segment_ids_B
     mlp_out_BTD = dropout(mlp_out_BTD, config.dropout, mlp_out_key)
     x_BTD = tap("resid_post", constrain(mid_BTD + mlp_out_BTD, "batch", "sequence", None))
     return x_BTD, tap.kept(), cache
-
-
-def _by_microbatches(layer, count, params, x_BTD, index, window, cache, *, key=None, **rows):
-    """Run the layer by microbatches, rematerialising each."""
-
-    def cut(x):  # microbatch a takes rows a, a + count, ...: rows that a device holds already
-        return jnp.moveaxis(x.reshape(-1, count, *x.shape[1:]), 1, 0)
-
-    def join(x):
-        return jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:])
-
-    # Accumulate gradients in float32: the scan sums them in the type of `wide`, and casting narrow weights
-    # to it and back loses nothing.
-    wide = jax.tree.map(lambda w: w.astype(jnp.float32), params)
-
-    @jax.checkpoint
-    def one(wide, microbatch):
-        x_BTD, rows, number = microbatch
-        narrow = jax.tree.map(lambda w, like: w.astype(like.dtype), wide, params)
-        x_BTD, captured, _ = layer(narrow, x_BTD, index, window, None, key=_fold_in(key, number), **rows)
-        return x_BTD, captured
-
-    numbers = None if key is None else jnp.arange(count, dtype=jnp.int32)
-    cut_rows = (*jax.tree.map(cut, (x_BTD, rows)), numbers)
-    _, (x_PBTD, captured) = jax.lax.scan(lambda _, rows: (None, one(wide, rows)), None, cut_rows)
-    return join(x_PBTD), jax.tree.map(join, captured), cache
-
-
-def _each_layer(config, layer, params, x_BTD, cache):
-    """Run unstacked layers one after the other, each with a cache of its own."""
-    captured, keys, values = [], [], []
-    for index, layer_params in enumerate(params):
-        window = config.windows[index % len(config.windows)]
-        layer_cache = None
-        if cache is not None:
-            layer_cache = LayerCache.of(cache, cache["key"][index], cache["value"][index], index)
-        run = _rematerialised(config, layer, window, prevent_cse=True)
-        x_BTD, seen, layer_cache = run(layer_params, x_BTD, index, layer_cache)
-        captured.append(seen)
-        if cache is not None:
-            keys.append(layer_cache.key)
-            values.append(layer_cache.value)
-    if cache is not None:
-        cache = cache | {"key": tuple(keys), "value": tuple(values)}
-    return x_BTD, jax.tree.map(lambda *values: jnp.stack(values), *captured), cache
-
-
-def _scan_layers(config, layer, params, x_BTD, cache):
-    """Scan groups of len(windows) layers, so that within the body each window is a constant."""
-    group = len(config.windows)
-    grouped = group > 1 or not any(map(on_host, jax.tree.leaves(params)))
-    if isinstance(params, LayerView):
-        stack = cast_in_scan(params.stack, axes(config)["layers"], config.dtype)
-        params = dataclasses.replace(params, stack=stack)
-    else:
-        params = cast_in_scan(params, axes(config)["layers"], config.dtype)
-    if grouped:
-        params = jax.tree.map(lambda w: w.reshape(-1, group, *w.shape[1:]), params)
-
-    def body(carry, inputs):
-        x_BTD, keys_and_values = carry
-        group_params, group_index = inputs
-        captured = []
-        for place, window in enumerate(config.windows):
-            index = group_index * group + place
-            layer_cache = None
-            if cache is not None:
-                layer_cache = LayerCache.of(cache, *keys_and_values, index)
-            # Inside a scan the compiler cannot undo the recomputation, so nothing need prevent it.
-            cut = place if grouped else None  # an array of the host is cut into layers and no further
-            run = _rematerialised(config, layer, window, prevent_cse=False, place=cut)
-            x_BTD, seen, layer_cache = run(group_params, x_BTD, index, layer_cache)
-            captured.append(seen)
-            if cache is not None:
-                keys_and_values = (layer_cache.key, layer_cache.value)
-        return (x_BTD, keys_and_values), jax.tree.map(lambda *values: jnp.stack(values), *captured)
-
-    keys_and_values = None if cache is None else (cache["key"], cache["value"])
-    indices = jnp.arange(len(jax.tree.leaves(params)[0]), dtype=jnp.int32)
-    (x_BTD, keys_and_values), captured = jax.lax.scan(
-        body, (x_BTD, keys_and_values), (params, indices)
-    )
-    captured = jax.tree.map(lambda v: v.reshape(v.shape[0] * v.shape[1], *v.shape[2:]), captured)
-    if cache is not None:
-        cache = cache | dict(zip(("key", "value"), keys_and_values, strict=True))
-    return x_BTD, captured, cache
-
-
-def _rematerialised(config, layer, window, *, prevent_cse, place=None):
-    """Fix the layer's window, and wrap it in jax.checkpoint if the config asks for it.
-
-    With a `place` the parameters are a group's. Slice inside jax.checkpoint: a slice passed in would be
-    saved as a residual for every layer, while the scan already holds its inputs.
-    """
-
-    def run(params, x_BTD, index, cache):
-        params = jax.tree.map(to_device, params)
-        params = cut_layer(params, place)
-        if config.remat == "offload":
-            x_BTD = checkpoint_name(x_BTD, _LAYER_INPUT)
-        if isinstance(params, LayerView):
-            return params.run(lambda params, x_BTD: layer(params, x_BTD, index, window, cache), x_BTD)
-        return layer(params, x_BTD, index, window, cache)
-
-    if config.remat == "none":
-        return run
-    policy = _POLICIES.get(config.remat) or getattr(jax.checkpoint_policies, config.remat)
-    return jax.checkpoint(run, policy=policy, prevent_cse=prevent_cse)
