@@ -17,6 +17,7 @@ from jaxllm.atomic import write_file
 from jaxllm.cli.lm_eval import check_installed
 from jaxllm.cli.parse import parse
 from jaxllm.config import Config, Count, CountOrZero, UserPath
+from jaxllm.data.examples import MESSAGES, TEXT, no_template
 from jaxllm.errors import UserError, unknown
 from jaxllm.report import markdown_table
 from jaxllm.text.load import load_model_and_tokenizer
@@ -24,6 +25,7 @@ from jaxllm.text.load import load_model_and_tokenizer
 _DESCRIPTION = """Score a model on text, or on tasks of EleutherAI's lm-evaluation-harness.
 
   jaxllm evaluate runs/my-run --data held_out.txt           # loss, perplexity, bits per byte, by document
+  jaxllm evaluate runs/my-run --data held_out.jsonl         # the answers of prompt and completion, messages
   jaxllm evaluate OWNER/NAME --tasks arc_easy,lambada_openai --limit 100      # pip install 'jaxllm[harness]'
 
 The model is a training run's folder, a Hugging Face folder, a .safetensors or .gguf file, or a hub id."""
@@ -35,8 +37,9 @@ class EvaluateConfig(Config):
 
     model: tyro.conf.Positional[UserPath]  # training run, Hugging Face folder, .safetensors, .gguf, hub id
     data: UserPath | None = None  # text to score: what `jaxllm train --data` takes
-    text_column: str = "text"  # where the text is, in jsonl, csv, tsv and tfds
-    window: Count | None = None  # tokens read at once; the model's context if not given
+    adapter: UserPath | None = None  # of that model: a folder as peft writes it, or a run with --lora.rank
+    text_column: str | None = None  # of rows; None: messages, prompt and completion, or text
+    window: Count | None = None  # of documents: tokens read at once; the model's context if not given
     stride: Count | None = None  # tokens between windows; a shorter one gives each token more context
     show: CountOrZero = 10  # documents that get a line of their own
     tasks: str | None = None  # names of the harness's tasks, with commas between them
@@ -61,26 +64,42 @@ def main(argv: Sequence[str]) -> None:
     if config.tasks is not None:
         tasks = _tasks(config)  # before a model is read for nothing
     else:
-        documents = [text for text in data.read_documents(config.data, config.text_column) if text]
+        kind = data.open_source(config.data, config.text_column).kind
+        if kind != TEXT and (config.window, config.stride) != (None, None):
+            raise UserError(f"window and stride are of documents, and '{config.data}' holds {kind}")
+        if kind == TEXT:
+            documents = [text for text in data.read_documents(config.data, config.text_column) if text]
     compilation_cache.enable()
-    model, params, tokenizer = load_model_and_tokenizer(config.model, config.checkpoint, config.dtype)
+    model = load_model_and_tokenizer(config.model, config.checkpoint, config.dtype, config.adapter)
     if config.tasks is not None:
-        figures = _run_tasks(config, tasks, model, params, tokenizer)
+        figures = _run_tasks(config, tasks, *model)
+    elif kind == TEXT:
+        options = dict(window=config.window, stride=config.stride, progress=True)
+        figures = _show(config, "documents", documents, score.score_texts(*model, documents, **options))
     else:
-        figures = _score_documents(config, documents, model, params, tokenizer)
+        figures = _score_examples(config, kind, model)
     if config.out is not None:
         write_file(config.out, json.dumps(figures, indent=2, default=str).encode())
 
 
-def _score_documents(config: EvaluateConfig, documents: list[str], model, params, tokenizer) -> dict:
-    scores = score.score_texts(
-        model, params, tokenizer, documents, window=config.window, stride=config.stride, progress=True
-    )
+def _score_examples(config: EvaluateConfig, kind: str, model) -> dict:
+    template = data.chat_template(model[2])
+    if kind == MESSAGES and template is None:
+        raise no_template(f"'{config.data}'", f"the tokenizer of '{config.model}'")
+    pieces = data.open_source(config.data, config.text_column, template).pieces()
+    examples = [piece.example for piece in pieces]
+    scores = score.score_examples(*model, examples, progress=True)
+    return _show(config, "examples", [example.predicted_text for example in examples], scores)
+
+
+def _show(config: EvaluateConfig, what: str, texts: list[str], scores: list[score.TextScore]) -> dict:
+    """Print a line for each of the first texts, and one for all; return every figure."""
     total = functools.reduce(lambda a, b: a + b, scores)
-    rows = [_row(" ".join(text.split())[:40], one) for text, one in zip(documents, scores, strict=True)]
-    rows = [*rows[: config.show], _row(f"all {len(documents)} documents", total)]
-    print(markdown_table(["document", "tokens", "nats a token", "perplexity", "bits per byte"], rows))
-    return {"total": _figures(total), "documents": [_figures(one) for one in scores]}
+    rows = [_row(" ".join(text.split())[:40], one) for text, one in zip(texts, scores, strict=True)]
+    rows = [*rows[: config.show], _row(f"all {len(texts)} {what}", total)]
+    singular = what.removesuffix("s")
+    print(markdown_table([singular, "tokens", "nats a token", "perplexity", "bits per byte"], rows))
+    return {"total": _figures(total), what: [_figures(one) for one in scores]}
 
 
 def _row(name: str, one: score.TextScore) -> list[str]:

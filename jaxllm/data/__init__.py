@@ -10,27 +10,32 @@ Examples:
     batch = next(train)     # tokens, targets, segment_ids, mask: each [32, 256]
     saved = train.state()   # a small dict; train.restore(saved) gives the next batch again
 
-  `source` may also be a file or folder of text, jsonl, csv or tsv, or "tfds:NAME".
+  `source` may also be a file or folder of text, jsonl, csv or tsv, "tfds:NAME" or "hf:NAME". Rows with the
+  columns prompt and completion, or messages, are examples: the mask counts what the model is to say.
 """
 
 from jaxllm.data.baselines import bigram_bits_per_byte, unigram_bits_per_byte
 from jaxllm.data.batches import Batches, batches, eval_batches
+from jaxllm.data.chat import ChatTemplate, chat_template
 from jaxllm.data.corpus import Corpus, fingerprint, prepare
-from jaxllm.data.sources import read_documents
+from jaxllm.data.sources import open_source, read_documents
 from jaxllm.data.tokenizer import Tokenizer, is_trained, load_tokenizer, start_id
 from jaxllm.data.tokens import Tokens
 
 __all__ = [
     "Batches",
+    "ChatTemplate",
     "Corpus",
     "Tokenizer",
     "Tokens",
     "batches",
     "bigram_bits_per_byte",
+    "chat_template",
     "eval_batches",
     "fingerprint",
     "is_trained",
     "load_tokenizer",
+    "open_source",
     "prepare",
     "read_documents",
     "start_id",

@@ -1,18 +1,19 @@
-"""Batches of packed windows: shuffled and endless to train on, ordered and complete to evaluate.
+"""Batches of packed rows: shuffled and endless to train on, ordered and complete to evaluate.
 
-The token stream is cut in windows of seq_len + 1 ids that overlap by one, so every token but the
-first is a target exactly once. A Grain pipeline shuffles the windows anew each epoch. A global
-batch is the same whatever the number of processes; each takes a block of its rows.
+Of documents the token stream is cut in windows of seq_len + 1 ids that overlap by one, so every token but
+the first is a target exactly once. Of examples none is cut: each lies whole in a row, several to a row. A
+Grain pipeline shuffles the rows anew each epoch. A global batch is the same whatever the number of
+processes; each takes a block of its rows.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from jaxllm.data.packing import pack
 from jaxllm.data.tokens import Tokens
 from jaxllm.errors import UserError
 
@@ -30,6 +31,7 @@ def batches(
     seed: int,
     shuffle: bool = True,
     epochs: int | None = None,
+    packed: bool = True,
     process_index: int = 0,
     process_count: int = 1,
 ) -> Batches:
@@ -40,7 +42,7 @@ def batches(
       targets: int32, the token after each.
       segment_ids: int32, 0 for the window's first document, 1 for the next ...: attention that
         compares them stays inside documents.
-      mask: float32, 0 where the target is another document's first token, 1 elsewhere.
+      mask: float32, 0 where the target is another document's first token, or not to be predicted; else 1.
 
     Args:
       tokens: what to read, a split of a Corpus.
@@ -50,6 +52,7 @@ def batches(
       shuffle: False keeps the windows in order.
       epochs: how many passes; None never ends. A batch may hold the end of one pass and the start
         of the next; what is left after the last full batch is dropped.
+      packed: of examples, several to a row; or each in a row of its own.
       process_index: this process, as jax.process_index() says.
       process_count: how many processes there are, as jax.process_count() says.
 
@@ -69,27 +72,25 @@ def batches(
     """
     _check(tokens, batch_size, seq_len, process_index, process_count)
     if seed < 0 or (epochs is not None and epochs < 1):
+        raise UserError(f"seed={seed}, epochs={epochs}: expected seed >= 0 and epochs >= 1 (or None)")
+    rows = _rows(tokens, seq_len, packed)
+    num_rows = rows.whole
+    if epochs is not None and num_rows * epochs < batch_size:
         raise UserError(
-            f"seed={seed}, epochs={epochs}: expected seed >= 0 and epochs >= 1 (or None)"
-        )
-    num_windows = (len(tokens) - 1) // seq_len
-    if epochs is not None and num_windows * epochs < batch_size:
-        raise UserError(
-            f"batch_size {batch_size} is more than the {num_windows * epochs} sequences of seq_len "
+            f"batch_size {batch_size} is more than the {num_rows * epochs} sequences of seq_len "
             f"{seq_len} that the data holds in {epochs} epochs; use a smaller batch_size"
         )
     import grain  # Takes a second: only those who train pay for it.
 
-    windows = grain.MapDataset.range(num_windows)
+    numbers = grain.MapDataset.range(num_rows)
     if shuffle:
         # Grain orders epoch e by seed + e: mixed first, or seeds 0 and 1 would share epochs.
-        windows = windows.shuffle(int(np.random.SeedSequence(seed).generate_state(1)[0]))
-    windows = windows.repeat(epochs)
+        numbers = numbers.shuffle(int(np.random.SeedSequence(seed).generate_state(1)[0]))
+    numbers = numbers.repeat(epochs)
     # Global batch k is blocks k * process_count to (k + 1) * process_count - 1, one a process.
-    num_steps = len(windows) // batch_size
-    blocks = windows.batch(batch_size // process_count, drop_remainder=True, batch_fn=np.array)
+    num_steps = len(numbers) // batch_size
+    blocks = numbers.batch(batch_size // process_count, drop_remainder=True, batch_fn=np.array)
     mine = blocks[process_index : num_steps * process_count : process_count]
-    rows = mine.map(functools.partial(_gather, tokens, seq_len=seq_len))
     identity = {
         "tokens": len(tokens),
         "data": tokens.fingerprint,
@@ -100,7 +101,7 @@ def batches(
     }
     # A batch costs well under a millisecond: one thread reading ahead hides a slow disk.
     ahead = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
-    return Batches(iter(rows.to_iter_dataset(ahead)), identity)
+    return Batches(iter(mine.map(rows.gather).to_iter_dataset(ahead)), identity)
 
 
 class Batches:
@@ -149,6 +150,7 @@ def eval_batches(
     *,
     batch_size: int,
     seq_len: int,
+    packed: bool = True,
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[Batch]:
@@ -160,20 +162,63 @@ def eval_batches(
       UserError: if the split is shorter than one sequence, or the numbers do not fit.
     """
     _check(tokens, batch_size, seq_len, process_index, process_count)
-    num_windows = -(-(len(tokens) - 1) // seq_len)
-    num_rows = batch_size // process_count
-    starts = range(process_index * num_rows, num_windows + process_index * num_rows, batch_size)
-    return (_gather(tokens, start + np.arange(num_rows), seq_len) for start in starts)
+    rows = _rows(tokens, seq_len, packed)
+    mine = batch_size // process_count
+    starts = range(process_index * mine, rows.all + process_index * mine, batch_size)
+    return (rows.gather(start + np.arange(mine)) for start in starts)
 
 
-def _gather(tokens: Tokens, windows_B: np.ndarray, seq_len: int) -> Batch:
+class _Rows(NamedTuple):
+    """What batches are made of."""
+
+    whole: int  # rows to train on
+    all: int  # and to evaluate: the last window of a text is shorter
+    gather: Callable[[np.ndarray], Batch]  # numbers of rows -> these rows
+
+
+def _rows(tokens: Tokens, seq_len: int, packed: bool) -> _Rows:
+    if tokens.predicted is None:
+        whole, rest = divmod(len(tokens) - 1, seq_len)
+        return _Rows(whole, whole + bool(rest), lambda numbers_B: _windows(tokens, numbers_B, seq_len))
+    packing = pack(tokens.lengths, seq_len + 1, packed)
+    if not len(packing):
+        raise UserError(f"all {tokens.num_documents} examples are longer than seq_len {seq_len}; raise it")
+    gather = lambda numbers_B: _examples(tokens, packing, numbers_B, seq_len)
+    return _Rows(len(packing), len(packing), gather)
+
+
+def _windows(tokens: Tokens, windows_B: np.ndarray, seq_len: int) -> Batch:
     """Return the rows that begin at windows_B * seq_len."""
     first_B = windows_B.astype(np.int64)[:, None] * seq_len
     positions_BU = first_B + np.arange(seq_len + 1)  # U is T + 1: targets are shifted tokens.
     inside_BU = np.minimum(positions_BU, len(tokens) - 1)
-    ids_BU = tokens.ids[inside_BU].astype(np.int32)
-    segments_BU = _segments(tokens.starts, inside_BU)
-    mask_BT = (segments_BU[:, 1:] == segments_BU[:, :-1]) & (positions_BU[:, 1:] < len(tokens))
+    counts_BT = positions_BU[:, 1:] < len(tokens)
+    return _batch(tokens, inside_BU, _segments(tokens.starts, inside_BU), counts_BT)
+
+
+def _examples(tokens: Tokens, packing, rows_B: np.ndarray, seq_len: int) -> Batch:
+    """Return rows of whole documents, and after the last of them its last token again."""
+    positions_BU = np.full((len(rows_B), seq_len + 1), len(tokens) - 1, np.int64)
+    segments_BU = np.zeros(positions_BU.shape, np.int32)
+    counts_BT = np.zeros((len(rows_B), seq_len), bool)
+    for row, number in enumerate(rows_B):
+        begin = 0
+        for segment, document in enumerate(packing.row(int(number))):
+            start, end = tokens.starts[document], begin + tokens.lengths[document]
+            positions_BU[row, begin:end] = start + np.arange(end - begin)
+            segments_BU[row, begin:end] = segment
+            begin = end
+        if begin:
+            positions_BU[row, begin:] = positions_BU[row, begin - 1]
+            segments_BU[row, begin:] = segment + 1
+            counts_BT[row, : begin - 1] = True
+    counts_BT &= tokens.predicted[positions_BU[:, 1:]]
+    return _batch(tokens, positions_BU, segments_BU, counts_BT)
+
+
+def _batch(tokens: Tokens, positions_BU: np.ndarray, segments_BU: np.ndarray, counts_BT: np.ndarray) -> Batch:
+    ids_BU = tokens.ids[positions_BU].astype(np.int32)
+    mask_BT = (segments_BU[:, 1:] == segments_BU[:, :-1]) & counts_BT
     return {
         "tokens": ids_BU[:, :-1],
         "targets": ids_BU[:, 1:],
@@ -196,10 +241,8 @@ def _segments(starts: np.ndarray, positions_BU: np.ndarray) -> np.ndarray:
 
 def _check(tokens, batch_size, seq_len, process_index, process_count) -> None:
     if batch_size < 1 or seq_len < 1:
-        raise UserError(
-            f"batch_size={batch_size}, seq_len={seq_len}: expected both to be at least 1"
-        )
-    if len(tokens) < seq_len + 1:
+        raise UserError(f"batch_size={batch_size}, seq_len={seq_len}: expected both to be at least 1")
+    if tokens.predicted is None and len(tokens) < seq_len + 1:
         raise UserError(
             f"the data has {len(tokens)} tokens, shorter than one sequence of seq_len {seq_len} "
             "and its next token; give more text or a smaller seq_len"

@@ -98,6 +98,15 @@ class HuggingFaceTokenizer:
             begun = tuple(ids[: len(self.begin_ids)]) == self.begin_ids  # Chat templates write BOS.
             return np.array(ids if begun else [*self.begin_ids, *ids], np.int32)
 
+    def encode_marked(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        """Return what `encode_with_ends` does, of a text that a chat template wrote.
+
+        Every special token is recognised, and nothing put before it: the template writes BOS.
+        """
+        with _library("cannot encode a text"):
+            encoding = self.backend.encode(text, add_special_tokens=False)
+            return np.array(encoding.ids, np.int32), np.array([end for _, end in encoding.offsets], np.int32)
+
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text; eos and other special tokens appear by name.
 

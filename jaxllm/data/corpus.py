@@ -10,8 +10,13 @@ import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
+
+import numpy as np
 
 from jaxllm.atomic import new_folder
+from jaxllm.data.chat import chat_template
+from jaxllm.data.examples import MESSAGES, TEXT, no_template
 from jaxllm.data.sources import Piece, Source, open_source
 from jaxllm.data.split import Split, assign, split_documents
 from jaxllm.data.tokenizer import Tokenizer, is_trained, load_tokenizer
@@ -27,6 +32,7 @@ class Corpus:
     train: Tokens
     valid: Tokens
     tokenizer: Tokenizer
+    kind: str = TEXT  # or "prompt and completion", "messages": examples
 
 
 def prepare(
@@ -36,47 +42,57 @@ def prepare(
     seq_len: int,
     valid_fraction: float = 0.1,
     text_column: str | None = None,
+    long_examples: Literal["refuse", "skip"] = "refuse",
     cache_dir: str | os.PathLike | None = None,
 ) -> Corpus:
     """Return the corpus, tokenising it the first time and mapping the cached result later.
 
     Args:
       source: "sotu" (embedded), a file, a folder, a pattern of files, "tfds:NAME" or
-        "tfds:NAME:SPLIT"; see sources.open_source for what files may hold.
+        "tfds:NAME:SPLIT", "hf:NAME"; see sources.open_source for what files may hold.
       tokenizer: a tokenizer, or what load_tokenizer accepts. "char" and "bpe:N" are trained here
         on the train split alone, and cached too.
       seq_len: the sequence length meant for training: each split must hold one sequence.
       valid_fraction: share of the text kept for validation; see split.split_documents.
-      text_column: the column of jsonl, csv, tsv or TFDS data that holds the text; "text" if None.
+      text_column: the column of rows that holds the text; None looks for examples first, see
+        sources.open_source.
+      long_examples: what to do with examples that are longer than a sequence.
       cache_dir: where to keep token files; if None, jaxllm/data in the user's cache folder
         (XDG_CACHE_HOME, or ~/.cache).
 
     Raises:
       UserError: for data that is missing, empty, unreadable or too short, an unknown tokenizer,
-        or a cache folder that cannot be written.
+        examples that are too long, messages without a chat template, or a cache folder that cannot be
+        written.
     """
     if seq_len < 1:
         raise UserError(f"seq_len is {seq_len}; expected at least 1")
     if not 0.0001 <= valid_fraction <= 0.9999:
         raise UserError(
-            f"valid_fraction is {valid_fraction}; expected a share between 0.0001 and 0.9999, "
-            "such as 0.1"
+            f"valid_fraction is {valid_fraction}; expected a share between 0.0001 and 0.9999, such as 0.1"
         )
     if isinstance(tokenizer, (str, os.PathLike)) and not is_trained(os.fspath(tokenizer)):
         tokenizer = load_tokenizer(tokenizer)  # First: a wrong name costs no reading.
-    opened = open_source(source, text_column)
+    template = None if isinstance(tokenizer, (str, os.PathLike)) else chat_template(tokenizer)
+    opened = open_source(source, text_column, template)
+    if opened.kind == MESSAGES and template is None:
+        raise no_template(f"'{opened.name}'", f"the tokenizer{_named(tokenizer)}")
     root = Path(cache_dir) if cache_dir is not None else user_cache_folder() / "data"
     reading = _Reading(opened, valid_fraction)
     if isinstance(tokenizer, (str, os.PathLike)):
         tokenizer = _trained_tokenizer(os.fspath(tokenizer), reading, root)
-    folder = root / "tokens" / _key(opened.fingerprint, valid_fraction, tokenizer.fingerprint)
+    written_by = [template] if opened.kind == MESSAGES else []
+    folder = root / "tokens" / _key(opened.fingerprint, valid_fraction, tokenizer.fingerprint, *written_by)
     splits = open_tokens(folder)
     if splits is None:
         with new_folder(folder, is_whole=lambda made: open_tokens(made) is not None) as partial:
-            write_tokens(reading.assigned("tokenise"), tokenizer, partial)
+            write_tokens(reading.assigned("tokenise"), tokenizer, partial, opened.kind != TEXT)
         splits = open_tokens(folder)
-    _check_length(opened.name, splits, seq_len)
-    return Corpus(splits["train"], splits["valid"], tokenizer)
+    if opened.kind == TEXT:
+        _check_length(opened.name, splits, seq_len)
+    elif long_examples == "refuse":
+        _check_examples(opened.name, splits, seq_len, reading)
+    return Corpus(splits["train"], splits["valid"], tokenizer, opened.kind)
 
 
 def fingerprint(
@@ -158,6 +174,28 @@ def _reading_code() -> str:
     for path in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(path.read_bytes())
     return digest.hexdigest()
+
+
+def _named(tokenizer) -> str:
+    return f" '{tokenizer}'" if isinstance(tokenizer, (str, os.PathLike)) else ""
+
+
+def _check_examples(name: str, splits: dict[str, Tokens], seq_len: int, reading: _Reading) -> None:
+    """Refuse examples that a row cannot hold: without its end, or its prompt, one teaches something else."""
+    long = {side: np.flatnonzero(tokens.lengths > seq_len + 1) for side, tokens in splits.items()}
+    count = sum(map(len, long.values()))
+    if not count:
+        return
+    side = "train" if len(long["train"]) else "valid"
+    number = np.flatnonzero(reading.split.is_valid == (side == "valid"))[long[side][0]] + 1
+    first = splits[side].lengths[long[side][0]] - 1
+    total = sum(tokens.num_documents for tokens in splits.values())
+    most = max(int(tokens.lengths.max()) for tokens in splits.values()) - 1
+    raise UserError(
+        f"{count} of {total} examples of '{name}' are longer than seq_len {seq_len} (the first is number "
+        f"{number}, of {first} tokens); raise seq_len to at least {most}, shorten them, or leave them out "
+        "with long_examples skip"
+    )
 
 
 def _check_length(name: str, splits: dict[str, Tokens], seq_len: int) -> None:

@@ -1,26 +1,33 @@
-"""Documents out of files that hold one a row: jsonl, csv, tsv."""
+"""Rows out of files that hold one a line: jsonl, csv, tsv."""
 
 import csv
 import json
 import re
-import reprlib
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 from jaxllm.data.files import TextFile
-from jaxllm.errors import UserError, unknown
+from jaxllm.errors import UserError
 
 _MAX_ROW = 1 << 28  # characters; what is longer is no row, but a file without line ends or a quote left open
 # A field as csv writers enclose it, with quotes inside it doubled.
 _ENCLOSED = re.compile(r'"(?:[^"]|"")*""(?:[^"]|"")*"')
 
 
-def row_reader(suffix: str) -> Callable[[TextFile, str], Iterator[str]] | None:
-    """Return the reader (file, column) -> texts of a suffix; None where a file is not rows."""
+class Row(NamedTuple):
+    """Values by column, and how messages call the row."""
+
+    values: dict[str, Any]
+    where: str  # "line 3 of 'a.jsonl'"
+    source: str  # "'a.jsonl'"
+
+
+def row_reader(suffix: str) -> Callable[[TextFile], Iterator[Row]] | None:
+    """Return the reader of files with a suffix; None where a file is not rows."""
     return {".jsonl": _jsonl, ".ndjson": _jsonl, ".csv": _csv, ".tsv": _tsv}.get(suffix.lower())
 
 
-def _jsonl(file: TextFile, column: str) -> Iterator[str]:
+def _jsonl(file: TextFile) -> Iterator[Row]:
     # Text mode: a line may end with \r or \r\n too, which JSON has no other use for.
     with open(file.path, encoding=file.encoding) as lines:
         for number, line in enumerate(iter(lambda: lines.readline(_MAX_ROW + 1), ""), start=1):
@@ -32,16 +39,9 @@ def _jsonl(file: TextFile, column: str) -> Iterator[str]:
             row = _parse(line, where)
             if not isinstance(row, dict):
                 raise UserError(
-                    f"{where} is a JSON {type(row).__name__}; expected an object with the column '{column}'"
+                    f"{where} is a JSON {type(row).__name__}; expected an object with a column of text"
                 )
-            if column not in row:
-                raise _no_column(file, column, row)
-            if not isinstance(row[column], str):
-                raise UserError(
-                    f"{where} has {reprlib.repr(row[column])} in the column '{column}'; expected a string"
-                )
-            # JSON can hold half of a UTF-16 pair (\ud800), which no encoding can carry.
-            yield row[column].encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+            yield Row(row, where, f"'{file.path}'")
 
 
 def _parse(line: str, where: str) -> Any:
@@ -54,14 +54,14 @@ def _parse(line: str, where: str) -> Any:
         raise UserError(f"{where} is not JSON ({reason}); expected one object a line") from error
 
 
-def _csv(file: TextFile, column: str) -> Iterator[str]:
+def _csv(file: TextFile) -> Iterator[Row]:
     # Strict: a quote left open would else take in the rows up to the next quote, or the end.
-    return _column(file, column, delimiter=",", strict=True)
+    return _named(file, delimiter=",", strict=True)
 
 
-def _tsv(file: TextFile, column: str) -> Iterator[str]:
+def _tsv(file: TextFile) -> Iterator[Row]:
     enclosing = dict(strict=True) if _quotes_enclose(file) else dict(quoting=csv.QUOTE_NONE)
-    return _column(file, column, delimiter="\t", **enclosing)
+    return _named(file, delimiter="\t", **enclosing)
 
 
 def _quotes_enclose(file: TextFile) -> bool:
@@ -72,7 +72,7 @@ def _quotes_enclose(file: TextFile) -> bool:
     an enclosed field.
     """
     width, is_plain, is_written = None, True, False
-    for row, _ in _rows(file, delimiter="\t", quoting=csv.QUOTE_NONE):
+    for row, _ in _fields(file, delimiter="\t", quoting=csv.QUOTE_NONE):
         if width is None:
             width = len(row)
             is_written = all(len(name) > 1 and name[0] == name[-1] == '"' for name in row)
@@ -83,30 +83,25 @@ def _quotes_enclose(file: TextFile) -> bool:
     if is_plain and not is_written:
         return False
     try:
-        widths = {len(row) for row, _ in _rows(file, delimiter="\t", strict=True)}
+        widths = {len(row) for row, _ in _fields(file, delimiter="\t", strict=True)}
     except UserError:
         return False
     return len(widths) == 1
 
 
-def _column(file: TextFile, column: str, **dialect) -> Iterator[str]:
-    """Yield one column of a file whose first line names the columns."""
-    rows = _rows(file, **dialect)
+def _named(file: TextFile, **dialect) -> Iterator[Row]:
+    """Yield the rows of a file whose first line names the columns."""
+    rows = _fields(file, **dialect)
     names, _ = next(rows, ([], 0))
-    if column not in names:
-        raise _no_column(file, column, names)
-    index = names.index(column)
     for row, line in rows:
+        where = f"line {line} of '{file.path}'"
         # A delimiter or a line end that should have been quoted moves text into other columns.
         if len(row) < len(names) or any(row[len(names) :]):
-            raise UserError(
-                f"line {line} of '{file.path}' has {len(row)} columns; expected {len(names)}, as in its "
-                "first line"
-            )
-        yield row[index]
+            raise UserError(f"{where} has {len(row)} columns; expected {len(names)}, as in its first line")
+        yield Row(dict(zip(names, row, strict=False)), where, f"'{file.path}'")
 
 
-def _rows(file: TextFile, **dialect) -> Iterator[tuple[list[str], int]]:
+def _fields(file: TextFile, **dialect) -> Iterator[tuple[list[str], int]]:
     """Yield (fields, number of the line where they begin); blank lines are left out."""
     csv.field_size_limit(_MAX_ROW)  # The default refuses documents past 128 KiB.
     line = 1
@@ -122,8 +117,3 @@ def _rows(file: TextFile, **dialect) -> Iterator[tuple[list[str], int]]:
                 f"the row that begins in line {line} of '{file.path}' cannot be parsed ({error}); expected "
                 "quotes only around a whole field, doubled inside it"
             ) from error
-
-
-def _no_column(file: TextFile, column: str, names: Iterable[str]) -> UserError:
-    error = unknown("text column", column, names)
-    return UserError(f"{error} (in '{file.path}'); name one with text_column")

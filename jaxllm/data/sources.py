@@ -1,4 +1,4 @@
-"""Where text comes from: the embedded corpus, files of text or of rows, or TFDS.
+"""Where text comes from: the embedded corpus, files of text or of rows, TFDS, or the datasets library.
 
 A source is read as a stream of pieces, so that a file of any size passes through a few hundred
 kilobytes of memory. Long documents are cut in pieces just before a space that follows a word:
@@ -15,8 +15,10 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from jaxllm.data import embedded
+from jaxllm.data.chat import ChatTemplate
+from jaxllm.data.examples import TEXT, Example, row_example, row_kind, row_text
 from jaxllm.data.files import TextFile, find_text
-from jaxllm.data.rows import row_reader
+from jaxllm.data.rows import Row, row_reader
 from jaxllm.errors import UserError
 
 _READ_BYTES = 1 << 18  # Larger blocks leave holes in the heap that grow with the file.
@@ -28,10 +30,11 @@ _DEFAULT_COLUMN = "text"
 
 
 class Piece(NamedTuple):
-    """A stretch of a document, and whether the document ends with it."""
+    """A stretch of a document, and whether the document ends with it; or an example, always whole."""
 
     text: str
     ends_document: bool
+    example: Example | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,24 +43,30 @@ class Source:
 
     Attributes:
       name: how messages call it.
-      fingerprint: a hash of everything that `pieces` yields.
+      fingerprint: a hash of everything that `pieces` yields, the template of its messages aside.
       pieces: starts a new pass over all documents, in order.
+      kind: what they are: "text", "prompt and completion", or "messages".
     """
 
     name: str
     fingerprint: str
     pieces: Callable[[], Iterator[Piece]]
+    kind: str = TEXT
 
 
-def open_source(source: str | os.PathLike, text_column: str | None = None) -> Source:
-    """Find a source and hash its content; no text is parsed yet.
+def open_source(
+    source: str | os.PathLike, text_column: str | None = None, template: ChatTemplate | None = None
+) -> Source:
+    """Find a source and hash its content; of rows the first is read, to see what they hold.
 
     Args:
-      source: "sotu", "tfds:NAME" or "tfds:NAME:SPLIT", or a file, a folder or a pattern such as
-        "books/*.txt" (see `files.find_text`). Files that end in .jsonl, .ndjson, .csv or .tsv hold
-        a document a row; any other file is text, one document, or several separated by
+      source: "sotu", "tfds:NAME" or "tfds:NAME:SPLIT", "hf:NAME" (see `hf_source.open_dataset`), or a file, a
+        folder or a pattern such as "books/*.txt" (see `files.find_text`). Files that end in .jsonl, .ndjson,
+        .csv or .tsv hold a document a row; any other file is text, one document, or several separated by
         "<|endoftext|>". Text is UTF-8, or UTF-16 or UTF-32 with a byte order mark.
-      text_column: the column (or feature) that holds the text; "text" if not given.
+      text_column: the column (or feature) that holds the text. If not given, rows with a column "messages"
+        are conversations, those with "prompt" and "completion" are examples, and others hold "text".
+      template: writes messages as text.
 
     Raises:
       UserError: if there is nothing there, or no text in it.
@@ -71,8 +80,16 @@ def open_source(source: str | os.PathLike, text_column: str | None = None) -> So
 
         dataset = tfds_source.open_dataset(name, column)
         return Source(name, dataset.fingerprint, lambda: _documents(dataset.texts()))
-    files, fingerprint = find_text(name, column)
-    return Source(name, fingerprint, lambda: _read_files(files, column))
+    if name.startswith("hf:"):
+        from jaxllm.data import hf_source
+
+        dataset = hf_source.open_dataset(name, text_column)
+        kind = row_kind(next(dataset.rows()), text_column)
+        pieces = lambda: _read_rows(dataset.rows(), kind, column, template)
+        return Source(name, dataset.fingerprint, pieces, kind)
+    files, fingerprint = find_text(name, text_column or "")
+    kind = _kind_of(files, name, text_column)
+    return Source(name, fingerprint, lambda: _read_files(files, kind, column, template), kind)
 
 
 def read_documents(source: str | os.PathLike, text_column: str | None = None) -> Iterator[str]:
@@ -85,13 +102,38 @@ def read_documents(source: str | os.PathLike, text_column: str | None = None) ->
             parts = []
 
 
-def _read_files(files: list[TextFile], column: str) -> Iterator[Piece]:
+def _kind_of(files: list[TextFile], name: str, column: str | None) -> str:
+    """Return what all the files hold."""
+    kinds: dict[str, TextFile] = {}
+    for file in files:
+        rows = row_reader(file.path.suffix)
+        first = next(rows(file), None) if rows else None
+        if first is not None or not rows:
+            kinds.setdefault(row_kind(first, column) if first else TEXT, file)
+    if len(kinds) > 1:
+        found = " and ".join(f"{kind} (in '{file.path}')" for kind, file in kinds.items())
+        raise UserError(f"'{name}' holds {found}; give files of one kind")
+    return next(iter(kinds), TEXT)
+
+
+def _read_files(
+    files: list[TextFile], kind: str, column: str, template: ChatTemplate | None
+) -> Iterator[Piece]:
     for file in files:
         rows = row_reader(file.path.suffix)
         try:
-            yield from _documents(rows(file, column)) if rows else _read_text(file)
+            yield from _read_rows(rows(file), kind, column, template) if rows else _read_text(file)
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"'{file.path}' changed while it was read; start again") from error
+
+
+def _read_rows(rows: Iterable[Row], kind: str, column: str, template: ChatTemplate | None) -> Iterator[Piece]:
+    if kind == TEXT:
+        yield from _documents(row_text(row, column) for row in rows)
+        return
+    for row in rows:
+        example = row_example(row, kind, template)
+        yield Piece(example.text, True, example)
 
 
 def _read_sotu() -> Iterator[Piece]:

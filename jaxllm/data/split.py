@@ -39,7 +39,8 @@ def split_documents(pieces: Iterable[Piece], name: str, valid_fraction: float) -
     """
     hashes, sizes = array("Q"), array("q")
     digest, num_bytes, num_chars = hashlib.blake2b(digest_size=8), 0, 0
-    for text, ends_document in pieces:
+    example = None
+    for text, ends_document, example in pieces:  # noqa: B007
         encoded = text.encode()
         digest.update(encoded)
         num_bytes += len(encoded)
@@ -51,6 +52,8 @@ def split_documents(pieces: Iterable[Piece], name: str, valid_fraction: float) -
     total = sum(sizes)
     if not hashes:
         raise UserError(f"the data '{name}' is empty: it holds only blank text; add some")
+    if len(hashes) == 1 and example is not None:
+        raise UserError(f"'{name}' holds one example, and one is kept for validation; give at least two")
     if len(hashes) == 1:
         cut = int(num_chars * (1 - valid_fraction))
         return Split(np.zeros(1, bool), cut, total)
@@ -79,7 +82,7 @@ def assign(pieces: Iterable[Piece], split: Split) -> Iterator[tuple[str, Piece]]
 
 def _by_position(pieces: Iterable[Piece], cut: int) -> Iterator[tuple[str, Piece]]:
     position = 0
-    for text, ends_document in pieces:
+    for text, ends_document, _ in pieces:
         left = cut - position  # Characters still to come for training.
         if left > 0:
             yield "train", Piece(text[:left], left <= len(text))

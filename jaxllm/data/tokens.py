@@ -1,5 +1,6 @@
 """A tokenised split on disk: one memory-mapped array of ids, and where each document starts."""
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -26,8 +27,9 @@ class Tokens:
     Attributes:
       ids: [N], uint16 or uint32, memory-mapped: only what is read enters memory.
       starts: [num_documents], int64: where each document's first id is; starts[0] is 0.
-      num_bytes: UTF-8 bytes of the text, eos not counted: the divisor of bits per byte.
+      num_bytes: UTF-8 bytes of the text that is predicted, eos not counted: the divisor of bits per byte.
       known_fingerprint: the `fingerprint`, where it was computed when the ids were written.
+      predicted: [N], bool, of examples: the ids that are to be predicted. None: documents, all of them.
 
     Examples:
       >>> ids = np.array([5, 6, 0, 7, 0], np.uint16)  # Two documents; eos is 0.
@@ -40,11 +42,15 @@ class Tokens:
     starts: np.ndarray
     num_bytes: int
     known_fingerprint: str | None = None
+    predicted: np.ndarray | None = None
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """A hash of the ids and of where documents start, whatever file they came from."""
-        return self.known_fingerprint or _fingerprint(hashlib.sha256(self.ids), self.starts)
+        """A hash of ids, starts and what is predicted, whatever file they came from."""
+        if self.known_fingerprint:
+            return self.known_fingerprint
+        streams = [self.ids] if self.predicted is None else [self.ids, self.predicted]
+        return _fingerprint([hashlib.sha256(stream) for stream in streams], self.starts)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -54,46 +60,72 @@ class Tokens:
         """How many documents there are."""
         return len(self.starts)
 
+    @functools.cached_property
+    def num_predicted(self) -> int:
+        """How many ids are to be predicted."""
+        return len(self) if self.predicted is None else int(np.count_nonzero(self.predicted))
+
+    @functools.cached_property
+    def lengths(self) -> np.ndarray:
+        """How many ids each document has, eos included: int64 [num_documents]."""
+        return np.diff(self.starts, append=len(self))
+
     def document(self, index: int) -> np.ndarray:
         """Return the ids of one document, its eos included."""
         end = self.starts[index + 1] if index + 1 < len(self.starts) else len(self.ids)
         return self.ids[self.starts[index] : end]
 
 
-def write_tokens(assigned: Iterator, tokenizer: Tokenizer, folder: Path) -> None:
+def write_tokens(assigned: Iterator, tokenizer: Tokenizer, folder: Path, examples: bool = False) -> None:
     """Tokenise pieces, as split.assign yields them, into the files that `open_tokens` reads.
 
     Only a batch of text and its ids are in memory at once, with 8 bytes a document.
+
+    Args:
+      assigned: (side, piece).
+      tokenizer: makes ids of them.
+      folder: where the files go.
+      examples: the pieces are examples, of which not every id is predicted.
     """
     dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
+    kinds = ("ids", "predicted") if examples else ("ids",)
     starts = {name: array("q") for name in SPLITS}
     num_ids = dict.fromkeys(SPLITS, 0)
     num_bytes = dict.fromkeys(SPLITS, 0)
     inside = dict.fromkeys(SPLITS, False)  # Has the current document's start been noted?
-    hashes = {name: hashlib.sha256() for name in SPLITS}
+    hashes = {name: [hashlib.sha256() for _ in kinds] for name in SPLITS}
     eos, begin = np.array([tokenizer.eos_id], dtype), np.array(begin_ids(tokenizer), dtype)
-    with open(folder / "train.ids", "wb") as train, open(folder / "valid.ids", "wb") as valid:
-        streams = {"train": train, "valid": valid}
+    with contextlib.ExitStack() as stack:
+        streams = {
+            name: [stack.enter_context(open(folder / f"{name}.{kind}", "wb")) for kind in kinds]
+            for name in SPLITS
+        }
         for batch in _batched(assigned):
-            encoded = tokenizer.encode_batch([piece.text for _, piece in batch])
-            for (name, piece), ids in zip(batch, encoded, strict=True):
+            pieces = [piece for _, piece in batch]
+            if examples:
+                encoded = [piece.example.encode(tokenizer) for piece in pieces]
+            else:
+                encoded = [(ids,) for ids in tokenizer.encode_batch([piece.text for piece in pieces])]
+            for (name, piece), (ids, *predicted) in zip(batch, encoded, strict=True):
                 if not inside[name]:
                     starts[name].append(num_ids[name])
-                    ids = np.concatenate([begin, ids])
+                if not examples:
+                    first, last = begin[: 0 if inside[name] else None], eos[: piece.ends_document]
+                    ids = np.concatenate([first, ids, last])
                 inside[name] = not piece.ends_document
-                if piece.ends_document:
-                    ids = np.append(ids, eos)
-                written = ids.astype(dtype).tobytes()
-                streams[name].write(written)
-                hashes[name].update(written)
+                written = [array.tobytes() for array in (ids.astype(dtype), *predicted)]
+                for stream, digest, content in zip(streams[name], hashes[name], written, strict=True):
+                    stream.write(content)
+                    digest.update(content)
                 num_ids[name] += len(ids)
-                num_bytes[name] += len(piece.text.encode())
+                num_bytes[name] += len((piece.example.predicted_text if examples else piece.text).encode())
     fingerprints = {}
     for name in SPLITS:
         starts_N = np.array(starts[name], np.int64)
         starts_N.tofile(folder / f"{name}.starts")
         fingerprints[name] = _fingerprint(hashes[name], starts_N)
     meta = {"dtype": dtype.name, "num_ids": num_ids, "num_bytes": num_bytes, "fingerprints": fingerprints}
+    meta["examples"] = examples
     (folder / "meta.json").write_text(json.dumps(meta))
 
 
@@ -105,17 +137,20 @@ def open_tokens(folder: Path) -> dict[str, Tokens] | None:
         for name in SPLITS:
             ids = _map(folder / f"{name}.ids", np.dtype(meta["dtype"]))
             starts = _map(folder / f"{name}.starts", np.dtype(np.int64))
-            if len(ids) != meta["num_ids"][name]:
+            predicted = _map(folder / f"{name}.predicted", np.dtype(bool)) if meta["examples"] else None
+            if any(len(x) != meta["num_ids"][name] for x in (ids, predicted) if x is not None):
                 return None
-            fingerprint = meta.get("fingerprints", {}).get(name)  # none in older caches
-            splits[name] = Tokens(ids, starts, meta["num_bytes"][name], fingerprint)
+            fingerprint = meta["fingerprints"][name]
+            splits[name] = Tokens(ids, starts, meta["num_bytes"][name], fingerprint, predicted)
     except (OSError, ValueError, KeyError):
         return None
     return splits
 
 
-def _fingerprint(ids_hash, starts: np.ndarray) -> str:
-    return hashlib.sha256(ids_hash.digest() + np.asarray(starts, np.int64).tobytes()).hexdigest()[:32]
+def _fingerprint(hashes: list, starts: np.ndarray) -> str:
+    ids, *predicted = (one.digest() for one in hashes)
+    content = b"".join([ids, np.asarray(starts, np.int64).tobytes(), *predicted])
+    return hashlib.sha256(content).hexdigest()[:32]
 
 
 def _map(path: Path, dtype: np.dtype) -> np.ndarray:

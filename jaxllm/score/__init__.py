@@ -9,6 +9,7 @@ from jaxllm.score.sequences import score_sequences as score_sequences
 from jaxllm.score.texts import TextScore as TextScore
 from jaxllm.score.texts import rolling_log_probs as rolling_log_probs
 from jaxllm.score.texts import rolling_windows as rolling_windows
+from jaxllm.score.texts import score_examples as score_examples
 from jaxllm.score.texts import score_texts as score_texts
 from jaxllm.score.words import begins_word as begins_word
 from jaxllm.score.words import word_surprisals as word_surprisals

@@ -9,6 +9,7 @@ import numpy as np
 
 from jaxllm import models
 from jaxllm.data import start_id
+from jaxllm.data.examples import Example
 from jaxllm.errors import UserError
 from jaxllm.score.sequences import TOKENS_PER_BATCH, check_tokenizer, score_sequences
 
@@ -118,6 +119,49 @@ def rolling_log_probs(
     for (d, w), log_probs in zip(windows, score_sequences(config, params, sequences, **options), strict=True):
         totals[d] += log_probs[len(log_probs) - w.scored :].sum(dtype=np.float64)
     return totals
+
+
+def score_examples(
+    config: models.ModelConfig,
+    params,
+    tokenizer,
+    examples: Sequence[Example],
+    *,
+    tokens_per_batch: int = TOKENS_PER_BATCH,
+    progress: bool = False,
+) -> list[TextScore]:
+    """Score what is to be predicted of each example: a completion, or the assistant's turns.
+
+    Args:
+      config: the model.
+      params: its parameters.
+      tokenizer: from `jaxllm.data.load_tokenizer`.
+      examples: what the pieces of `jaxllm.data.open_source` hold.
+      tokens_per_batch: see `score_sequences`.
+      progress: show a bar.
+
+    Raises:
+      UserError: no tokenizer, or an example that is longer than the model's context.
+    """
+    check_tokenizer(tokenizer)
+    encoded = [example.encode(tokenizer) for example in examples]
+    for number, (ids, _) in enumerate(encoded, 1):
+        if len(ids) > config.context_length + 1:
+            raise UserError(
+                f"example {number} has {len(ids) - 1} tokens, and the model's context is "
+                f"{config.context_length}; shorten it, or leave it out"
+            )
+    rows = [ids for ids, _ in encoded]
+    scored = score_sequences(config, params, rows, tokens_per_batch=tokens_per_batch, progress=progress)
+    return [
+        TextScore(
+            float(log_probs[predicted[1:]].sum(dtype=np.float64)),
+            int(predicted[1:].sum()),
+            len(example.predicted_text.encode()),
+            len(example.predicted_text.split()),
+        )
+        for log_probs, (_, predicted), example in zip(scored, encoded, examples, strict=True)
+    ]
 
 
 def score_texts(

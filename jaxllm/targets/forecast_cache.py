@@ -23,9 +23,9 @@ from jaxllm.train import to_dict
 from jaxllm.user_cache import user_cache_folder
 
 # Fields of a run that no compiled step depends on.
-_IDLE = ("data", "tokenizer", "text_column", "steps", "stop_after", "seed", "out", "eval_every",
-         "eval_batches", "final_eval_batches", "save_every", "keep_last", "keep_best", "log_every",
-         "progress", "tensorboard", "profile", "distributed")  # fmt: skip
+_IDLE = ("data", "tokenizer", "text_column", "packed", "long_examples", "steps", "stop_after", "seed", "out",
+         "eval_every", "eval_batches", "final_eval_batches", "save_every", "keep_last", "keep_best",
+         "log_every", "progress", "tensorboard", "profile", "distributed")  # fmt: skip
 _COMPILERS = ("jax", "jaxlib", "flax", "optax", "libtpu", "jax-cuda12-plugin", "jax-cuda13-plugin",
               "nvidia-cuda-nvcc-cu12")  # fmt: skip
 _FLAGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")

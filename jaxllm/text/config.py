@@ -24,10 +24,12 @@ class TrainConfig(RunConfig):
     """A training run on text. `steps`, `batch_size` and `seq_len` decide how many tokens it sees."""
 
     model: ModelConfig = field(default_factory=lambda: get_preset("gpt2-micro", vocab_size=None))
-    data: UserPath = "sotu"  # "sotu" (embedded), a file or folder, .jsonl/.csv/.tsv, or tfds:NAME
+    data: UserPath = "sotu"  # "sotu" (embedded), file or folder, .jsonl/.csv/.tsv, tfds:NAME, hf:NAME
     tokenizer: UserPath = "bpe:1024"  # gpt2, bytes, char, bpe:SIZE (trained on the data), tokenizer.json
     vocab_groups: str | None = None  # ORDER or ORDER:K of jaxllm.vocabulary.VOCAB_ORDERS: model.vocab_groups
-    text_column: str = "text"  # where the text is, in jsonl, csv, tsv and tfds
+    text_column: str | None = None  # of rows; None: messages, prompt and completion, or text
+    packed: bool = True  # examples: several to a row; or each in a row of its own
+    long_examples: Literal["refuse", "skip"] = "refuse"  # those that are longer than seq_len
     isolate_documents: bool = True  # attention and loss stay inside a document
     seq_len: Size = 256  # tokens
     batch_size: Size = 16  # sequences a step, over all devices

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -78,8 +79,10 @@ def prepare(
     config, start, tokenizer = _started(config, start, begun)
     schedule = _schedule(config, subnetworks, mesh)
     corpus = data.prepare(
-        config.data, tokenizer or config.tokenizer, seq_len=config.seq_len, text_column=config.text_column
-    )
+        config.data, tokenizer or config.tokenizer, seq_len=config.seq_len, text_column=config.text_column,
+        long_examples=config.long_examples,
+    )  # fmt: skip
+    _tell_examples(config, corpus)
     config = _with_vocabulary(config, corpus, begun.vocab_groups)
     return _build(config, corpus, mesh, loss, optimizer, schedule, views, start, devices)
 
@@ -109,6 +112,25 @@ def prepare_shapes(
     mesh = _mesh(config, devices)
     schedule = _schedule(config, subnetworks, mesh)
     return _build(config, None, mesh, loss, optimizer, schedule, views, None, devices)
+
+
+def _tell_examples(config: TrainConfig, corpus: data.Corpus) -> None:
+    """Say on stderr what rows were found to hold; of documents there is nothing to say.
+
+    Raises:
+      UserError: documents are to be padded as if they were examples.
+    """
+    if corpus.train.predicted is None and not config.packed:
+        raise UserError(f"packed=False is of examples, and '{config.data}' holds documents; leave it out")
+    if corpus.train.predicted is None or jax.process_index() != 0:
+        return
+    splits = corpus.train, corpus.valid
+    predicted, ids = sum(s.num_predicted for s in splits), sum(map(len, splits))
+    print(
+        f"data '{config.data}': {corpus.kind}, {corpus.train.num_documents:,} examples to train on and "
+        f"{corpus.valid.num_documents:,} held out; {predicted:,} of {ids:,} tokens are predicted",
+        file=sys.stderr,
+    )
 
 
 def _mesh(config, devices):

@@ -57,6 +57,7 @@ class TextBatches:
             batch_size=config.batch_size,
             seq_len=config.seq_len,
             seed=config.seed,
+            packed=config.packed,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )

@@ -80,13 +80,14 @@ def held_out(
 ) -> dict[str, float]:
     """Score parameters by a run's `mean_loss`; see `evaluate`.
 
-    Bits per byte are nats a token, over ln 2, times the tokens a byte of the held-out text.
+    Bits per byte are nats a token, over ln 2, times the tokens a byte of the held-out text; of examples, of
+    what is predicted.
     """
     valid = corpus.valid
     mean, count = mean_loss(params, held_out_batches(config, corpus, max_batches))
     return {
         "loss": mean,
-        "bits_per_byte": mean / math.log(2) * len(valid) / valid.num_bytes,
+        "bits_per_byte": mean / math.log(2) * valid.num_predicted / valid.num_bytes,
         "tokens": int(count),
     }
 
@@ -99,6 +100,7 @@ def held_out_batches(
         corpus.valid,
         batch_size=config.batch_size,
         seq_len=config.seq_len,
+        packed=config.packed,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )

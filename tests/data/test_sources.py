@@ -13,7 +13,7 @@ from jaxllm.errors import UserError
 def documents(source) -> list[str]:
     """Put the pieces of each document together."""
     texts, parts = [], []
-    for text, ends_document in source.pieces():
+    for text, ends_document, _ in source.pieces():
         parts.append(text)
         if ends_document:
             texts.append("".join(parts))
