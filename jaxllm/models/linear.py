@@ -16,7 +16,7 @@ def linear(x: jax.Array, params: dict, declared: dict[str, Declaration], name: s
     Args:
       x: [B, T, in...].
       params: {name: [in..., out...], or a weight of another form; name_bias: [out...] optional}. Such a form
-        (`OutputFirst`, `LowRank`) has a `multiply(x_NI, product, axes, in_axes)` -> ([N, out], out...).
+        (`LowRank`) has a `multiply(x_NI, product, axes, in_axes)` -> ([N, out], out...).
       declared: {name: the weight's declaration}; its inputs come first.
     """
     return linears(x, params, declared, name)[0]

@@ -17,7 +17,6 @@ from jaxllm.models import decoding_layout, huggingface
 from jaxllm.models.cast_in_scan import _Stack, cast_in_scan
 from jaxllm.models.declarations import Declaration, declare
 from jaxllm.models.linear import linear
-from jaxllm.models.output_first import OutputFirst
 from jaxllm.optim import decay_mask
 from jaxllm.quantize.rounding import zeropoint
 from jaxllm.subnetwork import extract
@@ -130,11 +129,8 @@ def test_weights_are_rounded_cut_cast_and_laid_out_as_before(case):
     for path, w in flat_until(_Stack, cast_in_scan(params["layers"], axes["layers"], "bfloat16")).items():
         assert isinstance(w, _Stack) == (params["layers"][path[0]][path[1]].ndim > 2), path
 
-    for path, w in flat_until(OutputFirst, models.for_decoding(config, params)["layers"][0]).items():
-        whole = params["layers"][path[0]][path[1]]
-        assert isinstance(w, OutputFirst) == (path in SUMMED), path
-        if path in SUMMED:
-            assert w.out_shape == whole.shape[1 + SUMMED[path] :] and w.weight_OI.dtype == "bfloat16"
+    for path, w in flat(models.for_decoding(config, params)["layers"][0]).items():
+        assert w.dtype == ("bfloat16" if path in SUMMED else "float32"), path
 
 
 def flat_until(kind, tree):
@@ -196,7 +192,6 @@ def test_a_weight_of_a_new_kind_is_laid_out_and_multiplies(monkeypatch):
     params = {"layers": {"block": {name: NEW_PARAMS[name] for name in two}}}
     for layer, block in enumerate(models.for_decoding(config, params)["layers"]):
         block = block["block"]
-        assert not isinstance(block["gain"], OutputFirst)
         for name, names in (("by_head", two["by_head"]), ("turned", two["turned"])):
             declared = {name: Declaration(NEW_PARAMS[name].shape[1:], names[1:], names.inputs)}
             x = jax.random.normal(jax.random.key(9), (1, 3, *[SIZES[axis] for axis in names.inputs]))

@@ -8,8 +8,6 @@ import numpy as np
 import pytest
 
 from jaxllm import models
-from jaxllm.models import decoding_layout
-from jaxllm.models.output_first import OutputFirst
 from tests.models.random_params import random_params
 
 TOKENS = np.random.default_rng(2).integers(0, 256, (2, 12))
@@ -55,35 +53,8 @@ def test_matrices_are_cast_once_and_gains_are_not():
     config = dataclasses.replace(models.get_preset("llama-nano"), dtype="bfloat16")
     arranged = models.for_decoding(config, random_params(config))
     layer = arranged["layers"][0]
-    assert layer["mlp"]["gate"].weight_OI.dtype == "bfloat16"
+    assert layer["mlp"]["gate"].dtype == "bfloat16"
     assert layer["attn_norm"]["scale"].dtype == "float32"
-
-
-def test_every_matrix_of_a_layer_is_arranged():
-    # One that a new family adds and the list forgets would still work, and be slow in silence.
-    for name in ("gpt2-nano", "llama-nano"):
-        config = models.get_preset(name)
-        layer = decoding_layout.for_decoding(config, random_params(config))["layers"][0]
-        left = [
-            names for names, w in jax.tree_util.tree_leaves_with_path(layer, is_leaf=_is_laid_out)
-            if not _is_laid_out(w) and w.ndim > 1 and "bias" not in str(names[-1])
-        ]  # fmt: skip
-        assert not left
-
-
-def _is_laid_out(x):
-    return isinstance(x, OutputFirst)
-
-
-@pytest.mark.parametrize("rows", [1, 5, 300])
-@pytest.mark.parametrize("in_shape, out_shape", [((24,), (3, 50)), ((4, 6), (64,)), ((24,), (1,))])
-def test_turned_weights_multiply_as_the_matrix_does(rows, in_shape, out_shape):
-    rng = np.random.default_rng(0)
-    x, weight = rng.normal(size=(rows, 24)), rng.normal(size=(*in_shape, *out_shape))
-    turned = OutputFirst.of(weight.astype("float32"), in_axes=len(in_shape))
-    assert turned.weight_OI.shape == (np.prod(out_shape), 24)
-    expected = x @ weight.reshape(24, -1)
-    np.testing.assert_allclose(turned.multiply(x.astype("float32"))[0], expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("apart", [True, False])
