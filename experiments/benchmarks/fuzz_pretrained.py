@@ -12,6 +12,7 @@ import collections
 import json
 import multiprocessing
 import random
+import re
 import resource
 import shutil
 import struct
@@ -29,7 +30,9 @@ from jaxllm.cli.experiment import run_experiment
 from jaxllm.config import Config, Count, Positive, Seed, UserPath
 from jaxllm.data.embedded import byte_alphabet, sotu_addresses
 from jaxllm.errors import UserError
+from jaxllm.models.families import FAMILIES
 from jaxllm.models.huggingface import state_dict_from_params
+from jaxllm.models.huggingface_config import config_to_huggingface
 from jaxllm.pretrained import from_pretrained, save_pretrained
 from jaxllm.report import Claim, Report
 
@@ -109,47 +112,46 @@ def write_models(folder: Path) -> None:
 
 
 def write_gguf(path: Path, config, params, kinds: dict[str, str] | None = None, **metadata) -> None:
-    """Write a Llama model as llama.cpp's converter does.
+    """Write a Llama or Gemma 3 model as llama.cpp's converter does.
 
     Args:
       kinds: quantisation by the end of the tensor's name, "Q8_0" for the feed-forward tensors if
         None; the rest is F32.
-      **metadata: values that replace those of "llama.NAME" (with __ for a dot).
+      **metadata: values that replace those of "ARCHITECTURE.NAME" (with __ for a dot).
     """
     try:
         import gguf
     except ImportError as error:
         raise UserError("writing a GGUF file needs the package gguf: pip install gguf") from error
     kinds = {"up.weight": "Q8_0", "down.weight": "Q8_0"} if kinds is None else kinds
-    writer = gguf.GGUFWriter(path, "llama")
+    family = FAMILIES[config_to_huggingface(config)["model_type"]]
+    architecture = family.gguf.architecture
+    writer = gguf.GGUFWriter(path, architecture)
     values = {
         "context_length": config.context_length, "embedding_length": config.embed_dim,
         "block_count": config.num_layers, "feed_forward_length": config.mlp_dim,
         "attention__head_count": config.num_heads, "attention__head_count_kv": config.num_kv_heads,
         "rope__dimension_count": config.head_dim, "vocab_size": config.vocab_size,
         "rope__freq_base": config.rope_theta, "attention__layer_norm_rms_epsilon": config.norm_eps,
-    } | metadata  # fmt: skip
-    for name, value in values.items():
-        add = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}[type(value)]
-        add("llama." + name.replace("__", "."), value)
-    _add_tokenizer(writer, config.vocab_size)
-    names = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
-    in_layer = {
-        "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm", "q_proj": "attn_q",
-        "k_proj": "attn_k", "v_proj": "attn_v", "o_proj": "attn_output", "up_proj": "ffn_up",
-        "gate_proj": "ffn_gate", "down_proj": "ffn_down",
     }  # fmt: skip
-    for name, tensor in state_dict_from_params(config, "llama", params).items():
-        if name == "lm_head.weight" and config.tie_embeddings:
+    if any(config.windows):
+        values |= {"attention__sliding_window": max(config.windows), "attention__key_length": config.head_dim}
+    for name, value in (values | metadata).items():
+        add = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}[type(value)]
+        add(f"{architecture}." + name.replace("__", "."), value)
+    _add_tokenizer(writer, config.vocab_size)
+    names = {theirs: ours for ours, theirs in family.gguf.tensors.items()}
+    offsets = {place.name: place.offset for place in family.tensors.values()}
+    for name, tensor in state_dict_from_params(config, family.name, params).items():
+        if name == family.head and config.tie_embeddings:
             continue
-        base = name.removesuffix(".weight")
-        if base not in names:
-            part = base.rpartition(".")[2]
-            names[base] = f"blk.{base.split('.')[2]}.{in_layer[part]}"
-            if part in ("q_proj", "k_proj"):  # llama.cpp rotates neighbours
-                halves = tensor.reshape(-1, 2, config.head_dim // 2, tensor.shape[1])
-                tensor = halves.swapaxes(1, 2).reshape(tensor.shape)
-        theirs, tensor = names[base] + ".weight", np.ascontiguousarray(tensor, np.float32)
+        layer, form = re.search(r"\.(\d+)\.", name), re.sub(r"\.\d+\.", ".{layer}.", name, count=1)
+        base = names[form.removesuffix(".weight")].format(layer=layer and layer[1])
+        tensor = tensor + offsets[form]
+        if family.gguf.rotates_neighbours and base.endswith(("attn_q", "attn_k")):
+            halves = tensor.reshape(-1, 2, config.head_dim // 2, tensor.shape[1])
+            tensor = halves.swapaxes(1, 2).reshape(tensor.shape)
+        theirs, tensor = base + ".weight", np.ascontiguousarray(tensor, np.float32)
         kind = next((kind for end, kind in kinds.items() if theirs.endswith(end)), None)
         if kind is None:
             writer.add_tensor(theirs, tensor)

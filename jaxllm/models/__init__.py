@@ -1,4 +1,4 @@
-"""GPT-2, GPT-Neo, GPT-NeoX and Llama as a frozen config and pure functions over a dict of arrays.
+"""GPT-2, GPT-Neo, GPT-NeoX, Llama and Gemma 3 as a frozen config and pure functions over a dict of arrays.
 
 Examples:
   >>> import jax, jax.numpy as jnp

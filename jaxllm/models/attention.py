@@ -9,6 +9,7 @@ from jaxllm.models.config import ModelConfig
 from jaxllm.models.declarations import declare_attention
 from jaxllm.models.dropout import dropout, dropped_attention
 from jaxllm.models.linear import linear, linears
+from jaxllm.models.norms import normalize
 from jaxllm.models.rotary import rotate
 from jaxllm.models.sites import Tap
 from jaxllm.parallel import constrain
@@ -30,7 +31,7 @@ def attention_block(
 
     Args:
       params: one layer's {"query": [D, H, K], "key", "value": [D, G, K], "out": [H, K, D], biases,
-        "sink": [H] if learned}.
+        "sink": [H] if learned, norms of each head's query and key and of the output if it has them}.
       x_BTD: the normed residual stream, in `config.dtype`.
       window: how many positions back a query sees, itself included; 0: all.
       rotary: cosines and sines of the tokens' positions.
@@ -40,6 +41,9 @@ def attention_block(
     """
     declared = declare_attention(config)
     query_BTHK, key_BTGK, value_BTGK = linears(x_BTD, params, declared, "query", "key", "value")
+    if config.qk_norm:
+        query_BTHK = normalize(query_BTHK, params["query_norm"], config.norm, config.norm_eps)
+        key_BTGK = normalize(key_BTGK, params["key_norm"], config.norm, config.norm_eps)
     if rotary is not None:
         query_BTHK, key_BTGK = rotate(query_BTHK, rotary), rotate(key_BTGK, rotary)
     query_BTHK = tap("query", constrain(query_BTHK, "batch", None, "heads", None))
@@ -63,9 +67,7 @@ def attention_block(
     if tap.wants("attn_scores", "attn_probs"):
         head_out_BTHK = _explicit(query_BTHK, key_BTGK, value_BTGK, tap, config.dropout, key, **options)
     elif key is not None:
-        head_out_BTHK = dropped_attention(
-            query_BTHK, key_BTGK, value_BTGK, config.dropout, key, **options
-        )
+        head_out_BTHK = dropped_attention(query_BTHK, key_BTGK, value_BTGK, config.dropout, key, **options)
     elif cache is not None and cache.shared:
         head_out_BTHK = cache.attend(
             query_BTHK,
@@ -83,7 +85,10 @@ def attention_block(
             **options,
         )
     head_out_BTHK = tap("head_out", constrain(head_out_BTHK, "batch", None, "heads", None))
-    return tap("attn_out", linear(head_out_BTHK, params, declared, "out")), cache
+    out_BTD = linear(head_out_BTHK, params, declared, "out")
+    if config.norm_place == "sandwich":
+        out_BTD = normalize(out_BTD, params["out_norm"], config.norm, config.norm_eps)
+    return tap("attn_out", out_BTD), cache
 
 
 def _explicit(query, key, value, tap: Tap, rate, drop_key, *, scale, sink, **visibility) -> jax.Array:

@@ -34,7 +34,8 @@ def cast_in_scan(params: dict, axes: dict, dtype: str) -> dict:
         if isinstance(w, LowRank):
             return dataclasses.replace(w, weight=pair(names, w.weight))
         # Unpaired, the gradient of a [heads, head_dim] bias has other last bits on a CPU.
-        if not (names.inputs or "head_dim" in names) or w.dtype.itemsize <= narrow.itemsize or on_host(w):
+        head_bias = names[-2:] in (("heads", "head_dim"), ("kv_heads", "head_dim"))
+        if not (names.inputs or head_bias) or w.dtype.itemsize <= narrow.itemsize or on_host(w):
             return w
         return _Stack(jax.lax.stop_gradient(w), w.astype(narrow))
 

@@ -14,6 +14,9 @@ from jaxllm.models.vocab_groups import VocabGroups
 ACTIVATIONS = ("gelu_tanh", "gelu", "silu", "relu")
 NORMS = ("layernorm", "rmsnorm", "rmsnorm_scalar")
 POSITIONS = ("learned", "rotary", "none")
+# A block reads the stream's norm; "sandwich": what it adds is normed too; "post": the stream is, once it is
+# added, and there is no final norm.
+NORM_PLACES = ("pre", "sandwich", "post")
 DTYPES = ("float32", "bfloat16", "float16")
 ATTENTION_IMPLEMENTATIONS = ("reference", "xla", "pallas_tpu", "pallas_gpu", "cudnn")
 # What a group has of its own: a scale and shift of hidden states, or of its slots' logits, or nothing,
@@ -73,15 +76,19 @@ class ModelConfig(Config):
     norm: Annotated[str, OneOf(NORMS)] = "layernorm"  # rmsnorm_scalar has one gain a layer
     norm_eps: Positive = 1e-5
     norm_bias: bool | None = None  # None: True for layernorm only
+    norm_place: Annotated[str, OneOf(NORM_PLACES)] = "pre"
+    qk_norm: bool = False  # of each head's query and key, before they are rotated
     qkv_bias: bool = True
     out_bias: bool = True  # of attention's output projection
     mlp_bias: bool = True
     parallel_residual: bool = False  # both blocks read the layer's input, as in GPT-NeoX
     position: Annotated[str, OneOf(POSITIONS)] = "learned"
     rope_theta: Positive = 10000.0
+    windowed_rope_theta: Positive | None = None  # of layers with a window, unscaled; None: as the others
     rotary_fraction: _Part = 1.0  # of each head that is rotated
     rope_scaling: RopeScaling = RopeScaling()  # of its frequencies, for longer texts
     tie_embeddings: bool = True  # the head is the token table
+    scale_embeddings: bool = False  # tokens' vectors times sqrt(embed_dim)
     vocab_groups: VocabGroups | None = None  # predict a token's group, then the token in the group
     group_head: Annotated[str, OneOf(GROUP_HEADS)] = "hidden"  # with vocab_groups alone
     attention_scale: Positive | None = None  # None: 1 / sqrt(head_dim)
@@ -119,14 +126,17 @@ class ModelConfig(Config):
                 f"vocab_size={self.vocab_size}; make them anew, or extend them if the vocabulary grew"
             )
         if self.num_heads % self.num_kv_heads:
-            raise UserError(
-                f"num_kv_heads={self.num_kv_heads} does not divide num_heads={self.num_heads}"
-            )
+            raise UserError(f"num_kv_heads={self.num_kv_heads} does not divide num_heads={self.num_heads}")
         if self.position == "rotary" and (self.rotary_dim % 2 or not self.rotary_dim):
             part = "" if self.rotary_fraction == 1 else f" with rotary_fraction={self.rotary_fraction}"
             raise UserError(
                 f"rotary positions need an even head_dim, not {self.head_dim}{part}: they rotate pairs, and "
                 f"{self.rotary_dim} numbers of a head do not make any or leave one over"
+            )
+        if self.norm_place == "post" and self.parallel_residual:
+            raise UserError(
+                "norm_place='post' norms the stream after each block, and parallel_residual=True adds both "
+                "at once; change one of them"
             )
         if not self.windows or self.num_layers % len(self.windows):
             raise UserError(

@@ -48,8 +48,9 @@ def declare(config) -> dict:
             "mlp_norm": _norm(config),
             "mlp": declare_mlp(config),
         },
-        "final_norm": _norm(config),
     }
+    if config.norm_place != "post":
+        tree["final_norm"] = _norm(config)
     # Layers are stacked: one array for all of them, scanned over its first axis.
     tree["layers"] = jax.tree.map(
         lambda one: one._replace(shape=(config.num_layers, *one.shape), axes=("layers", *one.axes)),
@@ -66,12 +67,12 @@ def declare(config) -> dict:
     return tree
 
 
-def _norm(config) -> dict:
-    D = config.embed_dim
+def _norm(config, axis: str = "embed") -> dict:
+    shape, axes = ({"embed": config.embed_dim, "head_dim": config.head_dim}[axis],), (axis,)
     scalar = config.norm == "rmsnorm_scalar"
-    tree = {"scale": Declaration(() if scalar else (D,), () if scalar else ("embed",), mean=1.0)}
+    tree = {"scale": Declaration(() if scalar else shape, () if scalar else axes, mean=1.0)}
     if config.norm_bias:
-        tree["bias"] = Declaration((D,), ("embed",))
+        tree["bias"] = Declaration(shape, axes)
     return tree
 
 
@@ -94,6 +95,10 @@ def declare_attention(config) -> dict:
         tree["out_bias"] = Declaration((D,), ("embed",))
     if config.sink_logit == "learned":
         tree["sink"] = Declaration((H,), ("heads",))
+    if config.qk_norm:
+        tree["query_norm"], tree["key_norm"] = _norm(config, "head_dim"), _norm(config, "head_dim")
+    if config.norm_place == "sandwich":
+        tree["out_norm"] = _norm(config)
     return tree
 
 
@@ -112,6 +117,8 @@ def declare_mlp(config) -> dict:
         tree["out_bias"] = Declaration((D,), ("embed",))
         if config.gated_mlp:
             tree["gate_bias"] = Declaration((F,), ("mlp",))
+    if config.norm_place == "sandwich":
+        tree["out_norm"] = _norm(config)
     return tree
 
 

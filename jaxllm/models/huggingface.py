@@ -16,9 +16,7 @@ from jaxllm.models.declarations import Declaration, declare
 from jaxllm.models.families import FAMILIES, Buffer, Family, Tensor
 
 
-def params_from_state_dict(
-    config: ModelConfig, family: str, state_dict: Mapping[str, np.ndarray]
-) -> dict:
+def params_from_state_dict(config: ModelConfig, family: str, state_dict: Mapping[str, np.ndarray]) -> dict:
     """Return our parameters, numpy arrays in `config.param_dtype`.
 
     Args:
@@ -85,6 +83,8 @@ def state_dict_from_params(config: ModelConfig, family: str, params: dict) -> di
         for layer, one in enumerate(array if "layers" in declared[path].axes else [array]):
             name = tensor.name.format(layer=layer)
             theirs = one.reshape(_merged(one.shape, declared[path]))
+            if tensor.offset:
+                theirs = (theirs.astype(np.float64) - tensor.offset).astype(one.dtype)
             if tensor.part is None:
                 state_dict[name] = theirs.T if tensor.output_first else theirs
             else:
@@ -167,6 +167,8 @@ def _from_theirs(state_dict, name, tensor: Tensor, shape: tuple[int, ...], entry
     if array.shape != expected:
         raise UserError(f"the tensor '{name}' has shape {array.shape}; expected {expected}")
     array = array.T if tensor.output_first else array
+    if tensor.offset:  # added in float64, so that what was stored rounded is not rounded twice
+        array = array.astype(np.float64) + tensor.offset
     if tensor.part is not None:
         heads = shape[-2] if tensor.by_head else 1
         array = array.reshape(*array.shape[:-1], heads, 3, -1)[..., tensor.part, :]

@@ -62,7 +62,7 @@ def _same_model(ours: ModelConfig, again: ModelConfig) -> bool:
         "dropout",
     )
     if ours.position != "rotary":
-        ignored += ("rope_theta", "rotary_fraction", "rope_scaling")
+        ignored += ("rope_theta", "windowed_rope_theta", "rotary_fraction", "rope_scaling")
     a, b = vars(ours), vars(again)
     scales = [c.attention_scale or c.head_dim**-0.5 for c in (ours, again)]
     windows = [c.windows * (c.num_layers // len(c.windows)) for c in (ours, again)]

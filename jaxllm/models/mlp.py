@@ -7,6 +7,7 @@ import jax
 from jaxllm.models.config import ModelConfig
 from jaxllm.models.declarations import declare_mlp
 from jaxllm.models.linear import linear, linears
+from jaxllm.models.norms import normalize
 from jaxllm.models.sites import Tap
 from jaxllm.parallel import constrain
 
@@ -22,7 +23,8 @@ def mlp_block(config: ModelConfig, params: dict, x_BTD: jax.Array, tap: Tap) -> 
     """Return out(activation(in(x))), or out(activation(gate(x)) * in(x)) if gated: [B, T, D].
 
     Args:
-      params: one layer's {"in": [D, F], "out": [F, D], "gate": [D, F] if gated, biases}.
+      params: one layer's {"in": [D, F], "out": [F, D], "gate": [D, F] if gated, biases,
+        "out_norm" if the output is normed}.
       x_BTD: the normed residual stream, in `config.dtype`.
       tap: names the sites mlp_hidden (what `out` multiplies) and mlp_out.
     """
@@ -34,5 +36,7 @@ def mlp_block(config: ModelConfig, params: dict, x_BTD: jax.Array, tap: Tap) -> 
         hidden_BTF = activation(linear(x_BTD, params, declared, "in"))
     hidden_BTF = constrain(hidden_BTF, "batch", None, "mlp")
     hidden_BTF = tap("mlp_hidden", hidden_BTF)
-    return tap("mlp_out", linear(hidden_BTF, params, declared, "out"))
-
+    out_BTD = linear(hidden_BTF, params, declared, "out")
+    if config.norm_place == "sandwich":
+        out_BTD = normalize(out_BTD, params["out_norm"], config.norm, config.norm_eps)
+    return tap("mlp_out", out_BTD)

@@ -175,22 +175,32 @@ def _run(config, params, tokens_BT, positions_BT, segment_ids_BT, sites, cache, 
     with jax.named_scope("embed"):
         x_BTD = outer("embed", _embed(config, params["embed"], tokens_BT, positions_BT))
         x_BTD = dropout(x_BTD, config.dropout, fold_in(key, config.num_layers))
-    rotary = None
-    if config.position == "rotary":
-        rotary = rotary_table(positions_BT, config.rotary_dim, config.rope_theta, config.rope_scaling)
     layer = functools.partial(_layer, config, sites=sites)
-    rows = dict(rotary=rotary, segment_ids_BT=segment_ids_BT, key=key)
+    rows = dict(rotary=_rotary_tables(config, positions_BT), segment_ids_BT=segment_ids_BT, key=key)
     x_BTD, captured, cache = run_layers(
         config, layer, params["layers"], x_BTD, cache, LayerCache, config.windows, microbatches, **rows
     )
-    hidden_BTD = normalize(x_BTD, params["final_norm"], config.norm, config.norm_eps)
-    hidden_BTD = outer("final", hidden_BTD)
+    if config.norm_place != "post":
+        x_BTD = normalize(x_BTD, params["final_norm"], config.norm, config.norm_eps)
+    hidden_BTD = outer("final", x_BTD)
     return hidden_BTD, outer.captured | captured, cache
+
+
+def _rotary_tables(config, positions_BT):
+    """Return () without rotation, else the table of all layers, or that of those with a window last."""
+    if config.position != "rotary":
+        return ()
+    table = rotary_table(positions_BT, config.rotary_dim, config.rope_theta, config.rope_scaling)
+    if config.windowed_rope_theta is None:
+        return (table,)
+    return table, rotary_table(positions_BT, config.rotary_dim, config.windowed_rope_theta)
 
 
 def _embed(config, params, tokens_BT, positions_BT):
     names = axes(config)["embed"]
     x_BTD = look_up(params["tokens"], names["tokens"], tokens_BT, config.dtype)
+    if config.scale_embeddings:  # by a number of their type, as transformers rounds it
+        x_BTD = x_BTD * jnp.asarray(config.embed_dim**0.5, x_BTD.dtype)
     if config.position == "learned":
         x_BTD = x_BTD + look_up(params["positions"], names["positions"], positions_BT, config.dtype)
     return constrain(x_BTD, "batch", "sequence", None)
@@ -201,12 +211,22 @@ def _layer(config, params, x_BTD, index, window, cache, *, rotary, segment_ids_B
     tap = Tap(sites, index)
     attn_key, attn_out_key, mlp_out_key = (fold_in(fold_in(key, index), place) for place in range(3))
 
-    def normed(x_BTD, params):
+    post = config.norm_place == "post"
+
+    def read(x_BTD, name):
         # What products take: all tokens of a sequence. Of the stream each tensor shard has a part of them.
-        return constrain(normalize(x_BTD, params, config.norm, config.norm_eps), "batch", None, None)
+        if not post:
+            x_BTD = normalize(x_BTD, params[name], config.norm, config.norm_eps)
+        return constrain(x_BTD, "batch", None, None)
+
+    def add(x_BTD, out_BTD, name):
+        x_BTD = x_BTD + out_BTD
+        if post:
+            x_BTD = normalize(x_BTD, params[name], config.norm, config.norm_eps)
+        return constrain(x_BTD, "batch", "sequence", None)
 
     x_BTD = tap("resid_pre", x_BTD)
-    attn_in_BTD = tap("attn_in", normed(x_BTD, params["attn_norm"]))
+    attn_in_BTD = tap("attn_in", read(x_BTD, "attn_norm"))
     with jax.named_scope("attention"):
         attn_out_BTD, cache = attention_block(
             config,
@@ -214,17 +234,17 @@ def _layer(config, params, x_BTD, index, window, cache, *, rotary, segment_ids_B
             attn_in_BTD,
             tap,
             window=window,
-            rotary=rotary,
+            rotary=rotary[-1 if window else 0] if rotary else None,
             segment_ids_BT=segment_ids_BT,
             cache=cache,
             key=attn_key,
         )
     attn_out_BTD = dropout(attn_out_BTD, config.dropout, attn_out_key)
-    mid_BTD = tap("resid_mid", constrain(x_BTD + attn_out_BTD, "batch", "sequence", None))
+    mid_BTD = tap("resid_mid", add(x_BTD, attn_out_BTD, "attn_norm"))
     mlp_in_BTD = x_BTD if config.parallel_residual else mid_BTD
-    mlp_in_BTD = tap("mlp_in", normed(mlp_in_BTD, params["mlp_norm"]))
+    mlp_in_BTD = tap("mlp_in", read(mlp_in_BTD, "mlp_norm"))
     with jax.named_scope("mlp"):
         mlp_out_BTD = mlp_block(config, params["mlp"], mlp_in_BTD, tap)
     mlp_out_BTD = dropout(mlp_out_BTD, config.dropout, mlp_out_key)
-    x_BTD = tap("resid_post", constrain(mid_BTD + mlp_out_BTD, "batch", "sequence", None))
+    x_BTD = tap("resid_post", add(mid_BTD, mlp_out_BTD, "mlp_norm"))
     return x_BTD, tap.kept(), cache

@@ -3,6 +3,7 @@
 model = from_pretrained("HuggingFaceTB/SmolLM2-135M"); save_pretrained("out", *model).
 """
 
+from jaxllm.pretrained.gemma3 import fetch_gemma3 as fetch_gemma3
 from jaxllm.pretrained.load import Pretrained as Pretrained
 from jaxllm.pretrained.load import from_pretrained as from_pretrained
 from jaxllm.pretrained.load import is_pretrained as is_pretrained

@@ -1,43 +1,28 @@
-"""A Llama-family model out of a GGUF file: config, tensors by Hugging Face name, tokenizer."""
+"""A model out of a GGUF file: config, tensors by Hugging Face name."""
 
+import re
 from typing import Any
 
 import numpy as np
 
 from jaxllm.errors import UserError, bare, brief, unknown
 from jaxllm.models.config import ModelConfig
+from jaxllm.models.families import FAMILIES, Family
 from jaxllm.pretrained.config_file import checked_config
 from jaxllm.pretrained.gguf_file import GgufFile
 from jaxllm.pretrained.tensors import StoredTensor, Tensors
 
-_NAMES = {
-    "token_embd": "model.embed_tokens",
-    "output_norm": "model.norm",
-    "output": "lm_head",
-}
-_LAYER_NAMES = {
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_up": "mlp.up_proj",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_down": "mlp.down_proj",
-}
+_FAMILIES = {family.gguf.architecture: family for family in FAMILIES.values() if family.gguf is not None}
 _ROPE_FACTORS = "rope_freqs.weight"
 
 
-def gguf_config(file: GgufFile, **overrides) -> ModelConfig:
-    """Return the config of the model in the file; overrides set dtype and param_dtype.
+def gguf_config(file: GgufFile, **overrides) -> tuple[ModelConfig, str]:
+    """Return (ModelConfig, family) of the model in the file; overrides set dtype and param_dtype.
 
     Raises:
-      UserError: the architecture is not "llama", or a value is missing or not supported.
+      UserError: the architecture is of no family, or a value is missing or not supported.
     """
-    architecture = file.metadata.get("general.architecture")
-    if not isinstance(architecture, str) or architecture != "llama":
-        raise UserError(f"{file.path}: {unknown('architecture', bare(architecture), ['llama'])}")
+    family = _family(file)
     parts = file.metadata.get("split.count", 0)
     if isinstance(parts, int) and parts > 1:
         raise UserError(
@@ -47,63 +32,80 @@ def gguf_config(file: GgufFile, **overrides) -> ModelConfig:
     tokens = file.tensors.get("token_embd.weight")
     if tokens is None or len(tokens.shape) != 2:
         raise UserError(f"'{file.path}' has no tensor 'token_embd.weight' of two axes")
-    heads = _get(file, "attention.head_count")
+
+    def get(name: str, *default: Any) -> Any:
+        return _get(file, name, *default)
+
+    heads = get("attention.head_count")
     theirs = dict(
-        model_type="llama",
+        model_type=family.name,
         vocab_size=tokens.shape[0],
-        max_position_embeddings=_get(file, "context_length"),
-        num_hidden_layers=_get(file, "block_count"),
-        hidden_size=_get(file, "embedding_length"),
-        intermediate_size=_get(file, "feed_forward_length"),
+        max_position_embeddings=get("context_length"),
+        num_hidden_layers=get("block_count"),
+        hidden_size=get("embedding_length"),
+        intermediate_size=get("feed_forward_length"),
         num_attention_heads=heads,
-        num_key_value_heads=_get(file, "attention.head_count_kv", heads),
-        head_dim=_get(file, "attention.key_length", None),
-        hidden_act="silu",
-        rms_norm_eps=_short(_get(file, "attention.layer_norm_rms_epsilon")),
-        rope_theta=_short(_get(file, "rope.freq_base", 10000.0)),
-        attention_bias="blk.0.attn_q.bias" in file.tensors,
+        num_key_value_heads=get("attention.head_count_kv", heads),
+        head_dim=get("attention.key_length", None),
+        rms_norm_eps=get("attention.layer_norm_rms_epsilon"),
+        rope_theta=get("rope.freq_base", 10000.0),
         tie_word_embeddings="output.weight" not in file.tensors,
+        **family.gguf.read(get, file.tensors),
     )
+    if str(get("rope.scaling.type", "none")) == "linear":
+        theirs["rope_scaling"] = {"rope_type": "linear", "factor": get("rope.scaling.factor")}
     config, _ = checked_config(theirs, str(file.path), **overrides)
-    for name, supported in {
-        "rope.dimension_count": config.head_dim,
-        "attention.value_length": config.head_dim,
-        "rope.scaling.type": "none",
-        "expert_count": 0,
-    }.items():
-        value = _get(file, name, supported)
-        if not isinstance(value, type(supported)) or value != supported:
+    for name, *supported in (
+        ("rope.dimension_count", config.head_dim),
+        ("attention.value_length", config.head_dim),
+        ("rope.scaling.type", "none", "linear"),
+        ("expert_count", 0),
+    ):
+        value = get(name, supported[0])
+        if not isinstance(value, type(supported[0])) or value not in supported:
             raise UserError(
-                f"{file.path}: llama.{name} is {brief(value)}, which is not supported, only {supported}"
+                f"{file.path}: {family.gguf.architecture}.{name} is {brief(value)}, which is not supported, "
+                f"only {' and '.join(map(str, supported))}"
             )
-    return config
+    return config, family.name
 
 
 def gguf_tensors(file: GgufFile, config: ModelConfig) -> Tensors:
-    """Return the file's tensors under Hugging Face names, q and k with halves, not pairs, rotated."""
-    named = {}
+    """Return the file's tensors as a Hugging Face folder has them: halves rotated, gains less 1."""
+    family, named = _family(file), {}
+    offsets = {tensor.name: tensor.offset for tensor in family.tensors.values()}
     for name, tensor in file.tensors.items():
         heads = {"attn_q": config.num_heads, "attn_k": config.num_kv_heads}
-        for part, count in heads.items():
+        for part, count in heads.items() if family.gguf.rotates_neighbours else ():
             if f".{part}." in name and tensor.shape and tensor.shape[0] == count * config.head_dim:
                 tensor = _halves(tensor, count)
-        theirs = _their_name(name)
+        theirs = _their_name(family, name)
         if theirs in named:
             raise UserError(f"'{file.path}' holds '{name}' under two names: the file is damaged")
         if name == _ROPE_FACTORS and np.all(tensor.read() == 1):
             continue  # the rotation is not scaled
-        named[theirs] = tensor
+        offset = offsets.get(re.sub(r"\.\d+\.", ".{layer}.", theirs, count=1), 0)
+        named[theirs] = _without(tensor, offset) if offset else tensor
     return Tensors(named)
 
 
-def _their_name(name: str) -> str:
+def _family(file: GgufFile) -> Family:
+    architecture = file.metadata.get("general.architecture")
+    if not isinstance(architecture, str) or architecture not in _FAMILIES:
+        raise UserError(f"{file.path}: {unknown('architecture', bare(architecture), _FAMILIES)}")
+    return _FAMILIES[architecture]
+
+
+def _their_name(family: Family, name: str) -> str:
     base, _, kind = name.rpartition(".")
-    if base in _NAMES:
-        return f"{_NAMES[base]}.{kind}"
-    parts = base.split(".", 2)
-    if len(parts) == 3 and parts[0] == "blk" and parts[2] in _LAYER_NAMES:
-        return f"model.layers.{parts[1]}.{_LAYER_NAMES[parts[2]]}.{kind}"
-    return name
+    layer = re.match(r"blk\.(\d+)\.", base)
+    theirs = family.gguf.tensors.get(re.sub(r"^blk\.\d+\.", "blk.{layer}.", base))
+    return f"{theirs.format(layer=layer and layer[1])}.{kind}" if theirs else name
+
+
+def _without(tensor: StoredTensor, offset: float) -> StoredTensor:
+    """Take off again what llama.cpp's converter added; in float64, which loses nothing."""
+    return tensor._replace(read=lambda: tensor.read().astype(np.float64) - offset)
 
 
 def _halves(tensor: StoredTensor, heads: int) -> StoredTensor:
@@ -116,16 +118,10 @@ def _halves(tensor: StoredTensor, heads: int) -> StoredTensor:
     return tensor._replace(read=read)
 
 
-_NEEDED = object()
-
-
-def _get(file: GgufFile, name: str, default: Any = _NEEDED) -> Any:
-    value = file.metadata.get(f"llama.{name}", default)
-    if value is _NEEDED:
-        raise UserError(f"'{file.path}' has no value 'llama.{name}' in its header")
-    return value
-
-
-def _short(value: Any) -> Any:
+def _get(file: GgufFile, name: str, *default: Any) -> Any:
+    key = f"{file.metadata['general.architecture']}.{name}"
+    if key not in file.metadata and not default:
+        raise UserError(f"'{file.path}' has no value '{key}' in its header")
+    value = file.metadata.get(key, *default)
     # Stored as float32: 1e-5 comes back as 9.99999975e-06. Seven digits give what was meant.
     return float(f"{value:.7g}") if isinstance(value, float) else value

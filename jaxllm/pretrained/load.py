@@ -41,7 +41,7 @@ def from_pretrained(
 
     Args:
       source: a folder with config.json and safetensors (one file, or shards with their index); a
-        .safetensors file with its config.json beside it; a .gguf file of the Llama family, or a
+        .safetensors file with its config.json beside it; a .gguf file of Llama or Gemma 3, or a
         folder with one; or a model of the Hugging Face hub, "OWNER/NAME" or "OWNER/NAME@REVISION".
       dtype: of matmuls and activations; if None, as `param_dtype`.
       param_dtype: what the stored numbers become: "float32", "bfloat16" or "float16".
@@ -59,7 +59,7 @@ def from_pretrained(
     path = _find(source)
     if path.suffix == ".gguf":
         file = open_gguf(path)
-        config, family, tokenizer = gguf_config(file, **dtypes), "llama", gguf_tokenizer(file)
+        (config, family), tokenizer = gguf_config(file, **dtypes), gguf_tokenizer(file)
         tensors = gguf_tensors(file, config)
     else:
         folder = path if path.is_dir() else path.parent

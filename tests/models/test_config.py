@@ -32,6 +32,8 @@ PUBLISHED = {
     "pythia-6.9b": 6_857_302_016,
     "pythia-12b": 11_846_072_320,
     "llama-3.1-8b": 8_030_261_248,
+    "gemma-3-270m": 268_098_176,
+    "gemma-3-1b": 999_885_952,
     "llama-3.2-1b": 1_235_814_400,
     "llama-3.2-3b": 3_212_749_824,
 }
@@ -137,9 +139,7 @@ def test_axes_name_every_dimension(name):
              "kv_heads": config.num_kv_heads, "layers": config.num_layers,
              "vocab": config.vocab_size}  # fmt: skip
     for array, axes in zip(jax.tree.leaves(params), structure.flatten_up_to(names), strict=True):
-        assert all(
-            sizes.get(axis, size) == size for axis, size in zip(axes, array.shape, strict=True)
-        )
+        assert all(sizes.get(axis, size) == size for axis, size in zip(axes, array.shape, strict=True))
 
 
 def test_init_follows_gpt2_and_its_keys_do_not_depend_on_each_other():

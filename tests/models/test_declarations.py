@@ -126,8 +126,9 @@ def test_weights_are_rounded_cut_cast_and_laid_out_as_before(case):
                 scale *= 3
             assert set(np.unique(w)) == {scale}, path
 
+    layers = flat(params["layers"])
     for path, w in flat_until(_Stack, cast_in_scan(params["layers"], axes["layers"], "bfloat16")).items():
-        assert isinstance(w, _Stack) == (params["layers"][path[0]][path[1]].ndim > 2), path
+        assert isinstance(w, _Stack) == (layers[path].ndim > 2), path
 
     for path, w in flat(models.for_decoding(config, params)["layers"][0]).items():
         assert w.dtype == ("bfloat16" if path in SUMMED else "float32"), path

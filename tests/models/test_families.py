@@ -1,4 +1,4 @@
-"""GPT-NeoX and Llama 3 against float64 NumPy, token by token; no torch."""
+"""GPT-NeoX, Llama 3 and Gemma 3 against float64 NumPy, token by token; no torch."""
 
 import dataclasses
 import math
@@ -25,14 +25,16 @@ CONFIGS = {
     "pythia": PYTHIA,
     "pythia-serial": dataclasses.replace(PYTHIA, parallel_residual=False),
     "llama-3": LLAMA,
+    "gemma": models.get_preset("gemma-nano", vocab_size=37, windows=(3, 0), rope_theta=200.0, head_dim=10),
     "llama-linear": dataclasses.replace(LLAMA, rope_scaling=RopeScaling("linear", factor=3.0)),
 }
 
 
-def frequency(config, pair):
+def frequency(config, pair, window=0):
     """Return one frequency as Meta's and EleutherAI's code writes it: by cases, in Python floats."""
     dim = int(config.head_dim * config.rotary_fraction)
-    f, scaling = 1 / config.rope_theta ** (2 * pair / dim), config.rope_scaling
+    theta = config.windowed_rope_theta if window and config.windowed_rope_theta else config.rope_theta
+    f, scaling = 1 / theta ** (2 * pair / dim), config.rope_scaling
     if scaling.kind == "linear":
         return f / scaling.factor
     if scaling.kind == "none":
@@ -47,10 +49,10 @@ def frequency(config, pair):
     return (1 - smooth) * f / scaling.factor + smooth * f
 
 
-def turned(config, x, position):
+def turned(config, x, position, window):
     """Rotate a head's first numbers as complex ones."""
     half = int(config.head_dim * config.rotary_fraction) // 2
-    angles = position * np.array([frequency(config, pair) for pair in range(half)])
+    angles = position * np.array([frequency(config, pair, window) for pair in range(half)])
     pairs = (x[:half] + 1j * x[half : 2 * half]) * np.exp(1j * angles)
     return np.concatenate([pairs.real, pairs.imag, x[2 * half :]])
 
@@ -65,38 +67,49 @@ def gelu(x):
     return x * 0.5 * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
 
 
-def attention(config, p, xs):
+def attention(config, p, xs, window):
     """Return what attention adds to each token's stream."""
     group, outs = config.num_heads // config.num_kv_heads, []
     q, k, v = (
         np.einsum("td,dhk->thk", xs, p[name]) + p.get(f"{name}_bias", 0.0)
         for name in ("query", "key", "value")
     )
+    if config.qk_norm:
+        q, k = (
+            np.stack([[normed(config, head, p[name]) for head in token] for token in x])
+            for name, x in (("query_norm", q), ("key_norm", k))
+        )
     for t in range(len(xs)):
+        begin = max(0, t + 1 - window) if window else 0
         out = p.get("out_bias", 0.0)
         for h in range(config.num_heads):
-            mine = turned(config, q[t, h], t)
-            scores = [mine @ turned(config, k[s, h // group], s) for s in range(t + 1)]
+            mine = turned(config, q[t, h], t, window)
+            scores = [mine @ turned(config, k[s, h // group], s, window) for s in range(begin, t + 1)]
             weights = np.exp(np.array(scores) / math.sqrt(config.head_dim))
-            out = out + (weights / weights.sum()) @ v[: t + 1, h // group] @ p["out"][h]
-        outs.append(out)
+            out = out + (weights / weights.sum()) @ v[begin : t + 1, h // group] @ p["out"][h]
+        outs.append(normed(config, out, p["out_norm"]) if config.norm_place == "sandwich" else out)
     return np.stack(outs)
 
 
 def mlp(config, p, x):
     if config.gated_mlp:
         gate = x @ p["gate"]
-        return (gate / (1 + np.exp(-gate)) * (x @ p["in"])) @ p["out"]
+        if config.activation == "silu":
+            return (gate / (1 + np.exp(-gate)) * (x @ p["in"])) @ p["out"]
+        tanh = np.tanh(math.sqrt(2 / math.pi) * (gate + 0.044715 * gate**3))
+        return normed(config, (0.5 * gate * (1 + tanh) * (x @ p["in"])) @ p["out"], p["out_norm"])
     return gelu(x @ p["in"] + p["in_bias"]) @ p["out"] + p["out_bias"]
 
 
 def by_hand(config, params, tokens):
     """Return the logits of one text, [T, V]."""
     params = jax.tree.map(lambda w: np.asarray(w, np.float64), params)
-    xs = params["embed"]["tokens"][tokens]
+    xs = params["embed"]["tokens"][tokens] * (math.sqrt(config.embed_dim) if config.scale_embeddings else 1)
     for index in range(config.num_layers):
         p = jax.tree.map(lambda w: w[index], params["layers"])  # noqa: B023
-        added = attention(config, p["attn"], np.stack([normed(config, x, p["attn_norm"]) for x in xs]))
+        window = config.windows[index % len(config.windows)]
+        read = np.stack([normed(config, x, p["attn_norm"]) for x in xs])
+        added = attention(config, p["attn"], read, window)
         read = xs if config.parallel_residual else xs + added
         xs = xs + added + np.stack([mlp(config, p["mlp"], normed(config, x, p["mlp_norm"])) for x in read])
     head = params["embed"]["tokens"].T if config.tie_embeddings else params["head"]["kernel"]
@@ -124,7 +137,7 @@ def test_frequencies_are_scaled_by_cases(case):
     assert config.rope_scaling.kind != "llama3" or len(set(np.round(kept / found, 3))) > 2  # all three cases
 
 
-@pytest.mark.parametrize("case", ["pythia", "llama-3"])
+@pytest.mark.parametrize("case", ["pythia", "llama-3", "gemma"])
 def test_decoding_with_a_cache_equals_the_whole_text(case):
     config = CONFIGS[case]
     params = random_params(config)

@@ -85,7 +85,7 @@ def test_scan_equals_a_python_loop(name):
             layer_params = jax.tree.map(lambda w: w[i], params["layers"])  # noqa: B023
             x, _, _ = _layer(
                 config, layer_params, x, i, config.windows[i % len(config.windows)], None,
-                rotary=rotary if config.position == "rotary" else None,
+                rotary=(rotary,) if config.position == "rotary" else (),
                 segment_ids_BT=None, sites=None,
             )  # fmt: skip
         return normalize(x, params["final_norm"], config.norm, config.norm_eps)
@@ -252,9 +252,7 @@ def test_softmax_one_is_a_zero_key_and_value_before_the_text():
     cache["length"] = jnp.int32(1)
     shifted = dict(params, embed=dict(params["embed"]))
     table = params["embed"]["positions"]
-    shifted["embed"]["positions"] = jnp.concatenate(
-        [table[:1], table[:-1]]
-    )  # position p is now p + 1
+    shifted["embed"]["positions"] = jnp.concatenate([table[:1], table[:-1]])  # position p is now p + 1
     trunk = jax.jit(models.trunk, static_argnums=0)
     prepended, _ = jax.jit(models.decode, static_argnums=0)(plain, shifted, tokens, cache)
     sink = trunk(config, params, tokens)

@@ -22,6 +22,7 @@ FAMILIES = {
     "llama-3": models.get_preset(
         "llama-nano", **LLAMA, rope_scaling=RopeScaling("llama3", factor=8.0, original_context=16)
     ),
+    "gemma3": models.get_preset("gemma-nano", **(SMALL | dict(windows=(5, 0), rope_theta=90.0))),
     "gpt_neox": models.get_preset("pythia-nano", **SMALL),
 }
 

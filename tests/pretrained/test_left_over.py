@@ -117,7 +117,7 @@ def test_a_folder_with_an_adapter_is_refused(tmp_path):
 def test_gguf_rotary_factors_are_left_out_only_where_they_are_ones():
     def file(factors):
         tensor = StoredTensor("rope_freqs.weight", factors.shape, "F32", "model.gguf", lambda: factors)
-        return GgufFile("model.gguf", {}, {"rope_freqs.weight": tensor})
+        return GgufFile("model.gguf", {"general.architecture": "llama"}, {"rope_freqs.weight": tensor})
 
     assert not list(gguf_tensors(file(np.ones(8, np.float32)), LLAMA))
     scaled = gguf_tensors(file(np.full(8, 4, np.float32)), LLAMA)

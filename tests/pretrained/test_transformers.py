@@ -30,6 +30,11 @@ NEOX = dict(
     vocab_size=61, max_position_embeddings=32, hidden_size=24, intermediate_size=40, num_hidden_layers=3,
     num_attention_heads=3,
 )  # fmt: skip
+GEMMA = dict(
+    vocab_size=61, max_position_embeddings=32, hidden_size=24, intermediate_size=40, num_hidden_layers=3,
+    num_attention_heads=3, num_key_value_heads=1, head_dim=10, sliding_window=5, query_pre_attn_scalar=7,
+    layer_types=["sliding_attention", "sliding_attention", "full_attention"],
+)  # fmt: skip
 LLAMA3 = dict(rope_parameters=dict(
     rope_type="llama3", rope_theta=50.0, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
     original_max_position_embeddings=32,
@@ -37,6 +42,7 @@ LLAMA3 = dict(rope_parameters=dict(
 BIASED = dict(tie_word_embeddings=False, attention_bias=True, mlp_bias=True)
 ROPE = dict(rope_parameters={"rope_type": "default", "rope_theta": 5e5})
 CASES = {
+    "gemma3": ("Gemma3ForCausalLM", "Gemma3TextConfig", GEMMA),
     "gpt2": ("GPT2LMHeadModel", "GPT2Config", GPT2),
     "gpt2-untied": ("GPT2LMHeadModel", "GPT2Config", GPT2 | dict(tie_word_embeddings=False)),
     "gpt2-base": ("GPT2Model", "GPT2Config", GPT2),

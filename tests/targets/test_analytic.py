@@ -111,9 +111,9 @@ def test_kept_bytes_are_what_autodiff_saves(model, remat, dtype):
     params = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape[1:], p.dtype), params)
     x = jax.ShapeDtypeStruct((*shape, config.embed_dim), dtype)
     positions = jnp.broadcast_to(jnp.arange(64), shape)
-    rotary = None
+    rotary = ()
     if config.position == "rotary":
-        rotary = rotary_table(positions, config.head_dim, config.rope_theta)
+        rotary = (rotary_table(positions, config.head_dim, config.rope_theta),)
 
     def layer(params, x):
         run = partial(transformer._layer, config, rotary=rotary, segment_ids_BT=None, sites=None)

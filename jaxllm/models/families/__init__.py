@@ -1,15 +1,17 @@
 """Families of published models, each one file: tensors, config.json, buffers, models by known names."""
 
+from jaxllm.models.families.gemma3 import GEMMA3
 from jaxllm.models.families.gpt2 import GPT2
 from jaxllm.models.families.gpt_neo import GPT_NEO
 from jaxllm.models.families.gpt_neox import GPT_NEOX
 from jaxllm.models.families.llama import LLAMA
 from jaxllm.models.families.record import Buffer as Buffer
 from jaxllm.models.families.record import Family as Family
+from jaxllm.models.families.record import Gguf as Gguf
 from jaxllm.models.families.record import Tensor as Tensor
 
 # By the model_type of a config.json. A model is saved as the first that can express it.
-FAMILIES: dict[str, Family] = {family.name: family for family in (GPT2, GPT_NEO, GPT_NEOX, LLAMA)}
+FAMILIES: dict[str, Family] = {family.name: family for family in (GPT2, GPT_NEO, GPT_NEOX, LLAMA, GEMMA3)}
 
 
 def titles(word: str) -> str:

@@ -7,7 +7,15 @@ from jaxllm.errors import UserError, brief
 from jaxllm.models.config import Layers
 from jaxllm.models.families import gpt2
 from jaxllm.models.families.buffers import causal_mask, mask_fill
-from jaxllm.models.families.record import BYTES, THEIR_ACTIVATIONS, Family, Tensor, model, read_activation
+from jaxllm.models.families.record import (
+    BYTES,
+    THEIR_ACTIVATIONS,
+    Family,
+    Tensor,
+    model,
+    read_activation,
+    shortest_pattern,
+)  # fmt: skip
 
 _ATTENTION = "transformer.h.{layer}.attn.attention."
 _TENSORS = gpt2.TENSORS | {
@@ -35,7 +43,7 @@ def _read(theirs):
         norm_eps=theirs["layer_norm_epsilon"],
         qkv_bias=False,
         attention_scale=1.0,
-        windows=_shortest_pattern(windows),
+        windows=shortest_pattern(windows),
         tie_embeddings=theirs.get("tie_word_embeddings", True),
         init_std=theirs.get("initializer_range", 0.02),
     )
@@ -59,13 +67,6 @@ def _write(config):
         tie_word_embeddings=config.tie_embeddings,
         initializer_range=config.init_std,
     )
-
-
-def _shortest_pattern(windows: tuple[int, ...]) -> tuple[int, ...]:
-    for size in range(1, len(windows) + 1):
-        if len(windows) % size == 0 and windows[:size] * (len(windows) // size) == windows:
-            return windows[:size]
-    return windows
 
 
 def _check_attention_types(theirs: Any, source: str) -> None:

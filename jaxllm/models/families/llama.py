@@ -3,7 +3,15 @@
 from jaxllm.config import Positive, Size
 from jaxllm.models.config import Layers
 from jaxllm.models.families.buffers import rotary_frequencies
-from jaxllm.models.families.record import BYTES, THEIR_ACTIVATIONS, Family, Tensor, model, read_activation
+from jaxllm.models.families.record import (
+    BYTES,
+    THEIR_ACTIVATIONS,
+    Family,
+    Gguf,
+    Tensor,
+    model,
+    read_activation,
+)  # fmt: skip
 from jaxllm.models.families.rope import check_rope, read_rope, write_rope_scaling
 from jaxllm.models.rotary import RopeScaling
 
@@ -77,6 +85,17 @@ def _write(config):
     )
 
 
+_GGUF_LAYER = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_up": "mlp.up_proj",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_down": "mlp.down_proj",
+}
 _LLAMA = dict(
     activation="silu", gated_mlp=True, norm="rmsnorm", qkv_bias=False, out_bias=False, mlp_bias=False,
     position="rotary",
@@ -104,6 +123,13 @@ LLAMA = Family(
     write=_write,
     check=check_rope,
     buffers={"rotary_emb.inv_freq": rotary_frequencies},
+    gguf=Gguf(
+        "llama",
+        {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+        | {"blk.{layer}." + theirs: "model.layers.{layer}." + name for theirs, name in _GGUF_LAYER.items()},
+        lambda get, tensors: dict(hidden_act="silu", attention_bias="blk.0.attn_q.bias" in tensors),
+        rotates_neighbours=True,
+    ),
     presets={
         "tinyllama-1.1b": model(22, 2048, 32, num_kv_heads=4, mlp_dim=5632, context_length=2048, **_LLAMA2),
         "smollm2-135m": model(30, 576, 9, num_kv_heads=3, mlp_dim=1536, rope_theta=1e5, **_SMOLLM2),

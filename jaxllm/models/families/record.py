@@ -1,6 +1,6 @@
 """What one family of published models is: the record that all generic code reads."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -17,11 +17,23 @@ class Tensor(NamedTuple):
     output_first: bool = False  # torch.nn.Linear stores [out, in]; GPT-2's Conv1D stores [in, out]
     part: int | None = None  # which of query, key, value in a fused projection
     by_head: bool = False  # fused as [heads, 3, head_dim], not [3, heads, head_dim]
+    offset: float = 0.0  # ours less theirs: 1 for a gain that is stored as its difference from 1
 
 
 # (config, the tensor's name, its numbers in float32) -> (whether they are those that the model computes in
 # their place, what they should be).
 Buffer = Callable[[ModelConfig, str, np.ndarray], tuple[bool, str]]
+
+
+@dataclass(frozen=True)
+class Gguf:
+    """How GGUF files hold a family's models, beyond what those of all families have in common."""
+
+    architecture: str
+    tensors: Mapping[str, str]  # their name in a state dict by that in the file, both without ".weight"
+    # (a header's value by name, after "ARCHITECTURE."; names of the file's tensors) -> config.json's fields
+    read: Callable[[Callable[..., Any], Collection[str]], dict[str, Any]]
+    rotates_neighbours: bool = False  # rows of query and key lie in pairs (2i, 2i + 1), not in halves
 
 
 @dataclass(frozen=True)
@@ -42,6 +54,7 @@ class Family:
     # (config.json, where it came from) raises a UserError where fields are malformed beyond their types
     check: Callable[[Mapping[str, Any], str], None] = lambda theirs, source: None
     buffers: Mapping[str, Buffer] = field(default_factory=dict)  # by the end of the tensor's name
+    gguf: Gguf | None = None
 
     @property
     def head(self) -> str:
@@ -57,6 +70,19 @@ class Family:
 def model(layers: int, width: int, heads: int, **rest) -> ModelConfig:
     """Return a preset, by the three sizes that every family has."""
     return ModelConfig(num_layers=layers, embed_dim=width, num_heads=heads, **rest)
+
+
+def shortest_pattern(values: tuple) -> tuple:
+    """Return the first values whose repetition gives all of them.
+
+    Examples:
+      >>> shortest_pattern((0, 5, 0, 5))
+      (0, 5)
+    """
+    for size in range(1, len(values) + 1):
+        if len(values) % size == 0 and values[:size] * (len(values) // size) == values:
+            return values[:size]
+    return values
 
 
 # Small models read bytes until told otherwise; give vocab_size for another tokenizer.
