@@ -83,6 +83,12 @@ class Config:
 
     _prefix = ""  # of the fields' names in messages, where a config is part of another: "optim."
 
+    @classmethod
+    def kind_of(cls, values: dict[str, Any]) -> type:
+        """Return the class that plain values are of: this one, or one that extends it and that they name."""
+        del values
+        return cls
+
     def __post_init__(self):
         for name, read in _readers(type(self)):
             value = getattr(self, name)
@@ -104,7 +110,9 @@ def from_plain(kind: type[AnyConfig], values: Any, source: str) -> AnyConfig:
     """
     if not isinstance(values, dict):
         raise UserError(f"{source} holds {brief(values)} where an object of fields was expected")
-    kinds, made = get_type_hints(kind), {}
+    kind = kind.kind_of(values)
+    hints, made = get_type_hints(kind), {}
+    kinds = {field.name: hints[field.name] for field in dataclasses.fields(kind)}
     for name, value in values.items():
         if name not in kinds:
             raise unknown(f"field in {source}:", name, kinds)

@@ -16,7 +16,7 @@ from jaxllm.adapt.names import Path, choose_matrices, flat, nested
 from jaxllm.axis_names import AxisNames
 from jaxllm.config import Config, Count, Positive, Range
 from jaxllm.errors import UserError
-from jaxllm.models import LowRank, ModelConfig, axes, is_apart, layers_apart, shapes
+from jaxllm.models import LanguageModel, LowRank, axes, is_apart, layers_apart, shapes
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Lora:
       (1, 3, 256)
     """
 
-    model: ModelConfig
+    model: LanguageModel
     config: LoraConfig
 
     def __post_init__(self):

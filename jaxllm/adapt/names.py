@@ -2,7 +2,7 @@
 
 from jaxllm.axis_names import AxisNames, is_names
 from jaxllm.errors import UserError, unknown
-from jaxllm.models import ModelConfig, axes
+from jaxllm.models import LanguageModel, axes
 
 Path = tuple[str, ...]  # of a parameter in the tree: ("layers", "attn", "query")
 
@@ -37,7 +37,7 @@ def split_names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
-def layer_matrices(config: ModelConfig) -> dict[str, tuple[Path, AxisNames]]:
+def layer_matrices(config: LanguageModel) -> dict[str, tuple[Path, AxisNames]]:
     """Return the weight matrices of a model's layers by name: (where they lie, their axes).
 
     Examples:
@@ -53,7 +53,7 @@ def layer_matrices(config: ModelConfig) -> dict[str, tuple[Path, AxisNames]]:
     return found
 
 
-def choose_matrices(config: ModelConfig, targets: str) -> dict[str, tuple[Path, AxisNames]]:
+def choose_matrices(config: LanguageModel, targets: str) -> dict[str, tuple[Path, AxisNames]]:
     """Return those of `layer_matrices` that a text names; "all" names every one.
 
     Raises:
@@ -68,7 +68,7 @@ def choose_matrices(config: ModelConfig, targets: str) -> dict[str, tuple[Path, 
     return {name: place for name, place in known.items() if name in chosen or "all" in chosen}
 
 
-def choose_params(config: ModelConfig, names: str) -> set[Path]:
+def choose_params(config: LanguageModel, names: str) -> set[Path]:
     """Return the paths of the parameters that a text names.
 
     A name is any part of a path (embed, layers, attn, mlp_norm, query_bias, head ...) or a matrix of

@@ -15,7 +15,7 @@ from jaxllm.adapt.names import flat, layer_matrices, nested
 from jaxllm.atomic import new_folder
 from jaxllm.errors import UserError, brief
 from jaxllm.json_file import read_json
-from jaxllm.models import ModelConfig, shapes
+from jaxllm.models import LanguageModel, shapes
 from jaxllm.models.families import FAMILIES
 from jaxllm.models.huggingface import full_name
 from jaxllm.models.huggingface_config import config_to_huggingface
@@ -92,7 +92,7 @@ def save_adapter(
                 (partial / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def load_adapter(folder: str | os.PathLike, model: ModelConfig) -> tuple[Lora, dict]:
+def load_adapter(folder: str | os.PathLike, model: LanguageModel) -> tuple[Lora, dict]:
     """Return (the view, the adapter's parameters) of a folder that peft or `save_adapter` wrote.
 
     Ranks that differ are padded with zeros to the largest, and scales that differ are put into B.
@@ -164,7 +164,7 @@ def _pair(adapter: dict, path) -> tuple[np.ndarray, np.ndarray]:
     return tuple(np.asarray(leaves[(*path, letter)], np.float32) for letter in "AB")
 
 
-def _rows(model: ModelConfig, family: str, name: str) -> dict[int | None, np.ndarray]:
+def _rows(model: LanguageModel, family: str, name: str) -> dict[int | None, np.ndarray]:
     """Return {part: its rows} of the matrices of ours that one tensor of theirs [out, in] holds."""
     sizes, rows = flat(shapes(model)), {}
     for path, names in layer_matrices(model).values():
@@ -173,7 +173,7 @@ def _rows(model: ModelConfig, family: str, name: str) -> dict[int | None, np.nda
             rows[None] = np.arange(math.prod(outputs))
         elif place.name == name:
             heads = outputs[0] if place.by_head else 1
-            whole = np.arange(3 * math.prod(outputs)).reshape(heads, 3, -1)
+            whole = np.arange(place.parts * math.prod(outputs)).reshape(heads, place.parts, -1)
             rows[place.part] = whole[:, place.part].reshape(-1)
     return rows
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import jax
 
 from jaxllm.adapt.names import choose_params, flat, nested
-from jaxllm.models import ModelConfig, axes, init
+from jaxllm.models import LanguageModel, axes, init
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class TrainOnly:
       {'final_norm': {'scale': ('embed',)}, 'layers': {'mlp': {'out': ('layers', 'mlp', 'embed')}}}
     """
 
-    model: ModelConfig
+    model: LanguageModel
     names: str  # with commas; see `adapt.names.choose_params`
 
     def __post_init__(self):

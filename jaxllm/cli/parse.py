@@ -9,7 +9,7 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar, get_type_hints
+from typing import TypeVar
 
 import tyro
 
@@ -58,7 +58,7 @@ def parse(
             raise
         raise UserError(_first_sentence(complaint.getvalue())) from None
     if rest:
-        raise _unknown_flag(rest[0], config_class)
+        raise _unknown_flag(rest[0], config)
     return config, preset
 
 
@@ -128,19 +128,19 @@ def _first_sentence(box: str) -> str:
     return re.sub(r"^Error parsing (?=\w+: \w+[=. ])\w+: ", "", " ".join(message).strip()) or box
 
 
-def _unknown_flag(flag: str, config_class: type) -> UserError:
+def _unknown_flag(flag: str, config: Config) -> UserError:
     if not flag.startswith("--"):
         return UserError(f"unexpected word '{flag}'; options start with --, see --help")
     name = flag.partition("=")[0]
-    close = difflib.get_close_matches(name.replace("_", "-"), _flags(config_class), n=1, cutoff=0.5)
+    close = difflib.get_close_matches(name.replace("_", "-"), _flags(config), n=1, cutoff=0.5)
     hint = f"did you mean '{close[0]}'?" if close else "see --help for all of them"
     return UserError(f"unknown option '{name}'; {hint}")
 
 
-def _flags(config_class: type, prefix: str = "--") -> list[str]:
+def _flags(config: Config, prefix: str = "--") -> list[str]:
     """Return the flags of a dataclass: a dot between a nested one and its fields."""
     flags = []
-    for field, kind in get_type_hints(config_class).items():
-        name = prefix + field.replace("_", "-")
-        flags += _flags(kind, f"{name}.") if dataclasses.is_dataclass(kind) else [name]
+    for field in dataclasses.fields(config):
+        name, value = prefix + field.name.replace("_", "-"), getattr(config, field.name)
+        flags += _flags(value, f"{name}.") if dataclasses.is_dataclass(value) else [name]
     return flags

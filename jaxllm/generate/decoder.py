@@ -33,7 +33,7 @@ class Decoder:
       (1, 64)
     """
 
-    def __init__(self, config: models.ModelConfig, params: dict):
+    def __init__(self, config: models.LanguageModel, params: dict):
         if not models.is_apart(params):
             models.check_params(config, params)
         self.config = config

@@ -26,7 +26,7 @@ class Generation:
     sampled_log_probs: list[list[float]]  # under what it was drawn from, after temperature and processors
 
 
-def generate(config: models.ModelConfig, params, prompts: Sequence[Sequence[int]], **options) -> Generation:
+def generate(config: models.LanguageModel, params, prompts: Sequence[Sequence[int]], **options) -> Generation:
     """Continue prompts of any lengths; options are those of `stream`.
 
     A prompt that is there many times is read once, and held once: `[prompt] * 32` draws 32 continuations.
@@ -48,7 +48,7 @@ def generate(config: models.ModelConfig, params, prompts: Sequence[Sequence[int]
 
 
 def stream(
-    config: models.ModelConfig,
+    config: models.LanguageModel,
     params,
     prompts: Sequence[Sequence[int]],
     *,
@@ -101,7 +101,7 @@ class Stream(Iterator[Drawn]):
 
     def __init__(self, decoder, prompts, processors, max_new_tokens, key, fixed):
         count, self.ends = fixed["count"], fixed["ends"]
-        context, calls = decoder.config.context_length, -(-max_new_tokens // count)
+        context, calls = decoder.config.most_cached, -(-max_new_tokens // count)
         longest = min(max(map(len, prompts)), context)
         # A token is drawn after at most `context` others. A call that would draw past that reads windows.
         cached = min(calls, (context + 1 - longest) // count)

@@ -55,7 +55,7 @@ class Prompts(NamedTuple):
         )
 
 
-def check_prompts(config: models.ModelConfig, prompts: Sequence[Sequence[int]]) -> None:
+def check_prompts(config: models.LanguageModel, prompts: Sequence[Sequence[int]]) -> None:
     """Check that a model can continue prompts.
 
     Raises:

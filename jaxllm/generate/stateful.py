@@ -36,9 +36,9 @@ def combine_models(
 
     def init(prompts):
         longest = prompts.mask_PT.sum(axis=1).max() + prompts.room
-        if longest > config.context_length:
+        if longest > config.most_cached:
             raise UserError(
-                f"the second model's context holds {config.context_length} tokens, not the {longest} of a "
+                f"the second model's context holds {config.most_cached} tokens, not the {longest} of a "
                 "prompt and what is drawn; shorten the prompt or max_new_tokens"
             )
         try:
@@ -52,7 +52,7 @@ def combine_models(
 
 @dataclass(frozen=True)
 class _SecondModel:
-    config: models.ModelConfig
+    config: models.LanguageModel
     combine: Callable
 
     def __call__(self, logits_BV, tokens_BS, seen_BS, params, cache):

@@ -10,7 +10,7 @@ from jaxllm.generate.decoding import stream
 
 
 def generate_text(
-    config: models.ModelConfig, params, tokenizer, prompts: Sequence[str], **options
+    config: models.LanguageModel, params, tokenizer, prompts: Sequence[str], **options
 ) -> list[str]:
     """Return the continuation of each prompt, without the prompt; options are `stream_text`'s."""
     texts = [""] * len(prompts)
@@ -20,7 +20,7 @@ def generate_text(
 
 
 def stream_text(
-    config: models.ModelConfig,
+    config: models.LanguageModel,
     params,
     tokenizer,
     prompts: Sequence[str],

@@ -1,8 +1,8 @@
-"""The key-value cache: what decoding remembers of the tokens so far.
+"""What decoding remembers of the tokens so far: keys and values, or a recurrent state.
 
-Elsewhere a cache is a pytree that is made, forked and selected from by the functions here, with two keys that
-one may read: "length", the slots written, and, once it was forked, "shared", the prompts that rows
-continue, which every step reads and none writes.
+Elsewhere a cache is a pytree that `init_cache` makes and the functions here fork and select from, with two
+keys that one may read: "length", the slots written, and, once keys and values were forked, "shared", the
+prompts that rows continue, which every step reads and none writes.
 """
 
 import functools
@@ -12,23 +12,19 @@ import jax
 import jax.numpy as jnp
 from jaxllm_kernels import attention as kernel
 
+from jaxllm.models.architecture import cache_axes, init_cache
 from jaxllm.models.config import ModelConfig
 from jaxllm.models.shared_prefix import Prefix, merge
 
+# The axis of the rows in each of a cache's entries, from the end: as in a stack of layers, so in a tuple.
+_ROWS = {"key": -4, "value": -4, "valid": -2, "conv": -3, "state": -3}
 
-def init_cache(
+
+@init_cache.register
+def init_key_values(
     config: ModelConfig, batch_size: int, max_length: int, *, apart: bool = False
 ) -> dict:
-    """Return an empty cache for `max_length` tokens a row, padding included.
-
-    Args:
-      apart: one array a layer, for parameters whose layers are apart (`for_decoding`).
-
-    Returns:
-      {"key", "value": [L, B, G, S, K] in config.dtype, or a tuple of L arrays [B, G, S, K];
-      "valid": bool [B, S] (slots that hold a token and not padding), "length": int32 [] (slots
-      written)}.
-    """
+    """Return an empty cache of a transformer; see `architecture.init_cache`."""
     shape = (batch_size, config.num_kv_heads, max_length, config.head_dim)
 
     def empty():
@@ -44,11 +40,13 @@ def init_cache(
     }
 
 
-def cache_axes() -> dict:
-    """Return the logical axis names of each array of a stacked cache, structured like `init_cache`'s.
+@cache_axes.register
+def key_value_axes(config: ModelConfig) -> dict:
+    """Return the names of a transformer's cache; see `architecture.cache_axes`.
 
     Slots are not split: every new token is written to one of them and reads all.
     """
+    del config
     one = ("layers", "batch", "kv_heads", None, "head_dim")
     return {"key": one, "value": one, "valid": ("batch", None), "length": ()}
 
@@ -57,13 +55,16 @@ def fork_cache(cache: dict, rows_B, slots: int) -> dict:
     """Return a cache of B new rows that continue rows of another cache.
 
     Keys and values so far are not copied: they are held once, and read once a step, however many rows
-    continue them. The cache given stays good, and a cache that was forked may be forked again.
+    continue them. A recurrent state changes with every token: each row has a copy. The cache given stays
+    good, and a cache that was forked may be forked again.
 
     Args:
       cache: of P rows.
       rows_B: which of them each new row continues, known to the host.
       slots: how many more tokens a row may hold.
     """
+    if "key" not in cache:
+        return select_rows(cache, rows_B) | {"length": jnp.copy(cache["length"])}  # the fork is donated
     prefix = Prefix.of(cache["key"], cache["value"], cache["valid"], cache["length"], rows_B)
     shared = (prefix, *(older.continued(rows_B) for older in cache.get("shared", ())))
     written = {"key": cache["key"], "value": cache["value"]}
@@ -85,12 +86,13 @@ def _empty_like(keys_and_values: dict, batch_size: int, slots: int) -> dict:
 def select_rows(cache: dict, rows_B) -> dict:
     """Return a cache of some of the rows, in the order given; known to the host."""
     index_B = jnp.asarray(rows_B, jnp.int32)
-    selected = {
-        "key": jax.tree.map(lambda x: jnp.take(x, index_B, axis=x.ndim - 4), cache["key"]),
-        "value": jax.tree.map(lambda x: jnp.take(x, index_B, axis=x.ndim - 4), cache["value"]),
-        "valid": cache["valid"][index_B],
-        "length": cache["length"],
-    }
+    selected = dict(cache)
+    for name, axis in _ROWS.items():
+        if name in cache:
+            selected[name] = jax.tree.map(
+                lambda x: jnp.take(x, index_B, axis=x.ndim + axis),  # noqa: B023
+                cache[name],
+            )
     if "shared" in cache:
         selected["shared"] = tuple(prefix.continued(rows_B) for prefix in cache["shared"])
     return selected
@@ -98,7 +100,8 @@ def select_rows(cache: dict, rows_B) -> dict:
 
 def cache_rows(cache: dict) -> int:
     """Return how many rows a cache holds."""
-    return len(cache["valid"])
+    name = next(name for name in _ROWS if name in cache)
+    return jax.tree.leaves(cache[name])[0].shape[_ROWS[name]]
 
 
 def seen_B1(cache: dict) -> jax.Array:

@@ -1,13 +1,13 @@
-"""The frozen description of a model: sizes, normalisation, positions, attention, precision."""
+"""The frozen description of a model: sizes, normalisation, positions, attention, precision; and its base."""
 
 import functools
 import math
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from jaxllm.config import Config, OneOf, Positive, Range, Size
-from jaxllm.errors import UserError, brief
-from jaxllm.models.declarations import declare, leaves
+from jaxllm.errors import UserError, brief, unknown
+from jaxllm.models.architecture import declare, leaves
 from jaxllm.models.rotary import RopeScaling
 from jaxllm.models.vocab_groups import VocabGroups
 
@@ -44,7 +44,93 @@ _Attention = Annotated[str, OneOf(ATTENTION_IMPLEMENTATIONS)]
 
 
 @dataclass(frozen=True)
-class ModelConfig(Config):
+class LanguageModel(Config):
+    """What generic code takes: a config of any architecture (see `jaxllm.models.architecture`).
+
+    Its class says how it runs. It has at least vocab_size, context_length, num_layers, embed_dim,
+    tie_embeddings, vocab_groups, group_head, init_std, dtype, param_dtype and remat.
+    """
+
+    architecture: ClassVar[str]  # the name of the class in a JSON file; a field where it is not "transformer"
+
+    def __post_init__(self):
+        if self.vocab_groups is not None:  # in a JSON file a plain text
+            object.__setattr__(self, "vocab_groups", VocabGroups.read(self.vocab_groups))
+        super().__post_init__()
+        if self.vocab_groups is not None and self.vocab_size is None:
+            object.__setattr__(self, "vocab_size", self.vocab_groups.vocab_size)
+        if self.vocab_groups is not None and self.vocab_groups.vocab_size != self.vocab_size:
+            raise UserError(
+                f"vocab_groups are of {self.vocab_groups.vocab_size} tokens, of another tokenizer than "
+                f"vocab_size={self.vocab_size}; make them anew, or extend them if the vocabulary grew"
+            )
+        for name, value in self.derived.items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
+
+    @classmethod
+    def kind_of(cls, values: dict[str, Any]) -> type["LanguageModel"]:
+        """Return the class of the model that plain values describe."""
+        kinds = {kind.architecture: kind for kind in LanguageModel.__subclasses__()}
+        name = values.get("architecture", ModelConfig.architecture)
+        if name not in kinds:
+            raise unknown("architecture", str(name), kinds)
+        return kinds[name]
+
+    @property
+    def derived(self) -> dict[str, Any]:
+        """What fields that are None become."""
+        return {}
+
+    @property
+    def known_vocab_size(self) -> int:
+        """Return vocab_size, or raise a UserError where it is still None."""
+        if self.vocab_size is None:
+            raise UserError("vocab_size is None; set it to the size of the tokenizer")
+        return self.vocab_size
+
+    @property
+    def most_positions(self) -> int | None:
+        """How many tokens of a text the model has positions for; None: any number."""
+        return None
+
+    @property
+    def most_cached(self) -> int:
+        """How many tokens a cache may hold: past them, decoding reads the last `context_length` anew."""
+        return self.context_length
+
+    @property
+    def num_params(self) -> int:
+        """Count every stored number; a tied head counts once.
+
+        Examples:
+          >>> ModelConfig().num_params  # GPT-2 small
+          124439808
+        """
+        return sum(one.size for one in leaves(declare(self)))
+
+    @property
+    def logits_per_token(self) -> int:
+        """How many logits a training step computes for each token: V, or G + K with groups."""
+        groups = self.vocab_groups
+        return self.known_vocab_size if groups is None else groups.num_groups + groups.slots
+
+    @property
+    def layer_weights(self) -> int:
+        """Count the weights of one layer that multiply a token."""
+        return _layer_weights(self)
+
+    def flops_per_token(self, seq_len: int) -> int:
+        """Count matmul FLOPs of a training step (forward and backward) per token.
+
+        6 for each weight that multiplies a token, the head included, the tables not.
+        """
+        del seq_len
+        return 6 * (self.num_layers * self.layer_weights + self.embed_dim * self.logits_per_token)
+
+
+@dataclass(frozen=True)
+class ModelConfig(LanguageModel):
     """A decoder-only transformer. The defaults are GPT-2 small.
 
     Sizes given as None are replaced by their derived defaults when the config is made, so that a
@@ -101,29 +187,15 @@ class ModelConfig(Config):
     remat: Annotated[str, OneOf(REMAT)] = "none"  # what each layer keeps for the backward pass
     attention_implementation: _Attention | None = None  # None: the fastest for the backend
 
+    architecture: ClassVar[str] = "transformer"
+
     def __post_init__(self):
-        if self.vocab_groups is not None:  # in a JSON file a plain text
-            object.__setattr__(self, "vocab_groups", VocabGroups.read(self.vocab_groups))
+        no_head_dim = self.head_dim is None
         super().__post_init__()
-        if self.head_dim is None:
-            if self.embed_dim % self.num_heads:
-                raise UserError(
-                    f"num_heads={self.num_heads} does not divide embed_dim={self.embed_dim}; "
-                    "change one of them or set head_dim"
-                )
-            object.__setattr__(self, "head_dim", self.embed_dim // self.num_heads)
-        if self.num_kv_heads is None:
-            object.__setattr__(self, "num_kv_heads", self.num_heads)
-        if self.mlp_dim is None:
-            object.__setattr__(self, "mlp_dim", 4 * self.embed_dim)
-        if self.norm_bias is None:
-            object.__setattr__(self, "norm_bias", self.norm == "layernorm")
-        if self.vocab_groups is not None and self.vocab_size is None:
-            object.__setattr__(self, "vocab_size", self.vocab_groups.vocab_size)
-        if self.vocab_groups is not None and self.vocab_groups.vocab_size != self.vocab_size:
+        if no_head_dim and self.embed_dim % self.num_heads:
             raise UserError(
-                f"vocab_groups are of {self.vocab_groups.vocab_size} tokens, of another tokenizer than "
-                f"vocab_size={self.vocab_size}; make them anew, or extend them if the vocabulary grew"
+                f"num_heads={self.num_heads} does not divide embed_dim={self.embed_dim}; "
+                "change one of them or set head_dim"
             )
         if self.num_heads % self.num_kv_heads:
             raise UserError(f"num_kv_heads={self.num_kv_heads} does not divide num_heads={self.num_heads}")
@@ -145,26 +217,24 @@ class ModelConfig(Config):
             )
 
     @property
-    def known_vocab_size(self) -> int:
-        """Return vocab_size, or raise a UserError where it is still None."""
-        if self.vocab_size is None:
-            raise UserError("vocab_size is None; set it to the size of the tokenizer")
-        return self.vocab_size
+    def derived(self) -> dict[str, Any]:
+        """What fields that are None become."""
+        return {
+            "head_dim": self.embed_dim // self.num_heads,
+            "num_kv_heads": self.num_heads,
+            "mlp_dim": 4 * self.embed_dim,
+            "norm_bias": self.norm == "layernorm",
+        }
+
+    @property
+    def most_positions(self) -> int | None:
+        """How many tokens of a text the model has positions for; None: any number."""
+        return self.context_length if self.position == "learned" else None
 
     @property
     def rotary_dim(self) -> int:
         """Return how many numbers of a head are rotated."""
         return int(self.head_dim * self.rotary_fraction)
-
-    @property
-    def num_params(self) -> int:
-        """Count every stored number; a tied head counts once.
-
-        Examples:
-          >>> ModelConfig().num_params  # GPT-2 small
-          124439808
-        """
-        return sum(one.size for one in leaves(declare(self)))
 
     def flops_per_token(self, seq_len: int) -> int:
         """Count matmul FLOPs of a training step (forward and backward) per token.
@@ -181,21 +251,25 @@ class ModelConfig(Config):
         """
         keys = sum(min(window or seq_len, seq_len) for window in self.windows)
         keys *= self.num_layers // len(self.windows)
-        matmul = self.num_layers * self.layer_weights + self.embed_dim * self.logits_per_token
-        return 6 * matmul + 12 * self.num_heads * self.head_dim * keys
+        return super().flops_per_token(seq_len) + 12 * self.num_heads * self.head_dim * keys
 
-    @property
-    def logits_per_token(self) -> int:
-        """How many logits a training step computes for each token: V, or G + K with groups."""
-        groups = self.vocab_groups
-        return self.known_vocab_size if groups is None else groups.num_groups + groups.slots
 
-    @property
-    def layer_weights(self) -> int:
-        """Count the weights of one layer that multiply a token."""
-        return _layer_weights(self)
+def check_transformer(config: LanguageModel, what: str) -> None:
+    """Check that what is of transformers alone is asked of one.
+
+    Args:
+      what: for the message: "subnetwork", "engine=tiles".
+
+    Raises:
+      UserError: the model has another architecture.
+    """
+    if not isinstance(config, ModelConfig):
+        raise UserError(
+            f"{what} is of transformers, and the model's architecture is {config.architecture}; leave it "
+            "out, or choose a transformer"
+        )
 
 
 @functools.lru_cache(maxsize=256)
-def _layer_weights(config: ModelConfig) -> int:
+def _layer_weights(config: LanguageModel) -> int:
     return sum(one.size for one in leaves(declare(config)["layers"]) if one.inputs) // config.num_layers

@@ -1,70 +1,42 @@
-"""What parameters a config has: of each its shape, the names of its axes, its initialiser."""
+"""What parameters a transformer has: of each its shape, the names of its axes, its initialiser."""
 
-import math
-from typing import NamedTuple
-
-import jax
-
-from jaxllm.axis_names import AxisNames
+from jaxllm.models.architecture import Declaration, declare, stacked
+from jaxllm.models.config import LanguageModel, ModelConfig
 
 
-class Declaration(NamedTuple):
-    """One parameter, its axes [in..., out...] if it is a product's weight, and its normal initialiser.
-
-    `inputs` are the axes that the product sums over, () if it is no product's weight: a gain, a bias, a
-    sink. All that needs to know which axis is which reads it, as `names.inputs`.
-    """
-
-    shape: tuple[int, ...]
-    axes: tuple[str, ...]
-    inputs: tuple[str, ...] = ()
-    std: float = 0.0
-    mean: float = 0.0
-
-    @property
-    def names(self) -> AxisNames:
-        """Return the names of the axes, as everything outside takes them."""
-        return AxisNames(self.axes, self.inputs)
-
-    @property
-    def size(self) -> int:
-        """Return how many numbers it holds."""
-        return math.prod(self.shape)
-
-
-def declare(config) -> dict:
-    """Return the nested dict of `Declaration`s that all of `models` is made from, layers stacked.
-
-    Args:
-      config: a `ModelConfig`, which counts what is declared here and so cannot be imported.
-    """
+@declare.register
+def declare_transformer(config: ModelConfig) -> dict:
+    """Return the declarations of a transformer; see `architecture.declare`."""
     V, D = config.known_vocab_size, config.embed_dim
     std = config.init_std
     tree = {
         "embed": {"tokens": Declaration((V, D), ("vocab", "embed"), ("vocab",), std)},
-        "layers": {
-            "attn_norm": _norm(config),
-            "attn": declare_attention(config),
-            "mlp_norm": _norm(config),
-            "mlp": declare_mlp(config),
-        },
+        "layers": stacked(
+            config.num_layers,
+            {
+                "attn_norm": _norm(config),
+                "attn": declare_attention(config),
+                "mlp_norm": _norm(config),
+                "mlp": declare_mlp(config),
+            },
+        ),
     }
     if config.norm_place != "post":
         tree["final_norm"] = _norm(config)
-    # Layers are stacked: one array for all of them, scanned over its first axis.
-    tree["layers"] = jax.tree.map(
-        lambda one: one._replace(shape=(config.num_layers, *one.shape), axes=("layers", *one.axes)),
-        tree["layers"],
-        is_leaf=is_declaration,
-    )
     if config.position == "learned":
         positions = Declaration((config.context_length, D), ("position", "embed"), ("position",), std)
         tree["embed"]["positions"] = positions
+    return tree | declare_head(config)
+
+
+def declare_head(config: LanguageModel) -> dict:
+    """Return {"head": its parameters}, or nothing where it is the token table."""
     if config.vocab_groups is not None:
-        tree["head"] = _group_head(config)
-    elif not config.tie_embeddings:
-        tree["head"] = {"kernel": Declaration((D, V), ("embed", "vocab"), ("embed",), std)}
-    return tree
+        return {"head": _group_head(config)}
+    if config.tie_embeddings:
+        return {}
+    V, D = config.known_vocab_size, config.embed_dim
+    return {"head": {"kernel": Declaration((D, V), ("embed", "vocab"), ("embed",), config.init_std)}}
 
 
 def _norm(config, axis: str = "embed") -> dict:
@@ -144,13 +116,3 @@ def _group_head(config) -> dict:
 
 def _residual(config) -> float:
     return (2 * config.num_layers) ** -0.5
-
-
-def is_declaration(x) -> bool:
-    """Say whether a node of what `declare` returns is one parameter."""
-    return isinstance(x, Declaration)
-
-
-def leaves(declared: dict) -> list[Declaration]:
-    """Return the `Declaration`s of a nested dict."""
-    return jax.tree.leaves(declared, is_leaf=is_declaration)

@@ -4,14 +4,14 @@ import functools
 
 import jax
 
-from jaxllm.models.cache import init_cache
-from jaxllm.models.config import ModelConfig
+from jaxllm.models.architecture import init_cache
+from jaxllm.models.config import LanguageModel
 from jaxllm.models.layers_apart import is_apart, layers_apart
 from jaxllm.models.low_rank import LowRank
 from jaxllm.models.parameters import axes
 
 
-def for_decoding(config: ModelConfig, params: dict) -> dict:
+def for_decoding(config: LanguageModel, params: dict) -> dict:
     """Return the same model, faster to read one token at a time; `models.decode` takes it.
 
     Matrices are cast to `config.dtype` once, not at every token, and what is added to them is merged. On
@@ -34,7 +34,7 @@ def for_decoding(config: ModelConfig, params: dict) -> dict:
     return params | {"layers": layers}
 
 
-def empty_cache(config: ModelConfig, params: dict, batch_size: int, max_length: int) -> dict:
+def empty_cache(config: LanguageModel, params: dict, batch_size: int, max_length: int) -> dict:
     """Return the `init_cache` that goes with parameters, whichever way they are laid out."""
     return init_cache(config, batch_size, max_length, apart=is_apart(params))
 

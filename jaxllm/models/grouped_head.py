@@ -28,11 +28,11 @@ from jaxllm_kernels.grouped_cross_entropy import (
     scaled,
 )
 
-from jaxllm.models.config import ModelConfig
+from jaxllm.models.config import LanguageModel
 from jaxllm.parallel import mesh_axes, on_shards, spread
 
 
-def log_probs(config: ModelConfig, params: dict, hidden: jax.Array) -> jax.Array:
+def log_probs(config: LanguageModel, params: dict, hidden: jax.Array) -> jax.Array:
     """Return the log-probability of every token, float32 [..., V], for hidden states [..., D].
 
     It costs what a dense head costs, or more: "hidden" makes an array of [..., G, D]. For the few
@@ -43,7 +43,7 @@ def log_probs(config: ModelConfig, params: dict, hidden: jax.Array) -> jax.Array
 
 
 def loss_sums(
-    config: ModelConfig, params: dict, hidden_BTD: jax.Array, targets_BT: jax.Array, mask_BT: jax.Array
+    config: LanguageModel, params: dict, hidden_BTD: jax.Array, targets_BT: jax.Array, mask_BT: jax.Array
 ) -> GroupedLossSums:
     """Sum the loss over tokens, and its two parts; each device of a mesh over its tokens."""
     weights = _weights(config, params)
@@ -77,7 +77,7 @@ def loss_sums(
 
 
 def draw_token(
-    config: ModelConfig, params: dict, hidden_BD: jax.Array, key: jax.Array
+    config: LanguageModel, params: dict, hidden_BD: jax.Array, key: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """Draw a token for each row: its group, then its slot; G + K logits, exactly p(token | h).
 
@@ -98,7 +98,7 @@ def draw_token(
 
 
 def token_log_probs(
-    config: ModelConfig, params: dict, hidden_BTD: jax.Array, targets_BT: jax.Array
+    config: LanguageModel, params: dict, hidden_BTD: jax.Array, targets_BT: jax.Array
 ) -> jax.Array:
     """Return log p(target) at each position, float32 [B, T]; G + K logits a token."""
     weights, slots = _weights(config, params, table=False), config.vocab_groups.slots
@@ -139,7 +139,7 @@ def _pick(values_BX: jax.Array, index_B: jax.Array) -> jax.Array:
     return jnp.take_along_axis(values_BX, index_B[:, None], axis=1)[:, 0]
 
 
-def _weights(config: ModelConfig, params: dict, table: bool = True) -> GroupedWeights:
+def _weights(config: LanguageModel, params: dict, table: bool = True) -> GroupedWeights:
     head = params["head"]
     if config.group_head != "own":
         slots = head["slots"]
@@ -148,16 +148,16 @@ def _weights(config: ModelConfig, params: dict, table: bool = True) -> GroupedWe
     return GroupedWeights(head["groups"], head["groups_bias"], slots, head.get("scale"), head.get("shift"))
 
 
-def _table(config: ModelConfig, params: dict) -> jax.Array:
+def _table(config: LanguageModel, params: dict) -> jax.Array:
     """Return the vectors [V, D] of the tokens in a head of their own."""
     return params["embed"]["tokens"] if config.tie_embeddings else params["head"]["tokens"]
 
 
-def _scale(config: ModelConfig) -> str:
+def _scale(config: LanguageModel) -> str:
     return config.group_head if config.group_head in ("hidden", "logits") else "none"
 
 
-def _sizes(config: ModelConfig) -> jax.Array:
+def _sizes(config: LanguageModel) -> jax.Array:
     return jnp.asarray(config.vocab_groups.sizes)
 
 

@@ -11,12 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxllm.errors import UserError, unknown
-from jaxllm.models.config import ModelConfig
-from jaxllm.models.declarations import Declaration, declare
+from jaxllm.models.architecture import Declaration, declare
+from jaxllm.models.config import LanguageModel
 from jaxllm.models.families import FAMILIES, Buffer, Family, Tensor
 
 
-def params_from_state_dict(config: ModelConfig, family: str, state_dict: Mapping[str, np.ndarray]) -> dict:
+def params_from_state_dict(config: LanguageModel, family: str, state_dict: Mapping[str, np.ndarray]) -> dict:
     """Return our parameters, numpy arrays in `config.param_dtype`.
 
     Args:
@@ -49,7 +49,7 @@ def params_from_state_dict(config: ModelConfig, family: str, state_dict: Mapping
     return _nested({path: read(path, entry) for path, entry in _flat(declare(config)).items()})
 
 
-def tensor_shapes(config: ModelConfig, family: str) -> Iterator[tuple[str, tuple[int, ...]]]:
+def tensor_shapes(config: LanguageModel, family: str) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Yield the name and shape of each tensor that a checkpoint must hold, layer after layer.
 
     Raises:
@@ -66,7 +66,7 @@ def tensor_shapes(config: ModelConfig, family: str) -> Iterator[tuple[str, tuple
         yield from ((name.format(layer=layer), shape) for name, shape in layered.items())
 
 
-def state_dict_from_params(config: ModelConfig, family: str, params: dict) -> dict[str, np.ndarray]:
+def state_dict_from_params(config: LanguageModel, family: str, params: dict) -> dict[str, np.ndarray]:
     """Return the Hugging Face state dict of our parameters: undo `params_from_state_dict`.
 
     Raises:
@@ -82,7 +82,7 @@ def state_dict_from_params(config: ModelConfig, family: str, params: dict) -> di
             raise UserError(f"the config declares no parameter {path}; give both of one model")
         for layer, one in enumerate(array if "layers" in declared[path].axes else [array]):
             name = tensor.name.format(layer=layer)
-            theirs = one.reshape(_merged(one.shape, declared[path]))
+            theirs = one.reshape(_stored(one.shape, tensor, declared[path]))
             if tensor.offset:
                 theirs = (theirs.astype(np.float64) - tensor.offset).astype(one.dtype)
             if tensor.part is None:
@@ -107,7 +107,7 @@ def full_name(family: str, name: str) -> str:
     return name if whole else record.prefix + name
 
 
-def check_left_over(config: ModelConfig, family: str, state_dict: Mapping[str, np.ndarray]) -> None:
+def check_left_over(config: LanguageModel, family: str, state_dict: Mapping[str, np.ndarray]) -> None:
     """Raise where a tensor is neither a parameter nor something that the model has without it.
 
     Raises:
@@ -139,7 +139,7 @@ def check_left_over(config: ModelConfig, family: str, state_dict: Mapping[str, n
             )
 
 
-def _check_buffer(config: ModelConfig, name: str, buffer: Buffer, array: np.ndarray) -> None:
+def _check_buffer(config: LanguageModel, name: str, buffer: Buffer, array: np.ndarray) -> None:
     good, meant = buffer(config, name, np.asarray(array, np.float32))
     if not good:
         raise UserError(
@@ -171,16 +171,24 @@ def _from_theirs(state_dict, name, tensor: Tensor, shape: tuple[int, ...], entry
         array = array.astype(np.float64) + tensor.offset
     if tensor.part is not None:
         heads = shape[-2] if tensor.by_head else 1
-        array = array.reshape(*array.shape[:-1], heads, 3, -1)[..., tensor.part, :]
+        array = array.reshape(*array.shape[:-1], heads, tensor.parts, -1)[..., tensor.part, :]
     return array.reshape(shape)
 
 
 def _their_shape(shape: tuple[int, ...], tensor: Tensor, entry: Declaration) -> tuple[int, ...]:
     """Return the shape of the tensor that holds a parameter of one layer."""
-    shape = _merged(shape, entry)
+    shape = _stored(shape, tensor, entry)
     if tensor.part is not None:
-        shape = (*shape[:-1], 3 * shape[-1])
+        shape = (*shape[:-1], tensor.parts * shape[-1])
     return shape[::-1] if tensor.output_first else shape
+
+
+def _stored(shape: tuple[int, ...], tensor: Tensor, entry: Declaration) -> tuple[int, ...]:
+    """Return the shape that a parameter of one layer has alone, inputs first."""
+    if not tensor.axes:
+        return _merged(shape, entry)
+    sizes = dict(zip(entry.axes[-len(shape) :], shape, strict=True)) | {None: 1}
+    return tuple(sizes[name] for name in tensor.axes)
 
 
 def _merged(shape: tuple[int, ...], entry: Declaration) -> tuple[int, ...]:

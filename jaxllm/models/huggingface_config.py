@@ -1,15 +1,15 @@
-"""config.json of Hugging Face models to ModelConfig and back."""
+"""config.json of Hugging Face models to our configs and back."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from jaxllm.errors import UserError, unknown
-from jaxllm.models.config import ModelConfig
+from jaxllm.models.config import LanguageModel, ModelConfig
 from jaxllm.models.families import FAMILIES, titles
 
 
-def config_from_huggingface(theirs: Mapping[str, Any], **overrides) -> ModelConfig:
-    """Return the ModelConfig of a config.json; overrides add what it does not say.
+def config_from_huggingface(theirs: Mapping[str, Any], **overrides) -> LanguageModel:
+    """Return the config of a config.json; overrides add what it does not say.
 
     Raises:
       UserError: a model_type, activation or rope scaling that is not supported.
@@ -23,10 +23,11 @@ def config_from_huggingface(theirs: Mapping[str, Any], **overrides) -> ModelConf
     family = theirs.get("model_type")
     if family not in FAMILIES:
         raise unknown("model_type", str(family), FAMILIES)
-    return ModelConfig(**(FAMILIES[family].read(theirs) | overrides))
+    record = FAMILIES[family]
+    return record.config(**(record.read(theirs) | overrides))
 
 
-def config_to_huggingface(config: ModelConfig) -> dict[str, Any]:
+def config_to_huggingface(config: LanguageModel) -> dict[str, Any]:
     """Return the config.json of a config that one of FAMILIES can express.
 
     Raises:
@@ -38,9 +39,13 @@ def config_to_huggingface(config: ModelConfig) -> dict[str, Any]:
             "hidden states; fit a dense head to it with vocabulary.to_dense_head and save that"
         )
     for family in FAMILIES.values():
+        if type(config) is not family.config:
+            continue
         theirs = family.write(config)
         if _same_model(config, config_from_huggingface(theirs)):
             return theirs
+    if not isinstance(config, ModelConfig):
+        raise UserError(f"no Hugging Face family can hold this model of architecture {config.architecture}")
     raise UserError(
         f"no Hugging Face family can hold this model: {titles('and')} have no such mix of "
         f"norm={config.norm}, position={config.position}, windows={config.windows}, "
@@ -48,23 +53,26 @@ def config_to_huggingface(config: ModelConfig) -> dict[str, Any]:
     )
 
 
-def _same_model(ours: ModelConfig, again: ModelConfig) -> bool:
+def _same_model(ours: LanguageModel, again: LanguageModel) -> bool:
     # How it is computed and initialised is ours to choose; what it computes is not.
     ignored = (
         "dtype",
         "param_dtype",
         "remat",
         "attention_implementation",
+        "scan_implementation",
         "init_std",
         "windows",
         "attention_scale",
         "group_head",
         "dropout",
     )
-    if ours.position != "rotary":
+    if isinstance(ours, ModelConfig) and ours.position != "rotary":
         ignored += ("rope_theta", "windowed_rope_theta", "rotary_fraction", "rope_scaling")
     a, b = vars(ours), vars(again)
+    rest = all(a[name] == b[name] for name in a if name not in ignored)
+    if not isinstance(ours, ModelConfig):
+        return rest
     scales = [c.attention_scale or c.head_dim**-0.5 for c in (ours, again)]
     windows = [c.windows * (c.num_layers // len(c.windows)) for c in (ours, again)]
-    rest = all(a[name] == b[name] for name in a if name not in ignored)
     return rest and windows[0] == windows[1] and abs(scales[0] - scales[1]) < 1e-6

@@ -6,7 +6,7 @@ import math
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxllm.models.declarations import Declaration
+from jaxllm.models.architecture import Declaration
 from jaxllm.parallel import mesh_axes, on_shards, spread
 
 

@@ -7,14 +7,15 @@ from jaxllm_kernels import linear_cross_entropy as kernel
 
 from jaxllm.errors import UserError
 from jaxllm.models import grouped_head
-from jaxllm.models.config import ModelConfig
+from jaxllm.models.architecture import trunk
+from jaxllm.models.config import LanguageModel
+from jaxllm.models.head import head_weights
 from jaxllm.models.ids import check_ids
-from jaxllm.models.transformer import head_weights, trunk
 from jaxllm.parallel import mesh_axes, on_shards, spread
 
 
 def loss(
-    config: ModelConfig,
+    config: LanguageModel,
     params: dict,
     tokens_BT: jax.Array,
     targets_BT: jax.Array,
@@ -61,7 +62,7 @@ def loss(
 
 
 def hidden_loss(
-    config: ModelConfig,
+    config: LanguageModel,
     params: dict,
     hidden_BTD: jax.Array,
     targets_BT: jax.Array,
@@ -86,7 +87,7 @@ def hidden_loss(
     return mean, logged | {"token_count": token_count}
 
 
-def _counted(config: ModelConfig, targets_BT: jax.Array, mask: jax.Array | None) -> jax.Array:
+def _counted(config: LanguageModel, targets_BT: jax.Array, mask: jax.Array | None) -> jax.Array:
     """Return each target's weight, float32 [B, T]: 0 for a negative one, NaN for one that cannot be meant."""
     mask_BT = jnp.ones(targets_BT.shape, jnp.float32) if mask is None else mask.astype(jnp.float32)
     check_ids(jnp.where(mask_BT != 0, targets_BT, -1), config.known_vocab_size, "targets")
@@ -95,7 +96,7 @@ def _counted(config: ModelConfig, targets_BT: jax.Array, mask: jax.Array | None)
 
 
 def token_log_probs(
-    config: ModelConfig, params: dict, hidden_BTD: jax.Array, targets_BT: jax.Array
+    config: LanguageModel, params: dict, hidden_BTD: jax.Array, targets_BT: jax.Array
 ) -> jax.Array:
     """Return log p(target) at each position, float32 [B, T], without full logits.
 

@@ -8,19 +8,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxllm.errors import UserError
-from jaxllm.models.config import ModelConfig
-from jaxllm.models.declarations import Declaration, declare, is_declaration
+from jaxllm.models.architecture import Declaration, declare, is_declaration
+from jaxllm.models.config import LanguageModel
 
 
-def init(config: ModelConfig, key: jax.Array) -> dict:
+def init(config: LanguageModel, key: jax.Array) -> dict:
     """Draw parameters: a nested dict of arrays in `config.param_dtype`, layers stacked first.
 
-    GPT-2's scheme: normal with `init_std`, the two projections into the residual stream
+    A transformer's by GPT-2's scheme: normal with `init_std`, the two projections into the residual stream
     divided by sqrt(2 * num_layers), biases 0, gains 1. Every parameter has its own key, made from
     its path, so that adding one leaves the others as they were. Jit it with `out_shardings`
     to make each shard on its own device.
 
     Examples:
+      >>> from jaxllm.models import ModelConfig
       >>> params = init(ModelConfig(num_layers=2, embed_dim=64, num_heads=4), jax.random.key(0))
       >>> params["layers"]["attn"]["query"].shape
       (2, 64, 4, 16)
@@ -28,12 +29,13 @@ def init(config: ModelConfig, key: jax.Array) -> dict:
     return _linen()(declare(config), config.param_dtype).init(key, key)["params"]
 
 
-def axes(config: ModelConfig) -> dict:
+def axes(config: LanguageModel) -> dict:
     """Return the logical axis names of each parameter, `AxisNames` in a tree structured like `init`'s.
 
     They equal plain tuples, and know which axes are inputs of a product.
 
     Examples:
+      >>> from jaxllm.models import ModelConfig
       >>> axes(ModelConfig())["layers"]["attn"]["query"]
       ('layers', 'embed', 'heads', 'head_dim')
       >>> axes(ModelConfig())["layers"]["attn"]["query"].inputs
@@ -42,12 +44,12 @@ def axes(config: ModelConfig) -> dict:
     return jax.tree.map(lambda one: one.names, declare(config), is_leaf=is_declaration)
 
 
-def shapes(config: ModelConfig) -> dict:
+def shapes(config: LanguageModel) -> dict:
     """Return a ShapeDtypeStruct for each parameter, computing nothing."""
     return jax.eval_shape(lambda: init(config, jax.random.key(0)))
 
 
-def check_params(config: ModelConfig, params: dict) -> None:
+def check_params(config: LanguageModel, params: dict) -> None:
     """Check that parameters, layers stacked, are a config's: others could answer too, with wrong numbers.
 
     Raises:
@@ -91,7 +93,9 @@ def _linen():
 def _initialise(linen_key, key, path: str, entry: Declaration, dtype: str) -> jax.Array:
     # Linen numbers its keys in order of declaration; a key from the path does not depend on order.
     del linen_key
+    key = jax.random.fold_in(key, zlib.crc32(path.encode()))
+    if entry.draw is not None:
+        return entry.draw(key, entry.shape).astype(dtype)
     if entry.std == 0.0:
         return jnp.full(entry.shape, entry.mean, dtype)
-    key = jax.random.fold_in(key, zlib.crc32(path.encode()))
     return (entry.std * jax.random.normal(key, entry.shape, jnp.float32)).astype(dtype)

@@ -3,15 +3,15 @@
 import dataclasses
 
 from jaxllm.errors import unknown
-from jaxllm.models.config import ModelConfig
+from jaxllm.models.config import LanguageModel
 from jaxllm.models.families import FAMILIES
 
-PRESETS: dict[str, ModelConfig] = {
+PRESETS: dict[str, LanguageModel] = {
     name: preset for family in FAMILIES.values() for name, preset in family.presets.items()
 }
 
 
-def get_preset(name: str, **overrides) -> ModelConfig:
+def get_preset(name: str, **overrides) -> LanguageModel:
     """Return the preset called `name`, with some fields replaced.
 
     A size that the preset derives from another (head_dim, num_kv_heads, mlp_dim) is derived again
@@ -41,17 +41,11 @@ def get_preset(name: str, **overrides) -> ModelConfig:
     return dataclasses.replace(preset, **(again | overrides))
 
 
-def derived_fields(config: ModelConfig) -> list[str]:
-    """Return the fields whose values are those that ModelConfig derives from others.
+def derived_fields(config: LanguageModel) -> list[str]:
+    """Return the fields whose values are those that the config derives from others.
 
     Examples:
       >>> derived_fields(PRESETS["llama-nano"])
       ['head_dim', 'norm_bias']
     """
-    derived = {
-        "head_dim": config.embed_dim // config.num_heads,
-        "num_kv_heads": config.num_heads,
-        "mlp_dim": 4 * config.embed_dim,
-        "norm_bias": config.norm == "layernorm",
-    }
-    return [field for field, value in derived.items() if getattr(config, field) == value]
+    return [field for field, value in config.derived.items() if getattr(config, field) == value]

@@ -1,14 +1,13 @@
-"""The transformer as pure functions: tokens to hidden states, hidden states to logits."""
+"""The transformer as pure functions: tokens to hidden states, with a cache or without."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
-from jaxllm_kernels.compat import dot_general_float32
 
-from jaxllm.axis_names import AxisNames
 from jaxllm.errors import UserError
-from jaxllm.models import grouped_head
+from jaxllm.models.architecture import capture, decode
 from jaxllm.models.attention import attention_block
 from jaxllm.models.cache import LayerCache, seen_B1
 from jaxllm.models.config import ModelConfig
@@ -24,37 +23,8 @@ from jaxllm.models.sites import Sites, Tap
 from jaxllm.parallel import constrain
 
 
-def trunk(
-    config: ModelConfig,
-    params: dict,
-    tokens_BT: jax.Array,
-    *,
-    positions: jax.Array | None = None,
-    segment_ids: jax.Array | None = None,
-    sites: Sites | None = None,
-    microbatches: int = 1,
-    key: jax.Array | None = None,
-) -> jax.Array:
-    """Return hidden states after the final norm: [B, T, D] in `config.dtype`.
-
-    Args:
-      tokens_BT: int [B, T].
-      positions: int [B, T]; None counts from 0, anew in each segment.
-      segment_ids: int [B, T], one number a document of a packed row; documents do not see each
-        other.
-      sites: activations to edit (to capture them use `capture`).
-      microbatches: how many each layer takes one after another, before the next layer; must divide B.
-      key: draws what `config.dropout` drops; None: nothing is dropped.
-
-    Raises:
-      UserError: more tokens than a learned position table has; ids that are fractions or, outside of jit,
-        that the vocabulary does not have.
-    """
-    options = dict(positions=positions, segment_ids=segment_ids, microbatches=microbatches, key=key)
-    return capture(config, params, tokens_BT, sites, **options)[0]
-
-
-def capture(
+@capture.register
+def _capture(
     config: ModelConfig,
     params: dict,
     tokens_BT: jax.Array,
@@ -65,24 +35,10 @@ def capture(
     microbatches: int = 1,
     key: jax.Array | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Return (hidden states as `trunk` does, {site: values stacked over layers}).
-
-    With `sites.keep`, what that returns for each layer is stacked instead; if a layer takes
-    `microbatches` (see `trunk`) its first axis must be the batch's.
-
-    Examples:
-      >>> from jaxllm import models
-      >>> config = models.get_preset("gpt2-nano")
-      >>> params = models.init(config, jax.random.key(0))
-      >>> tokens = jnp.zeros((1, 5), int)
-      >>> _, values = capture(config, params, tokens, Sites(capture=("attn_probs",)))
-      >>> values["attn_probs"].shape  # layers, batch, heads, queries, keys
-      (2, 1, 2, 5, 5)
-    """
     check_ids(tokens_BT, config.known_vocab_size)
     if positions is None:
         positions = _positions(tokens_BT, segment_ids)
-        if config.position == "learned" and tokens_BT.shape[1] > config.context_length:
+        if tokens_BT.shape[1] > (config.most_positions or math.inf):
             raise UserError(f"{tokens_BT.shape[1]} tokens do not fit context_length={config.context_length}")
     hidden_BTD, captured, _ = _run(
         config, params, tokens_BT, positions, segment_ids, sites, None, microbatches, key
@@ -90,25 +46,10 @@ def capture(
     return hidden_BTD, captured
 
 
-def decode(
-    config: ModelConfig,
-    params: dict,
-    tokens_BT: jax.Array,
-    cache: dict,
-    *,
-    mask_BT: jax.Array | None = None,
+@decode.register
+def _decode(
+    config: ModelConfig, params: dict, tokens_BT: jax.Array, cache: dict, *, mask_BT: jax.Array | None = None
 ) -> tuple[jax.Array, dict]:
-    """Run the next T tokens after those in the cache: the prompt at once, then one at a time.
-
-    Args:
-      tokens_BT: int [B, T].
-      cache: from `init_cache` or the last call. Donated to a jitted step, it is updated in place.
-      mask_BT: False at padding, which must be on the left of a row's first token; None: all True.
-
-    Returns:
-      (hidden_BTD after the final norm, the cache with the tokens added). Hidden states at padding
-      are meaningless but finite; where the cache has no slot left for the tokens, all are NaN.
-    """
     check_ids(tokens_BT, config.known_vocab_size)
     T = tokens_BT.shape[1]
     if T > cache["valid"].shape[1]:
@@ -123,41 +64,6 @@ def decode(
     # Written past the end they would have replaced the last tokens in silence.
     hidden_BTD = jnp.where(length <= cache["valid"].shape[1], hidden_BTD, jnp.nan)
     return hidden_BTD, cache | {"length": length}
-
-
-def logits(config: ModelConfig, params: dict, hidden_BTD: jax.Array) -> jax.Array:
-    """Return the head's float32 logits of hidden states: [..., V].
-
-    Of a head of groups they are log-probabilities; see `grouped_head.log_probs` for what they cost.
-    """
-    if config.vocab_groups is not None:
-        return grouped_head.log_probs(config, params, hidden_BTD)
-    weights, names = head_weights(config, params)
-    vocab_axis, weights = names.index("vocab"), weights.astype(hidden_BTD.dtype)
-    dims = ((hidden_BTD.ndim - 1,), (1 - vocab_axis,))
-    if vocab_axis == 0 and hidden_BTD.ndim == 2:
-        # One row a sequence: twice as fast on a CPU with the table on the left.
-        return dot_general_float32(weights, hidden_BTD, (dims[::-1], ((), ()))).T
-    return dot_general_float32(hidden_BTD, weights, (dims, ((), ())))
-
-
-def apply(config: ModelConfig, params: dict, tokens_BT: jax.Array, **options) -> jax.Array:
-    """Return the float32 logits of every position, [B, T, V]; options are `trunk`'s.
-
-    Examples:
-      >>> from jaxllm import models
-      >>> config = models.get_preset("llama-nano")
-      >>> params = models.init(config, jax.random.key(0))
-      >>> models.apply(config, params, jnp.zeros((2, 7), int)).shape
-      (2, 7, 256)
-    """
-    return logits(config, params, trunk(config, params, tokens_BT, **options))
-
-
-def head_weights(config: ModelConfig, params: dict) -> tuple[jax.Array, AxisNames]:
-    """Return (a dense head's weights, the names of their axes)."""
-    group, name = ("embed", "tokens") if config.tie_embeddings else ("head", "kernel")
-    return params[group][name], axes(config)[group][name]
 
 
 def _positions(tokens_BT, segment_ids):

@@ -7,7 +7,7 @@ from typing import Any
 from jaxllm.config import check
 from jaxllm.errors import UserError, bare, brief, unknown
 from jaxllm.json_file import read_json
-from jaxllm.models.config import ModelConfig
+from jaxllm.models.config import LanguageModel
 from jaxllm.models.families import FAMILIES, Family
 from jaxllm.models.huggingface_config import config_from_huggingface
 
@@ -16,8 +16,8 @@ _MAX_BYTES = 2**20
 _UNSUPPORTED = ("add_cross_attention", "quantization_config")
 
 
-def read_config(path: str | Path, **overrides) -> tuple[ModelConfig, str]:
-    """Return (ModelConfig, family) of a config.json; overrides set dtype and param_dtype.
+def read_config(path: str | Path, **overrides) -> tuple[LanguageModel, str]:
+    """Return (config, family) of a config.json; overrides set dtype and param_dtype.
 
     Raises:
       UserError: the file is missing or not JSON, names a model of none of FAMILIES,
@@ -26,7 +26,7 @@ def read_config(path: str | Path, **overrides) -> tuple[ModelConfig, str]:
     return checked_config(read_json(path, most_bytes=_MAX_BYTES), str(path), **overrides)
 
 
-def checked_config(theirs: Mapping[str, Any], source: str, **overrides) -> tuple[ModelConfig, str]:
+def checked_config(theirs: Mapping[str, Any], source: str, **overrides) -> tuple[LanguageModel, str]:
     """Do the same for the content of a config.json; `source` is for messages."""
     family = theirs.get("model_type")
     if not isinstance(family, str) or family not in FAMILIES:

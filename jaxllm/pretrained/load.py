@@ -8,7 +8,7 @@ import jax
 
 from jaxllm.data.tokenizer import Tokenizer, load_tokenizer
 from jaxllm.errors import UserError, brief
-from jaxllm.models.config import ModelConfig
+from jaxllm.models.config import LanguageModel
 from jaxllm.models.huggingface import params_from_state_dict
 from jaxllm.pretrained import hub
 from jaxllm.pretrained.config_file import read_config, read_index
@@ -26,7 +26,7 @@ _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".msgpack", ".h5"
 class Pretrained(NamedTuple):
     """A model to go on with: `models.apply(config, params, tokens)`."""
 
-    config: ModelConfig
+    config: LanguageModel
     params: dict  # arrays in config.param_dtype, on jax's default device
     tokenizer: Tokenizer | None  # None where the source carries none
 

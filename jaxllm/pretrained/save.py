@@ -12,7 +12,7 @@ from jaxllm.atomic import new_folder
 from jaxllm.data.bpe import HuggingFaceTokenizer
 from jaxllm.data.tokenizer import Tokenizer, start_id
 from jaxllm.errors import UserError
-from jaxllm.models.config import ModelConfig
+from jaxllm.models.config import LanguageModel
 from jaxllm.models.huggingface import state_dict_from_params, tensor_shapes
 from jaxllm.models.huggingface_config import config_to_huggingface
 from jaxllm.pretrained.safetensors_file import write_safetensors
@@ -20,7 +20,7 @@ from jaxllm.pretrained.safetensors_file import write_safetensors
 
 def save_pretrained(
     folder: str | os.PathLike,
-    config: ModelConfig,
+    config: LanguageModel,
     params: dict,
     tokenizer: Tokenizer | None = None,
     *,

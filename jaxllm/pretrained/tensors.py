@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxllm.errors import UserError
-from jaxllm.models.config import ModelConfig
+from jaxllm.models.config import LanguageModel
 from jaxllm.models.families import FAMILIES
 from jaxllm.models.huggingface import check_left_over, full_name, same_numbers, tensor_shapes
 
@@ -41,7 +41,7 @@ class Tensors(Mapping[str, np.ndarray]):
         return name in self.stored
 
 
-def fit(tensors: Tensors, config: ModelConfig, family: str, source: str) -> tuple[ModelConfig, Tensors]:
+def fit(tensors: Tensors, config: LanguageModel, family: str, source: str) -> tuple[LanguageModel, Tensors]:
     """Return the config, and the tensors that it needs under the names that the whole model gives them.
 
     Every tensor is used, or holds what the model has without it. A head that is not the table of tokens
@@ -76,7 +76,7 @@ def fit(tensors: Tensors, config: ModelConfig, family: str, source: str) -> tupl
     return config, Tensors(needed)
 
 
-def _untied_if_it_differs(config: ModelConfig, family: str, named) -> ModelConfig:
+def _untied_if_it_differs(config: LanguageModel, family: str, named) -> LanguageModel:
     head, table = named.get(FAMILIES[family].head), named.get(FAMILIES[family].tensors["embed/tokens"].name)
     if not config.tie_embeddings or head is None or table is None or same_numbers(head.read(), table.read()):
         return config

@@ -25,7 +25,7 @@ class Choice(NamedTuple):
 
 
 def score_choices(
-    config: models.ModelConfig,
+    config: models.LanguageModel,
     params,
     contexts: Sequence[Sequence[int]],
     choices: Sequence[Sequence[Sequence[int]]],
@@ -93,7 +93,7 @@ def score_choices(
 
 
 def label_log_probs(
-    config: models.ModelConfig, params, prompts: Sequence[Sequence[int]], labels: Sequence[Sequence[int]]
+    config: models.LanguageModel, params, prompts: Sequence[Sequence[int]], labels: Sequence[Sequence[int]]
 ) -> np.ndarray:
     """Return log p(label | prompt), normalised over the labels: float64 [N, labels].
 

@@ -33,7 +33,7 @@ class HarnessModel(TemplateLM):
 
     def __init__(
         self,
-        config: models.ModelConfig,
+        config: models.LanguageModel,
         params,
         tokenizer,
         *,

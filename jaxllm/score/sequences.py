@@ -15,7 +15,7 @@ TOKENS_PER_BATCH = 4096  # that a call of the model computes, padding included
 
 
 def score_sequences(
-    config: models.ModelConfig,
+    config: models.LanguageModel,
     params,
     sequences: Sequence[Sequence[int]],
     *,
@@ -48,7 +48,7 @@ def score_sequences(
 
 
 def map_sequences(
-    config: models.ModelConfig,
+    config: models.LanguageModel,
     sequences: Sequence[Sequence[int]],
     function: Callable[[np.ndarray], Any],
     tokens_per_batch: int = TOKENS_PER_BATCH,
@@ -83,7 +83,7 @@ def map_sequences(
     return results
 
 
-def check_ids(config: models.ModelConfig, sequences: Sequence[Sequence[int]], what: str) -> None:
+def check_ids(config: models.LanguageModel, sequences: Sequence[Sequence[int]], what: str) -> None:
     """Check that a model can score sequences of ids.
 
     Args:
@@ -124,7 +124,7 @@ def progress_bar(total: int, shown: bool):
     return tqdm(total=total, desc="scored", unit=" sequences", disable=not shown)
 
 
-def prepare(config: models.ModelConfig, params) -> dict:
+def prepare(config: models.LanguageModel, params) -> dict:
     """Return the parameters as scoring reads them fastest; every function of this package takes them too.
 
     On a CPU the stack of layers is taken apart (a copy): a scan would copy the stack, and each layer out of

@@ -96,7 +96,7 @@ def rolling_windows(length: int, window: int, stride: int | None = None) -> list
 
 
 def rolling_log_probs(
-    config: models.ModelConfig,
+    config: models.LanguageModel,
     params,
     documents: Sequence[Sequence[int]],
     window: int,
@@ -165,7 +165,7 @@ def score_examples(
 
 
 def score_texts(
-    config: models.ModelConfig,
+    config: models.LanguageModel,
     params,
     tokenizer,
     texts: Sequence[str],

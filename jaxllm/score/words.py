@@ -20,7 +20,7 @@ _BLOCK = 128  # positions whose full logits are in memory at once
 
 
 def word_surprisals(
-    config: models.ModelConfig,
+    config: models.LanguageModel,
     params,
     tokenizer,
     texts: Sequence[Sequence[str]],

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxllm.models import ModelConfig
+from jaxllm.models import ModelConfig, check_transformer
 from jaxllm.subnetwork.extract import extract
 from jaxllm.subnetwork.rates import Rates, layer_probabilities, shrink
 from jaxllm.subnetwork.sample import sample, sampled_units
@@ -71,6 +71,7 @@ def check_schedule(config: ModelConfig, schedule: Schedule, shards: int = 1) -> 
     Raises:
       UserError: a rate that does not keep a whole number.
     """
+    check_transformer(config, "a schedule of subnetworks")
     for stage in schedule.stages:
         shrink(config, stage.rates)
         jax.eval_shape(lambda rates=stage.rates: _draw(config, rates, schedule, shards, jax.random.key(0)))

@@ -19,7 +19,7 @@ from jax.sharding import AbstractMesh, AxisType
 
 from jaxllm import models
 from jaxllm.errors import UserError
-from jaxllm.models import ModelConfig
+from jaxllm.models import ModelConfig, check_transformer
 from jaxllm.optim import OptimConfig, make_optimizer
 from jaxllm.parallel import HOST_MEMORY, MeshConfig
 from jaxllm.parallel.streaming import BLOCK_BYTES
@@ -110,7 +110,8 @@ def estimate(config: TrainConfig, target: Target | str) -> Estimate:
       target: a machine or its name.
 
     Raises:
-      UserError: the mesh does not cover the target's devices, or the batch cannot be split.
+      UserError: the mesh does not cover the target's devices, the batch cannot be split, or the model is no
+        transformer.
 
     Examples:
       >>> from jaxllm.text.presets import TRAIN_PRESETS
@@ -120,6 +121,7 @@ def estimate(config: TrainConfig, target: Target | str) -> Estimate:
       >>> one.bound, one.fits
       ('memory', True)
     """
+    check_transformer(config.model, "the estimate of a step")
     target = get_target(target)
     config = with_precision(config)
     mesh = mesh_sizes(config.mesh, target.num_devices)

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from jaxllm.atomic import write_file
 from jaxllm.errors import UserError
+from jaxllm.models import check_transformer
 from jaxllm.targets.analytic import Estimate, estimate
 from jaxllm.targets.candidates import Search, candidates
 from jaxllm.targets.catalog import Target, get_target
@@ -116,6 +117,7 @@ def plan(
     Raises:
       UserError: nothing fits; says the smallest change that would.
     """
+    check_transformer(config.model, "jaxllm plan")
     target = get_target(target)
     asked, config = config, with_vocabulary(config)
     engines, ranked, forecasts = search.engines or ENGINES, [], {}

@@ -40,7 +40,7 @@ def compile_train_step(config: TrainConfig, target: Target | str, **replacements
 
 
 def compile_decode_step(
-    config: models.ModelConfig,
+    config: models.LanguageModel,
     batch_size: int,
     length: int,
     target: Target | str,
@@ -61,7 +61,7 @@ def compile_decode_step(
     shapes = jax.eval_shape(lambda: models.init(config, jax.random.key(0)))
     params = _sharded(shapes, parallel.shardings(models.axes(config), shapes, place))
     cache = jax.eval_shape(lambda: models.init_cache(config, batch_size, length))
-    cache = _sharded(cache, parallel.shardings(models.cache_axes(), cache, place))
+    cache = _sharded(cache, parallel.shardings(models.cache_axes(config), cache, place))
     tokens = jax.ShapeDtypeStruct((batch_size, 1), jnp.int32)
     tokens = _sharded(tokens, parallel.shardings(("batch", None), tokens, place))
 

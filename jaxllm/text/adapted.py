@@ -17,7 +17,7 @@ from jaxllm.train.task import Task
 
 
 def adaptation(
-    model: models.ModelConfig, lora: LoraConfig, train_only: str | None
+    model: models.LanguageModel, lora: LoraConfig, train_only: str | None
 ) -> Lora | TrainOnly | None:
     """Return the view that a run's config describes; None: all of the model is trained.
 
@@ -80,7 +80,7 @@ def lasting(source: str) -> str:
     return str(path.absolute()) if path.exists() else source
 
 
-def saved_adaptation(saved: dict[str, Any], model: models.ModelConfig) -> Lora | TrainOnly | None:
+def saved_adaptation(saved: dict[str, Any], model: models.LanguageModel) -> Lora | TrainOnly | None:
     """Return the view of a run by the config that its checkpoint remembers."""
     lora = from_plain(LoraConfig, saved.get("lora", {}), "the lora of a checkpoint")
     return adaptation(model, lora, saved.get("train_only"))

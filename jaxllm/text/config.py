@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from jaxllm.adapt import LoraConfig
 from jaxllm.config import Count, CountOrZero, NotNegative, OneOf, Size, UserPath, from_plain
 from jaxllm.errors import UserError
-from jaxllm.models import ModelConfig, get_preset
+from jaxllm.models import LanguageModel, check_transformer, get_preset
 from jaxllm.optim import OptimConfig
 from jaxllm.subnetwork import get_schedule
 from jaxllm.text.precision import PRECISIONS
@@ -23,7 +23,7 @@ _MOST_TOKENS = 2**26  # a step; the largest published batches have a quarter of 
 class TrainConfig(RunConfig):
     """A training run on text. `steps`, `batch_size` and `seq_len` decide how many tokens it sees."""
 
-    model: ModelConfig = field(default_factory=lambda: get_preset("gpt2-micro", vocab_size=None))
+    model: LanguageModel = field(default_factory=lambda: get_preset("gpt2-micro", vocab_size=None))
     data: UserPath = "sotu"  # "sotu" (embedded), file or folder, .jsonl/.csv/.tsv, tfds:NAME, hf:NAME
     tokenizer: UserPath = "bpe:1024"  # gpt2, bytes, char, bpe:SIZE (trained on the data), tokenizer.json
     vocab_groups: str | None = None  # ORDER or ORDER:K of jaxllm.vocabulary.VOCAB_ORDERS: model.vocab_groups
@@ -64,14 +64,17 @@ class TrainConfig(RunConfig):
                 f"batch_size {self.batch_size} cannot be computed in accumulate={self.accumulate} "
                 f"equal parts; choose a multiple"
             )
-        if self.model.position == "learned" and self.seq_len > self.model.context_length:
+        if self.seq_len > (self.model.most_positions or self.seq_len):
             raise UserError(
                 f"seq_len {self.seq_len} is longer than the {self.model.context_length} positions "
                 "the model learns; lower seq_len or raise model.context_length"
             )
         if self.vocab_groups is not None:
             parse_groups(self.vocab_groups)
+        if self.engine == "tiles":
+            check_transformer(self.model, "engine=tiles")
         if self.subnetwork is not None:
+            check_transformer(self.model, "subnetwork")
             get_schedule(self.subnetwork, self.model.num_layers, self.steps)
         _check_offload(self)
         if self.adapts:
@@ -134,6 +137,6 @@ def plain_run(config: TrainConfig, **changes: Any) -> TrainConfig:
     return TrainConfig(**(shared | changes))
 
 
-def model_from_dict(values: dict[str, Any]) -> ModelConfig:
+def model_from_dict(values: dict[str, Any]) -> LanguageModel:
     """Return the model config that `to_dict` turned into plain values."""
-    return from_plain(ModelConfig, values, "the model of a checkpoint")
+    return from_plain(LanguageModel, values, "the model of a checkpoint")

@@ -19,7 +19,7 @@ TOKENIZER_FILE = "tokenizer.json"
 
 
 def load_run(folder, which: Literal["latest", "best"] = "latest", base: str | None = None):
-    """Return (ModelConfig, params on the first device, tokenizer) of a training run.
+    """Return (config, params on the first device, tokenizer) of a training run.
 
     Of a run that trained an adapter, or some parameters, the model is merged with the one it started from.
 
@@ -57,7 +57,7 @@ def load_run(folder, which: Literal["latest", "best"] = "latest", base: str | No
 
 
 def load_adapted(source: str, adapter: str, which: Literal["latest", "best"] = "latest"):
-    """Return (ModelConfig, params, tokenizer or None) of a model merged with an adapter.
+    """Return (config, params, tokenizer or None) of a model merged with an adapter.
 
     Args:
       source: the model; see `load_model`.
@@ -125,7 +125,7 @@ def _load(kept: Checkpoints, step: int):
 
 
 def load_model(source: str, checkpoint: Literal["latest", "best"] = "latest", param_dtype: str = "float32"):
-    """Return (ModelConfig, params, tokenizer or None).
+    """Return (config, params, tokenizer or None).
 
     Args:
       source: the folder of a training run, or what `from_pretrained` reads.
@@ -152,7 +152,7 @@ def load_model_and_tokenizer(
     param_dtype: str = "float32",
     adapter: str | None = None,
 ):
-    """Return (ModelConfig, params, tokenizer) of a model that must have a tokenizer; see `load_model`."""
+    """Return (config, params, tokenizer) of a model that must have a tokenizer; see `load_model`."""
     if adapter is not None:
         model, params, tokenizer = load_adapted(source, adapter, checkpoint)
     else:

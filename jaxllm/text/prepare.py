@@ -43,7 +43,7 @@ class TextRun(Run):
     corpus: data.Corpus | None = None  # None: the run is only compiled
 
     @property
-    def model(self) -> models.ModelConfig:
+    def model(self) -> models.LanguageModel:
         """The model being trained, with its vocabulary and types filled in."""
         return self.config.model
 
@@ -230,7 +230,9 @@ def _started(config: TrainConfig, start: Any, begun: Begun):
         loaded, params, its_tokenizer = load_model(config.start, param_dtype=dtype)
         model, tokenizer = model or loaded, tokenizer or its_tokenizer
         config = dataclasses.replace(config, start=lasting(config.start))
-    kept = {name: getattr(config.model, name) for name in ("remat", "attention_implementation")}
+    ours = ("remat", "attention_implementation", "scan_implementation")
+    both = [name for name in ours if hasattr(config.model, name) and hasattr(model, name)]
+    kept = {name: getattr(config.model, name) for name in both}
     return dataclasses.replace(config, model=dataclasses.replace(model, **kept)), params, tokenizer
 
 

@@ -22,7 +22,7 @@ class Begun(NamedTuple):
 
     tokenizer: data.Tokenizer | None = None
     vocab_groups: models.VocabGroups | None = None
-    model: models.ModelConfig | None = None  # of a fine-tuned one, whose source may be gone
+    model: models.LanguageModel | None = None  # of a fine-tuned one, whose source may be gone
 
 
 def begun(config: TrainConfig) -> Begun:

@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxllm import models
 from jaxllm.errors import UserError
-from jaxllm.models import ModelConfig
+from jaxllm.models import ModelConfig, check_transformer
 from jaxllm.optim.decay import decay_mask
 from jaxllm.tiles import kernels, layers
 from jaxllm.tiles.access import Mode
@@ -69,6 +69,7 @@ def check_model(config: ModelConfig) -> None:
     Raises:
       UserError: names the first field that differs.
     """
+    check_transformer(config, "a step in tiles")
     known = _ONLY | dict(num_kv_heads=config.num_heads, remat="none", param_dtype="float32", dtype="float32")
     for name, value in known.items():
         if getattr(config, name) != value:

@@ -15,8 +15,8 @@ import numpy as np
 import optax
 
 from jaxllm.models.config import ModelConfig
+from jaxllm.models.head import logits
 from jaxllm.models.loss import hidden_loss
-from jaxllm.models.transformer import logits
 from jaxllm.models.vocab_groups import VocabGroups
 
 _ROWS = 256  # hidden states whose full logits are in memory at once

@@ -20,7 +20,9 @@ CONFIGS = {
     "gpt_neo": models.get_preset("gpt-neo-nano", **MODEL),
     "gpt_neox": models.get_preset("pythia-70m", **MODEL),
     "llama": models.get_preset("llama-nano", **MODEL | dict(num_kv_heads=1)),
+    "mamba": models.get_preset("mamba-nano", num_layers=2, embed_dim=24, vocab_size=61),
 }
+TARGETS = {"mamba": "mamba_gate,mamba_select,mamba_delta,mamba_out"}
 
 
 def random_adapter(lora, seed=3):
@@ -33,7 +35,8 @@ def random_adapter(lora, seed=3):
 @pytest.mark.parametrize("family", CONFIGS)
 @pytest.mark.parametrize("rslora", [False, True])
 def test_an_adapter_comes_back_as_it_was(family, rslora, tmp_path):
-    lora = Lora(CONFIGS[family], LoraConfig(rank=3, targets="key,query,out,mlp_in", alpha=5.0, rslora=rslora))
+    targets = TARGETS.get(family, "key,query,out,mlp_in")
+    lora = Lora(CONFIGS[family], LoraConfig(rank=3, targets=targets, alpha=5.0, rslora=rslora))
     adapter, base = random_adapter(lora), models.init(lora.model, jax.random.key(0))
     save_adapter(tmp_path / "adapter", lora, adapter, about={"seen": 1})
     again, loaded = load_adapter(tmp_path / "adapter", lora.model)

@@ -21,6 +21,7 @@ CONFIGS = {
     "windows": models.get_preset("gpt-neo-nano", vocab_size=256, windows=(0, 6)),
     "sinks": models.get_preset("gpt2-nano", vocab_size=256, sink_logit="learned"),
     "softmax-1": models.get_preset("gpt2-nano", vocab_size=256, sink_logit=0.0),
+    "mamba": models.get_preset("mamba-nano", vocab_size=256),
 }
 TRUNK = jax.jit(models.trunk, static_argnums=0)
 
@@ -63,7 +64,7 @@ def test_a_forked_row_is_what_its_prompt_and_tokens_are_together(name, stacked):
         np.testing.assert_allclose(np.concatenate(states, axis=1), expected(name), atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["llama", "windows"])
+@pytest.mark.parametrize("name", ["llama", "windows", "mamba"])
 def test_a_fork_of_a_fork(name):
     decoder, cache = prompted(name)
     cache = decoder.fork(cache, [0, 2], slots=3)
@@ -77,7 +78,7 @@ def test_a_fork_of_a_fork(name):
     np.testing.assert_allclose(hidden[2], full[0, -4:], atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["llama", "windows"])
+@pytest.mark.parametrize("name", ["llama", "windows", "mamba"])
 def test_rows_that_are_left_go_on_as_if_nothing_had_dropped_out(name):
     decoder, cache = prompted(name)
     forked = decoder.fork(cache, ROWS, slots=6)

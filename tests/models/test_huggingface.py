@@ -40,6 +40,7 @@ GEMMA = dict(
     num_attention_heads=3, num_key_value_heads=1, head_dim=10, sliding_window=5, query_pre_attn_scalar=7,
     pad_token_id=None,  # of whose row torch gives no gradient
 )  # fmt: skip
+MAMBA = dict(vocab_size=61, hidden_size=20, state_size=5, num_hidden_layers=3, conv_kernel=3)
 CASES = {
     "gemma3": ("Gemma3", GEMMA),
     "gemma3-untied-biased": (
@@ -72,6 +73,11 @@ CASES = {
     "gpt2": ("GPT2", GPT2),
     "gpt_neo": ("GPTNeo", NEO),
     "llama-tied": ("Llama", LLAMA | dict(tie_word_embeddings=True)),
+    "mamba": ("Mamba", MAMBA),
+    "mamba-untied-biased": (
+        "Mamba",
+        MAMBA | dict(use_bias=True, use_conv_bias=False, tie_word_embeddings=False, time_step_rank=2),
+    ),
     "llama-untied-biased": (
         "Llama",
         LLAMA | dict(tie_word_embeddings=False, attention_bias=True, mlp_bias=True),

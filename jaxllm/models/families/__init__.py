@@ -5,13 +5,16 @@ from jaxllm.models.families.gpt2 import GPT2
 from jaxllm.models.families.gpt_neo import GPT_NEO
 from jaxllm.models.families.gpt_neox import GPT_NEOX
 from jaxllm.models.families.llama import LLAMA
+from jaxllm.models.families.mamba import MAMBA
 from jaxllm.models.families.record import Buffer as Buffer
 from jaxllm.models.families.record import Family as Family
 from jaxllm.models.families.record import Gguf as Gguf
 from jaxllm.models.families.record import Tensor as Tensor
 
 # By the model_type of a config.json. A model is saved as the first that can express it.
-FAMILIES: dict[str, Family] = {family.name: family for family in (GPT2, GPT_NEO, GPT_NEOX, LLAMA, GEMMA3)}
+FAMILIES: dict[str, Family] = {
+    family.name: family for family in (GPT2, GPT_NEO, GPT_NEOX, LLAMA, GEMMA3, MAMBA)
+}
 
 
 def titles(word: str) -> str:

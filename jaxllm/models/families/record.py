@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxllm.errors import unknown
-from jaxllm.models.config import ModelConfig
+from jaxllm.models.config import LanguageModel, ModelConfig
 
 
 class Tensor(NamedTuple):
@@ -18,11 +18,13 @@ class Tensor(NamedTuple):
     part: int | None = None  # which of query, key, value in a fused projection
     by_head: bool = False  # fused as [heads, 3, head_dim], not [3, heads, head_dim]
     offset: float = 0.0  # ours less theirs: 1 for a gain that is stored as its difference from 1
+    parts: int = 3  # of a fused projection
+    axes: tuple[str | None, ...] = ()  # of what is stored unmerged and is no product's weight; None: length 1
 
 
 # (config, the tensor's name, its numbers in float32) -> (whether they are those that the model computes in
 # their place, what they should be).
-Buffer = Callable[[ModelConfig, str, np.ndarray], tuple[bool, str]]
+Buffer = Callable[[Any, str, np.ndarray], tuple[bool, str]]
 
 
 @dataclass(frozen=True)
@@ -48,9 +50,10 @@ class Family:
     tensors: Mapping[str, Tensor]  # by the path of our parameter: "layers/attn/query"
     required: Mapping[str, Any]  # fields of a config.json and what they may hold (see `jaxllm.config.check`)
     optional: Mapping[str, Any]
-    read: Callable[[Mapping[str, Any]], dict[str, Any]]  # a config.json -> fields of ModelConfig
-    write: Callable[[ModelConfig], dict[str, Any]]  # the reverse; what it cannot say is found by reading it
-    presets: Mapping[str, ModelConfig]
+    read: Callable[[Mapping[str, Any]], dict[str, Any]]  # a config.json -> fields of our config
+    write: Callable[[Any], dict[str, Any]]  # the reverse; what it cannot say is found by reading it
+    presets: Mapping[str, LanguageModel]
+    config: type[LanguageModel] = ModelConfig  # whose fields `read` returns
     # (config.json, where it came from) raises a UserError where fields are malformed beyond their types
     check: Callable[[Mapping[str, Any], str], None] = lambda theirs, source: None
     buffers: Mapping[str, Buffer] = field(default_factory=dict)  # by the end of the tensor's name

@@ -77,7 +77,7 @@ def selective_scan(
         same = segment_ids_BT[:, 1:] == segment_ids_BT[:, :-1]
         keep_BT = jnp.pad(same, ((0, 0), (1, 0)), constant_values=True).astype(wide)
     if 0 in (B, T, D, N):
-        return u_BTD * skip_D.astype(u_BTD.dtype), state_BND.swapaxes(1, 2)
+        return u_BTD * skip_D.astype(u_BTD.dtype)[None, None], state_BND.swapaxes(1, 2)
     arrays = u_BTD, delta_BTD, A_DN.astype(wide).T, B_BTN, C_BTN, skip_D, state_BND, keep_BT
     # Here and not in the rules: the transpose of this cast sums gradients over the mesh axes of shard_map.
     arrays = [None if x is None else varying_like(x, *(a for a in arrays if a is not None)) for x in arrays]
@@ -106,10 +106,10 @@ def selective_step(
     _check((u_BD, delta_BD, A_DN, B_BN, C_BN, skip_D, state_BDN), None, "B")
     wide = widened(u_BD.dtype)
     u, delta, A, B, C, state = (x.astype(wide) for x in (u_BD, delta_BD, A_DN, B_BN, C_BN, state_BDN))
-    state = jnp.exp(delta[..., None] * A) * state + (delta * u)[..., None] * B[:, None]
+    state = jnp.exp(delta[..., None] * A[None]) * state + (delta * u)[..., None] * B[:, None]
     y = jnp.sum(state * C[:, None], axis=-1)
     if skip_D is not None:
-        y = y + skip_D.astype(wide) * u
+        y = y + skip_D.astype(wide)[None] * u
     return y.astype(u_BD.dtype), state
 
 

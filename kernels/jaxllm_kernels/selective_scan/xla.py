@@ -30,7 +30,7 @@ def forward(u_BTD, delta_BTD, A_ND, B_BTN, C_BTN, skip_D, state_BND, keep_BT, *,
         def step(h_BND, x):
             u_BD, delta_BD, B_BN, C_BN, keep_B = (None if v is None else v.astype(wide) for v in x)
             h_BND = _decay(delta_BD, A_ND, keep_B) * h_BND + _outer(B_BN, delta_BD * u_BD)
-            y_BD = jnp.sum(h_BND * C_BN[:, :, None], axis=1) + skip_D * u_BD
+            y_BD = jnp.sum(h_BND * C_BN[:, :, None], axis=1) + skip_D[None] * u_BD
             return h_BND, y_BD.astype(u_BTD.dtype)
 
         last_BND, y_tBD = jax.lax.scan(step, h_BND, xs)
@@ -72,8 +72,8 @@ def backward(
             d_B_BN = jnp.einsum("bnd,bd->bn", d_h_BND, delta_u_BD)
             d_delta_u_BD = jnp.sum(d_h_BND * B_BN[:, :, None], axis=1)
             d_exponent_BND = d_h_BND * kept_BND  # of exp(delta A)
-            d_delta_BD = jnp.sum(d_exponent_BND * A_ND, axis=1) + d_delta_u_BD * u_BD
-            d_u_BD = d_delta_u_BD * delta_BD + d_y_BD * skip_D
+            d_delta_BD = jnp.sum(d_exponent_BND * A_ND[None], axis=1) + d_delta_u_BD * u_BD
+            d_u_BD = d_delta_u_BD * delta_BD + d_y_BD * skip_D[None]
             d_A_BND = d_A_BND + d_exponent_BND * delta_BD[:, None]
             found = d_u_BD, d_delta_BD, d_B_BN, d_C_BN
             found = tuple(x.astype(kind) for x, kind in zip(found, kinds, strict=True))
@@ -92,7 +92,7 @@ def backward(
 
 
 def _decay(delta_BD, A_ND, keep_B):
-    decay_BND = jnp.exp(delta_BD[:, None] * A_ND)
+    decay_BND = jnp.exp(delta_BD[:, None] * A_ND[None])
     return decay_BND if keep_B is None else decay_BND * keep_B[:, None, None]
 
 
