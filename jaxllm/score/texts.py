@@ -122,7 +122,7 @@ def rolling_log_probs(
 
 
 def score_examples(
-    config: models.ModelConfig,
+    config: models.LanguageModel,
     params,
     tokenizer,
     examples: Sequence[Example],
