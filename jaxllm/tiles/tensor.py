@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxllm.errors import UserError
@@ -89,24 +88,17 @@ class Tensor:
         return f"{self.name}[{','.join(map(str, index))}]"
 
 
-@functools.partial(jax.jit, static_argnums=(1, 2))
-def _pieces(array: jax.Array, shape: tuple[int, ...], tile_shape: tuple[int, ...]):
-    tensor = Tensor("", shape, tile_shape)
-    array = array.reshape(shape)
-    return [
-        jax.lax.slice(array, start, [a + n for a, n in zip(start, tensor.shape_of(*index), strict=True)])
-        for index in tensor.indices()
-        for start in [tensor.start(*index)]
-    ]
+def cut(tensor: Tensor, array) -> list[jax.Array]:
+    """Return the tiles of an array of the tensor's size, in the order of their handles.
 
-
-def cut(tensor: Tensor, array: jax.Array) -> list[jax.Array]:
-    """Return the tiles of an array of the tensor's size, in the order of their handles."""
-    if tensor.num_tiles == 1:
-        return [
-            jnp.array(array, tensor.dtype).reshape(tensor.shape)
-        ]  # a copy: tasks consume what they change
-    return _pieces(jnp.asarray(array, tensor.dtype), tensor.shape, tensor.tile_shape)
+    They are copies: tasks consume what they change. Cut by NumPy, no shape compiles a program of its own.
+    """
+    whole = np.asarray(array, tensor.dtype).reshape(tensor.shape)
+    pieces = []
+    for index in tensor.indices():
+        start, shape = tensor.start(*index), tensor.shape_of(*index)
+        pieces.append(whole[tuple(slice(a, a + n) for a, n in zip(start, shape, strict=True))])
+    return jax.device_put(pieces, may_alias=False)
 
 
 def join(tensor: Tensor, tiles: Iterable) -> np.ndarray:

@@ -1,7 +1,6 @@
 """Parameters that are all random, so that biases, gains and sinks count in a comparison."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxllm import models
@@ -13,6 +12,7 @@ def random_params(config: models.ModelConfig, scale: float = 0.1) -> dict:
 
     def draw(path, shape):
         mean = 1.0 if path[-1].key == "scale" else 0.0
-        return jnp.asarray(mean + scale * random.normal(size=shape.shape), shape.dtype)
+        return (mean + scale * random.normal(size=shape.shape)).astype(shape.dtype)
 
-    return jax.tree_util.tree_map_with_path(draw, models.shapes(config))
+    # jnp.asarray would compile a program for each shape; what may alias NumPy's memory cannot be donated.
+    return jax.device_put(jax.tree_util.tree_map_with_path(draw, models.shapes(config)), may_alias=False)

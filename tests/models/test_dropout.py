@@ -1,6 +1,7 @@
 """Dropout: what is dropped, that nothing is without a key, and that it costs nothing when it is off."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -80,37 +81,38 @@ def test_attention_drops_probabilities_after_the_softmax(causal_parts, monkeypat
     assert np.abs(ours - expected).max() <= TOLERANCE
 
 
-def trained(config, key):
+@functools.partial(jax.jit, static_argnums=0)
+def trained(config, params, key):
     """Return the loss and its gradients."""
-    params = random_params(config)
-
-    def loss(params):
-        return models.loss(config, params, TOKENS, TOKENS, key=key)[0]
-
-    return jax.jit(jax.value_and_grad(loss))(params)
+    return jax.value_and_grad(lambda p: models.loss(config, p, TOKENS, TOKENS, key=key)[0])(params)
 
 
 def test_a_key_decides_what_is_dropped_and_recomputing_draws_it_again():
-    value, grads = trained(DROPPING, KEY)
-    assert float(value) != float(trained(DROPPING, None)[0])
-    assert float(value) != float(trained(DROPPING, jax.random.key(6))[0])
-    again, recomputed = trained(dataclasses.replace(DROPPING, remat="full"), KEY)
-    assert abs(float(again - value)) <= 1e-6
+    params = random_params(DROPPING)
+    value, grads = trained(DROPPING, params, KEY)
+    assert float(value) != float(trained(DROPPING, params, None)[0])
+    assert float(value) != float(trained(DROPPING, params, jax.random.key(6))[0])
+    again, recomputed = trained(dataclasses.replace(DROPPING, remat="full"), params, KEY)
+    assert abs(float(again) - float(value)) <= 1e-6
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), grads, recomputed)
 
 
 def test_layers_and_microbatches_draw_their_own():
     """Of equal rows every microbatch drops other numbers, as every layer does."""
-    tokens = jnp.broadcast_to(jnp.asarray(TOKENS[:1]), (4, 9))
+    tokens = np.broadcast_to(TOKENS[:1], (4, 9))
+
+    @functools.partial(jax.jit, static_argnums=(1, 2))
+    def seen(params, sites, microbatches=1):
+        options = dict(key=KEY, microbatches=microbatches)
+        return models.capture(DROPPING, params, tokens, models.Sites(sites), **options)[1]
+
     params = random_params(DROPPING)
     for microbatches in (1, 2):
-        sites = models.Sites(("attn_out",))
-        _, seen = models.capture(DROPPING, params, tokens, sites, key=KEY, microbatches=microbatches)
-        first = seen["attn_out"][0]
+        first = np.asarray(seen(params, ("attn_out",), microbatches)["attn_out"][0])
         for row in range(1, 4):
             assert np.abs(first[0] - first[row]).max() > 1e-3
-    _, seen = models.capture(DROPPING, params, tokens, models.Sites(("resid_pre", "resid_mid")), key=KEY)
-    dropped = seen["resid_mid"] == seen["resid_pre"]
+    stream = jax.device_get(seen(params, ("resid_pre", "resid_mid")))
+    dropped = stream["resid_mid"] == stream["resid_pre"]
     assert 0.2 < dropped.mean() < 0.4
     assert (dropped[0] != dropped[1]).any()
 
@@ -120,6 +122,12 @@ def test_a_run_drops_in_training_and_not_in_an_evaluation():
     loss, params = next_token_loss(config), random_params(DROPPING)
     batch = {"tokens": TOKENS, "targets": TOKENS, "mask": np.ones((4, 9))}
     batch["segment_ids"] = np.zeros((4, 9), int)
-    plain = float(models.loss(PLAIN, params, TOKENS, TOKENS)[0])
-    assert float(loss(params, batch, None)[0]) == pytest.approx(plain, abs=1e-6)
-    assert float(loss(params, batch, KEY)[0]) != pytest.approx(plain, abs=1e-6)
+
+    @jax.jit
+    def losses(params):
+        plain = models.loss(PLAIN, params, TOKENS, TOKENS)[0]
+        return plain, loss(params, batch, None)[0], loss(params, batch, KEY)[0]
+
+    plain, evaluated, trained = map(float, losses(params))
+    assert evaluated == pytest.approx(plain, abs=1e-6)
+    assert trained != pytest.approx(plain, abs=1e-6)

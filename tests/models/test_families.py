@@ -153,20 +153,30 @@ def test_decoding_with_a_cache_equals_the_whole_text(case):
 
 def test_an_edit_between_the_blocks_does_not_reach_a_parallel_mlp():
     params = random_params(PYTHIA)
-    tokens = jnp.zeros((1, 4), int)
-    sites = models.Sites(("mlp_in",), edits={"resid_mid": lambda value, layer: value + (layer == 1)})
-    _, plain = models.capture(PYTHIA, params, tokens, models.Sites(("mlp_in",)))
-    _, edited = models.capture(PYTHIA, params, tokens, sites)
+    edits = {"resid_mid": lambda value, layer: value + (layer == 1)}
+
+    @jax.jit
+    def seen(params):
+        sites = (models.Sites(("mlp_in",)), models.Sites(("mlp_in",), edits=edits))
+        return [models.capture(PYTHIA, params, jnp.zeros((1, 4), int), each)[1] for each in sites]
+
+    plain, edited = seen(params)
     np.testing.assert_array_equal(plain["mlp_in"], edited["mlp_in"])
 
 
 def test_techniques_take_the_new_models_or_refuse_them():
     params, axes = random_params(PYTHIA), models.axes(PYTHIA)
-    rounded = quantize.quantize_weights(params, axes, quantize.SCHEMES["zeropoint4"])
+    halves = {"mlp": np.tile(np.arange(10), (2, 1, 1))}
+
+    @jax.jit
+    def both(params):
+        small = subnetwork.extract(params, axes, halves, None)
+        rounded = quantize.quantize_weights(params, axes, quantize.SCHEMES["zeropoint4"])
+        return rounded, models.apply(PYTHIA, small, jnp.zeros((1, 3), int))
+
+    rounded, logits = both(params)
     assert not np.array_equal(rounded["layers"]["attn"]["query"], params["layers"]["attn"]["query"])
-    halves = {"mlp": jnp.tile(jnp.arange(10), (2, 1, 1))}
-    small = subnetwork.extract(params, axes, halves, None)
-    assert models.apply(PYTHIA, small, jnp.zeros((1, 3), int)).shape == (1, 3, 37)
+    assert logits.shape == (1, 3, 37) and np.isfinite(logits).all()
     for changes in (dict(parallel_residual=True), dict(dropout=0.1)):
         with pytest.raises(UserError, match=f"the model has {next(iter(changes))}"):
             check_model(models.get_preset("gpt2-nano", **changes))

@@ -55,7 +55,7 @@ def run(schedule):
     def execute(graph, values, devices=1, **options):
         executor = Executor(schedule(graph, devices, **options), jax.devices()[:devices])
         # Tasks consume what they change; another run of the same values needs its own.
-        left = executor.run({handle: jax.numpy.array(value) for handle, value in values.items()})
+        left = executor.run(jax.device_put(values, may_alias=False))
         executor.wait()
         return left
 

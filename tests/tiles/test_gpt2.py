@@ -43,7 +43,7 @@ def feed(step, model, params, batch):
 
 def gradient_error(model, got, want):
     """Return the largest error of any gradient, relative to the largest element of its own."""
-    got, want = flat(model, got), flat(model, want)
+    got, want = flat(model, got), flat(model, jax.device_get(want))
     # Softmax does not see a bias of the keys: that gradient is zero but for rounding.
     paths = [path for path in want if path[-1] != "key_bias"]
     return max(float(np.abs(got[p] - want[p]).max() / np.abs(want[p]).max()) for p in paths)
@@ -146,7 +146,7 @@ def in_order(graph, values, order):
     from jaxllm.tiles.kernels import compiled
 
     graph.check_order(order)
-    values = {handle: jax.numpy.array(value) for handle, value in values.items()}
+    values = jax.device_put(values, may_alias=False)
     for number in order:
         task = graph.tasks[number]
         if task.hint is None:
