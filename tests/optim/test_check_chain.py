@@ -17,7 +17,7 @@ from jaxllm.optim import (
     scale_by_adam_low_precision,
     stochastic_round,
 )
-from tests.optim.test_low_precision import BF16, run
+from tests.optim.steps import BF16, run
 
 ADAM = scale_by_adam_low_precision()
 ON_W, ON_B = {"w": True, "b": False}, {"w": False, "b": True}
