@@ -1,13 +1,20 @@
 """Bad input: one sentence on stderr, exit code 2, nothing compiled, nothing left behind."""
 
+import json
 import shutil
 from types import SimpleNamespace
 
 import jax
+import numpy as np
 import pytest
 
+from jaxllm import models
+from jaxllm.adapt import Lora, LoraConfig, save_adapter
 from jaxllm.cli import _main as jaxllm_command
 from jaxllm.cli.parse import run
+from jaxllm.data import load_tokenizer
+from jaxllm.pretrained import save_pretrained
+from jaxllm.train.checksum import checksums
 
 
 @pytest.fixture
@@ -75,6 +82,61 @@ def test_one_sentence_and_nothing_left_behind(case, text, tmp_path, capsys, monk
         assert part in sentence
     assert not out.exists()
     assert not list(tmp_path.rglob("*tmp*"))
+
+
+BASE = models.get_preset("gpt2-nano", vocab_size=257, num_layers=1, context_length=32)
+ROW = {"prompt": "1+1=", "completion": "2"}
+ROWS = [ROW, ROW | {"prompt": "one and one is "}]
+TALK = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes"}]}
+# What fine-tuning refuses: (rows of the data, flags, parts of the sentence).
+FINE_TUNING = {
+    "target": (ROWS, ["--lora.rank", "4", "--lora.targets", "quer"], ["'quer'", "did you mean 'query'"]),
+    "name": (ROWS, ["--train-only", "final_nrom"], ["'final_nrom'", "did you mean 'final_norm'"]),
+    "dropout alone": (ROWS, ["--lora.dropout", "0.1"], ["lora.dropout is set and lora.rank is not"]),
+    "no template": ([TALK, TALK], [], ["holds messages", "no chat template", "prompt and completion"]),
+    "long completion": (
+        [ROW, ROW | {"completion": "2" * 40}], [], ["1 of 2 examples", "longer than seq_len 16", "least 44"]),
+    "beyond the context": (ROWS, ["--seq-len", "64"], ["seq_len 64", "32 positions"]),
+    "empty completion": ([ROW, ROW | {"completion": ""}], [], ["line 2 of", "empty completion"]),
+    "padded text": (
+        [{"text": "words " * n} for n in range(9, 19)], ["--no-packed"], ["packed=False is of examples"]),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory):
+    """A pretrained folder, and an adapter that remembers another base of its shape."""
+    folder, lora = tmp_path_factory.mktemp("bases"), Lora(BASE, LoraConfig(rank=2))
+    zeros = lambda shapes: jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
+    save_pretrained(folder / "base", BASE, zeros(models.shapes(BASE)), load_tokenizer("bytes"))
+    ones = jax.tree.map(lambda x: x + 1, zeros(models.shapes(BASE)))
+    about = {"param_dtype": "float32", "frozen": checksums(ones)}
+    adapter = zeros(jax.eval_shape(lora.init, jax.random.key(0)))
+    save_adapter(folder / "adapter", lora, adapter, about=about)
+    return folder
+
+
+@pytest.mark.parametrize("case", FINE_TUNING)
+def test_what_fine_tuning_refuses(case, bases, tmp_path, capsys, monkeypatch):
+    rows, flags, expected = FINE_TUNING[case]
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.setattr(jax._src.compiler, "compile_or_get_cached", _must_not_compile)
+    out = tmp_path / "run"
+    argv = ["train", "--start", str(bases / "base"), "--data", str(data), "--seq-len", "16",
+            "--batch-size", "8", "--out", str(out), *flags]  # fmt: skip
+    sentence = fails(argv, capsys)
+    assert all(part in sentence for part in expected), sentence
+    assert not out.exists()
+
+
+def test_an_adapter_of_another_base(bases, capsys):
+    for command in ("generate", "chat", "evaluate"):
+        argv = [command, str(bases / "base"), "--adapter", str(bases / "adapter")]
+        argv += ["--data", str(bases / "base" / "config.json")] * (command == "evaluate")
+        assert "was trained on another model than" in fails(argv, capsys)
+    assert "no chat template" in fails(["chat", str(bases / "base")], capsys)
 
 
 def _must_not_compile(*args, **kwargs):

@@ -4,9 +4,15 @@ import json
 import re
 from pathlib import Path
 
+import jax
 import nbclient
 import nbformat
 import pytest
+
+from jaxllm import models
+from jaxllm.pretrained import from_pretrained, save_pretrained
+from jaxllm.train.writers import heldout_curve
+from tests.data.test_examples import chat_tokenizer
 
 ROOT = Path(__file__).parents[1]
 
@@ -55,6 +61,22 @@ def test_cheaper_training_shows_what_was_measured(tmp_path, monkeypatch):
     layer, head, grouped = 12 * 64**2 + 2 * 64 * 32, 64 * 257, 64 * (16 + 17)
     flops = (8 / 15 * 0.5 + 7 / 15) * 2 * layer + grouped
     assert shares["est+groups+sr: petaflops below plain's"] == pytest.approx(flops / (2 * layer + head))
+
+
+@pytest.mark.slow
+def test_finetune_learns_the_answers_and_exports_them(tmp_path, monkeypatch):
+    tokenizer = chat_tokenizer()
+    model = models.get_preset("llama-nano", vocab_size=tokenizer.vocab_size, context_length=192)
+    save_pretrained(tmp_path / "base", model, models.init(model, jax.random.key(0)), tokenizer)
+    monkeypatch.setenv("JAXLLM_BASE", str(tmp_path / "base"))
+    monkeypatch.setenv("JAXLLM_PRESET", "debug")
+    monkeypatch.setenv("JAXLLM_OUT", str(tmp_path / "out"))
+    text = run("finetune.ipynb", monkeypatch)
+    curve = heldout_curve(tmp_path / "out" / "run")
+    assert curve[-1][1] < 0.8 * curve[0][1] and f"held-out loss {curve[-1][1]:.4f}" in text
+    assert "'README.md', 'adapter_config.json'" in text and "'chat_template" not in text
+    exported = from_pretrained(tmp_path / "out" / "merged").tokenizer.companions
+    assert exported.chat_template == tokenizer.companions.chat_template
 
 
 @pytest.mark.slow

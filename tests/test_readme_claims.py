@@ -44,7 +44,7 @@ def codes(text):
 def commands():
     """Yield the words after `jaxllm` of every command line."""
     for line in "\n".join(blocks("sh")).replace("\\\n", " ").splitlines():
-        found = re.search(r"jaxllm ((?:train|generate|evaluate|convert|plan) [^#]*)", line)
+        found = re.search(r"jaxllm ((?:train|generate|chat|evaluate|convert|plan) [^#]*)", line)
         if found:
             quoted = "--command" in line  # all of it, for another shell
             yield shlex.split(found.group(1).rstrip().removesuffix('"') if quoted else found.group(1))
@@ -67,8 +67,8 @@ def test_every_command_line_is_understood(words, monkeypatch, tmp_path):
         raise Reached
 
     for place in ("train.train", "plan.plan", "generate.load_model_and_tokenizer", "convert.load_model",
-                  "convert.export_adapter", "evaluate.load_model_and_tokenizer",
-                  "evaluate._tasks"):  # fmt: skip
+                  "chat.load_model_and_tokenizer", "convert.export_adapter",
+                  "evaluate.load_model_and_tokenizer", "evaluate._tasks"):  # fmt: skip
         monkeypatch.setattr(f"jaxllm.cli.{place}", reached)
     monkeypatch.setattr("jaxllm.compilation_cache.enable", lambda: None)
     monkeypatch.setattr("jaxllm.parallel.initialize", lambda: None)
@@ -79,7 +79,8 @@ def test_every_command_line_is_understood(words, monkeypatch, tmp_path):
 
 def test_the_commands_are_found():
     assert len(COMMANDS) >= 10
-    assert {words[0] for words in COMMANDS} == {"train", "generate", "evaluate", "convert", "plan"}
+    named = {words[0] for words in COMMANDS}
+    assert named == {"train", "generate", "chat", "evaluate", "convert", "plan"}
 
 
 def test_every_flag_of_the_table_is_one(monkeypatch):

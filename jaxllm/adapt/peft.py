@@ -39,6 +39,7 @@ def save_adapter(
     *,
     base: str = "",
     about: dict[str, Any] | None = None,
+    card: str | None = None,
 ) -> None:
     """Write an adapter that peft loads onto the transformers model of the same weights.
 
@@ -51,6 +52,7 @@ def save_adapter(
       adapter: its parameters.
       base: what peft should call the model.
       about: what `read_about` returns, to know the model by.
+      card: what README.md says; None: there is none.
 
     Raises:
       UserError: no Hugging Face family can hold the model; something is in the folder.
@@ -90,6 +92,8 @@ def save_adapter(
         for name, content in ((CONFIG, theirs), (ABOUT, about)):
             if content is not None:
                 (partial / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        if card is not None:
+            (partial / "README.md").write_text(card, encoding="utf-8")
 
 
 def load_adapter(folder: str | os.PathLike, model: LanguageModel) -> tuple[Lora, dict]:

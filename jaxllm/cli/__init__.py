@@ -11,6 +11,7 @@ _COMMANDS = {
     "train": "train a model from scratch, or resume a run",
     "plan": "find the fastest way to train on a machine that is not here",
     "generate": "continue a prompt with a trained model",
+    "chat": "talk with a chat model",
     "evaluate": "score a model on text, or on tasks of lm-evaluation-harness",
     "lm_eval": "lm-evaluation-harness's own command line, with `--model jaxllm`",
     "convert": "write a model as a Hugging Face folder",

@@ -11,9 +11,10 @@ import tyro
 from jaxllm.cli.parse import parse
 from jaxllm.config import Config, UserPath
 from jaxllm.pretrained.save import check_new, save_pretrained
-from jaxllm.text.load import export_adapter, load_model
+from jaxllm.text.card import model_card
+from jaxllm.text.load import export_adapter, is_run, load_model
 
-_DESCRIPTION = """Write a model as a Hugging Face folder: config.json, safetensors, tokenizer.json.
+_DESCRIPTION = """Write a model as a Hugging Face folder: config.json, safetensors, tokenizer.json, README.md.
 
   jaxllm convert runs/my-run exported                 # our training run, for transformers
   jaxllm convert model.gguf exported                  # a GGUF file, dequantised
@@ -42,13 +43,17 @@ def main(argv: Sequence[str]) -> None:
     config, _ = parse(ConvertConfig, argv, prog="jaxllm convert", description=_DESCRIPTION)
     check_new(config.folder)  # before a model is read, or downloaded, for nothing
     if config.adapter:
-        view = export_adapter(config.source, config.folder, config.checkpoint)
+        card = model_card(config.source, config.checkpoint, adapter=True) if is_run(config.source) else None
+        view = export_adapter(config.source, config.folder, config.checkpoint, card)
         names = ", ".join(view.matrices)
         print(f"an adapter of rank {view.config.rank} beside {names} written to {config.folder}")
         return
     model, params, tokenizer = load_model(config.source, config.checkpoint, config.dtype)
     params = jax.tree.map(lambda leaf: leaf.astype(config.dtype), params)
-    save_pretrained(config.folder, model, params, tokenizer, max_shard_size=config.max_shard_size)
+    card = model_card(config.source, config.checkpoint)
+    save_pretrained(
+        config.folder, model, params, tokenizer, max_shard_size=config.max_shard_size, card=card
+    )
     print(
         f"{model.num_params:,} parameters in {config.dtype}"
         f"{'' if tokenizer is not None else ', no tokenizer,'} written to {config.folder}\n"

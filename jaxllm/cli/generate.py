@@ -12,6 +12,7 @@ from jaxllm.cli.parse import parse
 from jaxllm.config import Count, Seed, UserPath
 from jaxllm.generate import SamplingConfig, stream_text
 from jaxllm.generate.processors import Temperature
+from jaxllm.generate.text import settled
 from jaxllm.text.load import load_model_and_tokenizer
 
 
@@ -54,10 +55,6 @@ def main(argv: Sequence[str]) -> None:
             print(f"--- {number} ---\n{config.prompt}{text}")
         return
     print(config.prompt, end="", flush=True)
-    shown = text = ""
-    for [text] in pieces:
-        # What may still become another character, or the start of a stop string, waits.
-        settled = text[: len(text) - max([1, *map(len, config.stop)])]
-        print(settled[len(shown) :], end="", flush=True)
-        shown = max(shown, settled, key=len)
-    print(text[len(shown) :])
+    for piece in settled((text for [text] in pieces), config.stop):
+        print(piece, end="", flush=True)
+    print()

@@ -1,7 +1,7 @@
 """Continue text: strings in, strings out."""
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from jaxllm import models
 from jaxllm.data.tokenizer import encode_prompt, stop_ids
@@ -23,7 +23,7 @@ def stream_text(
     config: models.LanguageModel,
     params,
     tokenizer,
-    prompts: Sequence[str],
+    prompts: Sequence[str | Sequence[int]],
     *,
     stop: Sequence[str] = (),
     **options,
@@ -38,7 +38,7 @@ def stream_text(
       tokenizer: from `jaxllm.data.load_tokenizer`. Its special tokens are recognised in prompts, BOS
         comes first if it asks for that, and any of its `stop_ids` ends a continuation. An empty prompt
         begins a document.
-      prompts: texts.
+      prompts: texts; or token ids, which are read as they are.
       stop: a continuation ends before the first of these.
       **options: those of `jaxllm.generate.stream`.
 
@@ -47,7 +47,7 @@ def stream_text(
     """
     if not all(stop):
         raise UserError("a stop string is empty; give the text to stop before")
-    ids = [encode_prompt(tokenizer, prompt) for prompt in prompts]
+    ids = [encode_prompt(tokenizer, one) if isinstance(one, str) else list(one) for one in prompts]
     ends = stop_ids(tokenizer)
     rows: list[list[int]] = [[] for _ in prompts]
     texts, done = [""] * len(prompts), [False] * len(prompts)
@@ -66,6 +66,24 @@ def stream_text(
             texts[place] = text
         yield list(texts)
         pieces.cancel([place for place, ended in enumerate(done) if ended])
+
+
+def settled(texts: Iterable[str], stop: Sequence[str] = ()) -> Iterator[str]:
+    """Yield what a growing text adds, each character once.
+
+    What may still become another character, or the start of a stop string, waits.
+
+    Examples:
+      >>> list(settled(["Hel", "Hello w\ufffd", "Hello w\u00f6r"]))
+      ['He', 'llo w', '\u00f6', 'r']
+    """
+    shown = text = ""
+    for text in texts:
+        certain = text[: len(text) - max([1, *map(len, stop)])]
+        if len(certain) > len(shown):
+            yield certain[len(shown) :]
+            shown = certain
+    yield text[len(shown) :]
 
 
 def _continuation(tokenizer, prompt: list[int], ids: list[int]) -> str:

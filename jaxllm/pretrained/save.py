@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxllm.atomic import new_folder
 from jaxllm.data.bpe import HuggingFaceTokenizer
-from jaxllm.data.tokenizer import Tokenizer, start_id
+from jaxllm.data.tokenizer import Tokenizer, start_id, stop_ids
 from jaxllm.errors import UserError
 from jaxllm.models.config import LanguageModel
 from jaxllm.models.huggingface import state_dict_from_params, tensor_shapes
@@ -25,6 +25,7 @@ def save_pretrained(
     tokenizer: Tokenizer | None = None,
     *,
     max_shard_size: int | str = "5GB",
+    card: str | None = None,
 ) -> None:
     """Write a folder that transformers' and our own `from_pretrained` read, whole or not at all.
 
@@ -35,6 +36,7 @@ def save_pretrained(
       tokenizer: saved as tokenizer.json, with the chat template, generation_config.json and ids of ends
         that it was imported with; byte and character tokenizers only jaxllm can read.
       max_shard_size: bytes, or a number with KB, MB or GB. More than that becomes several files.
+      card: what README.md says; None: there is none.
 
     Raises:
       UserError: no Hugging Face family can hold the model, the tokenizer does not fit it, the
@@ -60,8 +62,12 @@ def save_pretrained(
         _write_json(partial / "config.json", theirs)
         if tokenizer is not None:
             tokenizer.save(partial / "tokenizer.json")
+            if not (partial / "generation_config.json").exists():  # which a tokenizer that was imported has
+                _write_json(partial / "generation_config.json", _ends(tokenizer))
         if isinstance(tokenizer, HuggingFaceTokenizer):
             _write_json(partial / "tokenizer_config.json", _tokenizer_config(tokenizer))
+        if card is not None:
+            (partial / "README.md").write_text(card, encoding="utf-8")
 
 
 def _ends(tokenizer: Tokenizer | None) -> dict:
@@ -69,9 +75,9 @@ def _ends(tokenizer: Tokenizer | None) -> dict:
     if tokenizer is None:
         return {"eos_token_id": None, "bos_token_id": None}
     declared = tokenizer.companions.generation if isinstance(tokenizer, HuggingFaceTokenizer) else {}
-    begin = start_id(tokenizer)
+    begin, ends = start_id(tokenizer), list(stop_ids(tokenizer))
     return {
-        "eos_token_id": declared.get("eos_token_id", tokenizer.eos_id),
+        "eos_token_id": declared.get("eos_token_id", ends if len(ends) > 1 else ends[0]),
         "bos_token_id": declared.get("bos_token_id", begin),
     }
 

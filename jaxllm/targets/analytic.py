@@ -9,24 +9,17 @@ Suffixes as everywhere: B batch, T time, D width, F feed-forward, H heads, G key
 vocabulary, L layers. A "row" is one token of one sequence.
 """
 
-import functools
 import math
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 
-import jax
-from jax.sharding import AbstractMesh, AxisType
-
-from jaxllm import models
 from jaxllm.errors import UserError
 from jaxllm.models import ModelConfig, check_transformer
-from jaxllm.optim import OptimConfig, make_optimizer
-from jaxllm.parallel import HOST_MEMORY, MeshConfig
+from jaxllm.parallel import MeshConfig
 from jaxllm.parallel.streaming import BLOCK_BYTES
 from jaxllm.targets.catalog import Target, get_target
+from jaxllm.targets.trained import StateBytes, Trained, count_state, model_flops, trained_products
 from jaxllm.text import TrainConfig
-from jaxllm.text.precision import get_precision, with_precision
-from jaxllm.train.state import init_state, state_shardings
+from jaxllm.text.precision import with_precision
 
 _ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
 # Arrays of [rows, F] that a plain feed-forward block keeps for its backward pass; a gated one keeps
@@ -126,20 +119,21 @@ def estimate(config: TrainConfig, target: Target | str) -> Estimate:
     config = with_precision(config)
     mesh = mesh_sizes(config.mesh, target.num_devices)
     model, rows = config.model, _Rows(config, mesh)
-    parameters, optimizer = state_bytes(config, mesh)
-    host = _Host(config, rows, mesh)
+    state = count_state(config, mesh)
+    host = _Host(config, rows, mesh, state)
     kind = "f32" if model.dtype == "float32" else "bf16"
-    flops = matmul_flops(model, config.seq_len, mesh["tensor"]) * rows.step
-    moved = _bytes_moved(config, rows, mesh, parameters + optimizer)
-    sent = _collective_bytes(config, rows, mesh, parameters, target)
+    trained = trained_products(model, config.lora, config.train_only)
+    flops = matmul_flops(model, config.seq_len, mesh["tensor"], trained) * rows.step
+    moved = _bytes_moved(config, rows, mesh, state.trained + state.rest)
+    sent = _collective_bytes(config, rows, mesh, state, target)
     return Estimate(
-        parameters=parameters,
-        optimizer=optimizer,
-        gradients=_gradient_bytes(config, parameters),
+        parameters=state.parameters,
+        optimizer=state.rest,
+        gradients=_gradient_bytes(config, state.trained),
         activations=int(_activation_bytes(config, rows, mesh)),
         temporaries=int(_temporary_bytes(config, rows, mesh) + host.block_bytes),
         matmul_flops=flops,
-        model_flops=model.flops_per_token(config.seq_len) * config.tokens_per_step / target.num_devices,
+        model_flops=model_flops(config) / target.num_devices,
         bytes_moved=moved,
         collective_bytes=sent,
         compute_seconds=flops / target.peak_flops[kind],
@@ -154,50 +148,7 @@ def estimate(config: TrainConfig, target: Target | str) -> Estimate:
     )
 
 
-def state_bytes(config: TrainConfig, mesh: dict[str, int]) -> tuple[int, int]:
-    """Return one device's (bytes of parameters, bytes of the rest of the training state), exactly.
-
-    What lies in the host's memory is not among them.
-    """
-    return _state_bytes(config, mesh)[:2]
-
-
-def _state_bytes(config: TrainConfig, mesh: dict[str, int]) -> tuple[int, int, int, int]:
-    """Return one device's bytes of parameters, of the rest of the state, and both in the host's memory."""
-    # What is not part of the key would only make the cache miss.
-    model = replace(config.model, remat="none")
-    return _count_state(model, config.optim, config.precision, tuple(mesh.items()), config.offload)
-
-
-@functools.lru_cache(maxsize=4096)
-def _count_state(model, optim: OptimConfig, precision: str, mesh_items, offload: str):
-    names, sizes = zip(*mesh_items, strict=True)
-    mesh = AbstractMesh(sizes, names, axis_types=(AxisType.Auto,) * len(names))
-    axes, optimizer, shapes = _state_shapes(model, optim, precision)
-    shardings = state_shardings(shapes, optimizer, axes, mesh, offload=offload)
-
-    def count(tree, placed, on_host):
-        leaves = zip(jax.tree.leaves(tree), jax.tree.leaves(placed), strict=True)
-        here = ((x, s) for x, s in leaves if (s.memory_kind == HOST_MEMORY) is on_host)
-        return sum(math.prod(s.shard_shape(x.shape)) * x.dtype.itemsize for x, s in here)
-
-    found = []
-    for on_host in (False, True):
-        parameters = count(shapes.params, shardings.params, on_host)
-        found += [parameters, count(shapes, shardings, on_host) - parameters]
-    return tuple(found)
-
-
-@functools.lru_cache(maxsize=64)
-def _state_shapes(model: ModelConfig, optim: OptimConfig, precision: str):
-    axes = models.axes(model)
-    # The schedule's length changes no shape.
-    optimizer = get_precision(precision).wrap(make_optimizer(optim, 1000, axes))
-    init = partial(init_state, partial(models.init, model), optimizer)
-    return axes, optimizer, jax.eval_shape(lambda: init(jax.random.key(0)))
-
-
-def matmul_flops(model: ModelConfig, seq_len: int, tensor: int = 1) -> float:
+def matmul_flops(model: ModelConfig, seq_len: int, tensor: int = 1, trained: Trained = Trained()) -> float:
     """Count the FLOPs of matrix products that training does per token, recomputation included.
 
     Unlike `ModelConfig.flops_per_token` this leaves out the scores that a causal mask lets attention
@@ -206,8 +157,9 @@ def matmul_flops(model: ModelConfig, seq_len: int, tensor: int = 1) -> float:
     D, F, HK = model.embed_dim, model.mlp_dim, model.num_heads * model.head_dim
     layer = model.layer_weights
     attend = 4 * HK * _keys_computed(model, seq_len)  # scores and the mix of values
-    forward = 2 * layer + attend
-    backward = 4 * layer + 2.5 * attend  # scores once more, and four products
+    forward = 2 * (layer + trained.beside) + attend
+    # Of the inputs and of the weights; scores once more, and four products.
+    backward = 2 * layer * (1 + trained.layer) + 4 * trained.beside + 2.5 * attend
     again = {"none": 0.0, "everything_saveable": 0.0, "dots_saveable": 0.0}
     again |= dict.fromkeys(("dots", "dots_with_no_batch_dims_saveable"), attend)
     # The last product of a layer is not needed for its gradients.
@@ -215,7 +167,7 @@ def matmul_flops(model: ModelConfig, seq_len: int, tensor: int = 1) -> float:
     layers = model.num_layers * (forward + backward + again.get(model.remat, everything))
     vocabulary = model.logits_per_token
     head_ways = tensor if vocabulary % tensor == 0 else 1
-    return layers / tensor + 6 * D * vocabulary / head_ways
+    return layers / tensor + (4 + 2 * trained.head) * D * vocabulary / head_ways
 
 
 def kept_bytes(model: ModelConfig, remat: str, tensor: int = 1) -> float:
@@ -253,9 +205,9 @@ class _Rows:
 class _Host:
     """What lies in the host's memory, and crosses the link to it in a step."""
 
-    def __init__(self, config: TrainConfig, rows: _Rows, mesh: dict[str, int]):
+    def __init__(self, config: TrainConfig, rows: _Rows, mesh: dict[str, int], state: StateBytes):
         model, kept = config.model, 0.0
-        _, _, parameters, optimizer = _state_bytes(config, mesh)
+        parameters, optimizer = state.host_trained, state.host_rest
         if model.remat == "offload":
             kept = kept_bytes(model, "full", mesh["tensor"]) * model.num_layers
         gradients = parameters
@@ -297,10 +249,11 @@ def _keys_computed(model: ModelConfig, seq_len: int) -> float:
     return sum(keys) / len(keys)
 
 
-def _gradient_bytes(config: TrainConfig, parameters: int) -> int:
+def _gradient_bytes(config: TrainConfig, trained: int) -> int:
     if config.accumulate == 1 or config.offload == "state":
-        return parameters
-    return parameters + parameters * 4 // _ITEMSIZE[config.model.param_dtype]
+        return trained
+    itemsize = 4 if config.lora.rank is not None else _ITEMSIZE[config.model.param_dtype]
+    return trained + trained * 4 // itemsize
 
 
 def _activation_bytes(config: TrainConfig, rows: _Rows, mesh: dict[str, int]) -> float:
@@ -348,20 +301,20 @@ def _bytes_moved(config: TrainConfig, rows: _Rows, mesh: dict[str, int], state: 
     return activations + weights + logits + 2 * state
 
 
-def _collective_bytes(config, rows: _Rows, mesh: dict[str, int], parameters: int, target: Target):
+def _collective_bytes(config, rows: _Rows, mesh: dict[str, int], state: StateBytes, target: Target):
     """Count what a device sends in a step, by mesh axis; rings: a gather sends (n - 1) / n of the whole."""
     model = config.model
     a, wide = _ITEMSIZE[model.dtype], _ITEMSIZE[model.param_dtype]
     data, fsdp, tensor = mesh["data"], mesh["fsdp"], mesh["tensor"]
-    whole = parameters * fsdp  # bytes of parameters over the fsdp axis
+    whole, slopes = state.parameters * fsdp, state.trained * fsdp  # bytes over the fsdp axis
     gathers = 2  # for the forward and the backward pass
     # XLA for TPUs gathers and scatters in a plane of a slice; beyond, each is a sum of whole arrays.
     beyond = 1 + (fsdp * tensor > target.plane_devices)
     sent = {
         # Gathered in the type that is multiplied in; gradients are summed in the parameters' type.
-        "fsdp": beyond * rows.parts * (fsdp - 1) / fsdp * whole * (gathers * a / wide + 1),
+        "fsdp": beyond * rows.parts * (fsdp - 1) / fsdp * (whole * gathers * a / wide + slopes),
         # Each part of the batch sums its gradients: the loop over parts cannot put it off.
-        "data": rows.parts * 2 * (data - 1) / data * parameters,
+        "data": rows.parts * 2 * (data - 1) / data * state.trained,
     }
     # Before and after each of a layer's two blocks tokens are gathered, or summed and scattered, and so
     # backward; all but the last once more where the layer is recomputed.

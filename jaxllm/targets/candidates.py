@@ -95,6 +95,7 @@ def _numerics(config: TrainConfig, search: Search) -> Iterator[tuple[str, str]]:
     names = search.optimizers or (config.optim.name,)
     for precision in precisions:
         coarse = search.precisions and get_precision(precision).needs_rounding
+        coarse = coarse and config.lora.rank is None  # an adapter is float32 under any precision
         for name in names:
             if coarse and not keeps_small_updates(name):
                 if name == "adamw" and search.optimizers is None:
@@ -110,7 +111,7 @@ def _memories(config: TrainConfig, target: Target, search: Search) -> Iterator[t
     offloads = OFFLOADS if host else ("none",)
     for remat in search.remats or (REMATS if host else REMATS[:-1]):
         for offload in search.offloads or offloads:
-            if offload != "state" or remat != "none":
+            if offload != "state" or (remat != "none" and not config.adapts):
                 yield remat, offload
 
 

@@ -13,6 +13,7 @@ from jaxllm.targets.compiled import compile
 from jaxllm.targets.compiled import mesh as make_mesh
 from jaxllm.targets.forecast import Forecast
 from jaxllm.targets.topology import devices
+from jaxllm.targets.trained import model_flops
 from jaxllm.text import prepare_shapes
 from jaxllm.text.config import TrainConfig
 from jaxllm.vocabulary import parse_groups
@@ -34,8 +35,7 @@ def compile_train_step(config: TrainConfig, target: Target | str, **replacements
     """
     target = get_target(target)
     job = prepare_shapes(with_vocabulary(config), devices=devices(target), **replacements)
-    model = job.config.model
-    flops = model.flops_per_token(config.seq_len) * config.tokens_per_step / target.num_devices
+    flops = model_flops(job.config) / target.num_devices
     return compile(job.train_step, (job.shapes, job.batch_shapes), target, model_flops=flops)
 
 

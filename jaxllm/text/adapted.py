@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from jaxllm import models
 from jaxllm.adapt import Lora, LoraConfig, TrainOnly
@@ -49,6 +50,8 @@ def adapted(config: TrainConfig, task: Task, base: Any, apart: bool) -> tuple[Ta
         frozen = jax.eval_shape(models.layers_apart, frozen) if apart else frozen
     else:
         models.check_params(config.model, base)
+        kind = jnp.dtype(config.model.param_dtype)  # as a base that is read from a file is
+        base = jax.tree.map(lambda x: x if x.dtype == kind else x.astype(kind), base)
         start, frozen = view.begin(base, key)
         if apart:
             sums = checksums(frozen)  # the same on machines that take nothing apart

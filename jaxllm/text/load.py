@@ -81,8 +81,16 @@ def load_adapted(source: str, adapter: str, which: Literal["latest", "best"] = "
     return model, lora.merge(trained, params), tokenizer
 
 
-def export_adapter(run: str, folder: str, which: Literal["latest", "best"] = "latest") -> Lora:
+def export_adapter(
+    run: str, folder: str, which: Literal["latest", "best"] = "latest", card: str | None = None
+) -> Lora:
     """Write the adapter that a run trained as peft does; return its view.
+
+    Args:
+      run: the folder of the run.
+      folder: where to write; new or empty.
+      which: the run's checkpoint.
+      card: what README.md says; None: there is none.
 
     Raises:
       UserError: there is no run, or it trained no LoRA.
@@ -94,7 +102,7 @@ def export_adapter(run: str, folder: str, which: Literal["latest", "best"] = "la
         lambda step: _load(kept, step), first=kept.best() if which == "best" else None
     )
     about = {"param_dtype": model.param_dtype, "frozen": saved["frozen"]}
-    save_adapter(folder, view, trained, base=saved["start"] or "", about=about)
+    save_adapter(folder, view, trained, base=saved["start"] or "", about=about, card=card)
     return view
 
 

@@ -24,7 +24,7 @@ from jaxllm.subnetwork import (
     get_schedule,
     subnetwork,
 )
-from jaxllm.text.adapted import adapted, check_given, lasting
+from jaxllm.text.adapted import adaptation, adapted, check_given, lasting
 from jaxllm.text.config import TrainConfig
 from jaxllm.text.load import load_model
 from jaxllm.text.precision import get_precision, with_precision
@@ -77,6 +77,8 @@ def prepare(
     mesh = _mesh(config, devices)  # before the data: a mistake here shows at once
     check_given(config, start)
     config, start, tokenizer = _started(config, start, begun)
+    if config.start is not None:
+        adaptation(config.model, config.lora, config.train_only)  # a wrong name, before the data is read
     schedule = _schedule(config, subnetworks, mesh)
     corpus = data.prepare(
         config.data, tokenizer or config.tokenizer, seq_len=config.seq_len, text_column=config.text_column,

@@ -47,7 +47,7 @@ def train(
         kept = begun(config)
     run = prepare(config, loss=loss, optimizer=optimizer, subnetworks=subnetworks, views=views, start=start,
                   devices=devices, begun=kept)  # fmt: skip
-    if jax.process_index() == 0:
+    if jax.process_index() == 0 and config.lora.rank is None:  # an adapter is float32 under any precision
         own = f"the optimizer '{config.optim.name}'" if optimizer is None else "the given optimizer"
         warn_of_lost_updates(config.precision, own, run.shapes.opt_state)
     trained = train_run(run)

@@ -78,6 +78,10 @@ def test_a_training_run(tmp_path, tokenizer):
     assert exported.config == config
     assert_same(exported.params, state.params)
     assert exported.tokenizer.fingerprint == tokenizer.fingerprint
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "A model trained from scratch." in card and "| steps | 3 of 16 x 16 tokens |" in card
+    ends = json.loads((tmp_path / "out" / "generation_config.json").read_text())
+    assert ends == {"eos_token_id": tokenizer.eos_id, "bos_token_id": tokenizer.eos_id}
     run(jaxllm_command, ["convert", str(tmp_path / "run"), str(tmp_path / "half"), "--dtype", "float16"])
     stored = open_safetensors(tmp_path / "half" / "model.safetensors")
     assert {tensor.dtype for tensor in stored.values()} == {"F16"}

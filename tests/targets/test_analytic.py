@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import pytest
 
 from jaxllm import models, parallel
+from jaxllm.adapt import Lora, LoraConfig
 from jaxllm.errors import UserError
 from jaxllm.models import transformer
 from jaxllm.models.rotary import rotary_table
@@ -16,7 +17,9 @@ from jaxllm.optim import OptimConfig, make_optimizer
 from jaxllm.parallel import MeshConfig
 from jaxllm.targets import analytic
 from jaxllm.targets.analytic import estimate
+from jaxllm.targets.candidates import Search, candidates
 from jaxllm.targets.catalog import get_target
+from jaxllm.targets.trained import trained_products
 from jaxllm.text import TrainConfig
 from jaxllm.text.precision import PRECISIONS
 from jaxllm.train.state import init_state, state_shardings
@@ -63,7 +66,8 @@ def test_state_bytes_are_those_of_arrays_placed_on_a_real_mesh():
     mine = [leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(state)]
     theirs = [leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(state.params)]
     sizes = {"data": 2, "fsdp": 2, "tensor": 2}
-    assert analytic.state_bytes(config, sizes) == (sum(theirs), sum(mine) - sum(theirs))
+    counted = analytic.count_state(config, sizes)
+    assert (counted.parameters, counted.rest) == (sum(theirs), sum(mine) - sum(theirs))
 
 
 @pytest.mark.parametrize("model", [pytest.param("gpt2", marks=pytest.mark.slow), "tinyllama-1.1b"])
@@ -233,3 +237,38 @@ def test_bad_input_is_one_sentence(config, target, words):
     with pytest.raises(UserError) as error:
         estimate(config, target)
     assert all(word in str(error.value) for word in words) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("precision, width", [("mixed_o1", 4), ("bfloat16", 2)])
+def test_what_is_frozen_has_no_gradients_and_moments(precision, width):
+    """The sizes written out: rank 16 beside query and value of 12 layers of width 768."""
+    config = run(precision=precision, lora=LoraConfig(rank=16))
+    model, adapter = config.model, 12 * 2 * 16 * (768 + 768)
+    e = estimate(config, "v5p-8")
+    assert e.parameters == width * model.num_params + 4 * adapter and e.gradients == 4 * adapter
+    assert 0 <= e.optimizer - 8 * adapter < 100
+    full = estimate(run(precision=precision), "v5p-8")
+    products = 12 * 12 * 768**2 + 768 * 50257
+    tokens = config.tokens_per_step / get_target("v5p-8").num_devices
+    assert full.model_flops - e.model_flops == (2 * products - 6 * adapter) * tokens
+    some = estimate(run(precision=precision, train_only="mlp_out"), "v5p-8")
+    assert some.gradients == width * 12 * 4 * 768**2 and some.parameters == width * model.num_params
+    frozen = products - 12 * 4 * 768**2
+    assert full.model_flops - some.model_flops == pytest.approx(2 * frozen * tokens)
+
+
+def test_an_adapters_products_are_those_of_the_traced_step():
+    config = models.get_preset("tinyllama-1.1b", num_layers=2, vocab_size=640, context_length=256)
+    lora = Lora(config, LoraConfig(rank=16, targets="all"))
+    adapter, tokens = jax.eval_shape(lora.init, jax.random.key(0)), jax.ShapeDtypeStruct((1, 256), jnp.int32)
+    step = jax.grad(lambda a, base, t: models.loss(config, lora(a, base, None), t, t)[0])
+    counted = sum(_dots(jax.make_jaxpr(step)(adapter, models.shapes(config), tokens).jaxpr)) / 256
+    trained = trained_products(config, lora.config, None)
+    assert analytic.matmul_flops(config, 256, trained=trained) == pytest.approx(counted, rel=0.02)
+
+
+def test_a_search_for_an_adapter_leaves_out_what_adapters_do_not_do():
+    config = run("tinyllama-1.1b", batch_size=16, lora=LoraConfig(rank=8))
+    found = candidates(config, get_target("v5e-8"), Search(precisions=("any",)))
+    assert {c.offload for c in found} == {"none", "optimizer"}
+    assert {c.optim.name for c in found if c.precision == "bfloat16"} == {"adamw"}  # its weights are float32

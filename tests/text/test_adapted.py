@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +14,11 @@ import pytest
 from jaxllm import models
 from jaxllm.adapt import LoraConfig
 from jaxllm.errors import UserError
-from jaxllm.parallel import MeshConfig
+from jaxllm.parallel import HOST_MEMORY, MeshConfig
 from jaxllm.text import load_adapted, load_run, prepare, train
+from jaxllm.text.card import model_card
 from jaxllm.text.load import export_adapter
+from jaxllm.train import state
 
 LORA = LoraConfig(rank=3, targets="query,out,mlp_in", alpha=6.0)
 
@@ -74,6 +77,50 @@ def test_three_steps_are_optax_by_hand_and_the_same_on_eight_devices(lora):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), spread_params, params)
 
 
+def test_dropout_of_an_adapter_is_the_same_on_one_device_and_on_a_mesh(lora):
+    config, base = lora
+    config = dataclasses.replace(config, lora=dataclasses.replace(LORA, dropout=0.5))
+    alone, _ = steps(prepare(config, start=base, devices=jax.devices()[:1]), 3)
+    spread = dataclasses.replace(config, mesh=MeshConfig(data=2, fsdp=2, tensor=2))
+    np.testing.assert_allclose(steps(prepare(spread, start=base), 3)[0], alone, rtol=1e-5)
+    whole = dataclasses.replace(config, lora=LORA)
+    assert abs(steps(prepare(whole, start=base, devices=jax.devices()[:1]), 3)[0][2] - alone[2]) > 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(jax.__version_info__ < (0, 10), reason="XLA for CPUs aborts")
+@pytest.mark.parametrize(
+    "values, rtol",
+    [
+        (dict(offload="optimizer"), 1e-5),
+        (dict(precision="mixed_o1"), 2e-3),
+        (dict(precision="mixed_o2", offload="optimizer"), 5e-3),
+        (dict(precision="bfloat16"), 5e-3),
+        (dict(precision="bfloat16", optim="adamw_bf16_sr"), 5e-3),
+    ],
+    ids=str,
+)
+def test_an_adapter_on_a_mesh_under_offload_and_precisions(lora, values, rtol, monkeypatch):
+    """The base has the policy's type, the adapter is float32, and losses are near float32's on one device."""
+    monkeypatch.setattr(state, "_WORTH_MOVING", 2**6)
+    config, base = lora
+    wanted, _ = steps(prepare(config, start=base, devices=jax.devices()[:1]), 4)
+    optim = dataclasses.replace(config.optim, name=values.get("optim", "adamw"))
+    mesh = MeshConfig(data=1, fsdp=4, tensor=2)
+    config = dataclasses.replace(config, mesh=mesh, **values | dict(optim=optim))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run = prepare(config, start=base)
+    losses, params = steps(run, 4)
+    np.testing.assert_allclose(losses, wanted, rtol=rtol)
+    assert losses[3] < losses[0]
+    assert {x.dtype.name for x in jax.tree.leaves(params)} == {"float32"}
+    frozen = "float32" if config.precision in ("float32", "mixed_o1") else "bfloat16"
+    assert {x.dtype.name for x in jax.tree.leaves(run.shapes.frozen)} == {frozen}
+    moved = [x for x in jax.tree.leaves(run.shapes.opt_state) if x.sharding.memory_kind == HOST_MEMORY]
+    assert bool(moved) == (config.offload == "optimizer")
+
+
 @pytest.mark.slow
 def test_a_run_resumes_and_loads_merged_while_its_base_is_there(tiny, tmp_path, capfd):
     whole = train(tiny(steps=2, out=str(tmp_path / "base")))
@@ -94,7 +141,12 @@ def test_a_run_resumes_and_loads_merged_while_its_base_is_there(tiny, tmp_path, 
     np.testing.assert_array_equal(params["embed"]["tokens"], whole.params["embed"]["tokens"])
     assert model == trained.run.model and tokenizer is not None
 
-    assert export_adapter(tmp_path / "adapted", tmp_path / "adapter").config == LORA
+    card = model_card(str(tmp_path / "adapted"), adapter=True)
+    assert "A LoRA adapter of base: rank 3, alpha 6, beside query,out,mlp_in." in card
+    assert "library_name: \"peft\"" in card and "| steps | 3 of 8 x 16 tokens |" in card
+    assert str(tmp_path) not in card and "base_model" not in card  # no folder of this machine
+    assert export_adapter(tmp_path / "adapted", tmp_path / "adapter", card=card).config == LORA
+    assert (tmp_path / "adapter" / "README.md").read_text() == card
     for adapter in ("adapter", "adapted"):
         again = load_adapted(str(tmp_path / "base"), str(tmp_path / adapter))[1]
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), again, params)

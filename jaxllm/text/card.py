@@ -1,0 +1,76 @@
+"""The README.md that goes with an exported model: what it is, what it was trained on, how to use it."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+from jaxllm.text.load import is_run
+from jaxllm.train.checkpoint import Checkpoints
+from jaxllm.train.folder import run_folder
+from jaxllm.train.writers import heldout_curve
+
+
+def model_card(
+    source: str, which: Literal["latest", "best"] = "latest", *, adapter: bool = False
+) -> str:
+    """Return the model card of a model that is exported, Markdown with the front matter that the hub reads.
+
+    Names of data and models are given without the folders that they lie in.
+
+    Args:
+      source: the folder of a training run, or another model.
+      which: the run's checkpoint.
+      adapter: of its adapter alone, for peft.
+    """
+    saved, step, loss = _saved(source, which) if is_run(source) else ({}, 0, None)
+    base = source if not saved else saved.get("start")
+    front = {"library_name": "peft" if adapter else "transformers", "pipeline_tag": "text-generation"}
+    if base is not None and not Path(base).exists() and not os.path.isabs(base):  # a name of the hub
+        front["base_model"] = base
+    front["tags"] = ["jaxllm"] + ["lora"] * adapter
+    lines = ["---", *(f"{name}: {json.dumps(value)}" for name, value in front.items()), "---", ""]
+    lines += [f"# {Path(source).name}", ""]
+    if not saved:
+        return "\n".join([*lines, f"Written by jaxllm from {_name(base)}, whose terms go with it.", ""])
+    lines += [_what(saved, base, adapter), ""]
+    optim = saved["optim"]
+    rows = {
+        "data": _name(saved["data"]),
+        "steps": f"{step} of {saved['batch_size']} x {saved['seq_len']} tokens",
+        "optimizer": f"{optim['name']}, learning rate {optim['learning_rate']:g}, {optim['schedule']}",
+        "precision": saved["precision"],
+        "held-out loss": None if loss is None else f"{loss:.4f} nats a token",
+    }
+    lines += ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items() if value)]
+    use = 'AutoModelForCausalLM.from_pretrained("THIS_FOLDER")'
+    if adapter:
+        use = f'model = AutoModelForCausalLM.from_pretrained("{_name(base)}")\n'
+        use += 'PeftModel.from_pretrained(model, "THIS_FOLDER")'
+    return "\n".join([*lines, "", "```python", use, "```", ""])
+
+
+def _saved(source: str, which: str) -> tuple[dict[str, Any], int, float | None]:
+    """Return (the config that a run's checkpoint remembers, its step, its held-out loss)."""
+    folder = run_folder(source)
+    kept = Checkpoints(folder / "checkpoints")
+    step, saved, _ = kept.newest_whole(kept.config, first=kept.best() if which == "best" else None)
+    losses = [loss for at, loss in heldout_curve(folder) if at <= step]
+    return saved, step, losses[-1] if losses else None
+
+
+def _what(saved: dict[str, Any], base: str | None, adapter: bool) -> str:
+    lora, of = saved.get("lora", {}), f" of {_name(base)}" if base else ""
+    if lora.get("rank"):
+        kind = "A LoRA adapter" if adapter else "A model merged with a LoRA adapter"
+        return f"{kind}{of}: rank {lora['rank']}, alpha {lora['alpha']:g}, beside {lora['targets']}."
+    if saved.get("train_only"):
+        return f"A model{of}, of which {saved['train_only']} was trained."
+    return f"A model fine-tuned from {_name(base)}." if base else "A model trained from scratch."
+
+
+def _name(source: str | None) -> str:
+    """Return what to call a model or data: a name of the hub whole, a path by its last part."""
+    if source is None:
+        return "a model given in Python"
+    return Path(source).name if os.path.isabs(source) or Path(source).exists() else source
