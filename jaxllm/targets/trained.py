@@ -107,6 +107,8 @@ def model_flops(config: TrainConfig) -> float:
     out.
     """
     model = config.model
+    if not config.adapts:
+        return model.flops_per_token(config.seq_len) * config.tokens_per_step
     trained = trained_products(model, config.lora, config.train_only)
     frozen = model.num_layers * model.layer_weights * (1 - trained.layer)
     frozen += 0 if trained.head else model.embed_dim * model.logits_per_token

@@ -128,7 +128,7 @@ def test_kept_bytes_are_what_autodiff_saves(model, remat, dtype):
         layer = jax.checkpoint(layer, policy=getattr(jax.checkpoint_policies, names[remat]))
     residuals = lambda p, x: jax.vjp(layer, p, x)[1]
     # Not the tables of rotary positions, which all layers share.
-    table = None if rotary is None else rotary[0].shape
+    table = rotary[0][0].shape if rotary else None
     kept = [v for v in _distinct(jax.make_jaxpr(residuals)(params, x).jaxpr) if v.shape != table]
     of_rows = [v for v in kept if v.shape[:2] == shape or v.shape[:1] == (rows,)]
     counted = sum(v.size * v.dtype.itemsize for v in of_rows) / rows
