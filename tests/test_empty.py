@@ -13,38 +13,50 @@ from jaxllm.errors import UserError
 from jaxllm.generate import Decoder
 from jaxllm.interpret import activation_statistics
 from jaxllm.quantize import activation_ranges
+from tests.models.random_params import random_params
 
 IMPLEMENTATIONS = (None, "reference", "xla")
 CONFIG = models.get_preset("llama-nano", vocab_size=32)
-PARAMS = models.init(CONFIG, jax.random.key(0))
+PARAMS = random_params(CONFIG)
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("B, T, S", [(0, 5, 5), (2, 0, 0), (2, 0, 5), (2, 3, 0)])
 def test_attention_without_rows_queries_or_keys(B, T, S, implementation):
-    query, key = jnp.ones((B, T, 4, 8)), jnp.ones((B, S, 2, 8))
+    query, key = np.ones((B, T, 4, 8), np.float32), np.ones((B, S, 2, 8), np.float32)
 
     def run(query, key, sink):
         return attention_with_lse(query, key, key, causal=False, sink=sink, implementation=implementation)
 
-    out, lse = run(query, key, None)
+    @jax.jit
+    def computed(query, key):
+        gradients = jax.grad(lambda q, k: run(q, k, None)[0].sum(), (0, 1))(query, key)
+        return run(query, key, None), run(query, key, 0.5)[1], gradients
+
+    (out, lse), sunk, gradients = jax.device_get(computed(query, key))
     np.testing.assert_array_equal(out, np.zeros((B, T, 4, 8)))
     np.testing.assert_array_equal(lse, np.full((B, 4, T), -np.inf))
-    np.testing.assert_array_equal(run(query, key, 0.5)[1], np.full((B, 4, T), 0.5))  # the sink alone is seen
-    for gradient in jax.grad(lambda q, k: run(q, k, None)[0].sum(), (0, 1))(query, key):
+    np.testing.assert_array_equal(sunk, np.full((B, 4, T), 0.5))  # the sink alone is seen
+    for gradient in gradients:
         np.testing.assert_array_equal(gradient, np.zeros(gradient.shape))
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("shape", [(0,), (0, 5), (2, 0)])
 def test_cross_entropy_of_no_token_is_zero(shape, implementation):
-    hidden, weights, labels = jnp.ones((*shape, 4)), jnp.ones((4, 8)), jnp.zeros(shape, int)
-    total = lambda *x: linear_cross_entropy(*x, labels, implementation=implementation).total
-    value, gradients = jax.value_and_grad(total, (0, 1))(hidden, weights)
+    labels = np.zeros(shape, int)
+
+    @jax.jit
+    def computed(hidden, weights):
+        total = lambda *x: linear_cross_entropy(*x, labels, implementation=implementation).total
+        log_probs = token_log_probs(hidden, weights, labels, implementation=implementation)
+        return jax.value_and_grad(total, (0, 1))(hidden, weights), log_probs
+
+    hidden, weights = np.ones((*shape, 4), np.float32), np.ones((4, 8), np.float32)
+    (value, gradients), log_probs = jax.device_get(computed(hidden, weights))
     assert value == 0 and gradients[0].shape == hidden.shape
     np.testing.assert_array_equal(gradients[1], np.zeros((4, 8)))
-    for values in token_log_probs(hidden, weights, labels, implementation=implementation):
-        assert values.shape == shape
+    assert all(values.shape == shape for values in log_probs)
 
 
 @pytest.mark.parametrize("own", [True, False])
@@ -56,17 +68,23 @@ def test_grouped_cross_entropy_of_no_token_is_zero(own):
         hidden, sizes = jnp.ones((2, 0, 4)), jnp.full(3, 5)
         return grouped_cross_entropy(hidden, weights, labels, labels, sizes, scale="none").total
 
-    value, gradients = jax.value_and_grad(total)(weights)
+    value, gradients = jax.device_get(jax.jit(jax.value_and_grad(total))(weights))
     assert value == 0 and not any(g.any() for g in gradients if g is not None)
 
 
 @pytest.mark.parametrize("shape", [(0, 5), (2, 0)])
 def test_a_model_of_no_token(shape):
-    tokens = jnp.zeros(shape, int)
-    assert models.apply(CONFIG, PARAMS, tokens).shape == (*shape, 32)
-    _, seen = models.capture(CONFIG, PARAMS, tokens, models.Sites(capture=("resid_post",)))
+    tokens = np.zeros(shape, int)
+
+    @jax.jit
+    def computed(params):
+        sites = models.Sites(capture=("resid_post",))
+        logits, seen = models.apply(CONFIG, params, tokens), models.capture(CONFIG, params, tokens, sites)[1]
+        return logits, seen, jax.value_and_grad(lambda p: models.loss(CONFIG, p, tokens, tokens)[0])(params)
+
+    logits, seen, (value, gradients) = jax.device_get(computed(PARAMS))
+    assert logits.shape == (*shape, 32)
     assert seen["resid_post"].shape == (CONFIG.num_layers, *shape, CONFIG.embed_dim)
-    value, gradients = jax.value_and_grad(lambda p: models.loss(CONFIG, p, tokens, tokens)[0])(PARAMS)
     assert value == 0 and not any(g.any() for g in jax.tree.leaves(gradients))
     with pytest.raises(UserError, match="holds no token; leave it out"):
         activation_statistics(CONFIG, PARAMS, [{"tokens": tokens}])

@@ -38,9 +38,7 @@ def flat(tree):
     return {tuple(key.key for key in path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
 
 
-PRESETS = {
-    name: config for name, config in models.PRESETS.items() if isinstance(config, models.ModelConfig)
-}
+PRESETS = {name: config for name, config in models.PRESETS.items() if isinstance(config, models.ModelConfig)}
 # Every preset, those with equal parameters once.
 CONFIGS = {str(flat(models.axes(config)).items()): small(config) for config in PRESETS.values()}
 CONFIGS["sinks"] = small(models.get_preset("gpt2", sink_logit="learned", tie_embeddings=False))
@@ -109,28 +107,35 @@ def test_weights_are_rounded_cut_cast_and_laid_out_as_before(case):
     params, axes = random_params(config), models.axes(config)
     names_at = {path: tuple(names) for path, names in flat(axes).items()}
 
-    rounded = flat(quantize.quantize_weights(params, axes, quantize.SCHEMES["zeropoint4"]))
-    for path, w in flat(params).items():
-        outputs = old_outputs(names_at[path])
-        if outputs is not None:
-            shared = tuple(i for i, n in enumerate(names_at[path]) if n not in ("layers", *outputs))
-            w = zeropoint(w, 4, jnp.min(w, shared, keepdims=True), jnp.max(w, shared, keepdims=True))
+    @jax.jit
+    def rounded_and_expected(params):
+        expected = dict(flat(params))
+        for path, w in expected.items():
+            outputs = old_outputs(names_at[path])
+            if outputs is not None:
+                shared = tuple(i for i, n in enumerate(names_at[path]) if n not in ("layers", *outputs))
+                least, most = (reduce(w, shared, keepdims=True) for reduce in (jnp.min, jnp.max))
+                expected[path] = zeropoint(w, 4, least, most)
+        return flat(quantize.quantize_weights(params, axes, quantize.SCHEMES["zeropoint4"])), expected
+
+    rounded, expected = jax.device_get(rounded_and_expected(params))
+    for path, w in expected.items():
         np.testing.assert_array_equal(rounded[path], w, err_msg=str(path))
 
     # Of arrays of ones what is left of each is a constant: its scale.
     L, half = config.num_layers, {"heads": 2, "kv_heads": config.num_kv_heads // 2, "mlp": 7}
-    indices = {name: jnp.tile(jnp.arange(n), (L, 1, 1)) for name, n in half.items()}
-    ones = jax.tree.map(jnp.ones_like, params)
-    for branch_scale in (None, jnp.full(L, 3.0)):
-        for path, w in flat(extract(ones, axes, indices, branch_scale)).items():
+    indices = {name: np.tile(np.arange(n), (L, 1, 1)) for name, n in half.items()}
+    ones = jax.tree.map(lambda w: np.ones(w.shape, w.dtype), params)
+    cut = jax.jit(lambda *x: [extract(x[0], axes, x[1], scale) for scale in (None, jnp.full(L, 3.0))])
+    for branch_scale, found in zip((1, 3), jax.device_get(cut(ones, indices)), strict=True):
+        for path, w in flat(found).items():
             names = names_at[path]
             scale = {True: 4.0 if "mlp" in names else 2.0, False: 1.0}[old_is_output(names)]
-            if branch_scale is not None and old_is_output(names):
-                scale *= 3
+            scale *= branch_scale if old_is_output(names) else 1
             assert set(np.unique(w)) == {scale}, path
 
-    layers = flat(params["layers"])
-    for path, w in flat_until(_Stack, cast_in_scan(params["layers"], axes["layers"], "bfloat16")).items():
+    layers, cast = flat(params["layers"]), lambda layers: cast_in_scan(layers, axes["layers"], "bfloat16")
+    for path, w in flat_until(_Stack, jax.eval_shape(cast, params["layers"])).items():
         assert isinstance(w, _Stack) == (layers[path].ndim > 2), path
 
     for path, w in flat(models.for_decoding(config, params)["layers"][0]).items():
@@ -153,7 +158,7 @@ NEW = {
 }
 SIZES = dict(layers=2, mlp=8, heads=4, embed=5, embed2=7, experts=3, state=2)
 NEW_PARAMS = {
-    name: jax.random.normal(jax.random.key(i), [SIZES[axis] for axis in names])
+    name: np.random.default_rng(i).normal(size=[SIZES[axis] for axis in names]).astype("float32")
     for i, (name, names) in enumerate(NEW.items())
 }
 
@@ -168,17 +173,26 @@ def test_a_weight_of_a_new_kind_is_what_it_is_declared_to_be():
 
 
 def test_a_weight_of_a_new_kind_is_rounded_by_its_outputs():
-    rounded = quantize.quantize_weights(NEW_PARAMS, NEW, quantize.SCHEMES["zeropoint4"])
-    assert rounded["gain"] is NEW_PARAMS["gain"]
-    for name, shared in {"by_head": 1, "wider": 1, "expert": 2, "turned": (1, 2)}.items():
-        w = NEW_PARAMS[name]
-        least, most = jnp.min(w, shared, keepdims=True), jnp.max(w, shared, keepdims=True)
-        np.testing.assert_array_equal(rounded[name], zeropoint(w, 4, least, most), err_msg=name)
+    scheme, gain = quantize.SCHEMES["zeropoint4"], {"gain": NEW_PARAMS["gain"]}
+    assert quantize.quantize_weights(gain, {"gain": NEW["gain"]}, scheme)["gain"] is gain["gain"]
+
+    @jax.jit
+    def rounded_and_expected(params):
+        expected = {}
+        for name, shared in {"by_head": 1, "wider": 1, "expert": 2, "turned": (1, 2)}.items():
+            least, most = (reduce(params[name], shared, keepdims=True) for reduce in (jnp.min, jnp.max))
+            expected[name] = zeropoint(params[name], 4, least, most)
+        return quantize.quantize_weights(params, NEW, scheme), expected
+
+    rounded, expected = rounded_and_expected(NEW_PARAMS)
+    for name, w in expected.items():
+        np.testing.assert_array_equal(rounded[name], w, err_msg=name)
 
 
 def test_a_weight_of_a_new_kind_is_scaled_where_it_sums_over_units():
-    indices = {"mlp": jnp.array([[[1, 5]]] * 2), "heads": jnp.array([[[0, 3]]] * 2)}
-    cut = extract(jax.tree.map(jnp.ones_like, NEW_PARAMS), NEW, indices, jnp.full(2, 3.0))
+    indices = {"mlp": np.array([[[1, 5]]] * 2), "heads": np.array([[[0, 3]]] * 2)}
+    ones = jax.tree.map(np.ones_like, NEW_PARAMS)
+    cut = jax.jit(lambda *x: extract(x[0], NEW, *x[1:]))(ones, indices, np.full(2, 3.0, "float32"))
     shapes = {name: w.shape for name, w in cut.items()}
     assert shapes == {
         "by_head": (2, 2, 2), "wider": (2, 5, 7), "expert": (2, 3, 2, 7), "turned": (2, 2, 2, 7),
