@@ -89,7 +89,8 @@ def test_other_shapes_get_xla_which_compiles(target):
 
 
 @pytest.mark.targets
-@pytest.mark.parametrize("target, dtype", [("v5e-1", "float32")])  # the others were not seen to their end
+@pytest.mark.parametrize("target", TPUS)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_no_vector_register_spills_on_a_tpu(target, dtype, tmp_path):
     """By the bundles that the compiler writes out, in a process of its own: libtpu reads flags once."""
     if not targets.is_available(target):
