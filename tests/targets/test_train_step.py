@@ -15,7 +15,7 @@ from jaxllm.targets.analytic import estimate
 from jaxllm.targets.train_step import with_vocabulary
 from jaxllm.text import TrainConfig, prepare, prepare_shapes
 
-FAMILIES = ("gpt2-nano", "gpt-neo-nano", "pythia-nano", "llama-nano", "gemma-nano")
+FAMILIES = ("gpt2-nano", "gpt-neo-nano", "pythia-nano", "llama-nano", "gemma-nano", "mamba-nano")
 
 
 def available(name):
