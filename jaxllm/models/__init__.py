@@ -1,4 +1,4 @@
-"""GPT-2, GPT-Neo, GPT-NeoX, Llama, Gemma 3, Mamba: a frozen config and pure functions over a dict of arrays.
+"""GPT-2, GPT-Neo(X), Llama, Gemma 3, Mamba, T5: a frozen config and pure functions over a dict of arrays.
 
 Examples:
   >>> import jax, jax.numpy as jnp
@@ -23,6 +23,10 @@ from jaxllm.models.config import ModelConfig as ModelConfig
 from jaxllm.models.config import check_transformer as check_transformer
 from jaxllm.models.decoding_layout import empty_cache as empty_cache
 from jaxllm.models.decoding_layout import for_decoding as for_decoding
+from jaxllm.models.encoder_decoder import Context as Context
+from jaxllm.models.encoder_decoder import EncoderDecoderConfig as EncoderDecoderConfig
+from jaxllm.models.encoder_decoder import context_cache as context_cache
+from jaxllm.models.encoder_decoder import encode as encode
 from jaxllm.models.grouped_head import draw_token as draw_token
 from jaxllm.models.head import apply as apply
 from jaxllm.models.head import logits as logits

@@ -112,6 +112,7 @@ def trunk(
     sites: Sites | None = None,
     microbatches: int = 1,
     key: jax.Array | None = None,
+    context: Any = None,
 ) -> jax.Array:
     """Return hidden states after the final norm: [B, T, D] in `config.dtype`.
 
@@ -123,12 +124,15 @@ def trunk(
       sites: activations to edit (to capture them use `capture`).
       microbatches: how many each layer takes one after another, before the next layer; must divide B.
       key: draws what `config.dropout` drops; None: nothing is dropped.
+      context: what `encode` returned, of an encoder-decoder; other models take none.
 
     Raises:
       UserError: more tokens than a learned position table has; ids that are fractions or, outside of jit,
         that the vocabulary does not have.
     """
     options = dict(positions=positions, segment_ids=segment_ids, microbatches=microbatches, key=key)
+    if context is not None:
+        options["context"] = context
     return capture(config, params, tokens_BT, sites, **options)[0]
 
 

@@ -12,12 +12,16 @@ import jax
 import jax.numpy as jnp
 from jaxllm_kernels import attention as kernel
 
+from jaxllm.errors import UserError
 from jaxllm.models.architecture import cache_axes, init_cache
 from jaxllm.models.config import ModelConfig
 from jaxllm.models.shared_prefix import Prefix, merge
 
 # The axis of the rows in each of a cache's entries, from the end: as in a stack of layers, so in a tuple.
-_ROWS = {"key": -4, "value": -4, "valid": -2, "conv": -3, "state": -3}
+_ROWS = {
+    "key": -4, "value": -4, "valid": -2, "conv": -3, "state": -3,
+    "cross_key": -4, "cross_value": -4, "context_valid": -2,
+}  # fmt: skip
 
 
 @init_cache.register
@@ -62,7 +66,12 @@ def fork_cache(cache: dict, rows_B, slots: int) -> dict:
       cache: of P rows.
       rows_B: which of them each new row continues, known to the host.
       slots: how many more tokens a row may hold.
+
+    Raises:
+      UserError: it is an encoder-decoder's.
     """
+    if "cross_key" in cache:
+        raise UserError("an encoder-decoder's cache is not forked; select its rows (models.select_rows)")
     if "key" not in cache:
         return select_rows(cache, rows_B) | {"length": jnp.copy(cache["length"])}  # the fork is donated
     prefix = Prefix.of(cache["key"], cache["value"], cache["valid"], cache["length"], rows_B)

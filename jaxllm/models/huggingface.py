@@ -56,14 +56,19 @@ def tensor_shapes(config: LanguageModel, family: str) -> Iterator[tuple[str, tup
       UserError: a parameter the family has no place for, such as a learned sink.
     """
     record = _record(family)
-    outside, layered = {}, {}
+    outside, layered, layers = {}, {}, 0
     for path, entry in _flat(declare(config)).items():
         tensor, in_layer = _place(record, path), "layers" in entry.axes
-        names = layered if in_layer else outside
-        names[tensor.name] = _their_shape(entry.shape[in_layer:], tensor, entry)
+        shape = _their_shape(entry.shape[in_layer:], tensor, entry)
+        if in_layer:
+            layered[tensor.name], layers = (entry.shape[0], shape), max(layers, entry.shape[0])
+        else:
+            outside[tensor.name] = shape
     yield from outside.items()
-    for layer in range(config.num_layers):
-        yield from ((name.format(layer=layer), shape) for name, shape in layered.items())
+    for layer in range(layers):
+        for name, (count, shape) in layered.items():
+            if layer < count:
+                yield name.format(layer=layer), shape
 
 
 def state_dict_from_params(config: LanguageModel, family: str, params: dict) -> dict[str, np.ndarray]:
@@ -103,8 +108,8 @@ def state_dict_from_params(config: LanguageModel, family: str, params: dict) -> 
 def full_name(family: str, name: str) -> str:
     """Return what the whole model calls a tensor that the base model (GPT2Model) may have saved."""
     record = _record(family)
-    whole = name.startswith((record.prefix, record.head.split(".", 1)[0] + "."))
-    return name if whole else record.prefix + name
+    whole = name.startswith((record.base_prefix, record.head.split(".", 1)[0] + "."))
+    return name if whole else record.base_prefix + name
 
 
 def check_left_over(config: LanguageModel, family: str, state_dict: Mapping[str, np.ndarray]) -> None:

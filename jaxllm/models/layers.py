@@ -51,6 +51,7 @@ def run_layers(
     view: type[CacheView],
     pattern: Sequence[Any] = (None,),
     microbatches: int = 1,
+    names: Any = None,
     **rows: Any,
 ) -> tuple[jax.Array, dict, dict | None]:
     """Return (x_BTD after the last layer, {site: values stacked over layers}, the cache written to).
@@ -63,6 +64,7 @@ def run_layers(
       view: makes a layer's view of the cache.
       pattern: constants of the layers, repeated; a scan runs so many of them in a step.
       microbatches: how many parts of the batch a layer takes one after another.
+      names: `AxisNames` of one stack's parameters; None: those of the config's "layers".
       **rows: arrays [B, ...] for every layer, or None; `key` is a random one.
     """
     if microbatches > 1:
@@ -70,7 +72,9 @@ def run_layers(
     layer = functools.partial(layer, **rows)
     run = _each_layer if isinstance(params, tuple) else _scan_layers
     with jax.named_scope("layers"):
-        return run(config, layer, params, x_BTD, cache, view, pattern)
+        if names is None:
+            names = axes(config)["layers"]
+        return run(config, layer, params, x_BTD, cache, view, pattern, names)
 
 
 def _by_microbatches(layer, count, params, x_BTD, index, kind, cache, *, key=None, **rows):
@@ -99,8 +103,9 @@ def _by_microbatches(layer, count, params, x_BTD, index, kind, cache, *, key=Non
     return join(x_PBTD), jax.tree.map(join, captured), cache
 
 
-def _each_layer(config, layer, params, x_BTD, cache, view, pattern):
+def _each_layer(config, layer, params, x_BTD, cache, view, pattern, names):
     """Run unstacked layers one after the other, each with a cache of its own."""
+    del names
     captured, written = [], []
     for index, layer_params in enumerate(params):
         layer_cache = None
@@ -116,15 +121,15 @@ def _each_layer(config, layer, params, x_BTD, cache, view, pattern):
     return x_BTD, jax.tree.map(lambda *values: jnp.stack(values), *captured), cache
 
 
-def _scan_layers(config, layer, params, x_BTD, cache, view, pattern):
+def _scan_layers(config, layer, params, x_BTD, cache, view, pattern, names):
     """Scan groups of len(pattern) layers, so that within the body each entry is a constant."""
     group = len(pattern)
     grouped = group > 1 or not any(map(on_host, jax.tree.leaves(params)))
     if isinstance(params, LayerView):
-        stack = cast_in_scan(params.stack, axes(config)["layers"], config.dtype)
+        stack = cast_in_scan(params.stack, names, config.dtype)
         params = dataclasses.replace(params, stack=stack)
     else:
-        params = cast_in_scan(params, axes(config)["layers"], config.dtype)
+        params = cast_in_scan(params, names, config.dtype)
     if grouped:
         params = jax.tree.map(lambda w: w.reshape(-1, group, *w.shape[1:]), params)
 

@@ -34,5 +34,9 @@ def _shakespeare_char() -> TrainConfig:
     )  # fmt: skip
 
 
-TRAIN_PRESETS = {name: partial(_preset, name) for name in models.PRESETS}
+TRAIN_PRESETS = {
+    name: partial(_preset, name)
+    for name, model in models.PRESETS.items()
+    if model.architecture != "encoder_decoder"  # which reads pairs of texts
+}
 TRAIN_PRESETS["shakespeare-char"] = _shakespeare_char

@@ -10,10 +10,11 @@ from jaxllm.models.families.record import Buffer as Buffer
 from jaxllm.models.families.record import Family as Family
 from jaxllm.models.families.record import Gguf as Gguf
 from jaxllm.models.families.record import Tensor as Tensor
+from jaxllm.models.families.t5 import T5
 
 # By the model_type of a config.json. A model is saved as the first that can express it.
 FAMILIES: dict[str, Family] = {
-    family.name: family for family in (GPT2, GPT_NEO, GPT_NEOX, LLAMA, GEMMA3, MAMBA)
+    family.name: family for family in (GPT2, GPT_NEO, GPT_NEOX, LLAMA, GEMMA3, MAMBA, T5)
 }
 
 

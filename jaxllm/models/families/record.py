@@ -54,6 +54,7 @@ class Family:
     write: Callable[[Any], dict[str, Any]]  # the reverse; what it cannot say is found by reading it
     presets: Mapping[str, LanguageModel]
     config: type[LanguageModel] = ModelConfig  # whose fields `read` returns
+    prefix: str | None = None  # of the base model's tensors in the whole model; None: the final norm's
     # (config.json, where it came from) raises a UserError where fields are malformed beyond their types
     check: Callable[[Mapping[str, Any], str], None] = lambda theirs, source: None
     buffers: Mapping[str, Buffer] = field(default_factory=dict)  # by the end of the tensor's name
@@ -65,8 +66,10 @@ class Family:
         return self.tensors["head/kernel"].name
 
     @property
-    def prefix(self) -> str:
+    def base_prefix(self) -> str:
         """Return what the whole model puts before the names of the base model's tensors."""
+        if self.prefix is not None:
+            return self.prefix
         return self.tensors["final_norm/scale"].name.split(".", 1)[0] + "."
 
 
