@@ -9,6 +9,7 @@ import jax
 
 from jaxllm import parallel
 from jaxllm.cli.parse import parse, take
+from jaxllm.data.examples import MESSAGES
 from jaxllm.errors import UserError
 from jaxllm.models.presets import derived_fields
 from jaxllm.text import TrainConfig, train
@@ -65,8 +66,11 @@ def main(argv: Sequence[str]) -> None:
     if jax.process_index() != 0:
         return
     scores = trained.evaluation
+    out = shlex.quote(config.out)
+    use = f"sample with: jaxllm generate {out} --prompt 'The '"
+    if trained.run.corpus.kind == MESSAGES:
+        use = f"talk with: jaxllm chat {out}"
     print(
         f"held-out loss {scores['loss']:.4f} nats a token, {scores['bits_per_byte']:.4f} bits per byte, "
-        f"over {scores['tokens']:,} tokens\n"
-        f"sample with: jaxllm generate {shlex.quote(config.out)} --prompt 'The '"
+        f"over {scores['tokens']:,} tokens\n{use}"
     )

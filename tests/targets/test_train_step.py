@@ -6,6 +6,7 @@ import jax
 import pytest
 
 from jaxllm import models, targets
+from jaxllm.adapt import LoraConfig
 from jaxllm.errors import UserError
 from jaxllm.optim import OptimConfig
 from jaxllm.parallel import MeshConfig
@@ -51,6 +52,23 @@ def test_every_family_s_training_step_compiles(family, name):
     if name == "v5e-4":
         assert forecast.compiler_seconds > 0
         assert any("fsdp" in axis for axis in forecast.collective_bytes)
+
+
+@pytest.mark.parametrize("name", [available("v5e-4"), available("h100")])
+def test_an_adapters_step_has_no_gradients_and_moments_of_what_is_frozen(name):
+    mesh = MeshConfig(fsdp=2, tensor=2) if name == "v5e-4" else MeshConfig()
+    model = models.get_preset("llama-nano", num_layers=4, embed_dim=256, vocab_size=4096)
+    whole = run(model=model, mesh=mesh, seq_len=128)
+    made = {
+        kind: targets.compile_train_step(config, name)
+        for kind, config in (("whole", whole), ("lora", dataclasses.replace(whole, lora=LoraConfig(rank=8))))
+    }
+    lora = made["lora"]
+    assert lora.breakdown["optimizer"] < 0.1 * made["whole"].breakdown["optimizer"]
+    moments = made["whole"].breakdown["optimizer"]
+    assert made["whole"].peak_bytes - lora.peak_bytes > 0.8 * moments
+    assert sum(lora.flops.values()) < 0.95 * sum(made["whole"].flops.values())
+    assert lora.model_flops < sum(lora.flops.values()) * 1.02
 
 
 @pytest.mark.slow
