@@ -1,6 +1,7 @@
 """Several processes of one training command on this machine, joined by jax.distributed."""
 
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -28,13 +29,15 @@ def environment(processes: int, devices: int) -> list[dict[str, str]]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
+    given = re.sub(r"\S+device_count=\d+", "", os.environ.get("XLA_FLAGS", ""))
     shared = {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
         "JAX_COORDINATOR_ADDRESS": address,
         "JAX_NUM_PROCESSES": str(processes),
         # They compile in a third of the time, and nobody times their steps.
-        "XLA_FLAGS": f"--xla_backend_optimization_level=0 --xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": f"{given} --xla_backend_optimization_level=0 "
+        f"--xla_force_host_platform_device_count={devices}",
         "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
     }
     return [shared | {"JAX_PROCESS_ID": str(index)} for index in range(processes)]
