@@ -18,6 +18,7 @@ from jaxllm.data.baselines import bigram_bits_per_byte, unigram_bits_per_byte
 from jaxllm.data.batches import Batches, batches, eval_batches
 from jaxllm.data.chat import ChatTemplate, chat_template
 from jaxllm.data.corpus import Corpus, fingerprint, prepare
+from jaxllm.data.padded import encode_padded
 from jaxllm.data.sources import open_source, read_documents
 from jaxllm.data.tokenizer import Tokenizer, is_trained, load_tokenizer, start_id
 from jaxllm.data.tokens import Tokens
@@ -31,6 +32,7 @@ __all__ = [
     "batches",
     "bigram_bits_per_byte",
     "chat_template",
+    "encode_padded",
     "eval_batches",
     "fingerprint",
     "is_trained",

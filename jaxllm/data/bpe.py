@@ -107,6 +107,15 @@ class HuggingFaceTokenizer:
             encoding = self.backend.encode(text, add_special_tokens=False)
             return np.array(encoding.ids, np.int32), np.array([end for _, end in encoding.offsets], np.int32)
 
+    def encode_pair(self, text: str, second: str | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Return (ids [n], which text each belongs to [n]), int32, special tokens added as an encoder reads.
+
+        BERT's are "[CLS] text [SEP]", or "[CLS] text [SEP] second [SEP]" with types 0 and then 1.
+        """
+        with _library("cannot encode a text"):
+            encoding = self.backend.encode(text, second)
+            return np.array(encoding.ids, np.int32), np.array(encoding.type_ids, np.int32)
+
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text; eos and other special tokens appear by name.
 

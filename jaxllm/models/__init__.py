@@ -1,4 +1,4 @@
-"""GPT-2, GPT-Neo(X), Llama, Gemma 3, Mamba, T5: a frozen config and pure functions over a dict of arrays.
+"""Models of published families: a frozen config and pure functions over a dict of arrays.
 
 Examples:
   >>> import jax, jax.numpy as jnp
@@ -20,6 +20,7 @@ from jaxllm.models.cache import fork_cache as fork_cache
 from jaxllm.models.cache import select_rows as select_rows
 from jaxllm.models.config import LanguageModel as LanguageModel
 from jaxllm.models.config import ModelConfig as ModelConfig
+from jaxllm.models.config import check_decodes as check_decodes
 from jaxllm.models.config import check_transformer as check_transformer
 from jaxllm.models.decoding_layout import empty_cache as empty_cache
 from jaxllm.models.decoding_layout import for_decoding as for_decoding
@@ -43,6 +44,8 @@ from jaxllm.models.parameters import axes as axes
 from jaxllm.models.parameters import check_params as check_params
 from jaxllm.models.parameters import init as init
 from jaxllm.models.parameters import shapes as shapes
+from jaxllm.models.pooling import first_pool as first_pool
+from jaxllm.models.pooling import mean_pool as mean_pool
 from jaxllm.models.presets import PRESETS as PRESETS
 from jaxllm.models.presets import get_preset as get_preset
 from jaxllm.models.sites import SITES as SITES

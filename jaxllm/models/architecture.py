@@ -81,6 +81,7 @@ def capture(
     *,
     positions: jax.Array | None = None,
     segment_ids: jax.Array | None = None,
+    token_types: jax.Array | None = None,
     microbatches: int = 1,
     key: jax.Array | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -109,6 +110,7 @@ def trunk(
     *,
     positions: jax.Array | None = None,
     segment_ids: jax.Array | None = None,
+    token_types: jax.Array | None = None,
     sites: Sites | None = None,
     microbatches: int = 1,
     key: jax.Array | None = None,
@@ -120,7 +122,8 @@ def trunk(
       tokens_BT: int [B, T].
       positions: int [B, T]; None counts from 0, anew in each segment.
       segment_ids: int [B, T], one number a document of a packed row; documents do not see each
-        other.
+        other. A mask of padding is one too: where it is 0 nothing is seen by what is text.
+      token_types: int [B, T], which of `config.num_token_types` each token is; None: all 0.
       sites: activations to edit (to capture them use `capture`).
       microbatches: how many each layer takes one after another, before the next layer; must divide B.
       key: draws what `config.dropout` drops; None: nothing is dropped.
@@ -133,6 +136,8 @@ def trunk(
     options = dict(positions=positions, segment_ids=segment_ids, microbatches=microbatches, key=key)
     if context is not None:
         options["context"] = context
+    if token_types is not None:
+        options["token_types"] = token_types
     return capture(config, params, tokens_BT, sites, **options)[0]
 
 
@@ -165,6 +170,9 @@ def init_cache(config, batch_size: int, max_length: int, *, apart: bool = False)
 
     Args:
       apart: one array a layer, for parameters whose layers are apart (`for_decoding`).
+
+    Raises:
+      UserError: the model is one that cannot decode.
 
     Returns:
       Of a transformer {"key", "value": [L, B, G, S, K] in config.dtype, or a tuple of L arrays

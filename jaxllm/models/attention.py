@@ -7,6 +7,7 @@ from jaxllm.models.attend import attend
 from jaxllm.models.cache import LayerCache
 from jaxllm.models.config import ModelConfig
 from jaxllm.models.declarations import declare_attention
+from jaxllm.models.disentangled import position_scores
 from jaxllm.models.dropout import dropout, dropped_attention
 from jaxllm.models.linear import linear, linears
 from jaxllm.models.norms import normalize
@@ -26,6 +27,7 @@ def attention_block(
     segment_ids_BT: jax.Array | None = None,
     cache: LayerCache | None = None,
     key: jax.Array | None = None,
+    relative_RD: jax.Array | None = None,
 ) -> tuple[jax.Array, LayerCache | None]:
     """Return what attention adds to the residual stream, [B, T, D], and the cache written to.
 
@@ -38,6 +40,7 @@ def attention_block(
       segment_ids_BT: documents that must not see each other.
       cache: keys and values of earlier tokens; the new ones are written into it.
       key: draws the probabilities that `config.dropout` drops, of text without a cache; None: none.
+      relative_RD: the table of relative positions, if they have vectors.
     """
     declared = declare_attention(config)
     query_BTHK, key_BTGK, value_BTGK = linears(x_BTD, params, declared, "query", "key", "value")
@@ -50,10 +53,9 @@ def attention_block(
     key_BTGK = tap("key", constrain(key_BTGK, "batch", None, "kv_heads", None))
     value_BTGK = tap("value", constrain(value_BTGK, "batch", None, "kv_heads", None))
 
-    scale = config.attention_scale
     options = dict(
-        scale=config.head_dim**-0.5 if scale is None else scale,
-        causal=cache is None,
+        scale=config.score_scale,
+        causal=config.causal and cache is None,
         window=window if cache is None else None,
         segment_ids_BT=segment_ids_BT,
         mask_BTS=None,
@@ -64,8 +66,14 @@ def attention_block(
         cache = cache.write(key_BTGK, value_BTGK)
         key_BTGK, value_BTGK = cache.key_BSGK, cache.value_BSGK
         options["mask_BTS"] = cache.visible(x_BTD.shape[1], window)
-    if tap.wants("attn_scores", "attn_probs"):
-        head_out_BTHK = _explicit(query_BTHK, key_BTGK, value_BTGK, tap, config.dropout, key, **options)
+    if relative_RD is not None or tap.wants("attn_scores", "attn_probs"):
+        bias_BHTS = 0.0
+        if relative_RD is not None:
+            positions = (config.disentangled, params, declared, query_BTHK, key_BTGK, relative_RD)
+            bias_BHTS = options["scale"] * position_scores(*positions)
+        head_out_BTHK = _explicit(
+            query_BTHK, key_BTGK, value_BTGK, bias_BHTS, tap, config.dropout, key, **options
+        )
     elif key is not None:
         head_out_BTHK = dropped_attention(query_BTHK, key_BTGK, value_BTGK, config.dropout, key, **options)
     elif cache is not None and cache.shared:
@@ -91,9 +99,9 @@ def attention_block(
     return tap("attn_out", out_BTD), cache
 
 
-def _explicit(query, key, value, tap: Tap, rate, drop_key, *, scale, sink, **visibility) -> jax.Array:
+def _explicit(query, key, value, bias, tap: Tap, rate, drop_key, *, scale, sink, **visibility) -> jax.Array:
     """Attend with scores and probabilities in memory, so that they can be seen and edited."""
-    scores_BHTS = tap("attn_scores", kernel.attention_scores(query, key, scale))
+    scores_BHTS = tap("attn_scores", kernel.attention_scores(query, key, scale) + bias)
     allowed = kernel.visible(query.shape[1], key.shape[1], **visibility)
     sink_H = kernel.sink_logits(sink, query.shape[2])
     probs_BHTS = tap("attn_probs", kernel.attention_probs(scores_BHTS, allowed, sink_H))

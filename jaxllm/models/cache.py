@@ -14,7 +14,7 @@ from jaxllm_kernels import attention as kernel
 
 from jaxllm.errors import UserError
 from jaxllm.models.architecture import cache_axes, init_cache
-from jaxllm.models.config import ModelConfig
+from jaxllm.models.config import ModelConfig, check_decodes
 from jaxllm.models.shared_prefix import Prefix, merge
 
 # The axis of the rows in each of a cache's entries, from the end: as in a stack of layers, so in a tuple.
@@ -29,6 +29,7 @@ def init_key_values(
     config: ModelConfig, batch_size: int, max_length: int, *, apart: bool = False
 ) -> dict:
     """Return an empty cache of a transformer; see `architecture.init_cache`."""
+    check_decodes(config)
     shape = (batch_size, config.num_kv_heads, max_length, config.head_dim)
 
     def empty():

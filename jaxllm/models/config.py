@@ -8,15 +8,19 @@ from typing import Annotated, Any, ClassVar, Literal
 from jaxllm.config import Config, OneOf, Positive, Range, Size
 from jaxllm.errors import UserError, brief, unknown
 from jaxllm.models.architecture import declare, leaves
+from jaxllm.models.disentangled import Disentangled
 from jaxllm.models.rotary import RopeScaling
 from jaxllm.models.vocab_groups import VocabGroups
 
 ACTIVATIONS = ("gelu_tanh", "gelu", "silu", "relu")
 NORMS = ("layernorm", "rmsnorm", "rmsnorm_scalar")
-POSITIONS = ("learned", "rotary", "none")
+POSITIONS = ("learned", "rotary", "disentangled", "none")
 # A block reads the stream's norm; "sandwich": what it adds is normed too; "post": the stream is, once it is
 # added, and there is no final norm.
 NORM_PLACES = ("pre", "sandwich", "post")
+# Logits of the vocabulary, or those after a dense layer, the activation and a norm, with a bias ("masked":
+# BERT's); logits of labels, of a text by a dense layer on its first token, or of each token.
+HEADS = ("tokens", "masked", "text_labels", "token_labels")
 DTYPES = ("float32", "bfloat16", "float16")
 ATTENTION_IMPLEMENTATIONS = ("reference", "xla", "pallas_tpu", "pallas_gpu", "cudnn")
 # What a group has of its own: a scale and shift of hidden states, or of its slots' logits, or nothing,
@@ -39,6 +43,7 @@ Layers = Annotated[int, Range(1, 4096)]
 _Window = Annotated[int, Range(0, 2**28)]
 _SinkLogit = Annotated[float, Range(or_value=-math.inf)]
 _Part = Annotated[float, Range(most=1, above=0)]
+_Types = Annotated[int, Range(0, 2**16)]
 _Rate = Annotated[float, Range(0, below=1)]
 _Attention = Annotated[str, OneOf(ATTENTION_IMPLEMENTATIONS)]
 
@@ -52,6 +57,9 @@ class LanguageModel(Config):
     """
 
     architecture: ClassVar[str]  # the name of the class in a JSON file; a field where it is not "transformer"
+    # What is so of a class that has no such field; see `ModelConfig`.
+    head: ClassVar[str] = "tokens"
+    labels: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self):
         if self.vocab_groups is not None:  # in a JSON file a plain text
@@ -95,6 +103,11 @@ class LanguageModel(Config):
         return None
 
     @property
+    def why_not_decode(self) -> str | None:
+        """Say why the model cannot predict tokens one by one; None: it can."""
+        return None
+
+    @property
     def most_cached(self) -> int:
         """How many tokens a cache may hold: past them, decoding reads the last `context_length` anew."""
         return self.context_length
@@ -111,8 +124,10 @@ class LanguageModel(Config):
 
     @property
     def logits_per_token(self) -> int:
-        """How many logits a training step computes for each token: V, or G + K with groups."""
+        """How many logits a training step computes for each token: V, or G + K with groups, or labels."""
         groups = self.vocab_groups
+        if self.labels:
+            return len(self.labels)
         return self.known_vocab_size if groups is None else groups.num_groups + groups.slots
 
     @property
@@ -131,7 +146,7 @@ class LanguageModel(Config):
 
 @dataclass(frozen=True)
 class ModelConfig(LanguageModel):
-    """A decoder-only transformer. The defaults are GPT-2 small.
+    """A transformer of one stack: a decoder, or an encoder. The defaults are GPT-2 small.
 
     Sizes given as None are replaced by their derived defaults when the config is made, so that a
     config holds plain numbers.
@@ -168,13 +183,20 @@ class ModelConfig(LanguageModel):
     out_bias: bool = True  # of attention's output projection
     mlp_bias: bool = True
     parallel_residual: bool = False  # both blocks read the layer's input, as in GPT-NeoX
+    causal: bool = True  # a token sees those before it; False: all, as an encoder's do
     position: Annotated[str, OneOf(POSITIONS)] = "learned"
     rope_theta: Positive = 10000.0
     windowed_rope_theta: Positive | None = None  # of layers with a window, unscaled; None: as the others
     rotary_fraction: _Part = 1.0  # of each head that is rotated
     rope_scaling: RopeScaling = RopeScaling()  # of its frequencies, for longer texts
+    disentangled: Disentangled = Disentangled()  # with position="disentangled" alone
     tie_embeddings: bool = True  # the head is the token table
     scale_embeddings: bool = False  # tokens' vectors times sqrt(embed_dim)
+    num_token_types: _Types = 0  # kinds of tokens, each with a vector that is added to theirs
+    embed_norm: bool = False  # of the sum of a token's vectors
+    head: Annotated[str, OneOf(HEADS)] = "tokens"
+    labels: tuple[str, ...] = ()  # their names, in the order of their logits
+    label_activation: Annotated[str, OneOf(("tanh", *ACTIVATIONS))] = "tanh"  # of text_labels' dense layer
     vocab_groups: VocabGroups | None = None  # predict a token's group, then the token in the group
     group_head: Annotated[str, OneOf(GROUP_HEADS)] = "hidden"  # with vocab_groups alone
     attention_scale: Positive | None = None  # None: 1 / sqrt(head_dim)
@@ -210,11 +232,30 @@ class ModelConfig(LanguageModel):
                 "norm_place='post' norms the stream after each block, and parallel_residual=True adds both "
                 "at once; change one of them"
             )
+        if not self.causal and any(self.windows):
+            raise UserError(
+                f"windows={brief(self.windows)} look back, and causal=False looks both ways; set one of them"
+            )
+        if self.position == "disentangled" and self.num_kv_heads != self.num_heads:
+            raise UserError(
+                f"num_kv_heads={self.num_kv_heads}: position='disentangled' needs as many as num_heads="
+                f"{self.num_heads}"
+            )
+        self._check_head()
         if not self.windows or self.num_layers % len(self.windows):
             raise UserError(
                 f"windows={brief(self.windows)} must hold a number of sizes that divides "
                 f"num_layers={self.num_layers}"
             )
+
+    def _check_head(self):
+        if self.head.endswith("_labels") != bool(self.labels):
+            wanted = "needs some" if not self.labels else "takes none"
+            raise UserError(f"labels={brief(self.labels)}: head='{self.head}' {wanted}; change one of them")
+        if len(set(self.labels)) < len(self.labels):
+            raise UserError(f"labels={brief(self.labels)} hold a name twice")
+        if self.head != "tokens" and self.vocab_groups is not None:
+            raise UserError(f"vocab_groups go with head='tokens', not head='{self.head}'; set one of them")
 
     @property
     def derived(self) -> dict[str, Any]:
@@ -230,6 +271,21 @@ class ModelConfig(LanguageModel):
     def most_positions(self) -> int | None:
         """How many tokens of a text the model has positions for; None: any number."""
         return self.context_length if self.position == "learned" else None
+
+    @property
+    def why_not_decode(self) -> str | None:
+        """Say why the model cannot predict tokens one by one; None: it can."""
+        if not self.causal:
+            return "has causal=False: its tokens see those after them"
+        if self.position == "disentangled":
+            return "has position='disentangled', for which no keys are cached"
+        return f"has head='{self.head}', which predicts labels" if self.labels else None
+
+    @property
+    def score_scale(self) -> float:
+        """Return what attention's products are multiplied with."""
+        terms = len(self.disentangled.terms) if self.position == "disentangled" else 0
+        return self.attention_scale or (self.head_dim * (1 + terms)) ** -0.5
 
     @property
     def rotary_dim(self) -> int:
@@ -252,6 +308,19 @@ class ModelConfig(LanguageModel):
         keys = sum(min(window or seq_len, seq_len) for window in self.windows)
         keys *= self.num_layers // len(self.windows)
         return super().flops_per_token(seq_len) + 12 * self.num_heads * self.head_dim * keys
+
+
+def check_decodes(config: LanguageModel) -> None:
+    """Check that a model predicts a token from those before it.
+
+    Raises:
+      UserError: it is an encoder, or predicts labels.
+    """
+    if config.why_not_decode is not None:
+        raise UserError(
+            f"the model {config.why_not_decode}; it cannot predict or decode tokens one by one: read texts "
+            "with models.trunk, or take a decoder"
+        )
 
 
 def check_transformer(config: LanguageModel, what: str) -> None:

@@ -26,6 +26,16 @@ def declare_transformer(config: ModelConfig) -> dict:
     if config.position == "learned":
         positions = Declaration((config.context_length, D), ("position", "embed"), ("position",), std)
         tree["embed"]["positions"] = positions
+    if config.num_token_types:
+        shape, axes = (config.num_token_types, D), ("token_type", "embed")
+        tree["embed"]["token_types"] = Declaration(shape, axes, ("token_type",), std)
+    if config.embed_norm:
+        tree["embed"]["norm"] = _norm(config)
+    if config.position == "disentangled":
+        shape, axes = (2 * config.disentangled.span, D), ("relative_position", "embed")
+        tree["embed"]["relative"] = Declaration(shape, axes, ("relative_position",), std)
+        if config.disentangled.norm:
+            tree["embed"]["relative_norm"] = _norm(config)
     return tree | declare_head(config)
 
 
@@ -33,14 +43,15 @@ def declare_head(config: LanguageModel) -> dict:
     """Return {"head": its parameters}, or nothing where it is the token table."""
     if config.vocab_groups is not None:
         return {"head": _group_head(config)}
-    if config.tie_embeddings:
-        return {}
-    V, D = config.known_vocab_size, config.embed_dim
-    return {"head": {"kernel": Declaration((D, V), ("embed", "vocab"), ("embed",), config.init_std)}}
+    head = {} if config.head == "tokens" else _HEADS[config.head](config)
+    if not config.tie_embeddings and not config.labels:
+        V, D = config.known_vocab_size, config.embed_dim
+        head["kernel"] = Declaration((D, V), ("embed", "vocab"), ("embed",), config.init_std)
+    return {"head": head} if head else {}
 
 
 def _norm(config, axis: str = "embed") -> dict:
-    shape, axes = ({"embed": config.embed_dim, "head_dim": config.head_dim}[axis],), (axis,)
+    shape, axes = (config.head_dim if axis == "head_dim" else config.embed_dim,), (axis,)
     scalar = config.norm == "rmsnorm_scalar"
     tree = {"scale": Declaration(() if scalar else shape, () if scalar else axes, mean=1.0)}
     if config.norm_bias:
@@ -63,6 +74,12 @@ def declare_attention(config) -> dict:
         tree["query_bias"] = Declaration((H, K), ("heads", "head_dim"))
         tree["key_bias"] = Declaration((G, K), ("kv_heads", "head_dim"))
         tree["value_bias"] = Declaration((G, K), ("kv_heads", "head_dim"))
+    if config.position == "disentangled" and not config.disentangled.shared:
+        for term, name in (("c2p", "position_key"), ("p2c", "position_query")):
+            if term in config.disentangled.terms:
+                tree[name] = tree["query"]
+                if config.qkv_bias:
+                    tree[name + "_bias"] = tree["query_bias"]
     if config.out_bias:
         tree["out_bias"] = Declaration((D,), ("embed",))
     if config.sink_logit == "learned":
@@ -92,6 +109,37 @@ def declare_mlp(config) -> dict:
     if config.norm_place == "sandwich":
         tree["out_norm"] = _norm(config)
     return tree
+
+
+def _masked_head(config) -> dict:
+    D, std = config.embed_dim, config.init_std
+    return {
+        "transform": Declaration((D, D), ("embed", "transformed"), ("embed",), std),
+        "transform_bias": Declaration((D,), ("transformed",)),
+        "norm": _norm(config, "transformed"),
+        "bias": Declaration((config.known_vocab_size,), ("vocab",)),
+    }
+
+
+def _token_labels(config) -> dict:
+    D, C = config.embed_dim, len(config.labels)
+    return {
+        "token_labels": Declaration((D, C), ("embed", "labels"), ("embed",), config.init_std),
+        "token_labels_bias": Declaration((C,), ("labels",)),
+    }
+
+
+def _text_labels(config) -> dict:
+    D, C, std = config.embed_dim, len(config.labels), config.init_std
+    return {
+        "pooler": Declaration((D, D), ("embed", "pooled"), ("embed",), std),
+        "pooler_bias": Declaration((D,), ("pooled",)),
+        "text_labels": Declaration((D, C), ("pooled", "labels"), ("pooled",), std),
+        "text_labels_bias": Declaration((C,), ("labels",)),
+    }
+
+
+_HEADS = {"masked": _masked_head, "token_labels": _token_labels, "text_labels": _text_labels}
 
 
 def _group_head(config) -> dict:

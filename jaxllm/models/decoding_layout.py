@@ -5,7 +5,7 @@ import functools
 import jax
 
 from jaxllm.models.architecture import init_cache
-from jaxllm.models.config import LanguageModel
+from jaxllm.models.config import LanguageModel, check_decodes
 from jaxllm.models.layers_apart import is_apart, layers_apart
 from jaxllm.models.low_rank import LowRank
 from jaxllm.models.parameters import axes
@@ -21,7 +21,11 @@ def for_decoding(config: LanguageModel, params: dict) -> dict:
 
     What is laid out already is returned as it is, the same arrays: a second call costs nothing, and what no
     layer holds (embeddings, head) is never copied. Layers may be stacked or a tuple (`layers_apart`).
+
+    Raises:
+      UserError: the model is one that cannot decode.
     """
+    check_decodes(config)
     layers = params["layers"]
     if is_apart(params):
         if all(_is_arranged(config, layer) for layer in layers):

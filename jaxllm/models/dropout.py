@@ -31,6 +31,7 @@ def dropped_attention(
     *,
     scale: float,
     sink: float | jax.Array | None,
+    causal: bool,
     **visibility,
 ) -> jax.Array:
     """Attend to the text itself, dropping probabilities: [B, T, H, K].
@@ -39,17 +40,19 @@ def dropped_attention(
     so that memory stays linear in T.
 
     Args:
-      scale, sink, **visibility: see `jaxllm_kernels.attention`; `causal` must be True.
+      scale, sink, causal, **visibility: see `jaxllm_kernels.attention`.
     """
     T, H = query_BTHK.shape[1:3]
     sink_H = kernel.sink_logits(sink, H)
-    allowed = kernel.visible(T, T, **visibility)
+    allowed = kernel.visible(T, T, causal=causal, **visibility)
 
     @functools.partial(jax.checkpoint, static_argnums=(0, 1))
     def attend(begin, end, query_BTHK, key_BTGK, value_BTGK, allowed, key):
-        scores_BHTS = kernel.attention_scores(query_BTHK[:, begin:end], key_BTGK[:, :end], scale)
-        probs_BHTS = kernel.attention_probs(scores_BHTS, allowed[:, :, begin:end, :end], sink_H)
-        return kernel.mix(dropout(probs_BHTS, rate, key), value_BTGK[:, :end], query_BTHK.dtype)
+        last = end if causal else T
+        scores_BHTS = kernel.attention_scores(query_BTHK[:, begin:end], key_BTGK[:, :last], scale)
+        mine = None if allowed is None else allowed[:, :, begin:end, :last]
+        probs_BHTS = kernel.attention_probs(scores_BHTS, mine, sink_H)
+        return kernel.mix(dropout(probs_BHTS, rate, key), value_BTGK[:, :last], query_BTHK.dtype)
 
     parts = []
     for begin in range(0, T, _QUERIES):

@@ -88,6 +88,8 @@ def state_dict_from_params(config: LanguageModel, family: str, params: dict) -> 
         for layer, one in enumerate(array if "layers" in declared[path].axes else [array]):
             name = tensor.name.format(layer=layer)
             theirs = one.reshape(_stored(one.shape, tensor, declared[path]))
+            if tensor.skip:
+                theirs = np.concatenate([np.zeros_like(theirs[: tensor.skip]), theirs])
             if tensor.offset:
                 theirs = (theirs.astype(np.float64) - tensor.offset).astype(one.dtype)
             if tensor.part is None:
@@ -107,9 +109,7 @@ def state_dict_from_params(config: LanguageModel, family: str, params: dict) -> 
 
 def full_name(family: str, name: str) -> str:
     """Return what the whole model calls a tensor that the base model (GPT2Model) may have saved."""
-    record = _record(family)
-    whole = name.startswith((record.base_prefix, record.head.split(".", 1)[0] + "."))
-    return name if whole else record.base_prefix + name
+    return _record(family).full_name(name)
 
 
 def check_left_over(config: LanguageModel, family: str, state_dict: Mapping[str, np.ndarray]) -> None:
@@ -172,6 +172,7 @@ def _from_theirs(state_dict, name, tensor: Tensor, shape: tuple[int, ...], entry
     if array.shape != expected:
         raise UserError(f"the tensor '{name}' has shape {array.shape}; expected {expected}")
     array = array.T if tensor.output_first else array
+    array = array[tensor.skip :] if tensor.skip else array
     if tensor.offset:  # added in float64, so that what was stored rounded is not rounded twice
         array = array.astype(np.float64) + tensor.offset
     if tensor.part is not None:
@@ -185,6 +186,8 @@ def _their_shape(shape: tuple[int, ...], tensor: Tensor, entry: Declaration) -> 
     shape = _stored(shape, tensor, entry)
     if tensor.part is not None:
         shape = (*shape[:-1], tensor.parts * shape[-1])
+    if tensor.skip:
+        shape = (shape[0] + tensor.skip, *shape[1:])
     return shape[::-1] if tensor.output_first else shape
 
 

@@ -69,10 +69,14 @@ def _same_model(ours: LanguageModel, again: LanguageModel) -> bool:
     )
     if isinstance(ours, ModelConfig) and ours.position != "rotary":
         ignored += ("rope_theta", "windowed_rope_theta", "rotary_fraction", "rope_scaling")
+    if isinstance(ours, ModelConfig) and ours.position != "disentangled":
+        ignored += ("disentangled",)
+    if ours.head != "text_labels":
+        ignored += ("label_activation",)
     a, b = vars(ours), vars(again)
     rest = all(a[name] == b[name] for name in a if name not in ignored)
     if not isinstance(ours, ModelConfig):
         return rest
-    scales = [c.attention_scale or c.head_dim**-0.5 for c in (ours, again)]
+    scales = [c.score_scale for c in (ours, again)]
     windows = [c.windows * (c.num_layers // len(c.windows)) for c in (ours, again)]
     return rest and windows[0] == windows[1] and abs(scales[0] - scales[1]) < 1e-6

@@ -9,7 +9,7 @@ from jaxllm.errors import UserError
 from jaxllm.models import grouped_head
 from jaxllm.models.architecture import trunk
 from jaxllm.models.config import LanguageModel
-from jaxllm.models.head import head_weights
+from jaxllm.models.head import head_input, head_weights, logits
 from jaxllm.models.ids import check_ids
 from jaxllm.parallel import mesh_axes, on_shards, spread
 
@@ -22,6 +22,7 @@ def loss(
     *,
     mask: jax.Array | None = None,
     segment_ids: jax.Array | None = None,
+    token_types: jax.Array | None = None,
     z_loss: float = 0.0,
     microbatches: int = 1,
     key: jax.Array | None = None,
@@ -31,9 +32,10 @@ def loss(
     Args:
       tokens_BT: int [B, T].
       targets_BT: int [B, T], the token after each; any value where the mask is 0. A negative one (-100)
-        does not count either; one beyond the vocabulary that counts makes the mean NaN.
-      mask: [B, T] bool or weights; None: every token counts.
-      segment_ids: see `trunk`.
+        does not count either; one beyond the vocabulary that counts makes the mean NaN. For a head of labels
+        the label of each token, or of each text [B].
+      mask: bool or weights, as many as targets; None: every one counts.
+      segment_ids, token_types: see `trunk`.
       z_loss: coefficient of logsumexp(logits)**2, added to each token's loss.
       microbatches, key: see `trunk`.
 
@@ -55,9 +57,8 @@ def loss(
       >>> float(sums["token_count"])
       16.0
     """
-    hidden_BTD = trunk(
-        config, params, tokens_BT, segment_ids=segment_ids, microbatches=microbatches, key=key
-    )
+    options = dict(segment_ids=segment_ids, token_types=token_types, microbatches=microbatches, key=key)
+    hidden_BTD = trunk(config, params, tokens_BT, **options)
     return hidden_loss(config, params, hidden_BTD, targets_BT, mask=mask, z_loss=z_loss)
 
 
@@ -75,7 +76,10 @@ def hidden_loss(
     if config.vocab_groups is not None and z_loss:
         raise UserError(f"z_loss={z_loss} is of one softmax and vocab_groups makes two; set it to 0")
     with jax.named_scope("loss"):
-        if config.vocab_groups is None:
+        if config.labels:
+            sums = _label_sums(logits(config, params, hidden_BTD), targets_BT, mask_BT, z_loss)
+            logged = {"loss_sum": sums.cross_entropy, "z_loss": sums.z_loss}
+        elif config.vocab_groups is None:
             sums = _loss_sums(config, params, hidden_BTD, targets_BT, mask_BT, z_loss)
             logged = {"loss_sum": sums.cross_entropy, "z_loss": sums.z_loss}
         else:
@@ -90,8 +94,9 @@ def hidden_loss(
 def _counted(config: LanguageModel, targets_BT: jax.Array, mask: jax.Array | None) -> jax.Array:
     """Return each target's weight, float32 [B, T]: 0 for a negative one, NaN for one that cannot be meant."""
     mask_BT = jnp.ones(targets_BT.shape, jnp.float32) if mask is None else mask.astype(jnp.float32)
-    check_ids(jnp.where(mask_BT != 0, targets_BT, -1), config.known_vocab_size, "targets")
-    beyond_BT = (targets_BT >= config.known_vocab_size) & (mask_BT != 0)
+    size = len(config.labels) or config.known_vocab_size
+    check_ids(jnp.where(mask_BT != 0, targets_BT, -1), size, "targets")
+    beyond_BT = (targets_BT >= size) & (mask_BT != 0)
     return jnp.where(targets_BT < 0, 0.0, jnp.where(beyond_BT, jnp.nan, mask_BT))
 
 
@@ -124,6 +129,21 @@ def token_log_probs(
         return _on_head(config, params, of_part, hidden_BTD, targets_BT)
 
 
+def _label_sums(logits, targets, mask, z_loss) -> kernel.LossSums:
+    """Sum the loss over targets [B] or [B, T], one a row of logits."""
+    if targets.shape != logits.shape[:-1]:
+        raise UserError(
+            f"targets of shape {list(targets.shape)} are not one for each of the labels' logits, "
+            f"{list(logits.shape[:-1])}; give a label of each text for head='text_labels', of each token for "
+            "head='token_labels'"
+        )
+    lse = jax.nn.logsumexp(logits, axis=-1)
+    index = jnp.clip(targets, 0, logits.shape[-1] - 1)[..., None]
+    nll = lse - jnp.take_along_axis(logits, index, axis=-1)[..., 0]
+    cross_entropy, z_term = jnp.sum(mask * nll), z_loss * jnp.sum(mask * lse**2)
+    return kernel.LossSums(cross_entropy + z_term, *jax.lax.stop_gradient((cross_entropy, z_term)))
+
+
 def _loss_sums(config, params, hidden_BTD, targets_BT, mask_BT, z_loss) -> kernel.LossSums:
     """Sum the loss over the tokens of all devices."""
 
@@ -144,6 +164,7 @@ def _on_head(config, params, function, hidden_BTD, *arrays_BT, sums=None):
       sums: pytree of empty PartitionSpecs, structured like the function's result: sums over tokens, which
         are summed over devices. None: the result is one array [B, T].
     """
+    hidden_BTD = head_input(config, params, hidden_BTD)
     weights, names = head_weights(config, params)
     vocab_axis = names.index("vocab")
     batch = spread(("batch", None), hidden_BTD.shape[:2])

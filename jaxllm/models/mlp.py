@@ -3,6 +3,7 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 
 from jaxllm.models.config import ModelConfig
 from jaxllm.models.declarations import declare_mlp
@@ -11,7 +12,8 @@ from jaxllm.models.norms import normalize
 from jaxllm.models.sites import Tap
 from jaxllm.parallel import constrain
 
-_ACTIVATIONS = {
+ACTIVATION_FUNCTIONS = {
+    "tanh": jnp.tanh,  # of a head of labels alone
     "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
     "gelu": functools.partial(jax.nn.gelu, approximate=False),
     "silu": jax.nn.silu,
@@ -28,7 +30,7 @@ def mlp_block(config: ModelConfig, params: dict, x_BTD: jax.Array, tap: Tap) -> 
       x_BTD: the normed residual stream, in `config.dtype`.
       tap: names the sites mlp_hidden (what `out` multiplies) and mlp_out.
     """
-    activation, declared = _ACTIVATIONS[config.activation], declare_mlp(config)
+    activation, declared = ACTIVATION_FUNCTIONS[config.activation], declare_mlp(config)
     if config.gated_mlp:
         hidden_BTF, gate_BTF = linears(x_BTD, params, declared, "in", "gate")
         hidden_BTF = activation(gate_BTF) * hidden_BTF

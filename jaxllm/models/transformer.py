@@ -10,7 +10,7 @@ from jaxllm.errors import UserError
 from jaxllm.models.architecture import capture, decode
 from jaxllm.models.attention import attention_block
 from jaxllm.models.cache import LayerCache, seen_B1
-from jaxllm.models.config import ModelConfig
+from jaxllm.models.config import ModelConfig, check_decodes
 from jaxllm.models.dropout import dropout, fold_in
 from jaxllm.models.ids import check_ids
 from jaxllm.models.layers import run_layers
@@ -32,16 +32,19 @@ def _capture(
     *,
     positions: jax.Array | None = None,
     segment_ids: jax.Array | None = None,
+    token_types: jax.Array | None = None,
     microbatches: int = 1,
     key: jax.Array | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     check_ids(tokens_BT, config.known_vocab_size)
+    if token_types is not None:
+        check_ids(token_types, config.num_token_types, "token_types")
     if positions is None:
         positions = _positions(tokens_BT, segment_ids)
         if tokens_BT.shape[1] > (config.most_positions or math.inf):
             raise UserError(f"{tokens_BT.shape[1]} tokens do not fit context_length={config.context_length}")
     hidden_BTD, captured, _ = _run(
-        config, params, tokens_BT, positions, segment_ids, sites, None, microbatches, key
+        config, params, tokens_BT, positions, segment_ids, sites, None, microbatches, key, token_types
     )
     return hidden_BTD, captured
 
@@ -50,6 +53,7 @@ def _capture(
 def _decode(
     config: ModelConfig, params: dict, tokens_BT: jax.Array, cache: dict, *, mask_BT: jax.Array | None = None
 ) -> tuple[jax.Array, dict]:
+    check_decodes(config)
     check_ids(tokens_BT, config.known_vocab_size)
     T = tokens_BT.shape[1]
     if T > cache["valid"].shape[1]:
@@ -74,14 +78,17 @@ def _positions(tokens_BT, segment_ids):
     return index_BT - jax.lax.cummax(jnp.where(starts_BT, index_BT, 0), axis=1)
 
 
-def _run(config, params, tokens_BT, positions_BT, segment_ids_BT, sites, cache, microbatches=1, key=None):
+def _run(
+    config, params, tokens_BT, positions_BT, segment_ids_BT, sites, cache, microbatches=1, key=None,
+    types_BT=None,
+):  # fmt: skip
     """Embed, scan the layers, normalise; return (hidden_BTD, captured, cache)."""
     outer = Tap(sites)
     key = key if config.dropout else None
     with jax.named_scope("embed"):
-        x_BTD = outer("embed", _embed(config, params["embed"], tokens_BT, positions_BT))
+        x_BTD = outer("embed", _embed(config, params["embed"], tokens_BT, positions_BT, types_BT))
         x_BTD = dropout(x_BTD, config.dropout, fold_in(key, config.num_layers))
-    layer = functools.partial(_layer, config, sites=sites)
+    layer = functools.partial(_layer, config, sites=sites, relative_RD=_relative(config, params["embed"]))
     rows = dict(rotary=_rotary_tables(config, positions_BT), segment_ids_BT=segment_ids_BT, key=key)
     x_BTD, captured, cache = run_layers(
         config, layer, params["layers"], x_BTD, cache, LayerCache, config.windows, microbatches, **rows
@@ -102,17 +109,33 @@ def _rotary_tables(config, positions_BT):
     return table, rotary_table(positions_BT, config.rotary_dim, config.windowed_rope_theta)
 
 
-def _embed(config, params, tokens_BT, positions_BT):
+def _relative(config, params):
+    if config.position != "disentangled":
+        return None
+    relative_RD = params["relative"].astype(config.dtype)
+    if config.disentangled.norm:
+        relative_RD = normalize(relative_RD, params["relative_norm"], config.norm, config.norm_eps)
+    return relative_RD
+
+
+def _embed(config, params, tokens_BT, positions_BT, types_BT):
     names = axes(config)["embed"]
     x_BTD = look_up(params["tokens"], names["tokens"], tokens_BT, config.dtype)
     if config.scale_embeddings:  # by a number of their type, as transformers rounds it
         x_BTD = x_BTD * jnp.asarray(config.embed_dim**0.5, x_BTD.dtype)
     if config.position == "learned":
         x_BTD = x_BTD + look_up(params["positions"], names["positions"], positions_BT, config.dtype)
+    if config.num_token_types:
+        types_BT = jnp.zeros(tokens_BT.shape, jnp.int32) if types_BT is None else types_BT
+        x_BTD = x_BTD + look_up(params["token_types"], names["token_types"], types_BT, config.dtype)
+    if config.embed_norm:
+        x_BTD = normalize(x_BTD, params["norm"], config.norm, config.norm_eps)
     return constrain(x_BTD, "batch", "sequence", None)
 
 
-def _layer(config, params, x_BTD, index, window, cache, *, rotary, segment_ids_BT, sites, key=None):
+def _layer(
+    config, params, x_BTD, index, window, cache, *, rotary, segment_ids_BT, sites, key=None, relative_RD=None
+):  # fmt: skip
     """Run one layer; return (x_BTD, captured, cache)."""
     tap = Tap(sites, index)
     attn_key, attn_out_key, mlp_out_key = (fold_in(fold_in(key, index), place) for place in range(3))
@@ -144,6 +167,7 @@ def _layer(config, params, x_BTD, index, window, cache, *, rotary, segment_ids_B
             segment_ids_BT=segment_ids_BT,
             cache=cache,
             key=attn_key,
+            relative_RD=relative_RD,
         )
     attn_out_BTD = dropout(attn_out_BTD, config.dropout, attn_out_key)
     mid_BTD = tap("resid_mid", add(x_BTD, attn_out_BTD, "attn_norm"))

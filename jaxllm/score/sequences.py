@@ -131,8 +131,9 @@ def prepare(config: models.LanguageModel, params) -> dict:
     it, at every call. What is apart already, such as a `Decoder`'s, is returned as it is.
 
     Raises:
-      UserError: parameters of another config.
+      UserError: parameters of another config, or a model that cannot predict tokens one by one.
     """
+    models.check_decodes(config)
     if models.is_apart(params):
         return params
     models.check_params(config, params)

@@ -24,7 +24,12 @@ def text_task(config: TrainConfig, corpus: data.Corpus | None, loss: LossFunctio
       config: the run, with its model's vocabulary and types filled in.
       corpus: its text; None: the run is only compiled.
       loss: replaces next-token cross-entropy.
+
+    Raises:
+      UserError: the model sees the next token, and no other loss is given.
     """
+    if loss is None:
+        models.check_decodes(config.model)
     shape = (config.batch_size, config.seq_len)
     types = {"tokens": "int32", "targets": "int32", "segment_ids": "int32", "mask": "float32"}
     return Task(

@@ -23,7 +23,8 @@ Path = tuple[str | int, ...]  # ("layers", 3, "mlp", "in"): a layer of its own, 
 _ONLY = dict(
     activation="gelu_tanh", gated_mlp=False, norm="layernorm", norm_bias=True, qkv_bias=True, out_bias=True,
     mlp_bias=True, position="learned", vocab_groups=None, sink_logit=float("-inf"), windows=(0,),
-    parallel_residual=False, norm_place="pre", qk_norm=False, scale_embeddings=False, dropout=0.0,
+    parallel_residual=False, norm_place="pre", qk_norm=False, causal=True, scale_embeddings=False,
+    num_token_types=0, embed_norm=False, head="tokens", dropout=0.0,
 )  # fmt: skip
 
 

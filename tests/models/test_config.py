@@ -32,6 +32,12 @@ PUBLISHED = {
     "pythia-6.9b": 6_857_302_016,
     "pythia-12b": 11_846_072_320,
     "llama-3.1-8b": 8_030_261_248,
+    "bert-base-uncased": 109_514_298,
+    "bert-large-uncased": 335_174_458,
+    "all-minilm-l6-v2": 22_713_216 - 384 * 385,  # without its pooler, which no vector is made by
+    "roberta-base": 124_697_433 - 2 * 768,  # without the positions of padding
+    "roberta-large": 355_412_057 - 2 * 1024,
+    "deberta-v3-base": 183_831_552,
     "gemma-3-270m": 268_098_176,
     "gemma-3-1b": 999_885_952,
     "llama-3.2-1b": 1_235_814_400,

@@ -17,6 +17,9 @@ TOKENS = np.random.default_rng(0).integers(0, 64, (8, 24))
     [
         ("llama-nano", MeshConfig(data=2, fsdp=2, tensor=2)),
         pytest.param("gpt-neo-nano", MeshConfig(fsdp=8), marks=pytest.mark.slow),
+        pytest.param("gemma-nano", MeshConfig(data=2, fsdp=2, tensor=2), marks=pytest.mark.slow),
+        pytest.param("bert-nano", MeshConfig(data=2, fsdp=2, tensor=2), marks=pytest.mark.slow),
+        pytest.param("deberta-nano", MeshConfig(data=2, fsdp=2, tensor=2), marks=pytest.mark.slow),
     ],
 )
 def test_loss_and_gradients_on_a_mesh(name, mesh_config):

@@ -1,5 +1,7 @@
 """Families of published models, each one file: tensors, config.json, buffers, models by known names."""
 
+from jaxllm.models.families.bert import BERT
+from jaxllm.models.families.deberta_v2 import DEBERTA_V2
 from jaxllm.models.families.gemma3 import GEMMA3
 from jaxllm.models.families.gpt2 import GPT2
 from jaxllm.models.families.gpt_neo import GPT_NEO
@@ -10,11 +12,13 @@ from jaxllm.models.families.record import Buffer as Buffer
 from jaxllm.models.families.record import Family as Family
 from jaxllm.models.families.record import Gguf as Gguf
 from jaxllm.models.families.record import Tensor as Tensor
+from jaxllm.models.families.roberta import ROBERTA
 from jaxllm.models.families.t5 import T5
 
 # By the model_type of a config.json. A model is saved as the first that can express it.
 FAMILIES: dict[str, Family] = {
-    family.name: family for family in (GPT2, GPT_NEO, GPT_NEOX, LLAMA, GEMMA3, MAMBA, T5)
+    family.name: family
+    for family in (GPT2, GPT_NEO, GPT_NEOX, LLAMA, GEMMA3, MAMBA, BERT, ROBERTA, DEBERTA_V2, T5)
 }
 
 

@@ -21,6 +21,16 @@ def causal_mask(config: ModelConfig, name: str, found: np.ndarray) -> tuple[bool
     return good, f"a causal mask with window={window}" if window else "a causal mask"
 
 
+def position_ids(config: ModelConfig, name: str, found: np.ndarray) -> tuple[bool, str]:
+    """Check for the numbers of positions."""
+    return bool(np.array_equal(found.ravel(), np.arange(found.size))), "the numbers of positions from 0"
+
+
+def of_another_head(config: ModelConfig, name: str, found: np.ndarray) -> tuple[bool, str]:
+    """Take a tensor of a head that the config does not ask for: hidden states do not depend on it."""
+    return True, "anything"
+
+
 def mask_fill(config: ModelConfig, name: str, found: np.ndarray) -> tuple[bool, str]:
     """Check for a number that hides a score."""
     return found.size == 1 and found.max() <= -1e4, "one number of -10000 or below"

@@ -20,6 +20,7 @@ class Tensor(NamedTuple):
     offset: float = 0.0  # ours less theirs: 1 for a gain that is stored as its difference from 1
     parts: int = 3  # of a fused projection
     axes: tuple[str | None, ...] = ()  # of what is stored unmerged and is no product's weight; None: length 1
+    skip: int = 0  # rows of theirs before ours, which no model reads
 
 
 # (config, the tensor's name, its numbers in float32) -> (whether they are those that the model computes in
@@ -58,6 +59,7 @@ class Family:
     # (config.json, where it came from) raises a UserError where fields are malformed beyond their types
     check: Callable[[Mapping[str, Any], str], None] = lambda theirs, source: None
     buffers: Mapping[str, Buffer] = field(default_factory=dict)  # by the end of the tensor's name
+    spellings: Mapping[str, str] = field(default_factory=dict)  # ends of names in old files: what they became
     gguf: Gguf | None = None
 
     @property
@@ -70,7 +72,15 @@ class Family:
         """Return what the whole model puts before the names of the base model's tensors."""
         if self.prefix is not None:
             return self.prefix
-        return self.tensors["final_norm/scale"].name.split(".", 1)[0] + "."
+        return self.tensors["embed/tokens"].name.split(".", 1)[0] + "."
+
+    def full_name(self, name: str) -> str:
+        """Return what the whole model calls a tensor that the base model (GPT2Model) may have saved."""
+        for old, new in self.spellings.items():
+            if name.endswith(old):
+                name = name.removesuffix(old) + new
+        wholes = {tensor.name.split(".", 1)[0] for tensor in self.tensors.values()}
+        return name if name.split(".", 1)[0] in wholes else self.base_prefix + name
 
 
 def model(layers: int, width: int, heads: int, **rest) -> ModelConfig:
@@ -105,13 +115,13 @@ _ACTIVATIONS = {
 THEIR_ACTIVATIONS = {"gelu_tanh": "gelu_new", "gelu": "gelu", "silu": "silu", "relu": "relu"}
 
 
-def read_activation(theirs: Mapping[str, Any], field: str) -> str:
+def read_activation(theirs: Mapping[str, Any], field: str, default: str = "gelu_new") -> str:
     """Return our name of the activation that a field of a config.json names.
 
     Raises:
       UserError: one that we do not have.
     """
-    name = theirs.get(field, "gelu_new")
+    name = theirs.get(field, default)
     if name not in _ACTIVATIONS:
         raise unknown("activation", str(name), _ACTIVATIONS)
     return _ACTIVATIONS[name]
