@@ -77,6 +77,7 @@ def test_three_steps_are_optax_by_hand_and_the_same_on_eight_devices(lora):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), spread_params, params)
 
 
+@pytest.mark.slow
 def test_dropout_of_an_adapter_is_the_same_on_one_device_and_on_a_mesh(lora):
     config, base = lora
     config = dataclasses.replace(config, lora=dataclasses.replace(LORA, dropout=0.5))
