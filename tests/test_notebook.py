@@ -1,6 +1,7 @@
 """The notebooks run from top to bottom, and show what they promise."""
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -17,9 +18,11 @@ from tests.data.test_examples import chat_tokenizer
 ROOT = Path(__file__).parents[1]
 
 
-def run(name, monkeypatch):
+def run(name, monkeypatch, devices=1):
     """Run a notebook of colab/; return its printed text after checking that it drew a plot."""
     monkeypatch.setenv("PYTHONPATH", f"{ROOT}:{ROOT / 'kernels'}")
+    flags = re.sub(r"device_count=\d+", f"device_count={devices}", os.environ["XLA_FLAGS"])
+    monkeypatch.setenv("XLA_FLAGS", flags)
     notebook = nbformat.read(ROOT / "colab" / name, as_version=4)
     nbclient.NotebookClient(
         notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": ROOT / "colab"}}
@@ -83,7 +86,7 @@ def test_finetune_learns_the_answers_and_exports_them(tmp_path, monkeypatch):
 def test_tpu_trains_on_all_devices_and_goes_on_with_another_split(tmp_path, monkeypatch):
     monkeypatch.setenv("JAXLLM_PRESET", "debug")
     monkeypatch.setenv("JAXLLM_OUT", str(tmp_path / "run"))
-    text = run("tpu.ipynb", monkeypatch)  # 8 devices, as in all tests
+    text = run("tpu.ipynb", monkeypatch, devices=8)
     assert re.search(r"\['mlp'\]\['in'\] +\(2, 64, 256\) +on each device \(2, 8, 256\)", text)
     assert "10 steps more" in text
 
