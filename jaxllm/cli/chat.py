@@ -1,5 +1,6 @@
 """jaxllm chat"""
 
+import contextlib
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -26,7 +27,11 @@ _DESCRIPTION = """Talk with a chat model: each line is a turn, answered as it is
 
 The model's own chat template writes the conversation, and what ends a turn there ends an answer. An empty
 line or the end of the input ends the conversation; its oldest turns are forgotten when it outgrows the
-model's context."""
+model's context. A turn that has no room there is left out, with a word on stderr."""
+
+
+class _TooLong(UserError):
+    """A turn that the model's context has no room for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +65,12 @@ def main(argv: Sequence[str]) -> None:
     key, turns = jax.random.key(config.seed), []
     for number, said in enumerate(_lines()):
         turns.append({"role": "user", "content": said})
-        ids, turns = _prompt(template, tokenizer, first, turns, model.context_length)
+        try:
+            ids, turns = _prompt(template, tokenizer, first, turns, model.context_length)
+        except _TooLong as error:
+            print(f"{error}; this turn is left out", file=sys.stderr)
+            turns.pop()
+            continue
         room = min(config.max_new_tokens, model.context_length - len(ids) + 1)
         texts = stream_text(model, params, tokenizer, [ids], sampling=sampling, max_new_tokens=room,
                             key=jax.random.fold_in(key, number))  # fmt: skip
@@ -82,7 +92,7 @@ def _prompt(template, tokenizer, first, turns, context: int) -> tuple[list[int],
         if len(ids) <= context - context // 4:
             return ids, turns
         if len(turns) == 1:
-            raise UserError(
+            raise _TooLong(
                 f"a turn makes a conversation of {len(ids)} tokens, and the model's context of {context} has "
                 f"room for {context - context // 4} besides an answer; say less at a time"
             )
@@ -91,6 +101,8 @@ def _prompt(template, tokenizer, first, turns, context: int) -> tuple[list[int],
 
 def _lines() -> Iterator[str]:
     """Yield what the user says; at a terminal after a prompt, which a pipe does not need."""
+    with contextlib.suppress(AttributeError):  # no file
+        sys.stdin.reconfigure(errors="replace")  # bytes that are no text become U+FFFD
     while True:
         try:
             line = input("> ") if sys.stdin.isatty() else sys.stdin.readline()

@@ -68,7 +68,9 @@ def main(argv: Sequence[str]) -> None:
         if kind != TEXT and (config.window, config.stride) != (None, None):
             raise UserError(f"window and stride are of documents, and '{config.data}' holds {kind}")
         if kind == TEXT:
-            documents = [text for text in data.read_documents(config.data, config.text_column) if text]
+            documents = list(data.read_documents(config.data, config.text_column))
+            if not documents:
+                raise UserError(f"the data '{config.data}' is empty: it holds only blank text; add some")
     compilation_cache.enable()
     model = load_model_and_tokenizer(config.model, config.checkpoint, config.dtype, config.adapter)
     if config.tasks is not None:

@@ -126,7 +126,7 @@ def row_text(row: Row, column: str) -> str:
     if column not in row.values:
         error = unknown("text column", column, row.values)
         raise UserError(
-            f"{error} (in {row.source}); name one with text_column, or give examples: the columns prompt and "
+            f"{error} (in {row.where}); name one with text_column, or give examples: the columns prompt and "
             "completion, or messages"
         )
     if not isinstance(row.values[column], str):
@@ -150,6 +150,12 @@ def row_example(row: Row, kind: str, template: ChatTemplate | None) -> Example:
         template refuses.
     """
     if kind == COMPLETIONS:
+        for name in ("prompt", "completion"):
+            if name not in row.values:
+                raise UserError(
+                    f"{row.where} has no '{name}', and the first row has; every row needs both 'prompt' and "
+                    "'completion'"
+                )
         prompt, completion = (row_text(row, name) for name in ("prompt", "completion"))
         if not completion.strip():
             raise UserError(

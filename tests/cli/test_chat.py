@@ -15,10 +15,13 @@ from tests.data.test_examples import CHATML, chat_tokenizer
 
 @pytest.fixture
 def talk(monkeypatch, capsys):
-    """A function (lines, flags, answers) -> (what is printed, the prompts that the model reads)."""
+    """A function (lines, flags, answers) -> (what is printed, the prompts that the model reads).
+
+    `said` lines are expected on stderr.
+    """
     prompts = []
 
-    def run(lines, *flags, answers=(), template=CHATML, context=120):
+    def run(lines, *flags, answers=(), template=CHATML, context=120, said=0):
         tokenizer, left = chat_tokenizer(template), iter(answers)
         config = models.get_preset("llama-nano", vocab_size=tokenizer.vocab_size, context_length=context)
 
@@ -38,9 +41,13 @@ def talk(monkeypatch, capsys):
         monkeypatch.setattr(generate.text, "stream", Script)
         monkeypatch.setattr(chat, "load_model_and_tokenizer", lambda *_, **options: (config, None, tokenizer))
         monkeypatch.setattr(chat.compilation_cache, "enable", lambda: None)
-        monkeypatch.setattr("sys.stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
+        typed = "".join(f"{line}\n" for line in lines).encode(errors="surrogateescape")
+        stdin = io.TextIOWrapper(io.BytesIO(typed), encoding="utf-8", errors="surrogateescape")
+        monkeypatch.setattr("sys.stdin", stdin)
         chat.main(["MODEL", *flags])
-        return capsys.readouterr().out, prompts
+        captured = capsys.readouterr()
+        assert captured.err.count("\n") == said
+        return captured.out, prompts
 
     return run
 
@@ -58,12 +65,17 @@ def test_each_line_is_a_turn_and_its_answer_ends_where_the_template_ends_one(tal
     ]
 
 
-def test_the_oldest_turns_are_forgotten_and_a_turn_that_is_too_long_is_refused(talk):
+def test_the_oldest_turns_are_forgotten_and_a_turn_that_is_too_long_is_left_out(talk):
     _, prompts = talk(["one " * 5, "two", "three"], answers=["a<|im_end|>"] * 3)
     assert ["one" in prompt for prompt in prompts] == [True, True, False]
     assert all("Be kind." in prompt for prompt in prompts) and "two" in prompts[2]
-    with pytest.raises(UserError, match="a turn makes a conversation of 2.. tokens, and the model's context"):
-        talk(["x" * 200])
+    printed, prompts = talk(["Hi", "x" * 200, "two"], answers=["a<|im_end|>"] * 2, context=160, said=1)
+    assert printed == "a\na\n" and "Hi" in prompts[-1] and "two" in prompts[-1] and "xx" not in prompts[-1]
+
+
+def test_a_byte_that_is_no_text_ends_no_conversation(talk):
+    _, prompts = talk(["caf\udce9", "two"], answers=["a<|im_end|>"] * 2, context=200)
+    assert "caf\ufffd" in prompts[0] and "two" in prompts[1]
 
 
 def test_a_model_without_a_template_is_no_chat_model(talk):

@@ -36,6 +36,13 @@ def test_mistakes_are_told_before_a_model_is_read(words, message, monkeypatch):
         evaluate.main(words)
 
 
+def test_blank_text_is_refused_before_a_model_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluate, "load_model_and_tokenizer", lambda *_: pytest.fail("a model was read"))
+    (tmp_path / "blank.txt").write_text("\n\n\n")
+    with pytest.raises(UserError, match="blank.txt' is empty: it holds only blank text"):
+        evaluate.main(["run", "--data", str(tmp_path / "blank.txt")])
+
+
 def test_the_table_holds_each_document_and_their_sum(tiny, tmp_path, capsys):
     texts, out = tmp_path / "texts", tmp_path / "scores.json"
     texts.mkdir()

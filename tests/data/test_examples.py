@@ -178,6 +178,9 @@ BAD = {
     "no messages": ([{"messages": "Hi"}], "has 'Hi' in the column 'messages'; expected a list of objects"),
     "no role": ([{"messages": [{"content": "a"}]}], "expected a list of objects with the texts 'role'"),
     "other rows": ([messages(("user", "a"), ("assistant", "b")), {"text": "a"}], "line 2 .* no column 'm"),
+    "no completion": (
+        [*completions(8), {"prompt": "a"}], "line 9 of .* has no 'completion', .* needs both 'prompt' and"),
+    "not prompts": ([*completions(8), {"text": "a"}], "line 9 of .* has no 'prompt'"),
     "one example": ([{"prompt": "a", "completion": "b"}], "holds one example, and one is kept"),
     "near": ([{"prompt": "a", "response": "b"}], "examples: the columns prompt and completion, or messages"),
     "refused": ([messages(("bad", "a"), ("assistant", "b"))] * 2, "line 1 of .*: the chat template.*No"),
