@@ -18,6 +18,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint import args as ocp_args
 
+from jaxllm.atomic import write_file
 from jaxllm.errors import UserError
 from jaxllm.parallel import is_process_lost
 from jaxllm.train.checksum import array_names, checksums
@@ -157,6 +158,7 @@ class Checkpoints:
           heldout_loss: ranks the checkpoint for `best`; infinite if it was not measured.
         """
         if step in self._losses or step in self.steps():
+            self.rank(step, heldout_loss)
             return
         with _clear_errors(self.folder):
             if self._writer is None:
@@ -179,6 +181,17 @@ class Checkpoints:
                     metrics=ocp_args.JsonSave({"heldout_loss": float(heldout_loss)}),
                 ),
             )
+            self._losses[step] = float(heldout_loss)
+
+    def rank(self, step: int, heldout_loss: float) -> None:
+        """Rank a checkpoint, where there is one, that was saved before its held-out loss was measured."""
+        if not heldout_loss < math.inf:
+            return
+        self.wait()
+        if step in self.steps():
+            if jax.process_index() == 0:
+                file = self.folder / str(step) / "metrics" / "metadata"
+                write_file(file, json.dumps({"heldout_loss": float(heldout_loss)}).encode())
             self._losses[step] = float(heldout_loss)
 
     def config(self, step: int) -> dict[str, Any]:

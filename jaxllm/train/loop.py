@@ -1,5 +1,6 @@
 """The training loop."""
 
+import contextlib
 import math
 import sys
 from collections.abc import Sequence
@@ -24,7 +25,7 @@ from jaxllm.train.prepare import Run, prepare
 from jaxllm.train.profiler import Profiler
 from jaxllm.train.start import begin, saved_config, state_after
 from jaxllm.train.step import is_sound
-from jaxllm.train.task import Stage, Task, View
+from jaxllm.train.task import Stage, Task, View, check_evaluation
 from jaxllm.train.timing import Stopwatch, seconds_since_process_start
 from jaxllm.train.writers import Writers
 
@@ -74,6 +75,9 @@ def train(
 def train_run(run: Run) -> Trained:
     """Take the steps of a run that is prepared.
 
+    Whatever the task's `evaluate` and `batches` raise passes through. A run of one process saves its state
+    before, and an evaluation that was due is made up for when it goes on.
+
     Raises:
       UserError: another run is at work in its folder, or the checkpoints there are not its own.
       Interrupted: SIGTERM, SIGHUP or Ctrl-C came; a checkpoint was saved.
@@ -117,13 +121,29 @@ def train_run(run: Run) -> Trained:
                     raise NonFiniteLoss(step, position, log.last, saved=False)
                 kept.save(state, step=step, data=position, config=remembered, heldout_loss=heldout_loss)
 
+            @contextlib.contextmanager
+            def saving(step, position):
+                try:
+                    yield
+                except Exception:  # of the task's own functions, which must not cost the steps taken
+                    # Saving waits for all processes, and one of several may have failed alone.
+                    if step > start and jax.process_count() == 1:
+                        log.flush()
+                        save(step, position)
+                    raise
+
+            def batch_at(step, position):
+                with saving(step - 1, position):
+                    return run.put(_next(batches, step))
+
             def evaluate_at(step):
                 def before_batch():
                     if stop.signum is not None:  # there may be little time left
                         save(step, batches.state())
 
                 mean_loss = partial(run.mean_loss, frozen=state.frozen, before_batch=before_batch)
-                evaluation = run.task.evaluate(state.params, mean_loss)
+                with saving(step, batches.state()):
+                    evaluation = check_evaluation(run.task.evaluate(state.params, mean_loss))
                 writers.evaluated(step, evaluation)
                 return evaluation
 
@@ -135,11 +155,12 @@ def train_run(run: Run) -> Trained:
 
             if start and evaluation_is_due(start) and writers.lacks_evaluation(start):
                 evaluation = evaluate_at(start)  # the run was ended during it
+                kept.rank(start, evaluation.get("loss", math.inf))
             try:
                 for step in range(start + 1, last + 1):
                     position = batches.state()
                     with jax.profiler.StepTraceAnnotation("train", step_num=step):
-                        state, metrics = run.train_step_at(step - 1)(state, run.put(_next(batches, step)))
+                        state, metrics = run.train_step_at(step - 1)(state, batch_at(step, position))
                     if step == start + 1:
                         metrics["loss"].block_until_ready()
                         seconds_to_first_step = seconds_since_process_start()
@@ -171,7 +192,8 @@ def train_run(run: Run) -> Trained:
                 raise
         kept.wait()
         if not evaluation and run.task.evaluate is not None:  # there was nothing left to do
-            evaluation = run.task.evaluate(state.params, partial(run.mean_loss, frozen=state.frozen))
+            mean_loss = partial(run.mean_loss, frozen=state.frozen)
+            evaluation = check_evaluation(run.task.evaluate(state.params, mean_loss))
     return Trained(
         run=run,
         params=state.params,

@@ -1,13 +1,15 @@
 """What a run trains: all that the loop knows of it."""
 
-from collections.abc import Callable, Iterator
+import numbers
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
-from jaxllm.errors import UserError
+from jaxllm.errors import UserError, brief
 
 # loss(params, batch, key) -> (mean over what the batch counts, sums). sums["token_count"] is what the mean
 # was divided by; sums["loss_sum"], if it is there, is what an evaluation reports, without regularisers. The
@@ -84,8 +86,12 @@ class Counted:
     def restore(self, state: dict[str, int]) -> None:
         """Draw again the batches that were taken."""
         self._iterator, self._taken = iter(self._begin()), 0
-        for _ in range(state["step"]):
-            next(self)
+        for step in range(state["step"]):
+            if next(self, None) is None:
+                raise UserError(
+                    f"the task's batches end after {step}, and the checkpoint has taken {state['step']}; "
+                    "give the batches that the run began with"
+                )
 
 
 def begin_batches(task: Task):
@@ -121,4 +127,25 @@ def check_loss(returned: Any) -> None:
     raise UserError(
         "loss= must return (mean, sums): a scalar, and a dict with the scalar 'token_count', what the mean "
         f"was divided by; it returned {shapes[:200]}"
+    )
+
+
+def check_evaluation(returned: Any) -> dict[str, float]:
+    """Return what a task's `evaluate` returned, its values as Python's numbers.
+
+    Raises:
+      UserError: something else than a dict of numbers by name.
+    """
+
+    def number(value):
+        value = value.item() if hasattr(value, "item") and np.size(value) == 1 else value
+        return value if isinstance(value, numbers.Real) else None
+
+    if isinstance(returned, Mapping):
+        scores = {str(name): number(value) for name, value in returned.items()}
+        if None not in scores.values():
+            return scores
+    raise UserError(
+        "evaluate= must return a dict of numbers by name, such as {'loss': 0.5}; it returned "
+        f"{brief(returned, 200)}"
     )

@@ -12,6 +12,8 @@ from tqdm import tqdm
 from jaxllm.atomic import write_file
 from jaxllm.errors import UserError
 
+_HELDOUT = "heldout_"  # begins the name of what an evaluation found
+
 
 class Writers:
     """The outputs of a run; with several processes only the first one writes.
@@ -30,9 +32,7 @@ class Writers:
         with _clear_errors(self._path):
             _drop_lines_after(self._path, start)
             self._file = self._path.open("a", encoding="utf-8")
-        self._bar = tqdm(
-            total=steps, initial=start, unit="step", disable=not progress, dynamic_ncols=True
-        )
+        self._bar = tqdm(total=steps, initial=start, unit="step", disable=not progress, dynamic_ncols=True)
         if tensorboard:
             self._tensorboard = _tensorboard_writer(folder / "tensorboard")
 
@@ -56,14 +56,17 @@ class Writers:
 
     def evaluated(self, step: int, scores: dict[str, float]) -> None:
         """Record what an evaluation found and show it above the progress bar."""
-        self.write(step, {f"heldout_{name}": value for name, value in scores.items()})
+        self.write(step, {f"{_HELDOUT}{name}": value for name, value in scores.items()})
         if self._active:
             shown = ", ".join(f"{name.replace('_', ' ')} {value:.5g}" for name, value in scores.items())
             self._bar.write(f"step {step}: held-out {shown}")
 
     def lacks_evaluation(self, step: int) -> bool:
         """Return whether no evaluation of a step was recorded; the same answer in all processes."""
-        lacks = self._active and all(number != step for number, _ in heldout_curve(self._path.parent))
+        lacks = self._active and not any(
+            row["step"] == step and any(name.startswith(_HELDOUT) for name in row)
+            for row in read_metrics(self._path.parent)
+        )
         if jax.process_count() > 1:
             lacks = bool(multihost_utils.broadcast_one_to_all(np.int32(lacks)))
         return lacks
@@ -116,7 +119,5 @@ def _tensorboard_writer(folder):
     try:
         from tensorboardX import SummaryWriter
     except ImportError as error:
-        raise UserError(
-            "--tensorboard needs tensorboardX; pip install 'jaxllm[tensorboard]'"
-        ) from error
+        raise UserError("--tensorboard needs tensorboardX; pip install 'jaxllm[tensorboard]'") from error
     return SummaryWriter(str(folder))

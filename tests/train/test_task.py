@@ -15,6 +15,7 @@ from jaxllm.errors import UserError
 from jaxllm.parallel import MeshConfig
 from jaxllm.train import RunConfig, Task, train
 from jaxllm.train.checkpoint import Checkpoints
+from jaxllm.train.task import check_evaluation
 from jaxllm.train.writers import read_metrics
 
 WANTED = np.array([1.0, -2.0, 0.5], np.float32)
@@ -156,3 +157,42 @@ def short():
 def test_what_is_no_task_is_refused_in_a_sentence(tmp_path, change, options, said):
     with pytest.raises(UserError, match=said):
         run(tmp_path, dataclasses.replace(TASK, **change), **options)
+
+
+def test_a_function_of_the_task_that_fails_loses_no_step(tmp_path):
+    """The state is saved on the way out; the evaluation is made up for, and ranks its checkpoint."""
+
+    def task(evaluate, **change):
+        return dataclasses.replace(TASK, evaluate=evaluate, **change)
+
+    def growing(params, mean_loss):  # b grows: step 3 is better than 6
+        return {"loss": params["b"], "half": np.float32(0.5)}
+
+    config = dict(steps=6, save_every=10, eval_every=3, keep_last=1, keep_best=1)
+    whole = run(tmp_path, task(growing), name="whole", **config)
+    kept = Checkpoints(tmp_path / "run" / "checkpoints")
+    with pytest.raises(UserError, match="evaluate= must return a dict of numbers by name.* returned None"):
+        run(tmp_path, task(lambda params, mean_loss: None), **config)
+    assert kept.steps() == [3]
+    five = lambda: (batch for batch, _ in zip(batches(), range(5), strict=False))  # noqa: E731
+    with pytest.raises(UserError, match="batches ended before step 6"):
+        run(tmp_path, task(growing, batches=five), **config)
+    assert kept.steps() == [3, 5]
+    with pytest.raises(UserError, match="batches end after 2, and the checkpoint has taken 5"):
+        run(tmp_path, task(growing, batches=short), **config)
+    resumed = run(tmp_path, task(growing), **config)
+    assert resumed.steps == 1 and resumed.evaluation == whole.evaluation
+    jax.tree.map(np.testing.assert_array_equal, resumed.params, whole.params)
+    rows, want = (
+        [row for row in read_metrics(tmp_path / name) if "heldout_loss" in row] for name in ("run", "whole")
+    )
+    assert rows == want and [row["step"] for row in rows] == [3, 6]
+    kept = Checkpoints(tmp_path / "run" / "checkpoints")
+    assert kept.steps() == [3, 6] and kept.best() == 3
+    assert Checkpoints(tmp_path / "whole" / "checkpoints").best() == 6  # 3 was not saved
+
+
+@pytest.mark.parametrize("returned", [None, {"loss": "low"}, 0.5, {"loss": np.ones(2)}, {"loss": None}])
+def test_an_evaluation_that_is_no_dict_of_numbers_is_refused_in_a_sentence(returned):
+    with pytest.raises(UserError, match="evaluate= must return a dict of numbers by name"):
+        check_evaluation(returned)
