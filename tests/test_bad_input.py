@@ -46,6 +46,8 @@ CASES = {
     "optimizer module": (["--optim.name", "nowhere:make"], ["nowhere:make", "package.module:function"]),
     "tokenizer": (["--tokenizer", "bpe:many"], ["bpe:many"]),
     "long sequence": (["--seq-len", "4096"], ["seq_len 4096", "128"]),
+    "field of another architecture": (
+        ["--preset", "mamba-nano", "--model.sink-logit", "0"], ["architecture mamba has no 'sink-logit'"]),
     "norm": (["--model.norm", "layernrom"], ["layernrom", "did you mean 'layernorm'"]),
     "subnetwork schedule": (
         ["--subnetwork", "est-gpt2"], ["schedule 'est-gpt2'", "did you mean 'est-gpt2-like'"]),
@@ -98,6 +100,9 @@ FINE_TUNING = {
         [ROW, ROW | {"completion": "2" * 40}], [], ["1 of 2 examples", "longer than seq_len 16", "least 44"]),
     "beyond the context": (ROWS, ["--seq-len", "64"], ["seq_len 64", "32 positions"]),
     "empty completion": ([ROW, ROW | {"completion": ""}], [], ["line 2 of", "empty completion"]),
+    "tokenizer": (ROWS, ["--tokenizer", "gpt2"], ["--tokenizer changes nothing", "leave out one"]),
+    "preset": (ROWS, ["--model.remat", "full", "--preset=gpt2"], ["--preset changes nothing", "base'"]),
+    "size": (ROWS, ["--model.num_layers", "2"], ["--model.num-layers changes nothing", "decides the model"]),
     "padded text": (
         [{"text": "words " * n} for n in range(9, 19)], ["--no-packed"], ["packed=False is of examples"]),
 }  # fmt: skip
@@ -137,6 +142,7 @@ def test_an_adapter_of_another_base(bases, capsys):
         argv += ["--data", str(bases / "base" / "config.json")] * (command == "evaluate")
         assert "was trained on another model than" in fails(argv, capsys)
     assert "no chat template" in fails(["chat", str(bases / "base")], capsys)
+    assert "there is no folder 'nowhere'" in fails(["convert", "nowhere", "written", "--adapter"], capsys)
 
 
 def _must_not_compile(*args, **kwargs):

@@ -132,9 +132,20 @@ def _unknown_flag(flag: str, config: Config) -> UserError:
     if not flag.startswith("--"):
         return UserError(f"unexpected word '{flag}'; options start with --, see --help")
     name = flag.partition("=")[0]
+    model, field = getattr(config, "model", None), name.removeprefix("--model.")
+    if field != name and _is_of_another(model, field):
+        return UserError(f"a model of architecture {model.architecture} has no '{field}'; leave out {name}")
     close = difflib.get_close_matches(name.replace("_", "-"), _flags(config), n=1, cutoff=0.5)
     hint = f"did you mean '{close[0]}'?" if close else "see --help for all of them"
     return UserError(f"unknown option '{name}'; {hint}")
+
+
+def _is_of_another(model, field: str) -> bool:
+    """Return whether models of another architecture have a field."""
+    from jaxllm.models import LanguageModel  # not before: a command may need none
+
+    kinds = LanguageModel.__subclasses__() if isinstance(model, LanguageModel) else []
+    return any(field.replace("-", "_") in kind.__dataclass_fields__ for kind in kinds)
 
 
 def _flags(config: Config, prefix: str = "--") -> list[str]:

@@ -63,7 +63,8 @@ def main(argv: Sequence[str]) -> None:
     batch = f"{config.batch_size} x {config.seq_len} tokens a step"
     print(f"{target.name}, {memory}; {batch}; compiled for it, not run on it\n")
     print(found.table())
-    print(f"\n{time.time() - started:.0f} s; start it with: jaxllm train --config {out} --data ...")
+    start = " --start MODEL" * (config.adapts and config.start is None)
+    print(f"\n{time.time() - started:.0f} s; start it with: jaxllm train --config {out}{start} --data ...")
 
 
 def _fixed(config: TrainConfig, given: set[str]) -> dict:

@@ -14,6 +14,8 @@ from jaxllm.errors import UserError
 from jaxllm.models.presets import derived_fields
 from jaxllm.text import TrainConfig, train
 from jaxllm.text.config_file import read_config
+from jaxllm.text.load import has_tokenizer
+from jaxllm.text.prepare import OURS
 from jaxllm.text.presets import TRAIN_PRESETS
 
 _DESCRIPTION = """Train a language model, or go on where the checkpoints in --out end.
@@ -57,9 +59,24 @@ def parse_config(argv: Sequence[str], *, prog: str, description: str) -> TrainCo
     return config
 
 
+def _check_left_to_start(argv: Sequence[str], start: str) -> None:
+    """Refuse flags of what the model in `start` decides, which would change nothing."""
+    flags = {word.partition("=")[0].replace("_", "-") for word in argv if word.startswith("--")}
+    decided = {flag for flag in flags if flag == "--preset" or flag.startswith("--model.")}
+    if has_tokenizer(start):
+        decided |= flags & {"--tokenizer"}
+    for flag in sorted(decided - {f"--model.{name.replace('_', '-')}" for name in OURS}):
+        what = "tokenizer" if flag == "--tokenizer" else "model"
+        raise UserError(
+            f"{flag} changes nothing, since --start '{start}' decides the {what}; leave out one of the two"
+        )
+
+
 def main(argv: Sequence[str]) -> None:
     """Train as the command line says and print the held-out scores."""
     config = parse_config(argv, prog="jaxllm train", description=_DESCRIPTION)
+    if config.start is not None:
+        _check_left_to_start(argv, config.start)
     if config.distributed:
         parallel.initialize()
     trained = train(config)

@@ -52,9 +52,10 @@ class Decoder:
           slots: tokens that a row of the cache holds, prompts included.
 
         Raises:
-          UserError: no tokens, or more than slots.
+          UserError: no tokens, or more than slots; ids that the model does not know; rows that differ in
+            length.
         """
-        tokens_BT = _tokens(tokens_BT, "prompts")
+        tokens_BT = _prompts(tokens_BT, self.config)
         if tokens_BT.shape[1] > slots:
             raise UserError(
                 f"prompts of {tokens_BT.shape[1]} tokens do not fit a cache of {slots} slots; "
@@ -82,7 +83,13 @@ class Decoder:
         """Run one more token a row; return (its hidden state [B, D], cache).
 
         The cache that was given is used up. One that is full has no place for the token: NaN.
+
+        Raises:
+          UserError: not one token for each row of the cache.
         """
+        given, B = np.shape(tokens_B), models.cache_rows(cache)
+        if given != (B,):
+            raise UserError(f"tokens are of shape {given} and the cache has {B} rows; give one token a row")
         hidden_B1D, cache = self.extend(tokens_B[:, None], cache)
         return hidden_B1D[:, 0], cache
 
@@ -118,11 +125,19 @@ class Decoder:
         return models.select_rows(cache, [row for row in range(B) if row not in dropped])
 
 
-def _tokens(tokens_BT, what: str) -> np.ndarray:
-    tokens_BT = np.asarray(tokens_BT, np.int32)
+def _prompts(tokens_BT, config) -> np.ndarray:
+    try:
+        tokens_BT = np.asarray(tokens_BT)
+    except ValueError as error:  # NumPy's word for it is "inhomogeneous"
+        raise UserError(
+            "prompts differ in length; pad them on the left to one length, with mask_BT False at the padding"
+        ) from error
     if tokens_BT.size == 0:
-        raise UserError(f"{what} of shape {tokens_BT.shape} hold no token; give at least one a row")
-    return tokens_BT
+        raise UserError(f"prompts of shape {tokens_BT.shape} hold no token; give at least one a row")
+    if tokens_BT.ndim != 2:
+        raise UserError(f"prompts are of shape {tokens_BT.shape}; expected [B, T], a row of ids each")
+    models.check_ids(tokens_BT, config.known_vocab_size, "prompts")
+    return tokens_BT.astype(np.int32)
 
 
 def _rows(rows, cache) -> np.ndarray:

@@ -93,6 +93,8 @@ def check_ids(config: models.LanguageModel, sequences: Sequence[Sequence[int]], 
       UserError: see `score_sequences`.
     """
     for ids in sequences:
+        if np.ndim(ids) != 1:
+            raise UserError(f"{what} is not a list of token ids; give a list of such lists")
         if not len(ids):
             raise UserError(f"{what} is empty; give at least one token (the end-of-text token will do)")
         try:

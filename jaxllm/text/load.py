@@ -9,7 +9,7 @@ import jax
 from jaxllm import data, models
 from jaxllm.adapt import Lora, load_adapter, read_about, save_adapter
 from jaxllm.errors import UserError
-from jaxllm.pretrained import from_pretrained, is_pretrained
+from jaxllm.pretrained import from_pretrained, hub, is_pretrained
 from jaxllm.text.adapted import merged, saved_adaptation
 from jaxllm.text.config import model_from_dict
 from jaxllm.train.checkpoint import Checkpoints, Damaged
@@ -95,6 +95,8 @@ def export_adapter(
     Raises:
       UserError: there is no run, or it trained no LoRA.
     """
+    if not run_folder(run).exists():
+        raise UserError(f"there is no folder '{run}'; give the --out folder of a run with --lora.rank")
     view, kept = _last(run_folder(run)) if is_run(run) else (None, None)
     if not isinstance(view, Lora):
         raise UserError(f"'{run}' is no run that trained an adapter; train one with --lora.rank")
@@ -116,6 +118,16 @@ def _last(folder):
 def is_run(folder) -> bool:
     """Return whether a folder is one of a training run."""
     return (Path(folder) / "checkpoints").is_dir()
+
+
+def has_tokenizer(source: str) -> bool:
+    """Return whether a model comes with its tokenizer; one of the hub is downloaded, to be kept there."""
+    path = Path(os.path.expanduser(source))
+    if not path.exists() and hub.looks_like_hub_id(source):
+        path = hub.download(source)
+    folder = path if path.is_dir() else path.parent
+    is_gguf = path.suffix == ".gguf" or (not (folder / "config.json").exists() and any(folder.glob("*.gguf")))
+    return is_gguf or (folder / TOKENIZER_FILE).is_file()
 
 
 def _load(kept: Checkpoints, step: int):

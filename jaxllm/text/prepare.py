@@ -35,6 +35,9 @@ from jaxllm.train.prepare import Run
 from jaxllm.train.prepare import prepare as prepare_task
 from jaxllm.train.task import LossFunction, Stage, View
 
+# Fields of the model that are the run's own, whatever model it starts from.
+OURS = ("remat", "attention_implementation", "scan_implementation")
+
 
 @dataclass(frozen=True)
 class TextRun(Run):
@@ -127,10 +130,12 @@ def _tell_examples(config: TrainConfig, corpus: data.Corpus) -> None:
     if corpus.train.predicted is None or jax.process_index() != 0:
         return
     splits = corpus.train, corpus.valid
+    long = sum(int((s.lengths > config.seq_len + 1).sum()) for s in splits)
+    left_out = f"; left out for being longer than seq_len {config.seq_len}: {long:,} examples" if long else ""
     predicted, ids = sum(s.num_predicted for s in splits), sum(map(len, splits))
     print(
         f"data '{config.data}': {corpus.kind}, {corpus.train.num_documents:,} examples to train on and "
-        f"{corpus.valid.num_documents:,} held out; {predicted:,} of {ids:,} tokens are predicted",
+        f"{corpus.valid.num_documents:,} held out; {predicted:,} of {ids:,} tokens are predicted{left_out}",
         file=sys.stderr,
     )
 
@@ -232,8 +237,7 @@ def _started(config: TrainConfig, start: Any, begun: Begun):
         loaded, params, its_tokenizer = load_model(config.start, param_dtype=dtype)
         model, tokenizer = model or loaded, tokenizer or its_tokenizer
         config = dataclasses.replace(config, start=lasting(config.start))
-    ours = ("remat", "attention_implementation", "scan_implementation")
-    both = [name for name in ours if hasattr(config.model, name) and hasattr(model, name)]
+    both = [name for name in OURS if hasattr(config.model, name) and hasattr(model, name)]
     kept = {name: getattr(config.model, name) for name in both}
     return dataclasses.replace(config, model=dataclasses.replace(model, **kept)), params, tokenizer
 

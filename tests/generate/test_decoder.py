@@ -46,6 +46,17 @@ def test_a_full_cache_is_not_overwritten_in_silence():
     for t in (4, 5):
         hidden, cache = decoder.step(TOKENS[:, t], cache)
         assert np.isfinite(hidden).all()
+    with pytest.raises(UserError, match=r"of shape \(3,\) and the cache has 2 rows; give one token a row"):
+        decoder.step(np.array([1, 2, 3]), cache)
     assert np.isnan(decoder.step(TOKENS[:, 0], cache)[0]).all()
-    with pytest.raises(UserError, match="3 tokens do not fit a cache of 2 slots"):
-        decoder.prefill([[1, 2, 3]], slots=2)
+
+
+@pytest.mark.parametrize("prompts, said", [
+    ([[1, 2, 3]], "3 tokens do not fit a cache of 2 slots"),
+    ([[999]], "prompts hold the id 999; the vocabulary has ids from 0 to 255"),
+    ([[1], [1, 2, 3]], "prompts differ in length; pad them on the left .* mask_BT"),
+    ([1, 2], r"of shape \(2,\); expected \[B, T\]"),
+])  # fmt: skip
+def test_prompts_that_do_not_fit_are_told_in_a_sentence(prompts, said):
+    with pytest.raises(UserError, match=said):
+        Decoder(CONFIG, PARAMS).prefill(prompts, slots=2)

@@ -238,6 +238,7 @@ def test_batches_hold_every_row_once_within_their_shape():
 
 @pytest.mark.parametrize("call, message", [
     (lambda c, p: score.score_sequences(c, p, [[]]), "a sequence is empty"),
+    (lambda c, p: score.score_sequences(c, p, [3, 1, 2]), "is not a list of token ids; give a list of such"),
     (lambda c, p: score.score_sequences(c, p, [[1, 257]]), "the id 257; the vocabulary has ids"),
     (lambda c, p: score.score_sequences(c, p, [[-1]]), "the id -1"),
     (lambda c, p: score.score_sequences(c, p, [[1, 1.9]]), "whole numbers"),

@@ -57,6 +57,14 @@ def test_the_command_prints_the_ranking_and_writes_a_config_that_train_reads(sea
     assert again == written
 
 
+def test_the_line_that_starts_a_planned_adapter_names_a_model(searches, tmp_path, capsys):
+    argv = ["--preset", "gpt2-nano", "--target", "v5e-1", "--batch", "8", "--out", f"{tmp_path}/plan.json"]
+    command.main([*argv, "--lora.rank", "4"])
+    assert "plan.json --start MODEL --data" in capsys.readouterr().out
+    command.main(argv)
+    assert "plan.json --data" in capsys.readouterr().out
+
+
 def test_flags_of_a_run_fix_what_they_name(searches, tmp_path):
     command.main(["--preset=gpt2", "--target=v5e-8", "--batch-size=64", "--model.remat=full",
                   "--accumulate=2", "--mesh.fsdp=4", "--offload=none", "--precision=any",
@@ -89,6 +97,7 @@ def test_without_such_flags_numerics_stay_and_the_rest_is_searched(searches, tmp
         (["--target", "v5e-1", "--acumulate", "2"], ["--acumulate", "did you mean '--accumulate'"]),
         (["--target", "v5e-16", "--batch", "3"], ["batch 3 cannot be spread over the 16 devices"]),
         (["--target", "v5e-1", "--preset", "llama-2-7b", "--batch", "1"], ["none of", "fits v5e-1"]),
+        (["--target", "v5e-1", "--preset", "mamba-nano"], ["architecture is mamba", "choose a preset"]),
         (["--target", "v5e-1", "--config", "nowhere.json"], ["nowhere.json"]),
         (["--config", "a.json", "--preset", "gpt2"], ["--preset and --config"]),
     ],

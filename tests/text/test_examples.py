@@ -63,6 +63,14 @@ def test_packed_or_padded_the_loss_is_that_of_each_completion_alone(examples, ca
         score.score_examples(run.model, params, tokenizer, [long])
 
 
+def test_examples_that_are_left_out_are_counted(examples, capsys):
+    config, rows = examples
+    with open(config.data, "a") as file:
+        file.write(json.dumps(rows[0] | {"prompt": "x" * 30}) + "\n")
+    prepare(dataclasses.replace(config, long_examples="skip"), devices=ONE)
+    assert "left out for being longer than seq_len 24: 1 examples" in capsys.readouterr().err
+
+
 def test_documents_are_not_padded(tiny):
     with pytest.raises(UserError, match="packed=False is of examples, and .* holds documents"):
         prepare(tiny(packed=False), devices=ONE)
