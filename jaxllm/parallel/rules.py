@@ -5,6 +5,8 @@ from collections.abc import Mapping
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
+from jaxllm.errors import UserError
+
 # Parameters and activations name their axes; this table places them. A name that is absent, or
 # maps to None, is replicated. "sequence" is the tokens' axis of the residual stream between a layer's
 # blocks, which norms and sums look at a token at a time (Korthikanti et al., arXiv 2205.05198).
@@ -32,6 +34,9 @@ def partition_spec(axes, shape, mesh, rules=RULES) -> PartitionSpec:
       mesh: a `jax.sharding.Mesh` or `AbstractMesh`.
       rules: logical name -> mesh axis, several mesh axes, or None.
 
+    Raises:
+      UserError: two of the axes map to the same mesh axis.
+
     Examples:
       >>> mesh = jax.make_mesh((1,), ("fsdp",), axis_types=(jax.sharding.AxisType.Auto,))
       >>> tuple(partition_spec(("embed", "mlp"), (64, 256), mesh))
@@ -47,7 +52,7 @@ def partition_spec(axes, shape, mesh, rules=RULES) -> PartitionSpec:
             if mesh_axis not in mesh.shape:
                 continue
             if mesh_axis in used:
-                raise ValueError(
+                raise UserError(
                     f"axes {tuple(axes)}: '{name}' and '{used[mesh_axis]}' both map to mesh axis "
                     f"'{mesh_axis}'; rename one of them or change the rules"
                 )

@@ -19,7 +19,7 @@ from jaxllm.train.config import RunConfig
 from jaxllm.train.engine import Engine, Parts, Step, jit_engine, on_mesh
 from jaxllm.train.state import TrainState, init_state, state_shardings
 from jaxllm.train.step import make_eval_step
-from jaxllm.train.task import Stage, Task, View, begin_batches
+from jaxllm.train.task import Stage, Task, View, begin_batches, check_axes
 
 
 @dataclass(frozen=True)
@@ -163,6 +163,9 @@ def prepare(
     shapes = dataclasses.replace(shapes, frozen=frozen)
     check_order(shapes.opt_state)
     start = check_start(start, shapes.params)
+    check_axes("axes", task.axes, shapes.params)
+    if frozen is not None:
+        check_axes("frozen_axes", task.frozen_axes, frozen)
     places = state_shardings(
         shapes, optimizer, task.axes, mesh, offload=config.offload, frozen_axes=task.frozen_axes
     )

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from jaxllm.axis_names import is_names
 from jaxllm.errors import UserError, brief
 
 # loss(params, batch, key) -> (mean over what the batch counts, sums). sums["token_count"] is what the mean
@@ -110,6 +111,44 @@ def begin_batches(task: Task):
         raise UserError("the task's batches() returned None; it must return an iterator over batches")
     resumable = hasattr(batches, "state") and hasattr(batches, "restore")
     return batches if resumable else Counted(task.batches)
+
+
+def check_axes(field: str, axes: Any, arrays: Any) -> None:
+    """Check that names of axes fit the arrays they are of.
+
+    Args:
+      field: of `Task`, that holds the names.
+      axes: the names.
+      arrays: the pytree of arrays, or ShapeDtypeStructs.
+
+    Raises:
+      UserError: names the first array whose names are missing, left over or of another number.
+    """
+
+    def by_path(tree, is_leaf=None):
+        leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_leaf)
+        return {jax.tree_util.keystr(path, simple=True, separator="/"): x for path, x in leaves}
+
+    def is_leaf(node):  # a list of names too, to tell of it
+        return is_names(node) or (isinstance(node, list) and len(node) > 0 and is_names(tuple(node)))
+
+    named, wanted = by_path(axes, is_leaf), by_path(arrays)
+    for path, array in wanted.items():
+        names, rank = named.get(path), len(array.shape)
+        if not (is_names(names) and len(names) == rank):
+            got = brief(names) if path in named else "nothing"
+            raise UserError(
+                f"{field}= has {got} for '{path}', an array of shape {tuple(array.shape)}; give a tuple of "
+                f"{rank} names, one an axis: any of your own, or None"
+            )
+    if left := [path for path, names in named.items() if path not in wanted and names != ()]:
+        raise UserError(f"{field}= names axes of '{left[0]}', and there is no such array; take it out")
+    try:
+        jax.tree.structure(arrays).flatten_up_to(axes)
+    except ValueError:
+        raise UserError(
+            f"{field}= is built of other containers than its arrays; give the same dicts, lists and tuples"
+        ) from None
 
 
 def check_loss(returned: Any) -> None:

@@ -15,7 +15,7 @@ from jaxllm.errors import UserError
 from jaxllm.parallel import MeshConfig
 from jaxllm.train import RunConfig, Task, train
 from jaxllm.train.checkpoint import Checkpoints
-from jaxllm.train.task import check_evaluation
+from jaxllm.train.task import check_axes, check_evaluation
 from jaxllm.train.writers import read_metrics
 
 WANTED = np.array([1.0, -2.0, 0.5], np.float32)
@@ -152,6 +152,17 @@ def short():
         (dict(loss=lambda params, batch, key: jnp.float32(1)), {}, "must return"),
         ({}, dict(restore="nowhere"), "no checkpoint to restore in 'nowhere'"),
         (dict(batches=lambda: iter([{"y": np.float32(1)}])), {}, "needs an axis of rows"),
+        (
+            dict(axes={"w": ("embed",)}),
+            {},
+            r"^axes= has nothing for 'b', an array of shape \(\); give a tuple of 0",
+        ),
+        (dict(axes=None), {}, "^axes= has nothing for 'b'"),
+        (dict(axes=AXES | {"w": ("a", "b")}), {}, r"has \('a', 'b'\) for 'w', an array of shape \(3,\)"),
+        (dict(axes=AXES | {"w": ["a"]}), {}, r"has \['a'\] for 'w'"),
+        (dict(axes=AXES | {"w": "a"}), {}, "has 'a' for 'w'"),
+        (dict(axes=AXES | {"c": ("a",)}), {}, "names axes of 'c', and there is no such array"),
+        (dict(frozen={"f": np.ones(2)}), {}, r"^frozen_axes= has nothing for 'f', an array of shape \(2,\)"),
     ],
 )
 def test_what_is_no_task_is_refused_in_a_sentence(tmp_path, change, options, said):
@@ -196,3 +207,10 @@ def test_a_function_of_the_task_that_fails_loses_no_step(tmp_path):
 def test_an_evaluation_that_is_no_dict_of_numbers_is_refused_in_a_sentence(returned):
     with pytest.raises(UserError, match="evaluate= must return a dict of numbers by name"):
         check_evaluation(returned)
+
+
+def test_axes_are_built_of_the_same_containers_as_their_arrays():
+    two = [np.ones(2), np.ones(3)]
+    check_axes("axes", [("a",), ("any name",)], two)
+    with pytest.raises(UserError, match="^axes= is built of other containers"):
+        check_axes("axes", (("a",), ("b",)), two)
