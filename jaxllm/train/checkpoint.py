@@ -298,11 +298,14 @@ class Checkpoints:
     def _check_names(self, step: int, wanted) -> None:
         if (sums := self._agreed(lambda: self._sums(step))) is None:
             return
-        if different := sorted(set(array_names(wanted)) ^ sums["arrays"].keys()):
+        asked, saved = set(array_names(wanted)), sums["arrays"].keys()
+        if asked != saved:
+            ours, theirs = (_first_names(names) for names in (asked - saved, saved - asked))
+            model = any(name.startswith("params") for name in asked ^ saved)
             raise UserError(
-                f"the checkpoint {self.folder / str(step)} holds another state than this run has (they "
-                f"differ in {', '.join(different)[:200]}); train with the same optimizer, or choose "
-                "another --out"
+                f"the checkpoint {self.folder / str(step)} holds another state than this run has (it has "
+                f"{theirs}, the run {ours}); train with the same {'model' if model else 'optimizer'}, or "
+                "choose another --out"
             )
 
     def _check_arrays(self, step: int, tree) -> None:
@@ -343,6 +346,13 @@ def _sentence(folder: Path, damage: dict[int, str]) -> str:
         return f"the checkpoint {folder / str(step)} is damaged ({reason})"
     reasons = "; ".join(f"{step}: {reason}" for step, reason in list(damage.items())[:3])
     return f"the checkpoints {', '.join(map(str, sorted(damage)))} in {folder} are damaged ({reasons})"
+
+
+def _first_names(names: set[str]) -> str:
+    """Name two arrays, parameters before what an optimizer keeps of them, and count the rest."""
+    first = sorted(names, key=lambda name: (not name.startswith("params"), name))[:2]
+    more = len(names) - len(first)
+    return f"{', '.join(first) or 'nothing else'}{f' and {more} more' if more else ''}"
 
 
 def _text_checksum(values: dict[str, Any]) -> str:

@@ -19,16 +19,18 @@ class NonFiniteLoss(Exception):
     ):
         loss, norm = float(metrics["loss"]), float(metrics["grad_norm"])
         if math.isfinite(loss) and math.isfinite(norm):
-            what, remedy = "the update was not finite", "raise optim.eps, lower optim.learning_rate"
+            what, remedy = "the update was not finite", "raise the optimizer's eps, lower the learning rate"
+            settings = "optim.eps, optim.learning_rate"
         else:
             what = "the loss or its gradient was not finite"
-            remedy = "lower optim.learning_rate, lengthen optim.warmup_steps"
+            remedy = "lower the learning rate, lengthen its warmup"
+            settings = "optim.learning_rate, optim.warmup_steps"
         when, state = f"at step {step}", "the state from before it is saved"
         if not saved:  # it was changed in place, and is tested where it would be saved
             when, state = f"{when} or before", "with offload the run goes on from its last checkpoint"
         super().__init__(
-            f"{what} {when} (loss {loss:.4g}, gradient norm {norm:.4g}); {state}: {remedy} or look at "
-            "the data"
+            f"{what} {when} (loss {loss:.4g}, gradient norm {norm:.4g}); {state}: {remedy} "
+            f"(in a TrainConfig: {settings}) or look at the data"
         )
         self.saved = saved  # else the state before the update is gone
         self.overwritten = overwritten  # the state before the update has to be made again

@@ -125,6 +125,10 @@ def test_another_state_is_not_called_damage(written, states):
     other = dataclasses.replace(states[1], opt_state=optax.sgd(1.0, momentum=0.9).init(states[1].params))
     with pytest.raises(UserError, match=r"holds another state .* opt_state.* the same optimizer"):
         read(Checkpoints(written), shapes(other))
+    params = jax.tree.map(lambda x: jnp.zeros((*x.shape, 2), x.dtype), states[1].params)
+    said = r"\(it has params/b: bfloat16\[3\], params/w: .* the run .*, params/w: .*\); .* the same model"
+    with pytest.raises(UserError, match=said):
+        read(Checkpoints(written), shapes(dataclasses.replace(states[1], params=params)))
 
 
 def test_reading_touches_nothing_of_a_checkpoint_that_is_being_written(written, states, tmp_path):

@@ -13,7 +13,7 @@ import pytest
 
 from jaxllm.errors import UserError
 from jaxllm.parallel import MeshConfig
-from jaxllm.train import RunConfig, Task, train
+from jaxllm.train import NonFiniteLoss, RunConfig, Task, train
 from jaxllm.train.checkpoint import Checkpoints
 from jaxllm.train.task import check_axes, check_evaluation
 from jaxllm.train.writers import read_metrics
@@ -214,3 +214,10 @@ def test_axes_are_built_of_the_same_containers_as_their_arrays():
     check_axes("axes", [("a",), ("any name",)], two)
     with pytest.raises(UserError, match="^axes= is built of other containers"):
         check_axes("axes", (("a",), ("b",)), two)
+
+
+def test_a_loss_that_is_not_a_number_is_told_with_an_advice_for_any_optimizer(tmp_path):
+    broken = dataclasses.replace(TASK, loss=lambda p, b, key: (jnp.nan * p["b"], {"token_count": 1}))
+    said = r"at step 1 .*lower the learning rate, lengthen its warmup \(in a TrainConfig: optim.learning"
+    with pytest.raises(NonFiniteLoss, match=said):
+        run(tmp_path, broken)
