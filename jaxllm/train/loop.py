@@ -194,6 +194,9 @@ def train_run(run: Run) -> Trained:
         if not evaluation and run.task.evaluate is not None:  # there was nothing left to do
             mean_loss = partial(run.mean_loss, frozen=state.frozen)
             evaluation = check_evaluation(run.task.evaluate(state.params, mean_loss))
+    if last < config.steps and jax.process_index() == 0:
+        text = f"stopped after step {last} of {config.steps}, as stop_after={config.stop_after} says"
+        tqdm.write(f"{text}; the same command goes on", file=sys.stderr)
     return Trained(
         run=run,
         params=state.params,

@@ -79,7 +79,11 @@ def test_starts_are_tried_in_order_and_said(tmp_path, capsys):
     tuned = run(tmp_path, name="tuned", start=given, steps=1)
     restored = run(tmp_path, name="restored", restore=str(tmp_path / "run"), start=given)
     resumed = run(tmp_path, restore=str(tmp_path / "tuned"), start=given)
-    said = re.findall("^(?:start|fine|rest|resum).*", capsys.readouterr().err, re.M)
+    err = capsys.readouterr().err
+    assert re.findall("^stopped.*", err, re.M) == [
+        "stopped after step 2 of 4, as stop_after=2 says; the same command goes on"
+    ]
+    said = re.findall("^(?:start|fine|rest|resum).*", err, re.M)
     assert [line.split()[0] for line in said] == ["starting", "fine-tuning", "restoring", "resuming"]
     jax.tree.map(np.testing.assert_array_equal, restored.params, resumed.params)
     gradient = jax.grad(lambda p: loss(p, next(batches()), None)[0])(jax.tree.map(jnp.float32, given))
