@@ -1,11 +1,13 @@
 """jaxllm lm_eval"""
 
+import re
 import sys
 from collections.abc import Sequence
 
 from jaxllm import compilation_cache
-from jaxllm.errors import UserError, unknown
-from jaxllm.text.load import load_model_and_tokenizer
+from jaxllm.cli.parse import take
+from jaxllm.errors import UserError, bare, unknown
+from jaxllm.text.load import check_source, load_model_and_tokenizer
 
 
 def main(argv: Sequence[str]) -> None:
@@ -14,11 +16,28 @@ def main(argv: Sequence[str]) -> None:
     jaxllm lm_eval --model jaxllm --model_args pretrained=runs/my-run --tasks arc_easy
     """
     register()
+    source = _source(argv)
+    if source is not None:
+        check_source(source)  # before the tasks are read, which takes longer
     from lm_eval.__main__ import cli_evaluate
 
     compilation_cache.enable()
     sys.argv = ["jaxllm lm_eval", *argv]
-    cli_evaluate()
+    try:
+        cli_evaluate()
+    except ValueError as error:
+        said, colon, names = str(error).partition("Tasks not found: ")
+        if said or not colon:
+            raise
+        raise UserError(f"unknown tasks '{bare(names, 80)}'; jaxllm lm_eval ls tasks prints all") from error
+
+
+def _source(argv: Sequence[str]) -> str | None:
+    """Return which model of ours a command line of lm_eval's names; None: none, or in a file of its own."""
+    if "jaxllm" not in (take(argv, "--model")[1], take(argv, "-M")[1]):
+        return None
+    found = [re.search(r"(?:^|[=,])pretrained=([^,]+)", word) for word in argv]
+    return next((match[1] for match in found if match), None)
 
 
 def register() -> None:

@@ -1,4 +1,4 @@
-"""Rows out of files that hold one a line: jsonl, csv, tsv."""
+"""Rows out of files that hold one a line: jsonl, csv, tsv; or a list of objects: json."""
 
 import csv
 import json
@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from jaxllm.data.files import TextFile
 from jaxllm.errors import UserError
 
+_MAX_FIRST = 1 << 20  # characters; a list whose first object is longer is text
 _MAX_ROW = 1 << 28  # characters; what is longer is no row, but a file without line ends or a quote left open
 # A field as csv writers enclose it, with quotes inside it doubled.
 _ENCLOSED = re.compile(r'"(?:[^"]|"")*""(?:[^"]|"")*"')
@@ -22,9 +23,43 @@ class Row(NamedTuple):
     source: str  # "'a.jsonl'"
 
 
-def row_reader(suffix: str) -> Callable[[TextFile], Iterator[Row]] | None:
-    """Return the reader of files with a suffix; None where a file is not rows."""
-    return {".jsonl": _jsonl, ".ndjson": _jsonl, ".csv": _csv, ".tsv": _tsv}.get(suffix.lower())
+def row_reader(file: TextFile, column: str) -> Callable[[TextFile], Iterator[Row]] | None:
+    """Return what reads a file by its suffix; None where it is not rows.
+
+    Other than the rest, .json is text, unless it holds a list of objects with the columns of rows.
+
+    Args:
+      file: the file.
+      column: the one that holds text.
+    """
+    suffix = file.path.suffix.lower()
+    if suffix == ".json":
+        return _json_list if _lists_rows(file, column) else None
+    return {".jsonl": _jsonl, ".ndjson": _jsonl, ".csv": _csv, ".tsv": _tsv}.get(suffix)
+
+
+def _lists_rows(file: TextFile, column: str) -> bool:
+    with open(file.path, encoding=file.encoding) as stream:
+        begin = stream.read(_MAX_FIRST).lstrip()
+    if not begin.startswith("["):
+        return False
+    try:
+        first, _ = json.JSONDecoder().raw_decode(begin[1:].lstrip())
+    except (ValueError, RecursionError):
+        return False
+    columns = {column}, {"messages"}, {"prompt", "completion"}
+    return isinstance(first, dict) and any(names <= first.keys() for names in columns)
+
+
+def _json_list(file: TextFile) -> Iterator[Row]:
+    with open(file.path, encoding=file.encoding) as stream:
+        text = stream.read(_MAX_ROW + 1)
+    if len(text) > _MAX_ROW:
+        raise UserError(
+            f"'{file.path}' is a list of more than {_MAX_ROW:,} characters; make it .jsonl, one object a line"
+        )
+    for number, row in enumerate(_parse(text, f"'{file.path}'"), start=1):
+        yield _row(row, f"object {number} of '{file.path}'", file)
 
 
 def _jsonl(file: TextFile) -> Iterator[Row]:
@@ -36,12 +71,15 @@ def _jsonl(file: TextFile) -> Iterator[Row]:
             where = f"line {number} of '{file.path}'"
             if len(line) > _MAX_ROW:
                 raise UserError(f"{where} has more than {_MAX_ROW:,} characters; expected one object a line")
-            row = _parse(line, where)
-            if not isinstance(row, dict):
-                raise UserError(
-                    f"{where} is a JSON {type(row).__name__}; expected an object with a column of text"
-                )
-            yield Row(row, where, f"'{file.path}'")
+            yield _row(_parse(line, where), where, file)
+
+
+def _row(values: Any, where: str, file: TextFile) -> Row:
+    if not isinstance(values, dict):
+        raise UserError(
+            f"{where} is a JSON {type(values).__name__}; expected an object with a column of text"
+        )
+    return Row(values, where, f"'{file.path}'")
 
 
 def _parse(line: str, where: str) -> Any:

@@ -62,8 +62,9 @@ def open_source(
     Args:
       source: "sotu", "tfds:NAME" or "tfds:NAME:SPLIT", "hf:NAME" (see `hf_source.open_dataset`), or a file, a
         folder or a pattern such as "books/*.txt" (see `files.find_text`). Files that end in .jsonl, .ndjson,
-        .csv or .tsv hold a document a row; any other file is text, one document, or several separated by
-        "<|endoftext|>". Text is UTF-8, or UTF-16 or UTF-32 with a byte order mark.
+        .csv or .tsv hold a document a row, and so does a .json file that is a list of objects with the
+        columns below; any other file is text, one document, or several separated by "<|endoftext|>".
+        Text is UTF-8, or UTF-16 or UTF-32 with a byte order mark.
       text_column: the column (or feature) that holds the text. If not given, rows with a column "messages"
         are conversations, those with "prompt" and "completion" are examples, and others hold "text".
       template: writes messages as text.
@@ -106,7 +107,7 @@ def _kind_of(files: list[TextFile], name: str, column: str | None) -> str:
     """Return what all the files hold."""
     kinds: dict[str, TextFile] = {}
     for file in files:
-        rows = row_reader(file.path.suffix)
+        rows = row_reader(file, column or _DEFAULT_COLUMN)
         first = next(rows(file), None) if rows else None
         if first is not None or not rows:
             kinds.setdefault(row_kind(first, column) if first else TEXT, file)
@@ -120,8 +121,8 @@ def _read_files(
     files: list[TextFile], kind: str, column: str, template: ChatTemplate | None
 ) -> Iterator[Piece]:
     for file in files:
-        rows = row_reader(file.path.suffix)
         try:
+            rows = row_reader(file, column)
             yield from _read_rows(rows(file), kind, column, template) if rows else _read_text(file)
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"'{file.path}' changed while it was read; start again") from error

@@ -160,10 +160,31 @@ def load_model(source: str, checkpoint: Literal["latest", "best"] = "latest", pa
         return load_run(source, checkpoint)
     if is_pretrained(source):
         return from_pretrained(source, param_dtype=param_dtype)
-    raise UserError(
+    raise _no_model(source)
+
+
+def check_source(source: str) -> None:
+    """Check that there is a model and its tokenizer, before either is read; one of the hub is downloaded.
+
+    Raises:
+      UserError: there is not.
+    """
+    source = os.path.expanduser(source)
+    if not is_run(source) and not is_pretrained(source):
+        raise _no_model(source)
+    if not has_tokenizer(source):
+        raise _no_tokenizer(source)
+
+
+def _no_model(source: str) -> UserError:
+    return UserError(
         f"no trained model in '{source}'; give the --out folder of a training run, a Hugging Face folder, "
         "a .safetensors or .gguf file, or the hub's OWNER/NAME"
     )
+
+
+def _no_tokenizer(source: str) -> UserError:
+    return UserError(f"'{source}' has no tokenizer.json, which turning text into tokens needs")
 
 
 def load_model_and_tokenizer(
@@ -178,5 +199,5 @@ def load_model_and_tokenizer(
     else:
         model, params, tokenizer = load_model(source, checkpoint, param_dtype)
     if tokenizer is None:
-        raise UserError(f"'{source}' has no tokenizer.json, which turning text into tokens needs")
+        raise _no_tokenizer(source)
     return model, params, tokenizer

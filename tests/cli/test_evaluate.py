@@ -6,7 +6,7 @@ import jax
 import pytest
 
 from jaxllm import data, models, score
-from jaxllm.cli import evaluate
+from jaxllm.cli import evaluate, lm_eval
 from jaxllm.errors import UserError
 
 
@@ -41,6 +41,13 @@ def test_blank_text_is_refused_before_a_model_is_read(tmp_path, monkeypatch):
     (tmp_path / "blank.txt").write_text("\n\n\n")
     with pytest.raises(UserError, match="blank.txt' is empty: it holds only blank text"):
         evaluate.main(["run", "--data", str(tmp_path / "blank.txt")])
+
+
+def test_a_model_that_is_not_there_is_told_before_the_harness_reads_its_tasks(monkeypatch):
+    monkeypatch.setattr(lm_eval, "register", lambda: None)
+    with pytest.raises(UserError, match="no trained model in '/nowhere/run'"):
+        model = ["--model", "jaxllm", "--model_args", "dtype=float32,pretrained=/nowhere/run"]
+        lm_eval.main([*model, "--tasks", "arc_easy"])
 
 
 def test_the_table_holds_each_document_and_their_sum(tiny, tmp_path, capsys):

@@ -87,6 +87,26 @@ def test_completions_follow_the_prompt_that_generation_would_read(source, column
         assert open_source(tmp_path / source, "prompt").kind == "text"
 
 
+def test_a_json_file_is_rows_where_it_lists_objects_with_their_columns(tmp_path):
+    path, rows = tmp_path / "rows.json", completions(3)
+    path.write_text(json.dumps(rows, indent=2))
+    assert [piece.example for piece in open_source(path).pieces()] == [Completion(**row) for row in rows]
+    assert [piece.text for piece in open_source(path, "prompt").pieces()] == ["0+0=", "1+1=", "2+2="]
+    path.write_text(json.dumps([{"text": "one"}, {"text": "two"}]))
+    assert [piece.text for piece in open_source(path).pieces()] == ["one", "two"]
+    for text in ('[{"name": "a"}]', '{"text": "one"}', "[1, 2]", "[]", "[{"):
+        path.write_text(text)
+        assert [piece.text for piece in open_source(path).pieces()] == [text]
+    for text, said in (
+        ('[{"text": "one"}, {"text"', "rows.json' is not JSON .*; expected one object a line"),
+        ('[{"text": "one"}, 2]', "object 2 of .*rows.json' is a JSON int"),
+        ('[{"prompt": "a", "completion": "b"}, {"prompt": "c"}]', "object 2 of .* has no 'completion'"),
+    ):
+        path.write_text(text)
+        with pytest.raises(UserError, match=said):
+            list(open_source(path).pieces())
+
+
 def test_a_word_that_the_tokenizer_would_join_across_the_boundary_is_cut_there(tmp_path):
     tokenizer = data.load_tokenizer("gpt2")
     joined = Completion("12", "34 is a number").encode(tokenizer)
