@@ -13,6 +13,7 @@ import numpy as np
 from jaxllm.adapt.lora import Lora, LoraConfig
 from jaxllm.adapt.names import flat, layer_matrices, nested
 from jaxllm.atomic import new_folder
+from jaxllm.data.tokenizer import Tokenizer
 from jaxllm.errors import UserError, brief
 from jaxllm.json_file import read_json
 from jaxllm.models import LanguageModel, shapes
@@ -20,7 +21,7 @@ from jaxllm.models.families import FAMILIES
 from jaxllm.models.huggingface import full_name
 from jaxllm.models.huggingface_config import config_to_huggingface
 from jaxllm.pretrained.safetensors_file import open_safetensors, write_safetensors
-from jaxllm.pretrained.save import check_new
+from jaxllm.pretrained.save import check_new, save_tokenizer
 
 CONFIG, WEIGHTS, ABOUT = "adapter_config.json", "adapter_model.safetensors", "jaxllm_base.json"
 _PREFIX = "base_model.model."
@@ -39,6 +40,7 @@ def save_adapter(
     *,
     base: str = "",
     about: dict[str, Any] | None = None,
+    tokenizer: Tokenizer | None = None,
     card: str | None = None,
 ) -> None:
     """Write an adapter that peft loads onto the transformers model of the same weights.
@@ -52,6 +54,7 @@ def save_adapter(
       adapter: its parameters.
       base: what peft should call the model.
       about: what `read_about` returns, to know the model by.
+      tokenizer: saved beside it, as peft's own trainers do; None: it is the model's.
       card: what README.md says; None: there is none.
 
     Raises:
@@ -92,6 +95,8 @@ def save_adapter(
         for name, content in ((CONFIG, theirs), (ABOUT, about)):
             if content is not None:
                 (partial / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        if tokenizer is not None:
+            save_tokenizer(partial, tokenizer)
         if card is not None:
             (partial / "README.md").write_text(card, encoding="utf-8")
 

@@ -61,13 +61,18 @@ def save_pretrained(
         _write_weights(partial, tensors, limit)
         _write_json(partial / "config.json", theirs)
         if tokenizer is not None:
-            tokenizer.save(partial / "tokenizer.json")
+            save_tokenizer(partial, tokenizer)
             if not (partial / "generation_config.json").exists():  # which a tokenizer that was imported has
                 _write_json(partial / "generation_config.json", _ends(tokenizer))
-        if isinstance(tokenizer, HuggingFaceTokenizer):
-            _write_json(partial / "tokenizer_config.json", _tokenizer_config(tokenizer))
         if card is not None:
             (partial / "README.md").write_text(card, encoding="utf-8")
+
+
+def save_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
+    """Write tokenizer.json and, where transformers can read it, what they want to know beside it."""
+    tokenizer.save(folder / "tokenizer.json")
+    if isinstance(tokenizer, HuggingFaceTokenizer):
+        _write_json(folder / "tokenizer_config.json", _tokenizer_config(tokenizer))
 
 
 def _ends(tokenizer: Tokenizer | None) -> dict:

@@ -45,7 +45,8 @@ def model_card(
     lines += ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items() if value)]
     use = 'AutoModelForCausalLM.from_pretrained("THIS_FOLDER")'
     if adapter:
-        use = f'model = AutoModelForCausalLM.from_pretrained("{_name(base)}")\n'
+        place = _name(base) if base is None or _name(base) == base else f"PATH_TO/{_name(base)}"
+        use = f'model = AutoModelForCausalLM.from_pretrained("{place}")\n'
         use += 'PeftModel.from_pretrained(model, "THIS_FOLDER")'
     return "\n".join([*lines, "", "```python", use, "```", ""])
 

@@ -104,7 +104,9 @@ def export_adapter(
         lambda step: _load(kept, step), first=kept.best() if which == "best" else None
     )
     about = {"param_dtype": model.param_dtype, "frozen": saved["frozen"]}
-    save_adapter(folder, view, trained, base=saved["start"] or "", about=about, card=card)
+    tokenizer = data.load_tokenizer(str(run_folder(run) / TOKENIZER_FILE))
+    base = saved["start"] or ""
+    save_adapter(folder, view, trained, base=base, about=about, tokenizer=tokenizer, card=card)
     return view
 
 

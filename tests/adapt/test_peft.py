@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxllm import models
+from jaxllm import data, models
 from jaxllm.adapt import Lora, LoraConfig, load_adapter, read_about, save_adapter
 from jaxllm.errors import UserError
 from jaxllm.pretrained import save_pretrained
@@ -38,7 +38,9 @@ def test_an_adapter_comes_back_as_it_was(family, rslora, tmp_path):
     targets = TARGETS.get(family, "key,query,out,mlp_in")
     lora = Lora(CONFIGS[family], LoraConfig(rank=3, targets=targets, alpha=5.0, rslora=rslora))
     adapter, base = random_adapter(lora), models.init(lora.model, jax.random.key(0))
-    save_adapter(tmp_path / "adapter", lora, adapter, about={"seen": 1})
+    tokenizer = data.load_tokenizer("bytes")
+    save_adapter(tmp_path / "adapter", lora, adapter, about={"seen": 1}, tokenizer=tokenizer)
+    assert data.load_tokenizer(tmp_path / "adapter") == tokenizer
     again, loaded = load_adapter(tmp_path / "adapter", lora.model)
     assert read_about(tmp_path / "adapter") == {"seen": 1} and read_about(tmp_path) is None
     a, b = lora.merge(adapter, base), again.merge(loaded, base)

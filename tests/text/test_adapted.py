@@ -11,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxllm import models
+from jaxllm import data, models
 from jaxllm.adapt import LoraConfig
 from jaxllm.errors import UserError
 from jaxllm.parallel import HOST_MEMORY, MeshConfig
@@ -148,6 +148,9 @@ def test_a_run_resumes_and_loads_merged_while_its_base_is_there(tiny, tmp_path, 
     assert str(tmp_path) not in card and "base_model" not in card  # no folder of this machine
     assert export_adapter(tmp_path / "adapted", tmp_path / "adapter", card=card).config == LORA
     assert (tmp_path / "adapter" / "README.md").read_text() == card
+    assert 'from_pretrained("PATH_TO/base")' in card
+    kept = data.load_tokenizer(tmp_path / "adapter")
+    assert kept.fingerprint == tokenizer.fingerprint
     for adapter in ("adapter", "adapted"):
         again = load_adapted(str(tmp_path / "base"), str(tmp_path / adapter))[1]
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), again, params)
