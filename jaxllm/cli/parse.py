@@ -26,11 +26,13 @@ def parse(
     description: str,
     presets: Mapping[str, Callable[[], Config]] | None = None,
     default_preset: str | None = None,
+    listed: Callable[[Config], bool] = lambda _: True,
 ) -> tuple[Config, str | None]:
     """Return (config, name of its preset) from a command line.
 
     `--preset NAME` chooses the values to start from; every other flag is a field, nested ones with
-    dots (`--model.num-layers 6`). `--help` shows the values of the preset that is named.
+    dots (`--model.num-layers 6`). `--help` shows the values of the preset that is named, and lists those
+    for which `listed` is true.
 
     Raises:
       UserError: an unknown preset or field (with the closest known one), or a value that does not fit.
@@ -43,7 +45,9 @@ def parse(
         if preset not in presets:
             raise unknown("preset", preset, presets)
         default = presets[preset]()
-        description += f"\n\n--preset NAME sets the values to start from: {', '.join(presets)}."
+        if "--help" in argv or "-h" in argv:  # the only reader of this
+            names = ", ".join(name for name, make in presets.items() if listed(make()))
+            description += f"\n\n--preset NAME sets the values to start from: {names}."
         description += f" Shown below: {preset}."
     kwargs = {} if default is None else {"default": default}
     complaint = io.StringIO()

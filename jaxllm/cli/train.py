@@ -44,7 +44,12 @@ def open_presets(presets):
     return {name: (lambda preset=preset: opened(preset)) for name, preset in presets.items()}
 
 
-def parse_config(argv: Sequence[str], *, prog: str, description: str) -> TrainConfig:
+def is_decoder(config: TrainConfig) -> bool:
+    """Return whether a run's model predicts the next token: encoders have presets too, to be read alone."""
+    return getattr(config.model, "causal", True)
+
+
+def parse_config(argv: Sequence[str], *, prog: str, description: str, listed=is_decoder) -> TrainConfig:
     """Return the run that a command line describes, from a preset or a file and the fields it sets."""
     argv, file = take(argv, "--config")
     presets, default = TRAIN_PRESETS, "gpt2-micro"
@@ -55,6 +60,7 @@ def parse_config(argv: Sequence[str], *, prog: str, description: str) -> TrainCo
     config, _ = parse(
         TrainConfig, argv, prog=prog, description=description,
         presets=open_presets(presets), default_preset=default,
+        listed=listed,
     )  # fmt: skip
     return config
 

@@ -112,6 +112,14 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(argv, words, searches, tmp
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("name, mamba", [("plan", False), ("train", True)])
+def test_help_lists_the_presets_that_a_command_takes(name, mamba, capsys):
+    with pytest.raises(SystemExit):
+        run(jaxllm_command, [name, "--help"])
+    printed = capsys.readouterr().out.partition("--preset NAME")[2].partition("Shown below")[0]
+    assert "llama-nano" in printed and "bert-nano" not in printed and ("mamba-nano" in printed) == mamba
+
+
 def test_fields_on_the_command_line_win_over_the_file(tmp_path):
     path = tmp_path / "run.json"
     path.write_text(json.dumps({"steps": 7, "batch_size": 4, "model": {"num_layers": 3, "vocab_size": None}}))
