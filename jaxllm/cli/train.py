@@ -69,8 +69,8 @@ def _check_left_to_start(argv: Sequence[str], start: str) -> None:
     """Refuse flags of what the model in `start` decides, which would change nothing."""
     flags = {word.partition("=")[0].replace("_", "-") for word in argv if word.startswith("--")}
     decided = {flag for flag in flags if flag == "--preset" or flag.startswith("--model.")}
-    if has_tokenizer(start):
-        decided |= flags & {"--tokenizer"}
+    if "--tokenizer" in flags and has_tokenizer(start):
+        decided |= {"--tokenizer"}
     for flag in sorted(decided - {f"--model.{name.replace('_', '-')}" for name in OURS}):
         what = "tokenizer" if flag == "--tokenizer" else "model"
         raise UserError(

@@ -25,10 +25,10 @@ def get_preset(name: str, **overrides) -> LanguageModel:
       354823168
       >>> get_preset("gpt2", embed_dim=256, num_heads=4).mlp_dim
       1024
-      >>> get_preset("gpt2", heads=4)
+      >>> get_preset("gpt2", num_head=4)
       Traceback (most recent call last):
       ...
-      jaxllm.errors.UserError: unknown model field 'heads'; did you mean 'num_heads'? Known: ...
+      jaxllm.errors.UserError: unknown model field 'num_head'; did you mean 'num_heads'? Known: ...
     """
     if name not in PRESETS:
         raise unknown("preset", name, PRESETS)
