@@ -1,6 +1,6 @@
 """Fine-tune SmolLM2-135M by LoRA: held-out loss, memory against full fine-tuning, speed against peft.
 
-    python -m experiments.benchmarks.finetune                       # the whole; its time was not measured
+    python -m experiments.benchmarks.finetune                       # the whole, a minute or two on 2 cores
     python -m experiments.benchmarks.finetune --data my_text.txt
 
 The loss is that of held-out documents of the text, before and after. Memory is the compiled training step's

@@ -133,6 +133,8 @@ def _scan_layers(config, layer, params, x_BTD, cache, view, pattern, names):
     if grouped:
         params = jax.tree.map(lambda w: w.reshape(-1, group, *w.shape[1:]), params)
 
+    indices = jnp.arange(len(jax.tree.leaves(params)[0]), dtype=jnp.int32)
+
     def body(carry, inputs):
         x_BTD, arrays = carry
         group_params, group_index = inputs
@@ -142,9 +144,10 @@ def _scan_layers(config, layer, params, x_BTD, cache, view, pattern, names):
             layer_cache = None
             if cache is not None:
                 layer_cache = view.of(cache, arrays, index)
-            # Inside a scan the compiler cannot undo the recomputation, so nothing need prevent it.
+            # Inside a scan the compiler cannot undo the recomputation, so nothing need prevent it; but it
+            # makes straight code of a scan of one round, as of a pattern that covers all layers.
             cut = place if grouped else None  # an array of the host is cut into layers and no further
-            run = _rematerialised(config, layer, kind, prevent_cse=False, place=cut)
+            run = _rematerialised(config, layer, kind, prevent_cse=len(indices) == 1, place=cut)
             x_BTD, seen, layer_cache = run(group_params, x_BTD, index, layer_cache)
             captured.append(seen)
             if cache is not None:
@@ -152,7 +155,6 @@ def _scan_layers(config, layer, params, x_BTD, cache, view, pattern, names):
         return (x_BTD, arrays), jax.tree.map(lambda *values: jnp.stack(values), *captured)
 
     arrays = None if cache is None else tuple(cache[name] for name in view.NAMES)
-    indices = jnp.arange(len(jax.tree.leaves(params)[0]), dtype=jnp.int32)
     (x_BTD, arrays), captured = jax.lax.scan(body, (x_BTD, arrays), (params, indices))
     captured = jax.tree.map(lambda v: v.reshape(v.shape[0] * v.shape[1], *v.shape[2:]), captured)
     if cache is not None:

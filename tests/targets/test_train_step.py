@@ -162,6 +162,17 @@ def test_accumulation_shrinks_the_activations():
         assert forecast.simulated_temporaries == pytest.approx(forecast.compiler_temporaries, rel=0.15)
 
 
+@pytest.mark.parametrize("name", [available("v5e-1")])
+def test_layers_of_a_pattern_as_long_as_the_model_are_rematerialised(name):
+    def temporaries(remat):
+        sizes = dict(num_layers=8, embed_dim=256, context_length=512, windows=7 * (64,) + (0,))
+        model = models.get_preset("llama-nano", **sizes, remat=remat)
+        config = run(model=model, batch_size=16, seq_len=512)
+        return targets.compile_train_step(config, name).compiler_temporaries
+
+    assert temporaries("full") < 0.5 * temporaries("none")
+
+
 def test_parameters_are_split_over_the_mesh():
     config = run(mesh=MeshConfig(data=1, fsdp=8))
     split = targets.compile_train_step(config, "cpux8")
