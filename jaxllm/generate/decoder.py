@@ -18,7 +18,8 @@ class Decoder:
     `models.logits(*decoder, hidden)`. The parameters it was made from are not needed any more.
 
     A cache is what the model remembers of the rows of a batch: a pytree, made by `prefill` or `fork`, and
-    used up by `step` and `extend`, which return the next one. What a fork shares is never used up.
+    used up by `step` and `extend`, which return the next one. What a fork shares is never used up. An
+    encoder-decoder's begins with its context: `models.context_cache(*decoder, context, slots)`.
 
     Examples:
       >>> config = models.get_preset("gpt2-nano")

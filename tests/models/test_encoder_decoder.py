@@ -79,6 +79,20 @@ def test_decoding_with_a_cache_equals_the_whole_text(prepared):
         assert len(axes) == stacked[name].ndim
 
 
+def test_a_prepared_decoder_goes_on_from_a_context():
+    params = random_params(CONFIG, 0.2)
+    whole = hidden_states(CONFIG, params, CONTEXT, MASK, TOKENS)
+    decoder = Decoder(CONFIG, params)
+    context = jax.jit(models.encode, static_argnums=0)(*decoder, CONTEXT, MASK)
+    cache = models.context_cache(*decoder, context, 11)
+    first, cache = decoder.extend(TOKENS[:, :6], cache)
+    np.testing.assert_allclose(first, whole[:, :6], atol=1e-5)
+    one, cache = decoder.step(TOKENS[:, 6], cache)
+    np.testing.assert_allclose(one, whole[:, 6], atol=1e-5)
+    one, cache = decoder.step(TOKENS[1:, 7], decoder.cancel(cache, [0]))
+    np.testing.assert_allclose(one[0], whole[1, 7], atol=1e-5)
+
+
 @pytest.mark.torch
 @pytest.mark.parametrize("tied", [False, True])
 def test_logits_and_gradients_match_transformers(tied):
