@@ -324,10 +324,10 @@ def check_decodes(config: LanguageModel) -> None:
 
 
 def check_transformer(config: LanguageModel, what: str) -> None:
-    """Check that what is of transformers alone is asked of one.
+    """Refuse a model that is no transformer, for a technique that knows only those.
 
     Args:
-      what: for the message: "subnetwork", "engine=tiles".
+      what: the technique, for the message: "subnetwork", "engine=tiles".
 
     Raises:
       UserError: the model has another architecture.

@@ -12,7 +12,6 @@ bias but the scores.
 Suffixes as everywhere, S also for the tokens of the context.
 """
 
-import math
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -42,6 +41,7 @@ from jaxllm.models.config import (
     ModelConfig,
 )
 from jaxllm.models.declarations import declare_head, declare_mlp
+from jaxllm.models.distance_bias import distance_bias
 from jaxllm.models.ids import check_ids
 from jaxllm.models.layers import run_layers
 from jaxllm.models.linear import linear, linears
@@ -195,7 +195,7 @@ def encode(
     check_ids(tokens_BS, config.known_vocab_size)
     mask_BS = jnp.ones(tokens_BS.shape, bool) if mask_BS is None else mask_BS
     S, own = tokens_BS.shape[1], params["encoder"]
-    bias_HSS = _bias(config, own["distances"], jnp.arange(S, dtype=jnp.int32), S, bidirectional=True)
+    bias_HSS = distance_bias(config, own["distances"], jnp.arange(S, dtype=jnp.int32), S, bidirectional=True)
     allowed = mask_BS[:, None, None, :]
 
     def layer(params, x_BSD, index, kind, cache, *, key=None):
@@ -296,7 +296,7 @@ def _capture(
             raise UserError(f"an encoder-decoder has no site '{name}'; it has {', '.join(SITES)}")
     T = tokens_BT.shape[1]
     place_T = jnp.arange(T, dtype=jnp.int32)
-    bias_HTT = _bias(config, params["distances"], place_T, T, bidirectional=False)
+    bias_HTT = distance_bias(config, params["distances"], place_T, T, bidirectional=False)
     allowed = (place_T[:, None] >= place_T[None])[None, None]
 
     def cross_of(index, params):
@@ -327,7 +327,7 @@ def _decode(
     cache = cache | {"valid": valid_BS}
     # Padding is on the left: slots are as far apart as positions.
     place_T = cache["length"] + jnp.arange(T, dtype=jnp.int32)
-    bias_HTS = _bias(config, params["distances"], place_T, S, bidirectional=False)
+    bias_HTS = distance_bias(config, params["distances"], place_T, S, bidirectional=False)
 
     def cross_of(index, params):
         del params
@@ -404,26 +404,3 @@ def _attend(config, params, query_BTHK, key_BSHK, value_BSHK, bias_HTS, allowed)
     probs_BHTS = kernel.attention_probs(scores_BHTS, allowed)
     mixed_BTHK = constrain(kernel.mix(probs_BHTS, value_BSHK, query_BTHK.dtype), "batch", None, "heads", None)
     return linear(mixed_BTHK, params, _attention(config), "out")
-
-
-def _bias(config, table_NH, place_T, S: int, *, bidirectional: bool):
-    """Return what is added to each score, float32 [H, T, S].
-
-    Args:
-      table_NH: a number a head for each bucket.
-      place_T: of the queries among the S keys.
-      bidirectional: half of the buckets are of keys behind the query; else keys behind share bucket 0.
-    """
-    distance_TS = jnp.arange(S, dtype=jnp.int32)[None] - place_T[:, None]
-    buckets, first_TS = config.distance_buckets, jnp.zeros((), jnp.int32)
-    if bidirectional:
-        buckets //= 2
-        first_TS, distance_TS = jnp.where(distance_TS > 0, buckets, 0), jnp.abs(distance_TS)
-    else:
-        distance_TS = jnp.maximum(-distance_TS, 0)
-    exact = buckets // 2
-    log_TS = jnp.log(jnp.maximum(distance_TS, 1).astype(jnp.float32) / exact)
-    log_TS = log_TS / math.log(config.longest_distance / exact)
-    far_TS = exact + (log_TS * (buckets - exact)).astype(jnp.int32)
-    near_TS = jnp.where(distance_TS < exact, distance_TS, jnp.minimum(far_TS, buckets - 1))
-    return jnp.moveaxis(table_NH.astype(jnp.float32)[first_TS + near_TS], -1, 0)

@@ -13,7 +13,7 @@ from jaxllm import models, targets
 from jaxllm.errors import UserError
 from jaxllm.generate import Decoder
 from jaxllm.models import huggingface
-from jaxllm.models.encoder_decoder import _bias
+from jaxllm.models.distance_bias import distance_bias
 from jaxllm.models.huggingface_config import config_from_huggingface
 from jaxllm.parallel import MeshConfig, make_mesh, shardings
 from tests.models.random_params import random_params
@@ -49,7 +49,7 @@ def bucket(distance, buckets, longest, bidirectional):
 def test_each_distance_has_the_bucket_of_the_papers_code(buckets, longest, bidirectional):
     config = dataclasses.replace(CONFIG, distance_buckets=buckets, longest_distance=longest)
     table = jnp.arange(buckets, dtype=jnp.float32)[:, None]
-    found = _bias(config, table, jnp.array([0, 150, 299]), 300, bidirectional=bidirectional)[0]
+    found = distance_bias(config, table, jnp.array([0, 150, 299]), 300, bidirectional=bidirectional)[0]
     for row, query in zip(found, (0, 150, 299), strict=True):
         expected = [bucket(key - query, buckets, longest, bidirectional) for key in range(300)]
         np.testing.assert_array_equal(row, expected)

@@ -38,7 +38,7 @@ LLAMA3 = dict(
 GEMMA = dict(
     vocab_size=61, max_position_embeddings=64, hidden_size=24, intermediate_size=40, num_hidden_layers=6,
     num_attention_heads=3, num_key_value_heads=1, head_dim=10, sliding_window=5, query_pre_attn_scalar=7,
-    pad_token_id=None,  # of whose row torch gives no gradient
+    pad_token_id=None,  # torch gives the padding token's row of the table no gradient
 )  # fmt: skip
 MAMBA = dict(vocab_size=61, hidden_size=20, state_size=5, num_hidden_layers=3, conv_kernel=3)
 CASES = {
