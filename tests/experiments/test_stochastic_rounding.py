@@ -245,7 +245,7 @@ def test_a_finished_run_is_not_repeated_and_another_one_is_not_taken_for_it(fini
     assert asked == [(5, 30)] and losses[2] == math.inf and max(losses[:2]) < math.inf
     run = experiment.run_config(config, "mixed_o1", LOW, seed=0)
     longer = dataclasses.replace(run, steps=31)
-    monkeypatch.setattr(sys.modules["jaxllm.text.cached_result"], "write_file", lambda path, content: None)
+    monkeypatch.setattr(sys.modules["jaxllm.kept_result"], "write_file", lambda path, content: None)
     experiment.train_once(longer)
     assert asked[1:] == [(0, 31)]
 

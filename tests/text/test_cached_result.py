@@ -55,7 +55,7 @@ def test_a_change_of_anything_decisive_measures_again(asked, change, monkeypatch
     elif change == "tokenizer":
         data.load_tokenizer("char", documents=["abd"]).save(tokenizer)
     else:
-        module = sys.modules["jaxllm.text.cached_result"]
+        module = sys.modules["jaxllm.kept_result"]
         monkeypatch.setattr(module, "source_digest", lambda: "other code")
     assert ask(run, **decisive) == 2
     assert ask(run, **decisive) == 2

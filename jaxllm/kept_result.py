@@ -1,0 +1,63 @@
+"""Results kept in a file under a key of everything that decides them, so that a study can be interrupted."""
+
+import json
+import sys
+from collections.abc import Callable
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxllm.atomic import write_file
+from jaxllm.source_digest import source_digest
+
+
+def kept_result(path: str | Path, measure: Callable[[], dict[str, Any]], **decisive: Any) -> dict[str, Any]:
+    """Return `measure()`, or what it returned when everything that decides it was the same.
+
+    The key is the code of the library and of the module that defines `measure`, and what the caller names:
+    settings, fingerprints of models and data.
+
+    Args:
+      path: the file that keeps it, JSON; one that is damaged is written anew.
+      measure: takes no arguments; its result must be JSON-able. Infinities and NaN are.
+      decisive: whatever the result depends on, JSON-able.
+
+    Examples:
+      >>> import tempfile
+      >>> path = Path(tempfile.mkdtemp(), "result.json")
+      >>> kept_result(path, lambda: {"loss": 3.0}, batches=8)
+      {'loss': 3.0}
+      >>> kept_result(path, lambda: {"loss": 1.0}, batches=8)
+      {'loss': 3.0}
+      >>> kept_result(path, lambda: {"loss": 1.0}, batches=16)
+      {'loss': 1.0}
+    """
+    path = Path(path)
+    key = _plain(code=[source_digest(), _module_digest(measure)], decisive=decisive)
+    kept = _read(path)
+    if kept.get("key") == key and "result" in kept:
+        return kept["result"]
+    result = _plain(**measure())
+    if jax.process_index() == 0:
+        write_file(path, json.dumps({"key": key, "result": result}, indent=2).encode())
+    return result
+
+
+def _plain(**values) -> dict[str, Any]:
+    """Return the values as they come back from a file."""
+    return json.loads(json.dumps(values))
+
+
+def _module_digest(function) -> str:
+    file = getattr(sys.modules.get(function.__module__), "__file__", None)
+    return sha256(Path(file).read_bytes()).hexdigest() if file else ""
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return kept if isinstance(kept, dict) else {}
