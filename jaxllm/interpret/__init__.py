@@ -5,5 +5,9 @@ from jaxllm.interpret.first_token import first_token_attention as first_token_at
 from jaxllm.interpret.first_token import uniform_first_token_mass as uniform_first_token_mass
 from jaxllm.interpret.kurtosis import kurtosis as kurtosis
 from jaxllm.interpret.kurtosis import kurtosis_limits as kurtosis_limits
+from jaxllm.interpret.psychometrics import PredictivePower as PredictivePower
+from jaxllm.interpret.psychometrics import bootstrap_interval as bootstrap_interval
+from jaxllm.interpret.psychometrics import psychometric_power as psychometric_power
+from jaxllm.interpret.psychometrics import usable_rows as usable_rows
 from jaxllm.interpret.statistics import ActivationStatistics as ActivationStatistics
 from jaxllm.interpret.statistics import activation_statistics as activation_statistics
