@@ -34,7 +34,7 @@ from jaxllm.errors import UserError, unknown
 from jaxllm.models import get_preset
 from jaxllm.optim import OptimConfig
 from jaxllm.parallel import MeshConfig
-from jaxllm.report import Claim, Report, markdown_table, t_interval
+from jaxllm.report import Claim, Report, decide, markdown_table, t_interval
 from jaxllm.text import TrainConfig, cached_result, plain_run, train
 from jaxllm.train import to_dict
 from jaxllm.train.writers import heldout_curve
@@ -202,7 +202,7 @@ def judge(config, runs, outcomes, seconds, peaks) -> tuple[dict[str, float], lis
         more = losses[variant] / losses[first] - 1
         claims.append(Claim(f"{variant}: held-out loss at most {_MOST:.0%} above {first}'s", _OURS,
                             measured=float(more.mean()), interval=t_interval(more),
-                            holds=bool(t_interval(more)[1] <= _MOST)))  # fmt: skip
+                            holds=decide(t_interval(more), at_most=_MOST)))  # fmt: skip
         for kind, value in cost[variant].items():
             share = value / cost[first][kind]
             claims.append(Claim(f"{variant}: {kind} below {first}'s", _OURS,

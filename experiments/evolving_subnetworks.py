@@ -43,7 +43,7 @@ from jaxllm.errors import UserError
 from jaxllm.models import get_preset
 from jaxllm.optim import OptimConfig
 from jaxllm.parallel import MeshConfig
-from jaxllm.report import Claim, Report, markdown_table
+from jaxllm.report import Claim, Report, decide, markdown_table
 from jaxllm.subnetwork import Savings, get_schedule, savings, shrink
 from jaxllm.text import TrainConfig, cached_result, evaluate, plain_run, prepare, train
 from jaxllm.train import to_dict
@@ -266,15 +266,16 @@ def judge(config, arms, outcomes, seconds, saved) -> tuple[dict[str, float], lis
                                 measured=saving.blocks, holds=saving.blocks >= paper - 5e-4))  # fmt: skip
         mean, between = mean_interval(losses[name] - losses["plain"])
         claims.append(Claim(f"{name}: held-out loss above plain training's, no more than {_WITHIN}", _PAPER,
-                            measured=mean, interval=between, holds=between[1] <= _WITHIN))  # fmt: skip
+                            measured=mean, interval=between,
+                            holds=decide(between, at_most=_WITHIN)))  # fmt: skip
         mean, between = mean_interval(zero_shot[name] - zero_shot["plain"])
         claims.append(Claim(f"{name}: zero-shot bits per byte above plain training's, below 0", _PAPER,
-                            measured=mean, interval=between, holds=between[1] < 0))  # fmt: skip
+                            measured=mean, interval=between, holds=decide(between, below=0)))  # fmt: skip
     for control in ("shorter", "smaller"):
         name = config.schedules[0]
         mean, between = mean_interval(losses[name] - losses[control])
         claims.append(Claim(f"{name}: held-out loss above {control}'s of as many FLOPs, below 0", _OURS,
-                            measured=mean, interval=between, holds=between[1] < 0))  # fmt: skip
+                            measured=mean, interval=between, holds=decide(between, below=0)))  # fmt: skip
     head = ["arm", "layers", "steps", "PFLOPs", "seconds", "held-out loss", "zero-shot bits per byte"]
     return metrics, claims, markdown_table(head, rows)
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from jaxllm.atomic import write_file
 from jaxllm.cli.experiment import run_experiment
 from jaxllm.errors import UserError
-from jaxllm.report import markdown_table, read_report
+from jaxllm.report import Claim, format_figure, markdown_table, read_report
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "experiments" / "results"
@@ -81,18 +81,23 @@ def _row(path: Path) -> tuple[str, str, str, str]:
     doc = importlib.import_module(f"experiments.{kept['experiment']}").__doc__
     number = re.search(r"arXiv (\d{4}\.\d{5})", doc)
     paper = f"[{number[1]}](https://arxiv.org/abs/{number[1]})" if number else ""
-    first = kept["claims"][0]
-    interval = f" ({first['interval'][0]:.3g} to {first['interval'][1]:.3g})" if first["interval"] else ""
-    published = "" if first["paper"] is None else f", published {first['paper']:.3g}"
-    verdict = "holds" if first["holds"] else "**does not hold**"
-    finding = f"{first['claim']}: {first['measured']:.3g}{interval}{published}; {verdict}"
-    holds = sum(claim["holds"] for claim in kept["claims"])
+    claims = [Claim(**claim) for claim in kept["claims"]]
+    first, verdicts = claims[0], [claim.verdict for claim in claims]
+    interval = " ({} to {})".format(*map(_short, first.interval)) if first.interval else ""
+    published = "" if first.paper is None else f", published {_short(first.paper)}"
+    verdict = "**does not hold**" if first.verdict == "fails" else first.verdict
+    finding = f"{first.claim}: {_short(first.measured)}{interval}{published}; {verdict}"
+    undecided = f", {verdicts.count('undecided')} undecided" if "undecided" in verdicts else ""
     return (
         f"`{kept['experiment']}`: {doc.splitlines()[0]}",
         paper,
         finding,
-        f"{holds} of {len(kept['claims'])}",
+        f"{verdicts.count('holds')} of {len(claims)}{undecided}",
     )
+
+
+def _short(value: float) -> str:
+    return format_figure(value, digits=3)
 
 
 if __name__ == "__main__":

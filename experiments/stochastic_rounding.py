@@ -41,7 +41,7 @@ from jaxllm.errors import UserError, unknown
 from jaxllm.models import get_preset
 from jaxllm.optim import OptimConfig, stochastic_round
 from jaxllm.parallel import MeshConfig
-from jaxllm.report import Claim, Report, markdown_table
+from jaxllm.report import Claim, Report, decide, markdown_table
 from jaxllm.text import TrainConfig, cached_result, plain_run, train
 from jaxllm.train import NonFiniteLoss, to_dict
 from jaxllm.train.writers import heldout_curve
@@ -196,15 +196,17 @@ def judge_losses(config: StochasticRoundingConfig, grid) -> Part:
         lost = losses["bf16_nearest", low] - losses["mixed_o1", low]
         mean, between = mean_interval(lost)
         claims.append(Claim(f"at rate {low:g} nearest rounding stagnates: held-out loss above mixed_o1's",
-                            _PAPER, measured=mean, interval=between, holds=between[0] > 0))  # fmt: skip
+                            _PAPER, measured=mean, interval=between,
+                            holds=decide(between, above=0)))  # fmt: skip
         mean, between = mean_interval((losses["bf16_nearest", low] - losses["bf16_sr", low]) / lost)
         claims.append(Claim("stochastic rounding wins back at least 90 % of that", _OURS,
-                            measured=mean, interval=between, holds=between[0] >= 0.9))  # fmt: skip
+                            measured=mean, interval=between,
+                            holds=decide(between, at_least=0.9)))  # fmt: skip
         mean, between = mean_interval(best["bf16_sr"] - best["mixed_o1"])
         mean, between = math.exp(mean), (math.exp(between[0]), math.exp(between[1]))
         claims.append(Claim("bf16_sr's perplexity over mixed_o1's, each at its best rate, is below 1",
                             _SECOND_HAND, paper=10.05 / 10.11, measured=mean, interval=between,
-                            holds=between[1] < 1))  # fmt: skip
+                            holds=decide(between, below=1)))  # fmt: skip
         times = rate["bf16_sr"] / rate["mixed_o1"]
         claims.append(Claim("bf16_sr's best rate is 2 to 4 times mixed_o1's", _SECOND_HAND, paper=7e-4 / 3e-4,
                             measured=times, holds=2 <= times <= 4))  # fmt: skip
@@ -236,10 +238,12 @@ def judge_writes(config: StochasticRoundingConfig, grid) -> Part:
     if all(len(seen.get((m, low), [])) > 1 for m in ("bf16_nearest", "bf16_sr")):
         mean, between = mean_interval([progress for _, progress in seen["bf16_nearest", low]])
         claims.append(Claim(f"at rate {low:g} nearest rounding makes less than half of the wanted update",
-                            _OURS, measured=mean, interval=between, holds=between[1] < 0.5))  # fmt: skip
+                            _OURS, measured=mean, interval=between,
+                            holds=decide(between, below=0.5)))  # fmt: skip
         mean, between = mean_interval([progress for _, progress in seen["bf16_sr", low]])
         claims.append(Claim("stochastic rounding makes all of it, within 5 %", _OURS,
-                            measured=mean, interval=between, holds=abs(mean - 1) <= 0.05))  # fmt: skip
+                            measured=mean, interval=between,
+                            holds=decide(between, at_least=0.95, at_most=1.05)))  # fmt: skip
 
     def table(figures):
         return _by_rate({key: "{:.3f}, {:.3f}".format(*pair) for key, pair in figures.items()})

@@ -37,7 +37,7 @@ from jaxllm.config import CountOrZero, Seed
 from jaxllm.errors import UserError
 from jaxllm.models import get_preset
 from jaxllm.optim import OptimConfig
-from jaxllm.report import Claim, Report, markdown_table, t_interval
+from jaxllm.report import Claim, Report, decide, markdown_table, t_interval
 from jaxllm.text import TextRun, TrainConfig, cached_result, plain_run, train
 from jaxllm.train import to_dict
 
@@ -234,7 +234,7 @@ def judge(config: VocabularyCompressionConfig, grid) -> tuple[dict, list[Claim],
             interval = t_interval(ratios)
             claims.append(Claim(f"{name} loses at most 2 % of {_BASELINE}'s held-out loss", _PAPER,
                                 measured=float(ratios.mean()), interval=interval, paper=1.0,
-                                holds=interval[1] <= 1.02))  # fmt: skip
+                                holds=decide(interval, at_most=1.02)))  # fmt: skip
     for name in grouped:
         kind, _, order = name.partition("/")
         control = f"{kind}/random"
@@ -243,7 +243,7 @@ def judge(config: VocabularyCompressionConfig, grid) -> tuple[dict, list[Claim],
             interval = t_interval(gain)
             claims.append(Claim(f"merges matter: {name}'s loss is below {control}'s by", _OURS,
                                 measured=float(gain.mean()), interval=interval,
-                                holds=interval[0] > 0))  # fmt: skip
+                                holds=decide(interval, above=0)))  # fmt: skip
 
     rows = []
     for name, outcomes in grid.items():

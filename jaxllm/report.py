@@ -19,14 +19,73 @@ from jaxllm.atomic import write_file
 
 @dataclass(frozen=True)
 class Claim:
-    """One statement put to the test. `holds` is computed by whoever measures, never typed in."""
+    """One statement put to the test. `holds` is computed by whoever measures, never typed in.
+
+    Where there is an interval, let `decide` compare it with the claim's bound: an interval that crosses
+    the bound leaves the claim undecided (None), neither holding nor failing.
+
+    Examples:
+      >>> gain = [0.11, 0.02, 0.08]  # over seeds: the control's loss minus ours
+      >>> Claim("loss is below the control's, by", "table 2", measured=0.07, interval=t_interval(gain),
+      ...       holds=decide(t_interval(gain), above=0)).verdict
+      'undecided'
+    """
 
     claim: str
     source: str  # where the claim is made
     measured: float
-    holds: bool
+    holds: bool | None  # None: undecided
     paper: float | None = None  # the published figure
     interval: tuple[float, float] | None = None  # around `measured`
+
+    @property
+    def verdict(self) -> str:
+        """"holds", "fails" or "undecided"."""
+        return {True: "holds", False: "fails", None: "undecided"}[self.holds]
+
+
+def decide(
+    interval: tuple[float, float] | None,
+    *,
+    above: float = -math.inf,
+    below: float = math.inf,
+    at_least: float = -math.inf,
+    at_most: float = math.inf,
+) -> bool | None:
+    """Say whether a figure known by its interval lies within the bounds: a `Claim`'s `holds`.
+
+    True: all of the interval does. False: none of it does, or an end is NaN (a run diverged). None, which
+    is undecided: the interval crosses a bound, or there is none (a single seed).
+
+    Examples:
+      >>> decide((1.0, 1.8), at_most=2)
+      True
+      >>> decide((2.5, 2.8), at_most=2)
+      False
+      >>> decide((1.5, 2.5), at_most=2) is decide(None, above=0) is None
+      True
+      >>> decide((0.97, 1.04), at_least=0.95, at_most=1.05)
+      True
+    """
+    if interval is None:
+        return None
+    low, high = interval
+    if all(above < end < below and at_least <= end <= at_most for end in interval):
+        return True
+    outside = high <= above or low >= below or high < at_least or low > at_most
+    return False if outside or math.isnan(low) or math.isnan(high) else None
+
+
+def format_figure(value: float, digits: int = 5) -> str:
+    """Return a figure as a person writes it: some digits, and those before the point in full.
+
+    Examples:
+      >>> [format_figure(value) for value in (858880.0, 12_345.678, 3.14159265, 0.00002)]
+      ['858,880', '12,346', '3.1416', '2e-05']
+    """
+    if 10 ** (digits - 1) <= abs(value) < 1e15:
+        return f"{value:,.0f}"
+    return f"{value:,.{digits}g}"
 
 
 @dataclass(frozen=True)
@@ -53,10 +112,11 @@ class Report:
     def to_text(self) -> str:
         """Return the figures and whether each claim holds, for a terminal."""
         width = max(map(len, self.metrics), default=0)
-        lines = [f"{name:{width}}  {value:>12,.5g}" for name, value in self.metrics.items()]
+        lines = [f"{name:{width}}  {format_figure(value):>12}" for name, value in self.metrics.items()]
         for c in self.claims:
-            interval = "" if c.interval is None else f" ({c.interval[0]:.4g} to {c.interval[1]:.4g})"
-            lines.append(f"{'holds' if c.holds else 'FAILS'}: {c.claim}: {c.measured:.4g}{interval}")
+            interval = f" ({_interval(c)})" if c.interval else ""
+            verdict = "FAILS" if c.verdict == "fails" else c.verdict
+            lines.append(f"{verdict}: {c.claim}: {format_figure(c.measured)}{interval}")
         return "\n".join(lines)
 
     def to_markdown(self, folder) -> str:
@@ -66,13 +126,12 @@ class Report:
         if self.claims:
             rows = []
             for c in self.claims:
-                published = "" if c.paper is None else f"{c.paper:.4g}"
-                interval = "" if c.interval is None else f"{c.interval[0]:.4g} to {c.interval[1]:.4g}"
-                holds = "yes" if c.holds else "**no**"
-                rows.append((c.claim, c.source, published, f"{c.measured:.4g}", interval, holds))
+                published = "" if c.paper is None else format_figure(c.paper)
+                holds = {True: "yes", False: "**no**", None: "undecided"}[c.holds]
+                rows.append((c.claim, c.source, published, format_figure(c.measured), _interval(c), holds))
             head = ("claim", "source", "published", "measured", "interval", "holds")
             lines += [markdown_table(head, rows), ""]
-        figures = ((name, f"{value:,.5g}") for name, value in self.metrics.items())
+        figures = ((name, format_figure(value)) for name, value in self.metrics.items())
         lines.append(markdown_table(("metric", "value"), figures))
         for plot in sorted(Path(folder).glob("*.png")):
             lines += ["", f"![{plot.stem}]({plot.name})"]
@@ -116,6 +175,10 @@ def t_interval(values: Sequence[float]) -> tuple[float, float] | None:
     with np.errstate(invalid="ignore"):  # of values that are not finite there is none: NaN
         mean, half = np.mean(values), stdtrit(n - 1, 0.975) * np.std(values, ddof=1) / math.sqrt(n)
     return float(mean - half), float(mean + half)
+
+
+def _interval(claim: Claim) -> str:
+    return " to ".join(map(format_figure, claim.interval)) if claim.interval else ""
 
 
 def environment() -> dict[str, Any]:

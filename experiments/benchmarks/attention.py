@@ -27,7 +27,7 @@ from jaxllm import targets
 from jaxllm.cli.experiment import run_experiment
 from jaxllm.config import Config, Count, UserPath
 from jaxllm.errors import UserError
-from jaxllm.report import Claim, Report
+from jaxllm.report import Claim, Report, decide
 
 SOURCE = "issue: kernels"
 
@@ -99,7 +99,8 @@ def _on_cpu(config: AttentionConfig, metrics, claims):
         ratio = statistics.median(ratios[closest])
         interval = min(ratios[closest]), max(ratios[closest])
         claims.append(Claim(f"CPU, {part}: as fast as the fastest rival ({closest})", SOURCE,
-                            measured=ratio, interval=interval, holds=ratio >= 1))  # fmt: skip
+                            measured=ratio, interval=interval,
+                            holds=decide(interval, at_least=1)))  # fmt: skip
         memory = {name: metrics[f"temporary_mb/{part}/{name}"] for name in rivals}
         leanest = min(set(rivals) - {"jaxllm"}, key=memory.get)
         ratio = metrics[f"ratio/memory_{part}/{leanest}"] = memory[leanest] / memory["jaxllm"]

@@ -34,7 +34,7 @@ from jaxllm.generate import Decoder, SamplingConfig, generate, stream
 from jaxllm.generate.draw import draw
 from jaxllm.pretrained import fetch_smollm2, from_pretrained, save_pretrained
 from jaxllm.pretrained.load import Pretrained
-from jaxllm.report import Claim, Report
+from jaxllm.report import Claim, Report, decide
 
 GREEDY = SamplingConfig(temperature=0)
 TIE = 1e-4  # a first difference is excused where the two best logits are this close
@@ -172,9 +172,10 @@ def _start(config, decoder, prompt) -> tuple[dict, list[Claim]]:
         "first_token_ms/first_call": first_total, "first_token_ms/later_calls": statistics.median(total),
         "programs_compiled_by_later_calls": compiled,
     }  # fmt: skip
+    between = min(sent), max(sent)
     claim = Claim(f"a later call on the same decoder sends its prompt to the device in < {_START_GOAL:g} ms",
-                  _SOURCE, measured=statistics.median(sent), interval=(min(sent), max(sent)),
-                  holds=statistics.median(sent) < _START_GOAL and compiled == 0)  # fmt: skip
+                  _SOURCE, measured=statistics.median(sent), interval=between,
+                  holds=decide(between, below=_START_GOAL) if compiled == 0 else False)  # fmt: skip
     return metrics, [claim]
 
 
@@ -192,9 +193,9 @@ def _interleaved(repeats: int, case: str, runs: dict[str, Callable[[], Any]]) ->
 
 def _ratio(case: str, seconds, rival: str, goal: float) -> tuple[dict, list[Claim]]:
     ratios = [b / a for a, b in zip(seconds["jaxllm"], seconds[rival], strict=True)]
-    ratio = statistics.median(ratios)
+    ratio, between = statistics.median(ratios), (min(ratios), max(ratios))
     claim = Claim(f"{case}: at least {goal:g} x {rival}' speed", _SOURCE,
-                  measured=ratio, interval=(min(ratios), max(ratios)), holds=ratio >= goal)  # fmt: skip
+                  measured=ratio, interval=between, holds=decide(between, at_least=goal))  # fmt: skip
     return {f"ratio/{case}/{rival}": ratio}, [claim]
 
 

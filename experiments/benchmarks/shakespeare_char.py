@@ -24,7 +24,7 @@ from tqdm import tqdm
 from jaxllm.cli.experiment import run_experiment
 from jaxllm.config import Config, Count, Seed, UserPath
 from jaxllm.errors import UserError
-from jaxllm.report import Claim, Report
+from jaxllm.report import Claim, Report, decide, t_interval
 
 LOSS = 1.88  # nanoGPT's README
 RECIPE = dict(
@@ -57,11 +57,12 @@ def main(config: ShakespeareConfig, preset: str = "small") -> Report:
                 theirs.append(_nanogpt(Path(config.nanogpt), Path(scratch, f"theirs-{seed}")))
     loss = statistics.mean(run["loss"] for run in ours)
     losses = [run["loss"] for run in ours]
+    between = t_interval(losses)
     metrics = {"loss/jaxllm": loss, "seconds/jaxllm": statistics.median(run["seconds"] for run in ours)}
     claim = f"held-out loss at most {LOSS} after {config.steps} steps, mean of {len(ours)} seeds"
     claims = [
-        Claim(claim, "nanoGPT's README", paper=LOSS, measured=loss, interval=(min(losses), max(losses)),
-              holds=loss <= LOSS)
+        Claim(claim, "nanoGPT's README", paper=LOSS, measured=loss, interval=between,
+              holds=decide(between, at_most=LOSS))
     ]  # fmt: skip
     if theirs:
         metrics["loss/nanogpt"] = statistics.mean(run["loss"] for run in theirs)
@@ -69,9 +70,10 @@ def main(config: ShakespeareConfig, preset: str = "small") -> Report:
         metrics["seconds/nanogpt"] = statistics.median(run["seconds"] for run in theirs)
         ratios = [t["seconds"] / o["seconds"] for o, t in zip(ours, theirs, strict=True)]
         ratio = metrics["ratio/seconds/nanogpt"] = statistics.median(ratios)
+        between = min(ratios), max(ratios)
         claims.append(
             Claim("less wall time than nanoGPT", "issue: pretrained", measured=ratio,
-                  interval=(min(ratios), max(ratios)), holds=ratio > 1)
+                  interval=between, holds=decide(between, above=1))
         )  # fmt: skip
     report = Report(
         experiment="benchmarks/shakespeare_char", preset=preset, config=vars(config),

@@ -143,13 +143,13 @@ def judge(losses, zero_shot=None):
 def test_claims_follow_the_figures_seed_by_seed():
     metrics, claims, _ = judge(LOSSES)
     saved, no_increase, zero_shot, shorter, smaller = claims
-    assert [claim.holds for claim in claims] == [True, True, True, True, False]
+    assert [claim.holds for claim in claims] == [True, True, True, True, None]  # -0.49 to 0.26
     for claim, rival in ((no_increase, "plain"), (shorter, "shorter"), (smaller, "smaller")):
         between = stats.ttest_rel(LOSSES[EST], LOSSES[rival]).confidence_interval(0.95)
         assert claim.measured == pytest.approx(np.mean(np.subtract(LOSSES[EST], LOSSES[rival])))
         assert claim.interval == pytest.approx((between.low, between.high))
     worse = {EST: (3.1, 3.2, 3.3)}
-    assert [claim.holds for claim in judge(LOSSES | worse)[1]] == [True, False, False, False, False]
+    assert [claim.holds for claim in judge(LOSSES | worse)[1]] == [True, False, False, None, None]
     assert not judge(LOSSES, zero_shot=LOSSES | worse)[1][2].holds
     # Steps 3 to 7 against the two before, 8 to 12 against 3 to 7; evaluations at 5, 10, 15.
     assert metrics[f"switch/{EST}/1/train"] == pytest.approx(-1.0)

@@ -6,7 +6,7 @@ import pytest
 
 from experiments import keep_results
 from jaxllm.errors import UserError
-from jaxllm.report import Claim, Report
+from jaxllm.report import Claim, Report, decide
 
 
 def test_the_readme_shows_what_is_kept():
@@ -21,6 +21,7 @@ def test_a_report_is_kept_with_its_claims_and_shown_by_its_first(monkeypatch, tm
     claims = [
         Claim("sinks vanish", "abstract", 0.07, False, 0.0, (0.05, 0.09)),
         Claim("it trains", "table 1", 3.0, True),
+        Claim("it is faster", "table 1", 1.1, decide((0.9, 1.3), above=1), None, (0.9, 1.3)),
     ]
     Report("activation_outliers", "small", {}, [0, 1], {}, claims, 12.3, environment={}).write(
         tmp_path / "run"
@@ -31,7 +32,7 @@ def test_a_report_is_kept_with_its_claims_and_shown_by_its_first(monkeypatch, tm
     )
     row = keep_results.table().splitlines()[2]
     assert "[2410.17174](https://arxiv.org/abs/2410.17174)" in row
-    assert "sinks vanish: 0.07 (0.05 to 0.09), published 0; **does not hold** | 1 of 2 |" in row
+    assert "sinks vanish: 0.07 (0.05 to 0.09), published 0; **does not hold** | 1 of 3, 1 undecided |" in row
 
 
 def test_what_is_not_a_report_is_refused(tmp_path):
