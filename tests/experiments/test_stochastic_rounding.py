@@ -282,7 +282,7 @@ def test_losses_are_compared_seed_by_seed_at_each_method_s_best_rate():
         assert claim.interval == pytest.approx((scale(between.low), scale(between.high)))
     assert wins_back.measured == pytest.approx(np.mean([0.98 / 1, 1.09 / 1.1, 0.75 / 0.9]))
     assert times.measured == pytest.approx(HIGH / MIDDLE)
-    assert [claim.holds for claim in part.claims] == [True, None, None, False]  # undecided: both cross their bounds
+    assert [claim.holds for claim in part.claims] == [True, None, None, False]  # None: crosses
     assert part.sections["Held-out loss at each rate"].count("diverged") == 2
 
 
