@@ -3,10 +3,17 @@
 Each is a view `(trained, frozen, key) -> parameters`; the frozen rest has no gradient and no moments.
 """
 
-from jaxllm.adapt.lora import Lora as Lora
-from jaxllm.adapt.lora import LoraConfig as LoraConfig
-from jaxllm.adapt.names import layer_matrices as layer_matrices
-from jaxllm.adapt.peft import load_adapter as load_adapter
-from jaxllm.adapt.peft import read_about as read_about
-from jaxllm.adapt.peft import save_adapter as save_adapter
-from jaxllm.adapt.train_only import TrainOnly as TrainOnly
+from jaxllm.adapt.lora import Lora, LoraConfig
+from jaxllm.adapt.names import layer_matrices
+from jaxllm.adapt.peft import load_adapter, read_about, save_adapter
+from jaxllm.adapt.train_only import TrainOnly
+
+__all__ = [
+    "Lora",
+    "LoraConfig",
+    "TrainOnly",
+    "layer_matrices",
+    "load_adapter",
+    "read_about",
+    "save_adapter",
+]

@@ -1,16 +1,25 @@
 """Text from a model: cached decoding, sampling, logits processors."""
 
-from jaxllm.generate.decoder import Decoder as Decoder
-from jaxllm.generate.decoding import Generation as Generation
-from jaxllm.generate.decoding import Stream as Stream
-from jaxllm.generate.decoding import generate as generate
-from jaxllm.generate.decoding import stream as stream
-from jaxllm.generate.draw import Drawn as Drawn
-from jaxllm.generate.processors import Processor as Processor
-from jaxllm.generate.processors import SamplingConfig as SamplingConfig
-from jaxllm.generate.processors import StatefulProcessor as StatefulProcessor
-from jaxllm.generate.stateful import combine_models as combine_models
-from jaxllm.generate.stateful import follow_automaton as follow_automaton
-from jaxllm.generate.stateful import scale_each_row as scale_each_row
-from jaxllm.generate.text import generate_text as generate_text
-from jaxllm.generate.text import stream_text as stream_text
+from jaxllm.generate.decoder import Decoder
+from jaxllm.generate.decoding import Generation, Stream, generate, stream
+from jaxllm.generate.draw import Drawn
+from jaxllm.generate.processors import Processor, SamplingConfig, StatefulProcessor
+from jaxllm.generate.stateful import combine_models, follow_automaton, scale_each_row
+from jaxllm.generate.text import generate_text, stream_text
+
+__all__ = [
+    "Decoder",
+    "Drawn",
+    "Generation",
+    "Processor",
+    "SamplingConfig",
+    "StatefulProcessor",
+    "Stream",
+    "combine_models",
+    "follow_automaton",
+    "generate",
+    "generate_text",
+    "scale_each_row",
+    "stream",
+    "stream_text",
+]

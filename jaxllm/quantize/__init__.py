@@ -4,13 +4,21 @@ Only linear layers are quantised: their weights and what they multiply. The sche
 Attention to Activation" (arXiv 2410.17174), whose question is how much outliers cost.
 """
 
-from jaxllm.quantize.activations import activation_ranges as activation_ranges
-from jaxllm.quantize.activations import quantized_activations as quantized_activations
-from jaxllm.quantize.activations import shared_ranges as shared_ranges
-from jaxllm.quantize.penalty import perplexity as perplexity
-from jaxllm.quantize.penalty import quantization_penalties as quantization_penalties
-from jaxllm.quantize.rounding import absmax as absmax
-from jaxllm.quantize.rounding import zeropoint as zeropoint
-from jaxllm.quantize.schemes import SCHEMES as SCHEMES
-from jaxllm.quantize.schemes import Scheme as Scheme
-from jaxllm.quantize.weights import quantize_weights as quantize_weights
+from jaxllm.quantize.activations import activation_ranges, quantized_activations, shared_ranges
+from jaxllm.quantize.penalty import perplexity, quantization_penalties
+from jaxllm.quantize.rounding import absmax, zeropoint
+from jaxllm.quantize.schemes import SCHEMES, Scheme
+from jaxllm.quantize.weights import quantize_weights
+
+__all__ = [
+    "SCHEMES",
+    "Scheme",
+    "absmax",
+    "activation_ranges",
+    "perplexity",
+    "quantization_penalties",
+    "quantize_weights",
+    "quantized_activations",
+    "shared_ranges",
+    "zeropoint",
+]

@@ -22,20 +22,33 @@ Examples:
   (2, 256)
 """
 
-from jaxllm.tiles.access import Mode as Mode
-from jaxllm.tiles.config import TilesConfig as TilesConfig
-from jaxllm.tiles.config import TileSizes as TileSizes
-from jaxllm.tiles.cost_model import DataSheet as DataSheet
-from jaxllm.tiles.cost_model import History as History
-from jaxllm.tiles.cost_model import calibrate as calibrate
-from jaxllm.tiles.execute import Executor as Executor
-from jaxllm.tiles.execute import TaskFailed as TaskFailed
-from jaxllm.tiles.gpt2 import StepOptions as StepOptions
-from jaxllm.tiles.gpt2 import gpt2_step as gpt2_step
-from jaxllm.tiles.graph import Graph as Graph
-from jaxllm.tiles.graph import Op as Op
-from jaxllm.tiles.graph import Program as Program
-from jaxllm.tiles.machines import get_machine as get_machine
-from jaxllm.tiles.policies import POLICIES as POLICIES
-from jaxllm.tiles.simulate import simulate as simulate
-from jaxllm.tiles.trainer import TiledTrainer as TiledTrainer
+from jaxllm.tiles.access import Mode
+from jaxllm.tiles.config import TilesConfig, TileSizes
+from jaxllm.tiles.cost_model import DataSheet, History, calibrate
+from jaxllm.tiles.execute import Executor, TaskFailed
+from jaxllm.tiles.gpt2 import StepOptions, gpt2_step
+from jaxllm.tiles.graph import Graph, Op, Program
+from jaxllm.tiles.machines import get_machine
+from jaxllm.tiles.policies import POLICIES
+from jaxllm.tiles.simulate import simulate
+from jaxllm.tiles.trainer import TiledTrainer
+
+__all__ = [
+    "POLICIES",
+    "DataSheet",
+    "Executor",
+    "Graph",
+    "History",
+    "Mode",
+    "Op",
+    "Program",
+    "StepOptions",
+    "TaskFailed",
+    "TileSizes",
+    "TiledTrainer",
+    "TilesConfig",
+    "calibrate",
+    "get_machine",
+    "gpt2_step",
+    "simulate",
+]

@@ -1,0 +1,39 @@
+"""What a package offers is what it lists: for `help`, for type checkers and for `from package import *`."""
+
+import ast
+import importlib
+import pydoc
+import types
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FOLDERS = [*(ROOT / "jaxllm").glob("*/__init__.py"), *(ROOT / "kernels/jaxllm_kernels").glob("*/__init__.py")]
+PACKAGES = sorted(".".join(path.parent.relative_to(ROOT).parts).removeprefix("kernels.") for path in FOLDERS)
+
+
+def offered(package) -> set[str]:
+    """Return the names that the package's file imports to hand them on."""
+    tree = ast.parse(Path(package.__file__).read_text(encoding="utf-8"))
+    imports = [node for node in tree.body if isinstance(node, ast.ImportFrom)]
+    names = {alias.asname or alias.name for node in imports for alias in node.names}
+    return {name for name in names if not isinstance(getattr(package, name), types.ModuleType)}
+
+
+@pytest.mark.parametrize("name", PACKAGES)
+def test_a_package_lists_what_it_offers_and_help_shows_it(name):
+    package = importlib.import_module(name)
+    if name == "jaxllm.cli":  # a command, not a library
+        return
+    assert offered(package) <= set(package.__all__), "add them to __all__"
+    assert len(set(package.__all__)) == len(package.__all__)
+    shown = pydoc.plain(pydoc.render_doc(package))
+    for each in package.__all__:
+        assert getattr(package, each) is not None and each in shown, each
+
+
+def test_type_checkers_find_the_types():
+    for folder in (ROOT / "jaxllm", ROOT / "kernels" / "jaxllm_kernels"):
+        assert (folder / "py.typed").exists()
+    assert '"*" = ["py.typed"]' in (ROOT / "pyproject.toml").read_text()  # in the wheel, too
