@@ -1,0 +1,76 @@
+"""Taking attention heads out of a model: with all that follows, or with its attention patterns kept."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxllm import models
+from jaxllm.errors import UserError
+
+
+def without_head(params: dict, layer: int, head: int) -> dict:
+    """Return parameters whose head adds nothing to the residual stream; everything after it reacts.
+
+    They are ordinary parameters: score, generate or evaluate them as any others.
+
+    Args:
+      params: of a decoder, layers stacked.
+      layer: from 0.
+      head: from 0.
+
+    Raises:
+      UserError: no such layer or head.
+    """
+    out_LHKD = params["layers"]["attn"]["out"]
+    check_head(out_LHKD.shape[0], out_LHKD.shape[1], layer, head)
+    attn = params["layers"]["attn"] | {"out": out_LHKD.at[layer, head].set(0)}
+    return params | {"layers": params["layers"] | {"attn": attn}}
+
+
+def hidden_without_head(
+    config: models.ModelConfig,
+    params: dict,
+    tokens_BT: jax.Array,
+    layer: int | jax.Array,
+    head: int | jax.Array,
+    *,
+    keep_patterns: bool = False,
+) -> jax.Array:
+    """Return the hidden states [B, T, D] of a model without one head's output.
+
+    With `keep_patterns` every head of every layer attends as in the whole model: what is taken out is the
+    head's own contribution, not what later heads would make of its absence. Holds [L, B, H, T, T] then.
+
+    Args:
+      config: the model.
+      params: its parameters, layers stacked.
+      tokens_BT: int [B, T].
+      layer: from 0; it and the head may be traced: one program for all heads.
+      head: from 0.
+      keep_patterns: force attention weights to those of the whole model.
+    """
+    if not isinstance(layer, jax.core.Tracer) and not isinstance(head, jax.core.Tracer):
+        check_head(config.num_layers, config.num_heads, int(layer), int(head))
+    this_H1 = (jnp.arange(config.num_heads) == head)[:, None]
+    edits: dict[str, Any] = {
+        "head_out": lambda value, at: jnp.where((at == layer) & this_H1, jnp.zeros((), value.dtype), value)
+    }
+    if keep_patterns:
+        sites = models.Sites(capture=("attn_probs",))
+        probs_LBHTT = models.capture(config, params, tokens_BT, sites)[1]["attn_probs"]
+        edits["attn_probs"] = lambda value, at: probs_LBHTT[at]
+    return models.capture(config, params, tokens_BT, models.Sites(edits=edits))[0]
+
+
+def check_head(num_layers: int, num_heads: int, layer: int, head: int) -> None:
+    """Check that a model has a head.
+
+    Raises:
+      UserError: it has not.
+    """
+    if not (0 <= layer < num_layers and 0 <= head < num_heads):
+        raise UserError(
+            f"layer {layer}, head {head} was asked for; the model has layers 0 to {num_layers - 1} of heads "
+            f"0 to {num_heads - 1}"
+        )
