@@ -37,13 +37,6 @@ class Range:
     or_value: float | None = None  # one more, with a meaning of its own
 
 
-@dataclass(frozen=True)
-class OneOf:
-    """The names that a field may hold."""
-
-    names: tuple[str, ...]
-
-
 class _UserPath:
     """Marks a path: a leading ~ that the shell left alone is expanded."""
 
@@ -213,8 +206,7 @@ def _reader(kind: Any) -> Callable[[Any], Any]:
     if kind is float:
         return functools.partial(_float, ranges[0] if ranges else Range())
     if kind is str:
-        names = [mark.names for mark in marks if isinstance(mark, OneOf)]
-        return functools.partial(_text, names[0] if names else (), _UserPath in marks)
+        return functools.partial(_text, _UserPath in marks)
     if kind is type(None):
         return functools.partial(_literal, (None,))
     return functools.partial(_instance, kind)
@@ -325,11 +317,9 @@ def _shown(number) -> str:
     return str(number) if isinstance(number, int) else f"{number:g}"
 
 
-def _text(names, is_path, value):
+def _text(is_path, value):
     if not isinstance(value, str):
-        raise _Misfit("a text", names=names)
-    if names and value not in names:
-        raise _Misfit(f"one of {', '.join(names)}", names=names)
+        raise _Misfit("a text")
     try:
         value.encode()
     except UnicodeEncodeError:  # bytes of a command line that are not UTF-8

@@ -50,7 +50,7 @@ CASES = {
         ["--preset", "mamba-nano", "--model.sink-logit", "0"], ["architecture mamba has no 'sink-logit'"]),
     "norm": (["--model.norm", "layernrom"], ["layernrom", "did you mean 'layernorm'"]),
     "subnetwork schedule": (
-        ["--subnetwork", "est-gpt2"], ["schedule 'est-gpt2'", "did you mean 'est-gpt2-like'"]),
+        ["--subnetwork", "est-gpt2"], ["unknown subnetwork 'est-gpt2'", "did you mean 'est-gpt2-like'"]),
     "subnetwork sizes": (
         ["--subnetwork", "est-gpt2-like", "--model.num-layers", "3"], ["rates.layers=0.5", "1/3 or 2/3"]),
     "stray word": (["train.txt"], ["train.txt"]),

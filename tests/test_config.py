@@ -13,7 +13,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxllm.config import Config, Count, Fraction, OneOf, Range, Seed, Size, UserPath, check, from_plain
+from jaxllm.config import Config, Count, Fraction, Range, Seed, Size, UserPath, check, from_plain
 from jaxllm.errors import UserError
 from jaxllm.generate import SamplingConfig
 from jaxllm.models import ModelConfig, VocabGroups, get_preset
@@ -40,7 +40,7 @@ class Outer(Config):
     steps: Count = 1
     seed: Seed = 0
     logit: Annotated[float, Range(or_value=-math.inf)] | Literal["learned"] = 0.0
-    name: Annotated[str, OneOf(("gelu", "silu"))] = "gelu"
+    name: Literal["gelu", "silu"] = "gelu"
     size: Size | None = None
     sizes: tuple[Size, ...] = ()
     pair: tuple[str, int] = ("a", 1)
@@ -88,7 +88,7 @@ BAD = [
     (dict(logit="lerned"), "unknown logit 'lerned'; did you mean 'learned'?"),
     (dict(logit=None), "logit is None; it must be a number or 'learned'"),
     (dict(name="gelo"), "unknown name 'gelo'; did you mean 'gelu'?"),
-    (dict(name=3), "name is 3; it must be a text"),
+    (dict(name=3), "name is 3; it must be 'gelu' or 'silu'"),
     (dict(size=-4), "size is -4; it must be a whole number of at least 1"),
     (dict(size=2**40), "of at most 268435456"),
     (dict(sizes=(4, 0)), "sizes holds 0; each must be a whole number of at least 1"),

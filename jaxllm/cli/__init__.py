@@ -1,8 +1,11 @@
 """The command `jaxllm`."""
 
+import platform
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 
+import jaxllm
 from jaxllm.cli.parse import run
 from jaxllm.errors import unknown
 from jaxllm.quiet_start import quiet_start
@@ -28,7 +31,10 @@ def _main(argv: Sequence[str]) -> None:
         print("usage: jaxllm COMMAND [options]\n")
         for name, what in _COMMANDS.items():
             print(f"  {name:10} {what}")
-        print("\n`jaxllm COMMAND --help` shows a command's options and their defaults.")
+        print("\n`jaxllm COMMAND --help` shows a command's options and their defaults; `jaxllm --version`.")
+        return
+    if argv[0] in ("-V", "--version", "version"):
+        print(f"jaxllm {jaxllm.__version__}, jax {version('jax')}, Python {platform.python_version()}")
         return
     if argv[0] not in _COMMANDS:
         raise unknown("command", argv[0], _COMMANDS)

@@ -10,6 +10,7 @@ import jax
 import tyro
 
 from jaxllm import compilation_cache
+from jaxllm.cli.hints import USE_HINTS
 from jaxllm.cli.parse import parse
 from jaxllm.config import Count, Seed, UserPath
 from jaxllm.data import chat_template
@@ -49,7 +50,7 @@ class ChatConfig(SamplingConfig):
 
 def main(argv: Sequence[str]) -> None:
     """Read turns from the terminal or a pipe, and print the answers."""
-    config, _ = parse(ChatConfig, argv, prog="jaxllm chat", description=_DESCRIPTION)
+    config, _ = parse(ChatConfig, argv, prog="jaxllm chat", description=_DESCRIPTION, hints=USE_HINTS)
     compilation_cache.enable()
     model, params, tokenizer = load_model_and_tokenizer(
         config.model, config.checkpoint, adapter=config.adapter

@@ -8,6 +8,7 @@ from typing import Literal
 import jax
 import tyro
 
+from jaxllm.cli.hints import USE_HINTS
 from jaxllm.cli.parse import parse
 from jaxllm.config import Config, UserPath
 from jaxllm.pretrained.save import check_new, save_pretrained
@@ -40,7 +41,7 @@ class ConvertConfig(Config):
 
 def main(argv: Sequence[str]) -> None:
     """Convert as the command line says, and say what was written."""
-    config, _ = parse(ConvertConfig, argv, prog="jaxllm convert", description=_DESCRIPTION)
+    config, _ = parse(ConvertConfig, argv, prog="jaxllm convert", description=_DESCRIPTION, hints=USE_HINTS)
     check_new(config.folder)  # before a model is read, or downloaded, for nothing
     if config.adapter:
         card = model_card(config.source, config.checkpoint, adapter=True) if is_run(config.source) else None

@@ -14,6 +14,7 @@ import tyro
 
 from jaxllm import compilation_cache, data, score
 from jaxllm.atomic import write_file
+from jaxllm.cli.hints import USE_HINTS
 from jaxllm.cli.lm_eval import check_installed
 from jaxllm.cli.parse import parse
 from jaxllm.config import Config, Count, CountOrZero, UserPath
@@ -60,7 +61,7 @@ class EvaluateConfig(Config):
 
 def main(argv: Sequence[str]) -> None:
     """Print a table of scores."""
-    config, _ = parse(EvaluateConfig, argv, prog="jaxllm evaluate", description=_DESCRIPTION)
+    config, _ = parse(EvaluateConfig, argv, prog="jaxllm evaluate", description=_DESCRIPTION, hints=USE_HINTS)
     if config.tasks is not None:
         tasks = _tasks(config)  # before a model is read for nothing
     else:

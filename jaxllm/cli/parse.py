@@ -1,5 +1,6 @@
 """Command lines from frozen dataclasses: presets, nested overrides, clear errors."""
 
+import ast
 import contextlib
 import dataclasses
 import difflib
@@ -27,15 +28,17 @@ def parse(
     presets: Mapping[str, Callable[[], Config]] | None = None,
     default_preset: str | None = None,
     listed: Callable[[Config], bool] = lambda _: True,
+    hints: Mapping[str, str] = {},
 ) -> tuple[Config, str | None]:
     """Return (config, name of its preset) from a command line.
 
     `--preset NAME` chooses the values to start from; every other flag is a field, nested ones with
     dots (`--model.num-layers 6`). `--help` shows the values of the preset that is named, and lists those
-    for which `listed` is true.
+    for which `listed` is true. `hints` say of options that other programs have what to write here.
 
     Raises:
-      UserError: an unknown preset or field (with the closest known one), or a value that does not fit.
+      UserError: an unknown preset or field (with a hint, or the closest known one), or a value that does not
+        fit.
       SystemExit: after --help.
     """
     argv, preset = take(list(argv), "--preset") if presets is not None else (list(argv), None)
@@ -60,9 +63,9 @@ def parse(
     except SystemExit as exit:
         if not exit.code:
             raise
-        raise UserError(_first_sentence(complaint.getvalue())) from None
+        raise _complaint(_first_sentence(complaint.getvalue())) from None
     if rest:
-        raise _unknown_flag(rest[0], config)
+        raise _unknown_flag(rest[0], config, hints)
     return config, preset
 
 
@@ -126,21 +129,35 @@ def _first_sentence(box: str) -> str:
     lines = [line.strip("│╭╮╰╯ ") for line in re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines()]
     message = []
     for line in lines[1:]:
-        if line and not line.strip("─"):
-            break
+        if line and not line.strip("─-"):  # - where the terminal has no other line
+            if message:
+                break
+            continue
         message.append(line)
     return re.sub(r"^Error parsing (?=\w+: \w+[=. ])\w+: ", "", " ".join(message).strip()) or box
 
 
-def _unknown_flag(flag: str, config: Config) -> UserError:
+def _complaint(sentence: str) -> UserError:
+    """Return tyro's sentence as an error; of a name that is none of the known ones with the closest."""
+    match = re.search(r"invalid choice '(.*)' for argument '--(.*)'. Expected one of (\(.*\))", sentence)
+    with contextlib.suppress(ValueError, SyntaxError):  # another version of tyro's, another sentence
+        if match:
+            return unknown(match[2].replace("-", "_"), match[1], map(str, ast.literal_eval(match[3])))
+    return UserError(sentence)
+
+
+def _unknown_flag(flag: str, config: Config, hints: Mapping[str, str]) -> UserError:
     if not flag.startswith("--"):
         return UserError(f"unexpected word '{flag}'; options start with --, see --help")
     name = flag.partition("=")[0]
     model, field = getattr(config, "model", None), name.removeprefix("--model.")
     if field != name and _is_of_another(model, field):
         return UserError(f"a model of architecture {model.architecture} has no '{field}'; leave out {name}")
-    close = difflib.get_close_matches(name.replace("_", "-"), _flags(config), n=1, cutoff=0.5)
-    hint = f"did you mean '{close[0]}'?" if close else "see --help for all of them"
+    flags, hint = _flags(config), hints.get(name.removeprefix("--").replace("_", "-").lower())
+    named = re.findall(r"--[a-z][a-z.-]*[a-z]", hint or "")
+    if hint is None or (named and not set(named) & set(flags)):  # of a command that has no such option
+        close = difflib.get_close_matches(name.replace("_", "-"), flags, n=1, cutoff=0.5)
+        hint = f"did you mean '{close[0]}'?" if close else "see --help for all of them"
     return UserError(f"unknown option '{name}'; {hint}")
 
 

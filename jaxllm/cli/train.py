@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import jax
 
 from jaxllm import parallel
+from jaxllm.cli.hints import TRAIN_HINTS
 from jaxllm.cli.parse import parse, take
 from jaxllm.data.examples import MESSAGES
 from jaxllm.errors import UserError
@@ -23,9 +24,10 @@ _DESCRIPTION = """Train a language model, or go on where the checkpoints in --ou
   jaxllm train --preset gpt2-micro --data my.txt --tokenizer bpe:2048 --steps 2000
   jaxllm train --preset shakespeare-char --data shakespeare.txt
   jaxllm train --preset gpt2 --data tfds:lm1b --mesh.fsdp 8 --distributed
-  jaxllm train --config plan.json --data tfds:lm1b
+  jaxllm train --config runs/gpt2-micro --out runs/again --optim.learning-rate 1e-3
 
---config FILE starts from the config that `jaxllm plan` wrote, instead of from a preset."""
+--config starts from the config.json of a run's folder, from what `jaxllm plan` wrote, or from a JSON or YAML
+file of your own (preset: gpt2-mini, steps: 5000, optim: ...), instead of from a preset."""
 
 
 def open_presets(presets):
@@ -60,7 +62,7 @@ def parse_config(argv: Sequence[str], *, prog: str, description: str, listed=is_
     config, _ = parse(
         TrainConfig, argv, prog=prog, description=description,
         presets=open_presets(presets), default_preset=default,
-        listed=listed,
+        listed=listed, hints=TRAIN_HINTS,
     )  # fmt: skip
     return config
 

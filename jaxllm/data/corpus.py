@@ -7,6 +7,7 @@ the tokenizer, the split and the code of this package. It is written whole or no
 import dataclasses
 import functools
 import hashlib
+import itertools
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,6 +42,7 @@ def prepare(
     *,
     seq_len: int,
     valid_fraction: float = 0.1,
+    valid_source: str | os.PathLike | None = None,
     text_column: str | None = None,
     long_examples: Literal["refuse", "skip"] = "refuse",
     cache_dir: str | os.PathLike | None = None,
@@ -54,6 +56,7 @@ def prepare(
         on the train split alone, and cached too.
       seq_len: the sequence length meant for training: each split must hold one sequence.
       valid_fraction: share of the text kept for validation; see split.split_documents.
+      valid_source: text to validate on, of the same kind; None keeps `valid_fraction` of the source.
       text_column: the column of rows that holds the text; None looks for examples first, see
         sources.open_source.
       long_examples: what to do with examples that are longer than a sequence.
@@ -77,21 +80,28 @@ def prepare(
     opened = open_source(source, text_column, template)
     if opened.kind == MESSAGES and template is None:
         raise no_template(f"'{opened.name}'", f"the tokenizer{_named(tokenizer)}")
+    held = None if valid_source is None else open_source(valid_source, text_column, template)
+    if held is not None and held.kind != opened.kind:
+        raise UserError(
+            f"'{opened.name}' holds {opened.kind}, and '{held.name}' to validate on holds {held.kind}; give "
+            "both of one kind"
+        )
     root = Path(cache_dir) if cache_dir is not None else user_cache_folder() / "data"
-    reading = _Reading(opened, valid_fraction)
+    reading = _Reading(opened, valid_fraction, held)
     if isinstance(tokenizer, (str, os.PathLike)):
         tokenizer = _trained_tokenizer(os.fspath(tokenizer), reading, root)
     written_by = [template] if opened.kind == MESSAGES else []
-    folder = root / "tokens" / _key(opened.fingerprint, valid_fraction, tokenizer.fingerprint, *written_by)
+    folder = root / "tokens" / _key(*reading.decided_by, tokenizer.fingerprint, *written_by)
     splits = open_tokens(folder)
     if splits is None:
         with new_folder(folder, is_whole=lambda made: open_tokens(made) is not None) as partial:
-            write_tokens(reading.assigned("tokenise"), tokenizer, partial, opened.kind != TEXT)
+            assigned, examples = reading.assigned("tokenise"), opened.kind != TEXT
+            write_tokens(assigned, tokenizer, partial, examples, reading.split.copies)
         splits = open_tokens(folder)
     if opened.kind == TEXT:
-        _check_length(opened.name, splits, seq_len)
+        _check_length(reading, splits, seq_len)
     elif long_examples == "refuse":
-        _check_examples(opened.name, splits, seq_len, reading)
+        _check_examples(reading, splits, seq_len)
     return Corpus(splits["train"], splits["valid"], tokenizer, opened.kind)
 
 
@@ -99,15 +109,17 @@ def fingerprint(
     source: str | os.PathLike,
     tokenizer: str | os.PathLike | Tokenizer | None = None,
     text_column: str | None = None,
+    valid_source: str | os.PathLike | None = None,
 ) -> str:
-    """Return a hash of the content of a source, and of a tokenizer: the same wherever they lie.
+    """Return a hash of the content of sources, and of a tokenizer: the same wherever they lie.
 
     Args:
       source: as of `prepare`; and so the others. A tokenizer that is trained on the source is its name.
     """
     if isinstance(tokenizer, (str, os.PathLike)) and not is_trained(os.fspath(tokenizer)):
         tokenizer = load_tokenizer(tokenizer)
-    return _key(open_source(source, text_column).fingerprint, getattr(tokenizer, "fingerprint", tokenizer))
+    sources = [open_source(one, text_column).fingerprint for one in (source, valid_source) if one is not None]
+    return _key(*sources, getattr(tokenizer, "fingerprint", tokenizer))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,16 +128,38 @@ class _Reading:
 
     source: Source
     valid_fraction: float
+    valid: Source | None  # in place of the fraction
+
+    @property
+    def decided_by(self) -> tuple[str, ...]:
+        """What decides which text is on which side."""
+        held = str(self.valid_fraction) if self.valid is None else self.valid.fingerprint
+        return self.source.fingerprint, held
 
     @functools.cached_property
     def split(self) -> Split:
+        if self.valid is not None:
+            return Split(np.zeros(0, bool), None, 0)
         pieces = self._watched(self.source.pieces(), "read", None)
         return split_documents(pieces, self.source.name, self.valid_fraction)
 
     def assigned(self, task: str) -> Iterator[tuple[str, Piece]]:
         """Yield (side, piece) for a whole pass over the documents."""
-        pieces = self._watched(self.source.pieces(), task, self.split.num_bytes)
-        return assign(pieces, self.split)
+        pieces = self._watched(self.source.pieces(), task, self.split.num_bytes or None)
+        if self.valid is None:
+            return assign(pieces, self.split)
+        held = self._watched(self.valid.pieces(), task, None)
+        return itertools.chain((("train", piece) for piece in pieces), (("valid", piece) for piece in held))
+
+    def number(self, side: str, place: int) -> int:
+        """Return which document of its source a document of a side is, counted from 1."""
+        if self.valid is not None:
+            return place + 1
+        return int(np.flatnonzero(self.split.is_valid == (side == "valid"))[place]) + 1
+
+    def name(self, side: str) -> str:
+        """Return what the source of a side is called."""
+        return self.source.name if self.valid is None or side == "train" else self.valid.name
 
     def train_texts(self) -> Iterator[str]:
         """Yield the pieces to train on."""
@@ -151,7 +185,7 @@ class _Reading:
 
 
 def _trained_tokenizer(spec: str, reading: _Reading, root: Path) -> Tokenizer:
-    key = _key(reading.source.fingerprint, reading.valid_fraction, spec)
+    key = _key(*reading.decided_by, spec)
     folder = root / "tokenizers" / key
     if not _holds_tokenizer(folder):
         with new_folder(folder, is_whole=_holds_tokenizer) as partial:
@@ -180,29 +214,29 @@ def _named(tokenizer) -> str:
     return f" '{tokenizer}'" if isinstance(tokenizer, (str, os.PathLike)) else ""
 
 
-def _check_examples(name: str, splits: dict[str, Tokens], seq_len: int, reading: _Reading) -> None:
+def _check_examples(reading: _Reading, splits: dict[str, Tokens], seq_len: int) -> None:
     """Refuse examples that a row cannot hold: without its end, or its prompt, one teaches something else."""
     long = {side: np.flatnonzero(tokens.lengths > seq_len + 1) for side, tokens in splits.items()}
     count = sum(map(len, long.values()))
     if not count:
         return
     side = "train" if len(long["train"]) else "valid"
-    number = np.flatnonzero(reading.split.is_valid == (side == "valid"))[long[side][0]] + 1
+    number = reading.number(side, long[side][0])
     first = splits[side].lengths[long[side][0]] - 1
     total = sum(tokens.num_documents for tokens in splits.values())
     most = max(int(tokens.lengths.max()) for tokens in splits.values()) - 1
     raise UserError(
-        f"{count} of {total} examples of '{name}' are longer than seq_len {seq_len} (the first is number "
-        f"{number}, of {first} tokens); raise seq_len to at least {most}, shorten them, or leave them out "
-        "with long_examples skip"
+        f"{count} of {total} examples of '{reading.name(side)}' are longer than seq_len {seq_len} (the first "
+        f"is number {number}, of {first} tokens); raise seq_len to at least {most}, shorten them, or leave "
+        "them out with long_examples skip"
     )
 
 
-def _check_length(name: str, splits: dict[str, Tokens], seq_len: int) -> None:
+def _check_length(reading: _Reading, splits: dict[str, Tokens], seq_len: int) -> None:
     for side, tokens in splits.items():
         if len(tokens) < seq_len + 1:
             kind = "training" if side == "train" else "validation"
             raise UserError(
-                f"the {kind} part of '{name}' has {len(tokens)} tokens, shorter than one sequence "
-                f"of seq_len {seq_len} and its next token; give more text or a smaller seq_len"
+                f"the {kind} part of '{reading.name(side)}' has {len(tokens)} tokens, shorter than one "
+                f"sequence of seq_len {seq_len} and its next token; give more text or a smaller seq_len"
             )

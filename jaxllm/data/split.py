@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 
@@ -19,11 +19,13 @@ class Split:
       is_valid: bool [documents].
       cut: for a corpus of one document, how many of its characters are for training; else None.
       num_bytes: UTF-8 bytes of all the text.
+      copies: of each side, how many documents are the same as an earlier one.
     """
 
     is_valid: np.ndarray
     cut: int | None
     num_bytes: int
+    copies: Mapping[str, int] = dataclasses.field(default_factory=lambda: {"train": 0, "valid": 0})
 
 
 def split_documents(pieces: Iterable[Piece], name: str, valid_fraction: float) -> Split:
@@ -66,7 +68,10 @@ def split_documents(pieces: Iterable[Piece], name: str, valid_fraction: float) -
     group_bytes = np.bincount(group_of, weights=np.array(sizes))
     reached = int(np.searchsorted(np.cumsum(group_bytes), valid_fraction * total)) + 1
     num_valid = min(reached, len(groups) - 1)
-    return Split(group_of < num_valid, None, total)
+    is_valid = group_of < num_valid
+    copies = {"train": int((~is_valid).sum()) - (len(groups) - num_valid),
+              "valid": int(is_valid.sum()) - num_valid}  # fmt: skip
+    return Split(is_valid, None, total, copies)
 
 
 def assign(pieces: Iterable[Piece], split: Split) -> Iterator[tuple[str, Piece]]:

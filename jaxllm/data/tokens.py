@@ -6,7 +6,7 @@ import functools
 import hashlib
 import json
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +30,7 @@ class Tokens:
       num_bytes: UTF-8 bytes of the text that is predicted, eos not counted: the divisor of bits per byte.
       known_fingerprint: the `fingerprint`, where it was computed when the ids were written.
       predicted: [N], bool, of examples: the ids that are to be predicted. None: documents, all of them.
+      copies: how many of the documents are the same as an earlier one.
 
     Examples:
       >>> ids = np.array([5, 6, 0, 7, 0], np.uint16)  # Two documents; eos is 0.
@@ -43,6 +44,7 @@ class Tokens:
     num_bytes: int
     known_fingerprint: str | None = None
     predicted: np.ndarray | None = None
+    copies: int = 0
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -76,7 +78,13 @@ class Tokens:
         return self.ids[self.starts[index] : end]
 
 
-def write_tokens(assigned: Iterator, tokenizer: Tokenizer, folder: Path, examples: bool = False) -> None:
+def write_tokens(
+    assigned: Iterator,
+    tokenizer: Tokenizer,
+    folder: Path,
+    examples: bool = False,
+    copies: Mapping[str, int] = dict.fromkeys(SPLITS, 0),
+) -> None:
     """Tokenise pieces, as split.assign yields them, into the files that `open_tokens` reads.
 
     Only a batch of text and its ids are in memory at once, with 8 bytes a document.
@@ -86,6 +94,7 @@ def write_tokens(assigned: Iterator, tokenizer: Tokenizer, folder: Path, example
       tokenizer: makes ids of them.
       folder: where the files go.
       examples: the pieces are examples, of which not every id is predicted.
+      copies: of each side, how many documents are the same as an earlier one.
     """
     dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
     kinds = ("ids", "predicted") if examples else ("ids",)
@@ -125,7 +134,7 @@ def write_tokens(assigned: Iterator, tokenizer: Tokenizer, folder: Path, example
         starts_N.tofile(folder / f"{name}.starts")
         fingerprints[name] = _fingerprint(hashes[name], starts_N)
     meta = {"dtype": dtype.name, "num_ids": num_ids, "num_bytes": num_bytes, "fingerprints": fingerprints}
-    meta["examples"] = examples
+    meta |= {"examples": examples, "copies": dict(copies)}
     (folder / "meta.json").write_text(json.dumps(meta))
 
 
@@ -141,7 +150,8 @@ def open_tokens(folder: Path) -> dict[str, Tokens] | None:
             if any(len(x) != meta["num_ids"][name] for x in (ids, predicted) if x is not None):
                 return None
             fingerprint = meta["fingerprints"][name]
-            splits[name] = Tokens(ids, starts, meta["num_bytes"][name], fingerprint, predicted)
+            num_bytes, copies = meta["num_bytes"][name], meta["copies"][name]
+            splits[name] = Tokens(ids, starts, num_bytes, fingerprint, predicted, copies)
     except (OSError, ValueError, KeyError):
         return None
     return splits

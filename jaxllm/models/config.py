@@ -5,7 +5,7 @@ import math
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
-from jaxllm.config import Config, OneOf, Positive, Range, Size
+from jaxllm.config import Config, Positive, Range, Size
 from jaxllm.errors import UserError, brief, unknown
 from jaxllm.models.architecture import declare, leaves
 from jaxllm.models.disentangled import Disentangled
@@ -45,7 +45,7 @@ _SinkLogit = Annotated[float, Range(or_value=-math.inf)]
 _Part = Annotated[float, Range(most=1, above=0)]
 _Types = Annotated[int, Range(0, 2**16)]
 _Rate = Annotated[float, Range(0, below=1)]
-_Attention = Annotated[str, OneOf(ATTENTION_IMPLEMENTATIONS)]
+_Attention = Literal[ATTENTION_IMPLEMENTATIONS]
 
 
 @dataclass(frozen=True)
@@ -172,19 +172,19 @@ class ModelConfig(LanguageModel):
     num_kv_heads: Size | None = None  # None: num_heads; fewer is grouped-query attention
     head_dim: Size | None = None  # None: embed_dim / num_heads
     mlp_dim: Size | None = None  # None: 4 * embed_dim
-    activation: Annotated[str, OneOf(ACTIVATIONS)] = "gelu_tanh"
+    activation: Literal[ACTIVATIONS] = "gelu_tanh"
     gated_mlp: bool = False  # SwiGLU and its kin: activation(x gate) * (x in)
-    norm: Annotated[str, OneOf(NORMS)] = "layernorm"  # rmsnorm_scalar has one gain a layer
+    norm: Literal[NORMS] = "layernorm"  # rmsnorm_scalar has one gain a layer
     norm_eps: Positive = 1e-5
     norm_bias: bool | None = None  # None: True for layernorm only
-    norm_place: Annotated[str, OneOf(NORM_PLACES)] = "pre"
+    norm_place: Literal[NORM_PLACES] = "pre"
     qk_norm: bool = False  # of each head's query and key, before they are rotated
     qkv_bias: bool = True
     out_bias: bool = True  # of attention's output projection
     mlp_bias: bool = True
     parallel_residual: bool = False  # both blocks read the layer's input, as in GPT-NeoX
     causal: bool = True  # a token sees those before it; False: all, as an encoder's do
-    position: Annotated[str, OneOf(POSITIONS)] = "learned"
+    position: Literal[POSITIONS] = "learned"
     rope_theta: Positive = 10000.0
     windowed_rope_theta: Positive | None = None  # of layers with a window, unscaled; None: as the others
     rotary_fraction: _Part = 1.0  # of each head that is rotated
@@ -194,19 +194,19 @@ class ModelConfig(LanguageModel):
     scale_embeddings: bool = False  # tokens' vectors times sqrt(embed_dim)
     num_token_types: _Types = 0  # kinds of tokens, each with a vector that is added to theirs
     embed_norm: bool = False  # of the sum of a token's vectors
-    head: Annotated[str, OneOf(HEADS)] = "tokens"
+    head: Literal[HEADS] = "tokens"
     labels: tuple[str, ...] = ()  # their names, in the order of their logits
-    label_activation: Annotated[str, OneOf(("tanh", *ACTIVATIONS))] = "tanh"  # of text_labels' dense layer
+    label_activation: Literal[("tanh", *ACTIVATIONS)] = "tanh"  # of text_labels' dense layer
     vocab_groups: VocabGroups | None = None  # predict a token's group, then the token in the group
-    group_head: Annotated[str, OneOf(GROUP_HEADS)] = "hidden"  # with vocab_groups alone
+    group_head: Literal[GROUP_HEADS] = "hidden"  # with vocab_groups alone
     attention_scale: Positive | None = None  # None: 1 / sqrt(head_dim)
     windows: tuple[_Window, ...] = (0,)  # keys a query sees, repeated over layers; 0: all before it
     sink_logit: _SinkLogit | Literal["learned"] = -math.inf  # -inf: softmax; 0: softmax-1
     dropout: _Rate = 0.0  # in training: of embeddings, attention probabilities and what blocks add
     init_std: Positive = 0.02
-    dtype: Annotated[str, OneOf(DTYPES)] = "float32"  # of matmuls and activations
-    param_dtype: Annotated[str, OneOf(DTYPES)] = "float32"
-    remat: Annotated[str, OneOf(REMAT)] = "none"  # what each layer keeps for the backward pass
+    dtype: Literal[DTYPES] = "float32"  # of matmuls and activations
+    param_dtype: Literal[DTYPES] = "float32"
+    remat: Literal[REMAT] = "none"  # what each layer keeps for the backward pass
     attention_implementation: _Attention | None = None  # None: the fastest for the backend
 
     architecture: ClassVar[str] = "transformer"

@@ -2,13 +2,13 @@
 
 import math
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxllm.config import Config, CountOrZero, OneOf, Size
+from jaxllm.config import Config, CountOrZero, Size
 from jaxllm.errors import UserError
 from jaxllm.models.architecture import Declaration
 from jaxllm.models.linear import linear
@@ -29,7 +29,7 @@ class Disentangled(Config):
 
     buckets: CountOrZero = 256  # on each side; 0: a vector for each distance
     distance: Size = 512  # the largest that is told from those beyond
-    terms: tuple[Annotated[str, OneOf(TERMS)], ...] = TERMS  # content to position, position to content
+    terms: tuple[Literal[TERMS], ...] = TERMS  # content to position, position to content
     shared: bool = True  # positions are projected by the matrices of queries and keys, not their own
     norm: bool = True  # of the vectors
 

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jaxllm_kernels import attention as kernel
 
-from jaxllm.config import OneOf, Positive, Range, Size
+from jaxllm.config import Positive, Range, Size
 from jaxllm.errors import UserError
 from jaxllm.models.architecture import (
     Declaration,
@@ -78,18 +78,18 @@ class EncoderDecoderConfig(LanguageModel):
     num_heads: Size = 6
     head_dim: Size = 64
     mlp_dim: Size = 1024
-    activation: Annotated[str, OneOf(ACTIVATIONS)] = "gelu_tanh"
+    activation: Literal[ACTIVATIONS] = "gelu_tanh"
     gated_mlp: bool = True
     distance_buckets: Annotated[int, Range(4, 4096)] = 32
     longest_distance: Annotated[int, Range(2, 2**20)] = 128  # from here on all distances share a bucket
     norm_eps: Positive = 1e-6
     tie_embeddings: bool = False  # the head is the token table, of states divided by sqrt(embed_dim)
     vocab_groups: VocabGroups | None = None
-    group_head: Annotated[str, OneOf(GROUP_HEADS)] = "hidden"  # with vocab_groups alone
+    group_head: Literal[GROUP_HEADS] = "hidden"  # with vocab_groups alone
     init_std: Positive = 1.0  # of the token table and the head; matrices have 1 / sqrt(inputs)
-    dtype: Annotated[str, OneOf(DTYPES)] = "float32"  # of matmuls and activations
-    param_dtype: Annotated[str, OneOf(DTYPES)] = "float32"
-    remat: Annotated[str, OneOf(REMAT)] = "none"  # what each layer keeps for the backward pass
+    dtype: Literal[DTYPES] = "float32"  # of matmuls and activations
+    param_dtype: Literal[DTYPES] = "float32"
+    remat: Literal[REMAT] = "none"  # what each layer keeps for the backward pass
     architecture: Literal["encoder_decoder"] = "encoder_decoder"
 
     def __post_init__(self):

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxllm_kernels.selective_scan import selective_scan, selective_step
 
-from jaxllm.config import Count, OneOf, Positive, Range, Size
+from jaxllm.config import Count, Positive, Range, Size
 from jaxllm.errors import UserError
 from jaxllm.models.architecture import (
     Declaration,
@@ -73,11 +73,11 @@ class MambaConfig(LanguageModel):
     norm_eps: Positive = 1e-5
     tie_embeddings: bool = True  # the head is the token table
     vocab_groups: VocabGroups | None = None  # predict a token's group, then the token in the group
-    group_head: Annotated[str, OneOf(GROUP_HEADS)] = "hidden"  # with vocab_groups alone
+    group_head: Literal[GROUP_HEADS] = "hidden"  # with vocab_groups alone
     init_std: Positive = 0.02  # of the token table; see `declare_block` for the rest
-    dtype: Annotated[str, OneOf(DTYPES)] = "float32"  # of matmuls; the stream and the scan are float32
-    param_dtype: Annotated[str, OneOf(DTYPES)] = "float32"
-    remat: Annotated[str, OneOf(REMAT)] = "none"  # what each layer keeps for the backward pass
+    dtype: Literal[DTYPES] = "float32"  # of matmuls; the stream and the scan are float32
+    param_dtype: Literal[DTYPES] = "float32"
+    remat: Literal[REMAT] = "none"  # what each layer keeps for the backward pass
     scan_implementation: Literal["xla", "pallas_tpu"] | None = None  # None: the fastest for the backend
     architecture: Literal["mamba"] = "mamba"
 

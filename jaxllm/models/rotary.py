@@ -2,13 +2,13 @@
 
 import math
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxllm.config import Config, OneOf, Positive, Size
+from jaxllm.config import Config, Positive, Size
 from jaxllm.errors import UserError
 
 SCALINGS = ("none", "linear", "llama3")
@@ -26,7 +26,7 @@ class RopeScaling(Config):
       UserError: a value that its field may not hold, or an empty range between the two factors.
     """
 
-    kind: Annotated[str, OneOf(SCALINGS)] = "none"
+    kind: Literal[SCALINGS] = "none"
     factor: Positive = 1.0
     low_freq_factor: Positive = 1.0
     high_freq_factor: Positive = 4.0

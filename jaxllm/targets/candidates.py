@@ -4,9 +4,9 @@ import dataclasses
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Literal
 
-from jaxllm.config import Config, Count, OneOf
+from jaxllm.config import Config, Count
 from jaxllm.errors import UserError
 from jaxllm.models.config import REMAT
 from jaxllm.optim import OptimConfig
@@ -39,12 +39,12 @@ class Search(Config):
       UserError: an unknown precision or optimizer, or a number out of range.
     """
 
-    precisions: tuple[Annotated[str, OneOf((*PRECISIONS, "any"))], ...] | None = None
+    precisions: tuple[Literal[(*PRECISIONS, "any")], ...] | None = None
     optimizers: tuple[str, ...] | None = None  # values of optim.name
-    remats: tuple[Annotated[str, OneOf(REMAT)], ...] | None = None
+    remats: tuple[Literal[REMAT], ...] | None = None
     accumulates: tuple[Count, ...] | None = None
     meshes: tuple[MeshConfig, ...] | None = None
-    offloads: tuple[Annotated[str, OneOf(OFFLOADS)], ...] | None = None
+    offloads: tuple[Literal[OFFLOADS], ...] | None = None
     engines: tuple[Literal[ENGINES], ...] | None = None  # tiles: simulated where they compute the run
     compiles: Count = 2  # plans that the compiler is asked about: each takes it a minute or so
 

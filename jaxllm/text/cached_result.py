@@ -25,5 +25,5 @@ def cached_result(
       decisive: whatever else the result depends on: how many batches are scored, the fingerprint of
         another corpus.
     """
-    content = data.fingerprint(run.data, run.tokenizer, run.text_column)
+    content = data.fingerprint(run.data, run.tokenizer, run.text_column, run.valid_data)
     return kept_result(path, measure, run=to_dict(run), data=content, decisive=decisive)

@@ -2,20 +2,21 @@
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from jaxllm.adapt import LoraConfig
-from jaxllm.config import Count, CountOrZero, NotNegative, OneOf, Size, UserPath, from_plain
+from jaxllm.config import Count, CountOrZero, Fraction, NotNegative, Size, UserPath, from_plain
 from jaxllm.errors import UserError
 from jaxllm.models import LanguageModel, check_transformer, get_preset
 from jaxllm.optim import OptimConfig
-from jaxllm.subnetwork import get_schedule
+from jaxllm.subnetwork import SCHEDULES, get_schedule
 from jaxllm.text.precision import PRECISIONS
 from jaxllm.tiles.config import TilesConfig
 from jaxllm.train.config import RunConfig
 from jaxllm.vocabulary import parse_groups
 
 ENGINES = ("jit", "tiles")
+_VALID_FRACTION = 0.1
 _MOST_TOKENS = 2**26  # a step; the largest published batches have a quarter of it
 
 
@@ -25,8 +26,11 @@ class TrainConfig(RunConfig):
 
     model: LanguageModel = field(default_factory=lambda: get_preset("gpt2-micro", vocab_size=None))
     data: UserPath = "sotu"  # "sotu" (embedded), file or folder, .jsonl/.csv/.tsv, tfds:NAME, hf:NAME
+    valid_data: UserPath | None = None  # held-out text of its own; None: a part of `data` is held out
+    valid_fraction: Fraction = _VALID_FRACTION  # of the text of `data`: that part
     tokenizer: UserPath = "bpe:1024"  # gpt2, bytes, char, bpe:SIZE (trained on the data), tokenizer.json
-    vocab_groups: str | None = None  # ORDER or ORDER:K of jaxllm.vocabulary.VOCAB_ORDERS: model.vocab_groups
+    # merge_order, merge_tree, right_parent, frequency or random, :K after it for K slots: model.vocab_groups
+    vocab_groups: str | None = None
     text_column: str | None = None  # of rows; None: messages, prompt and completion, or text
     packed: bool = True  # examples: several to a row; or each in a row of its own
     long_examples: Literal["refuse", "skip"] = "refuse"  # those that are longer than seq_len
@@ -34,10 +38,10 @@ class TrainConfig(RunConfig):
     seq_len: Size = 256  # tokens
     batch_size: Size = 16  # sequences a step, over all devices
     accumulate: Count = 1  # parts a batch is computed in, one by one; with offload=state, in each layer
-    precision: Annotated[str, OneOf(tuple(PRECISIONS))] = "float32"
+    precision: Literal[tuple(PRECISIONS)] = "float32"
     z_loss: NotNegative = 0.0  # weight of mean(logsumexp^2) (PaLM, arXiv 2204.02311, section 5)
     optim: OptimConfig = OptimConfig()
-    subnetwork: str | None = None  # a schedule of `subnetwork.SCHEDULES`: train random parts of the model
+    subnetwork: Literal[tuple(SCHEDULES)] | None = None  # train random parts of the model, by a schedule
     unsampled: Literal["zero_grad", "freeze"] = "zero_grad"  # what the optimizer does to the other parts
     engine: Literal[ENGINES] = "jit"  # one compiled step, or tile tasks that a scheduler places
     tiles: TilesConfig = TilesConfig()  # with the engine "tiles" alone
@@ -47,13 +51,19 @@ class TrainConfig(RunConfig):
     train_only: str | None = None  # train these parts of it alone: names with commas, embed, mlp, query, ...
     eval_batches: CountOrZero = 20  # held-out batches an evaluation reads; 0: all
     final_eval_batches: CountOrZero = 0  # the same for the evaluation after the last step
+    sample_every: CountOrZero = 0  # steps between texts that the model writes, to be read; 0: none
 
     # Data, tokenizer and length are free by name: what they stand for is compared, not what it is called.
-    _free = (*RunConfig._free, "data", "tokenizer", "text_column", "data_changed", "start", "engine", "tiles",
-             "eval_batches", "final_eval_batches")  # fmt: skip
+    _free = (*RunConfig._free, "data", "valid_data", "valid_fraction", "tokenizer", "text_column",
+             "data_changed", "start", "engine", "tiles", "sample_every", "eval_batches",
+             "final_eval_batches")  # fmt: skip
 
     def __post_init__(self):
         super().__post_init__()
+        if self.valid_data is not None and self.valid_fraction != _VALID_FRACTION:
+            raise UserError(
+                "valid_data and valid_fraction both say what is held out; give the text or the fraction"
+            )
         if self.tokens_per_step > _MOST_TOKENS:
             raise UserError(
                 f"batch_size {self.batch_size} x seq_len {self.seq_len} is {self.tokens_per_step} tokens a "

@@ -1,9 +1,9 @@
 """How a run is cut into tiles and scheduled, as values."""
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
-from jaxllm.config import Bytes, Config, OneOf, Range
+from jaxllm.config import Bytes, Config, Range
 from jaxllm.tiles.policies import POLICIES
 
 _TileSize = Annotated[int, Range(0, 2**28)]
@@ -36,7 +36,7 @@ class TilesConfig(Config):
     """
 
     sizes: TileSizes = TileSizes()  # 0: an axis is not cut
-    policy: Annotated[str, OneOf(tuple(POLICIES))] = "dmdas"
+    policy: Literal[tuple(POLICIES)] = "dmdas"
     device_bytes: Bytes = 0  # that tiles may use on a device; 0: as much as they need
     flash: bool = False  # compute attention's scores twice rather than keep them
     ordered: bool = False  # sums in one order: the same bits in every schedule

@@ -17,6 +17,7 @@ from jax.experimental import multihost_utils
 from jaxllm.errors import UserError
 from jaxllm.train.state import TrainState
 
+CONFIG_FILE = "config.json"  # what the run was told
 _LOCK_FILE = ".lock"
 
 

@@ -64,6 +64,32 @@ def test_copies_of_a_document_fall_on_the_same_side(tmp_path):
     train = texts_of(corpus.train, corpus.tokenizer)
     valid = texts_of(corpus.valid, corpus.tokenizer)
     assert not set(train) & set(valid) and len(train) + len(valid) == 180
+    for tokens, texts in ((corpus.train, train), (corpus.valid, valid)):
+        assert tokens.copies == len(texts) - len(set(texts)) == 2 * len(set(texts))
+    again = data.prepare(path, "bytes", seq_len=16)  # from the cache
+    assert (again.train.copies, again.valid.copies) == (corpus.train.copies, corpus.valid.copies)
+
+
+@pytest.mark.parametrize("spec", ["bytes", "bpe:300"])
+def test_held_out_text_of_its_own_leaves_the_rest_to_train_on(spec, tmp_path):
+    mine = write_jsonl(tmp_path / "mine.jsonl", STORIES[:40])
+    held = write_jsonl(tmp_path / "held.jsonl", STORIES[40:])
+    corpus = data.prepare(mine, spec, seq_len=16, valid_source=held)
+    assert texts_of(corpus.train, corpus.tokenizer) == STORIES[:40]
+    assert texts_of(corpus.valid, corpus.tokenizer) == STORIES[40:]
+    split = data.prepare(mine, spec, seq_len=16)  # another cache, another trained tokenizer
+    assert split.train.fingerprint != corpus.train.fingerprint
+    assert data.fingerprint(mine, spec) != data.fingerprint(mine, spec, valid_source=held)
+
+
+def test_held_out_text_of_its_own_is_of_the_same_kind_and_long_enough(tmp_path):
+    mine = write_jsonl(tmp_path / "mine.jsonl", STORIES)
+    (tmp_path / "short.txt").write_text("Too short.")
+    with pytest.raises(UserError, match="validation part of .*short.txt' has 11 tokens, shorter than one"):
+        data.prepare(mine, "bytes", seq_len=16, valid_source=tmp_path / "short.txt")
+    (tmp_path / "pairs.jsonl").write_text('{"prompt": "1+1=", "completion": "2"}\n')
+    with pytest.raises(UserError, match="holds text, and .*pairs.jsonl' to validate on holds prompt"):
+        data.prepare(mine, "bytes", seq_len=16, valid_source=tmp_path / "pairs.jsonl")
 
 
 @pytest.mark.parametrize("count", [2, 3])
