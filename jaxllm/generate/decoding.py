@@ -26,8 +26,19 @@ class Generation:
     sampled_log_probs: list[list[float]]  # under what it was drawn from, after temperature and processors
 
 
-def generate(config: models.LanguageModel, params, prompts: Sequence[Sequence[int]], **options) -> Generation:
-    """Continue prompts of any lengths; options are those of `stream`.
+def generate(
+    config: models.LanguageModel,
+    params,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    sampling: SamplingConfig = SamplingConfig(),
+    processors: Sequence[Processor | StatefulProcessor] = (),
+    eos_id: int | Sequence[int] | None = None,
+    key: jax.Array | None = None,
+    tokens_per_call: int = 16,
+) -> Generation:
+    """Continue prompts of any lengths; see `stream` for the arguments.
 
     A prompt that is there many times is read once, and held once: `[prompt] * 32` draws 32 continuations.
 
@@ -38,7 +49,10 @@ def generate(config: models.LanguageModel, params, prompts: Sequence[Sequence[in
       >>> [len(row) for row in drawn.tokens]
       [5, 5]
     """
-    pieces = stream(config, params, prompts, **options)
+    pieces = stream(
+        config, params, prompts, max_new_tokens=max_new_tokens, sampling=sampling, processors=processors,
+        eos_id=eos_id, key=key, tokens_per_call=tokens_per_call,
+    )  # fmt: skip
     drawn = Drawn(*(np.concatenate(arrays, axis=1) for arrays in zip(*pieces, strict=True)))
     lengths = [
         next((i for i, token in enumerate(row) if token in pieces.ends), len(row))

@@ -3,32 +3,64 @@
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 
+import jax
+
 from jaxllm import models
 from jaxllm.data.tokenizer import encode_prompt, stop_ids
 from jaxllm.errors import UserError
 from jaxllm.generate.decoding import stream
+from jaxllm.generate.processors import Processor, SamplingConfig, StatefulProcessor
 
 
 def generate_text(
-    config: models.LanguageModel, params, tokenizer, prompts: Sequence[str], **options
-) -> list[str]:
-    """Return the continuation of each prompt, without the prompt; options are `stream_text`'s."""
+    config: models.LanguageModel,
+    params,
+    tokenizer,
+    prompts: str | Sequence[str | Sequence[int]],
+    *,
+    max_new_tokens: int = 128,
+    sampling: SamplingConfig = SamplingConfig(),
+    stop: Sequence[str] = (),
+    processors: Sequence[Processor | StatefulProcessor] = (),
+    key: jax.Array | None = None,
+    tokens_per_call: int = 16,
+) -> str | list[str]:
+    """Return the continuation of a prompt, without the prompt; of several a list, in their order.
+
+    See `stream_text` for the arguments.
+
+    Examples:
+      >>> from jaxllm import data
+      >>> config = models.get_preset("gpt2-nano", vocab_size=257)
+      >>> model = config, models.init(config, jax.random.key(0)), data.load_tokenizer("bytes")
+      >>> type(generate_text(*model, "Once", max_new_tokens=5))
+      <class 'str'>
+      >>> len(generate_text(*model, ["Once", "Twice"], max_new_tokens=5))
+      2
+    """
     texts = [""] * len(prompts)
-    for texts in stream_text(config, params, tokenizer, prompts, **options):  # noqa: B007
+    for texts in stream_text(  # noqa: B007
+        config, params, tokenizer, prompts, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop,
+        processors=processors, key=key, tokens_per_call=tokens_per_call,
+    ):  # fmt: skip
         pass
-    return texts
+    return texts[0] if isinstance(prompts, str) else texts
 
 
 def stream_text(
     config: models.LanguageModel,
     params,
     tokenizer,
-    prompts: Sequence[str | Sequence[int]],
+    prompts: str | Sequence[str | Sequence[int]],
     *,
+    max_new_tokens: int = 128,
+    sampling: SamplingConfig = SamplingConfig(),
     stop: Sequence[str] = (),
-    **options,
+    processors: Sequence[Processor | StatefulProcessor] = (),
+    key: jax.Array | None = None,
+    tokens_per_call: int = 16,
 ) -> Iterator[list[str]]:
-    """Yield each prompt's continuation so far, again and again as it grows.
+    """Yield the list of the prompts' continuations so far, again and again as they grow.
 
     A text may end in U+FFFD while the bytes of a character are still to come.
 
@@ -38,20 +70,29 @@ def stream_text(
       tokenizer: from `jaxllm.data.load_tokenizer`. Its special tokens are recognised in prompts, BOS
         comes first if it asks for that, and any of its `stop_ids` ends a continuation. An empty prompt
         begins a document.
-      prompts: texts; or token ids, which are read as they are.
-      stop: a continuation ends before the first of these.
-      **options: those of `jaxllm.generate.stream`.
+      prompts: one text, or several; or lists of token ids, which are read as they are.
+      max_new_tokens: how many to draw for each at most.
+      sampling: how to draw.
+      stop: a continuation ends before the first of these texts.
+      processors: of logits; see `stream`.
+      key: typed random key; None is `jax.random.key(0)`.
+      tokens_per_call: drawn on the device before the host looks at them.
 
     Raises:
       UserError: an empty stop string, or what `stream` refuses.
     """
+    if isinstance(prompts, str):
+        prompts = [prompts]
     if not all(stop):
         raise UserError("a stop string is empty; give the text to stop before")
-    ids = [encode_prompt(tokenizer, one) if isinstance(one, str) else list(one) for one in prompts]
+    ids = [encode_prompt(tokenizer, one) if isinstance(one, str) else one for one in prompts]
     ends = stop_ids(tokenizer)
     rows: list[list[int]] = [[] for _ in prompts]
     texts, done = [""] * len(prompts), [False] * len(prompts)
-    pieces = stream(config, params, ids, eos_id=ends, **options)
+    pieces = stream(
+        config, params, ids, max_new_tokens=max_new_tokens, sampling=sampling, processors=processors,
+        eos_id=ends, key=key, tokens_per_call=tokens_per_call,
+    )  # fmt: skip
     for drawn in pieces:
         for place, new in enumerate(drawn.tokens.tolist()):
             if done[place]:

@@ -1,5 +1,7 @@
 """What hidden states become, whatever architecture they are of: logits of the vocabulary, or of labels."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxllm_kernels.compat import dot_general_float32
@@ -13,6 +15,7 @@ from jaxllm.models.linear import linear
 from jaxllm.models.mlp import ACTIVATION_FUNCTIONS
 from jaxllm.models.norms import normalize
 from jaxllm.models.parameters import axes
+from jaxllm.models.sites import Sites
 
 
 def logits(config: LanguageModel, params: dict, hidden_BTD: jax.Array) -> jax.Array:
@@ -36,8 +39,20 @@ def logits(config: LanguageModel, params: dict, hidden_BTD: jax.Array) -> jax.Ar
     return dot_general_float32(hidden_BTD, weights, (dims, ((), ())))
 
 
-def apply(config: LanguageModel, params: dict, tokens_BT: jax.Array, **options) -> jax.Array:
-    """Return the float32 logits of every position, [B, T, V], or of labels; options are `trunk`'s.
+def apply(
+    config: LanguageModel,
+    params: dict,
+    tokens_BT: jax.Array,
+    *,
+    positions: jax.Array | None = None,
+    segment_ids: jax.Array | None = None,
+    token_types: jax.Array | None = None,
+    sites: Sites | None = None,
+    microbatches: int = 1,
+    key: jax.Array | None = None,
+    context: Any = None,
+) -> jax.Array:
+    """Return the float32 logits of every position, [B, T, V], or of labels; see `trunk` for the arguments.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -47,7 +62,11 @@ def apply(config: LanguageModel, params: dict, tokens_BT: jax.Array, **options) 
       >>> models.apply(config, params, jnp.zeros((2, 7), int)).shape
       (2, 7, 256)
     """
-    return logits(config, params, trunk(config, params, tokens_BT, **options))
+    hidden_BTD = trunk(
+        config, params, tokens_BT, positions=positions, segment_ids=segment_ids, token_types=token_types,
+        sites=sites, microbatches=microbatches, key=key, context=context,
+    )  # fmt: skip
+    return logits(config, params, hidden_BTD)
 
 
 def head_weights(config: LanguageModel, params: dict) -> tuple[jax.Array, AxisNames]:

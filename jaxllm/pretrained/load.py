@@ -53,7 +53,7 @@ def from_pretrained(
       A model of the hub continues a sentence::
 
         model = from_pretrained("HuggingFaceTB/SmolLM2-135M")
-        generate_text(*model, ["The capital city of France is"], max_new_tokens=5)
+        generate_text(*model, "The capital city of France is", max_new_tokens=5)
     """
     dtypes = dict(dtype=dtype or param_dtype, param_dtype=param_dtype)
     path = _find(source)

@@ -101,7 +101,9 @@ def rolling_log_probs(
     documents: Sequence[Sequence[int]],
     window: int,
     stride: int | None = None,
-    **options,
+    *,
+    tokens_per_batch: int = TOKENS_PER_BATCH,
+    progress: bool = False,
 ) -> np.ndarray:
     """Return the summed log-probability of each sequence of any length, after its first id: float64 [N].
 
@@ -111,12 +113,14 @@ def rolling_log_probs(
       documents: token ids, at least one each.
       window: see `rolling_windows`.
       stride: see `rolling_windows`.
-      options: those of `score_sequences`.
+      tokens_per_batch: see `score_sequences`.
+      progress: show a bar.
     """
     windows = [(d, w) for d, ids in enumerate(documents) for w in rolling_windows(len(ids), window, stride)]
     sequences = [documents[d][w.begin : w.end] for d, w in windows]
     totals = np.zeros(len(documents))
-    for (d, w), log_probs in zip(windows, score_sequences(config, params, sequences, **options), strict=True):
+    scored = score_sequences(config, params, sequences, tokens_per_batch=tokens_per_batch, progress=progress)
+    for (d, w), log_probs in zip(windows, scored, strict=True):
         totals[d] += log_probs[len(log_probs) - w.scored :].sum(dtype=np.float64)
     return totals
 
@@ -168,14 +172,14 @@ def score_texts(
     config: models.LanguageModel,
     params,
     tokenizer,
-    texts: Sequence[str],
+    texts: str | Sequence[str],
     *,
     window: int | None = None,
     stride: int | None = None,
     tokens_per_batch: int = TOKENS_PER_BATCH,
     progress: bool = False,
-) -> list[TextScore]:
-    """Score texts of any length, each by itself.
+) -> TextScore | list[TextScore]:
+    """Score texts of any length, each by itself; one text gives its `TextScore`, several a list.
 
     Each text is read after the token that begins a document (`data.start_id`), so that its first token is
     scored too.
@@ -184,7 +188,7 @@ def score_texts(
       config: the model.
       params: its parameters.
       tokenizer: from `jaxllm.data.load_tokenizer`.
-      texts: documents; an empty one scores 0 of 0 tokens.
+      texts: one document, or several; an empty one scores 0 of 0 tokens.
       window: tokens that the model reads at once; None is its context.
       stride: see `rolling_windows`.
       tokens_per_batch: see `score_sequences`.
@@ -200,10 +204,12 @@ def score_texts(
             f"window is {window}; it must be from 1 to the model's context of {config.context_length} tokens"
         )
     start = start_id(tokenizer)
-    documents = [[start, *ids] for ids in tokenizer.encode_batch(list(texts))]
+    several = [texts] if isinstance(texts, str) else list(texts)
+    documents = [[start, *ids] for ids in tokenizer.encode_batch(several)]
     options = dict(tokens_per_batch=tokens_per_batch, progress=progress)
     totals = rolling_log_probs(config, params, documents, window, stride, **options)
-    return [
+    scores = [
         TextScore(float(total), len(ids) - 1, len(text.encode()), len(text.split()))
-        for total, ids, text in zip(totals, documents, texts, strict=True)
+        for total, ids, text in zip(totals, documents, several, strict=True)
     ]
+    return scores[0] if isinstance(texts, str) else scores

@@ -1,13 +1,16 @@
 """Forecasts of what jaxllm itself runs: a training step, a step of decoding."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from jaxllm import models, parallel
 from jaxllm.data.tokenizer import is_trained, load_tokenizer
 from jaxllm.errors import UserError
+from jaxllm.subnetwork import Schedule
 from jaxllm.targets.catalog import Target, get_target
 from jaxllm.targets.compiled import compile
 from jaxllm.targets.compiled import mesh as make_mesh
@@ -16,11 +19,20 @@ from jaxllm.targets.topology import devices
 from jaxllm.targets.trained import model_flops
 from jaxllm.text import prepare_shapes
 from jaxllm.text.config import TrainConfig
+from jaxllm.train import LossFunction, View
 from jaxllm.vocabulary import parse_groups
 
 
-def compile_train_step(config: TrainConfig, target: Target | str, **replacements) -> Forecast:
-    """Compile the step that `jaxllm.train.train(config)` runs and forecast it.
+def compile_train_step(
+    config: TrainConfig,
+    target: Target | str,
+    *,
+    loss: LossFunction | None = None,
+    optimizer: optax.GradientTransformation | None = None,
+    subnetworks: Schedule | None = None,
+    views: Sequence[View] = (),
+) -> Forecast:
+    """Compile the step that `jaxllm.text.train(config)` runs and forecast it.
 
     It is the same function with the same shardings, donation, precision, rematerialisation and
     accumulation. No data is read: the vocabulary is the model's, or what the tokenizer's name says.
@@ -28,13 +40,19 @@ def compile_train_step(config: TrainConfig, target: Target | str, **replacements
     Args:
       config: the run.
       target: the machine, or its name.
-      replacements: loss and optimizer, as `jaxllm.train.train` takes them.
+      loss: see `jaxllm.text.train`; so are the rest.
+      optimizer: instead of the one that `config.optim` describes.
+      subnetworks: instead of those that `config.subnetwork` names.
+      views: of the parameters, applied before the loss.
 
     Raises:
       UserError: mesh, batch and target do not fit together, or the target's compiler is missing.
     """
     target = get_target(target)
-    job = prepare_shapes(with_vocabulary(config), devices=devices(target), **replacements)
+    job = prepare_shapes(
+        with_vocabulary(config), loss=loss, optimizer=optimizer, subnetworks=subnetworks, views=views,
+        devices=devices(target),
+    )  # fmt: skip
     flops = model_flops(job.config) / target.num_devices
     return compile(job.train_step, (job.shapes, job.batch_shapes), target, model_flops=flops)
 

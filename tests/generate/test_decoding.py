@@ -166,6 +166,16 @@ def test_text_in_text_out_with_an_empty_prompt():
         assert text == expected.split("\0")[0]
 
 
+def test_one_string_is_one_prompt():
+    config, params = make("gpt2-nano")
+    options = dict(max_new_tokens=3, sampling=GREEDY)
+    [expected] = generate_text(config, params, Letters, ["ab"], **options)
+    assert generate_text(config, params, Letters, "ab", **options) == expected and len(expected) == 3
+    assert [texts for texts in stream_text(config, params, Letters, "ab", **options)][-1] == [expected]
+    with pytest.raises(UserError, match="a list of prompts"):
+        generate_text(config, params, Letters, [97, 98], **options)
+
+
 def test_stop_strings_end_a_row_before_them_wherever_calls_are_cut():
     config, params = make("gpt2-nano")
     options = dict(max_new_tokens=24, sampling=GREEDY)

@@ -137,6 +137,7 @@ def test_texts_are_scored_in_windows_and_per_byte_of_the_original(stride):
         assert got.tokens == got.bytes == len(text.encode())
         assert got.words == len(text.split())
     first = scores[0]
+    assert score.score_texts(config, params, tokenizer, TEXT, window=16, stride=stride) == first
     assert first.bits_per_byte == pytest.approx(-first.log_prob / math.log(2) / len(TEXT.encode()))
     assert (first + scores[2]).perplexity == pytest.approx(
         math.exp(-(first.log_prob + scores[2].log_prob) / (first.tokens + 1))
