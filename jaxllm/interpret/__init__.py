@@ -1,4 +1,4 @@
-"""Reading what a model does inside: outliers among its channels, attention that goes to the first token."""
+"""Reading and editing what a model does inside: outliers, the attention sink, a lens on every component."""
 
 from jaxllm.interpret.ablation import hidden_without_head, without_head
 from jaxllm.interpret.attention_penalty import (
@@ -8,9 +8,12 @@ from jaxllm.interpret.attention_penalty import (
     largest_attention,
     syntactic_penalty,
 )
+from jaxllm.interpret.components import Components, components, row_vectors
+from jaxllm.interpret.edits import head_mask, shift_row, swap_attention
 from jaxllm.interpret.first_token import FirstTokenAttention, first_token_attention, uniform_first_token_mass
 from jaxllm.interpret.heads import RepeatScores, best_head_accuracy, repeat_scores, syntactic_accuracy
 from jaxllm.interpret.kurtosis import kurtosis, kurtosis_limits
+from jaxllm.interpret.lens import ComponentScores, component_scores, lens, unembedding
 from jaxllm.interpret.psychometrics import (
     PredictivePower,
     bootstrap_interval,
@@ -21,6 +24,8 @@ from jaxllm.interpret.statistics import ActivationStatistics, activation_statist
 
 __all__ = [
     "ActivationStatistics",
+    "ComponentScores",
+    "Components",
     "FirstTokenAttention",
     "PredictivePower",
     "RepeatScores",
@@ -28,17 +33,25 @@ __all__ = [
     "activation_statistics",
     "best_head_accuracy",
     "bootstrap_interval",
+    "component_scores",
+    "components",
     "copying_penalty",
     "draw_repeated_spans",
     "first_token_attention",
+    "head_mask",
     "hidden_without_head",
     "kurtosis",
     "kurtosis_limits",
     "largest_attention",
+    "lens",
     "psychometric_power",
     "repeat_scores",
+    "row_vectors",
+    "shift_row",
+    "swap_attention",
     "syntactic_accuracy",
     "syntactic_penalty",
+    "unembedding",
     "uniform_first_token_mass",
     "usable_rows",
     "without_head",
