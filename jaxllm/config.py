@@ -57,7 +57,8 @@ AnyConfig = TypeVar("AnyConfig")
 class Config:
     """The base of every config: checks its fields when it is made, and puts them into their declared types.
 
-    Lists become tuples, numpy's numbers Python's, and a path's ~ the home folder.
+    Lists become tuples, numpy's numbers Python's, and a path's ~ the home folder. Its repr shows what differs
+    from the defaults.
 
     Raises:
       UserError: naming the field, its value and what it may hold.
@@ -68,7 +69,7 @@ class Config:
       ...     steps: Count = 1
       ...     pace: Positive = 1.5
       >>> Walk(steps=np.int64(3))
-      Walk(steps=3, pace=1.5)
+      Walk(steps=3)
       >>> Walk(pace=math.nan)
       Traceback (most recent call last):
       jaxllm.errors.UserError: pace is nan; it must be a finite number
@@ -81,6 +82,25 @@ class Config:
         """Return the class that plain values are of: this one, or one that extends it and that they name."""
         del values
         return cls
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        cls.__repr__ = Config.__repr__  # dataclass writes none where the class has one
+
+    @property
+    def derived(self) -> dict[str, Any]:
+        """What fields that are None become: from the others, where the config is made."""
+        return {}
+
+    def __repr__(self) -> str:
+        derived, shown = self.derived, []
+        for field in dataclasses.fields(self):
+            value, default = getattr(self, field.name), field.default
+            if field.default_factory is not dataclasses.MISSING:
+                default = field.default_factory()
+            if value != derived.get(field.name, default):
+                shown.append(f"{field.name}={value!r}")
+        return f"{type(self).__name__}({', '.join(shown)})"
 
     def __post_init__(self):
         for name, read in _readers(type(self)):

@@ -112,6 +112,9 @@ class Batches:
         self._identity = identity
         self._step = 0
 
+    def __repr__(self) -> str:
+        return f"Batches({self._step} done)"
+
     def __iter__(self) -> Batches:
         return self
 

@@ -53,6 +53,9 @@ class HuggingFaceTokenizer:
     eos_id: int
     companions: Companions = Companions()
 
+    def __repr__(self) -> str:
+        return f"HuggingFaceTokenizer({self.vocab_size:,} ids, eos_id={self.eos_id})"
+
     @functools.cached_property
     def vocab_size(self) -> int:
         """One more than the largest id (some vocabularies have gaps)."""

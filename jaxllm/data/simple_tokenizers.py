@@ -89,6 +89,9 @@ class CharTokenizer:
         """The alphabet, the unknown character and eos."""
         return len(self.alphabet) + 2
 
+    def __repr__(self) -> str:
+        return f"CharTokenizer({self.vocab_size:,} ids)"
+
     @functools.cached_property
     def fingerprint(self) -> str:
         """A hash of the alphabet."""

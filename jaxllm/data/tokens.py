@@ -57,6 +57,9 @@ class Tokens:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def __repr__(self) -> str:
+        return f"Tokens({len(self):,} ids in {self.num_documents:,} documents, {self.num_bytes:,} bytes)"
+
     @property
     def num_documents(self) -> int:
         """How many documents there are."""

@@ -9,6 +9,7 @@ import numpy as np
 
 from jaxllm import models
 from jaxllm.errors import UserError
+from jaxllm.short_repr import holding
 
 
 class Decoder:
@@ -39,6 +40,9 @@ class Decoder:
             models.check_params(config, params)
         self.config = config
         self.params = models.for_decoding(config, params)
+
+    def __repr__(self) -> str:
+        return f"Decoder({self.config!r}, {holding(self.params)})"
 
     def __iter__(self) -> Iterator[Any]:
         yield self.config

@@ -140,6 +140,9 @@ class Stream(Iterator[Drawn]):
         self._done = np.zeros(len(prompts), bool)
         self._last = np.zeros(len(prompts), np.int32)
 
+    def __repr__(self) -> str:
+        return f"Stream({len(self._done)} prompts, at most {self._left} more tokens each)"
+
     def __next__(self) -> Drawn:
         if not self._left or self._done.all():
             raise StopIteration

@@ -86,11 +86,6 @@ class LanguageModel(Config):
         return kinds[name]
 
     @property
-    def derived(self) -> dict[str, Any]:
-        """What fields that are None become."""
-        return {}
-
-    @property
     def known_vocab_size(self) -> int:
         """Return vocab_size, or raise a UserError where it is still None."""
         if self.vocab_size is None:

@@ -17,6 +17,7 @@ from jaxllm.pretrained.gguf_model import gguf_config, gguf_tensors
 from jaxllm.pretrained.gguf_tokenizer import gguf_tokenizer
 from jaxllm.pretrained.safetensors_file import open_safetensors
 from jaxllm.pretrained.tensors import Tensors, fit
+from jaxllm.short_repr import holding
 
 _INDEX = "model.safetensors.index.json"
 _ADAPTER = "adapter_model.safetensors"
@@ -29,6 +30,9 @@ class Pretrained(NamedTuple):
     config: LanguageModel
     params: dict  # arrays in config.param_dtype, on jax's default device
     tokenizer: Tokenizer | None  # None where the source carries none
+
+    def __repr__(self) -> str:
+        return f"Pretrained({self.config!r}, {holding(self.params)}, {self.tokenizer!r})"
 
 
 def from_pretrained(

@@ -9,7 +9,7 @@ import jax
 from jaxllm import data, models
 from jaxllm.adapt import Lora, load_adapter, read_about, save_adapter
 from jaxllm.errors import UserError
-from jaxllm.pretrained import from_pretrained, hub, is_pretrained
+from jaxllm.pretrained import Pretrained, from_pretrained, hub, is_pretrained
 from jaxllm.text.adapted import merged, saved_adaptation
 from jaxllm.text.config import model_from_dict
 from jaxllm.train.checkpoint import Checkpoints, Damaged
@@ -18,7 +18,7 @@ from jaxllm.train.folder import run_folder
 TOKENIZER_FILE = "tokenizer.json"
 
 
-def load_run(folder, which: Literal["latest", "best"] = "latest", base: str | None = None):
+def load_run(folder, which: Literal["latest", "best"] = "latest", base: str | None = None) -> Pretrained:
     """Return (config, params on the first device, tokenizer) of a training run.
 
     Of a run that trained an adapter, or some parameters, the model is merged with the one it started from.
@@ -53,10 +53,10 @@ def load_run(folder, which: Literal["latest", "best"] = "latest", base: str | No
                 f"{folder} holds a part of the model '{base}', which cannot be read: {error}"
             ) from error
         params = merged(saved, view, params, given, base, folder)
-    return model, params, data.load_tokenizer(str(folder / TOKENIZER_FILE))
+    return Pretrained(model, params, data.load_tokenizer(str(folder / TOKENIZER_FILE)))
 
 
-def load_adapted(source: str, adapter: str, which: Literal["latest", "best"] = "latest"):
+def load_adapted(source: str, adapter: str, which: Literal["latest", "best"] = "latest") -> Pretrained:
     """Return (config, params, tokenizer or None) of a model merged with an adapter.
 
     Args:
@@ -77,8 +77,8 @@ def load_adapted(source: str, adapter: str, which: Literal["latest", "best"] = "
     model, params, tokenizer = load_model(source, which, (about or {}).get("param_dtype", "float32"))
     lora, trained = load_adapter(adapter, model)
     if about is not None:
-        return model, merged(about, lora, trained, params, source, f"'{adapter}'"), tokenizer
-    return model, lora.merge(trained, params), tokenizer
+        return Pretrained(model, merged(about, lora, trained, params, source, f"'{adapter}'"), tokenizer)
+    return Pretrained(model, lora.merge(trained, params), tokenizer)
 
 
 def export_adapter(
@@ -146,7 +146,9 @@ def _load(kept: Checkpoints, step: int):
     return model, kept.restore_params(step, shapes), saved
 
 
-def load_model(source: str, checkpoint: Literal["latest", "best"] = "latest", param_dtype: str = "float32"):
+def load_model(
+    source: str, checkpoint: Literal["latest", "best"] = "latest", param_dtype: str = "float32"
+) -> Pretrained:
     """Return (config, params, tokenizer or None).
 
     Args:
@@ -202,4 +204,4 @@ def load_model_and_tokenizer(
         model, params, tokenizer = load_model(source, checkpoint, param_dtype)
     if tokenizer is None:
         raise _no_tokenizer(source)
-    return model, params, tokenizer
+    return Pretrained(model, params, tokenizer)

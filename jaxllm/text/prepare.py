@@ -39,7 +39,7 @@ from jaxllm.train.task import LossFunction, Stage, View
 OURS = ("remat", "attention_implementation", "scan_implementation")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TextRun(Run):
     """A run on text."""
 

@@ -76,6 +76,9 @@ class TiledState(TrainState):
         for name, value in dict(_trainer=trainer, _key=key, _shapes=shapes).items():
             object.__setattr__(self, name, value)
 
+    def __repr__(self) -> str:
+        return repr(self._shapes)  # the arrays would be gathered
+
     @property
     def step(self):
         return self._place(jnp.asarray(self._trainer.verdict()[1], jnp.int32), self._shapes.step)

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from jaxllm import compilation_cache, host_memory
 from jaxllm.errors import UserError
 from jaxllm.parallel import losses_told
+from jaxllm.short_repr import holding
 from jaxllm.train.checkpoint import Checkpoints
 from jaxllm.train.config import RunConfig
 from jaxllm.train.engine import Engine, jit_engine
@@ -40,6 +41,14 @@ class Trained:
     speed: float  # of `RunConfig.work_per_step`, a second; 0 if fewer than two steps were left to do
     seconds_to_first_step: float  # from the start of the process to the end of its first step
     evaluation: dict[str, float] = field(default_factory=dict)  # of the last step
+
+    def __repr__(self) -> str:
+        unit = self.run.config.work_per_step[1]
+        scores = "".join(f", {name} {value:.4g}" for name, value in self.evaluation.items())
+        return (
+            f"Trained({self.steps:,} steps{scores}; {self.speed:,.0f} {unit}/s; {holding(self.params)}; "
+            f"in '{self.run.config.out}')"
+        )
 
 
 def train(

@@ -15,6 +15,7 @@ from jax.sharding import NamedSharding
 from jaxllm import parallel
 from jaxllm.errors import UserError
 from jaxllm.optim.check_chain import check_order
+from jaxllm.short_repr import holding
 from jaxllm.train.config import RunConfig
 from jaxllm.train.engine import Engine, Parts, Step, jit_engine, on_mesh
 from jaxllm.train.state import TrainState, init_state, state_shardings
@@ -38,6 +39,9 @@ class Run:
     start_name: str = "given parameters"
     schedule: optax.Schedule | None = None  # of the learning rate; None with an optimizer from outside
     check: Callable[[dict, int, Any], None] = lambda saved, step, folder: None  # may a checkpoint go on?
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.config!r}; {holding(self.shapes.params)})"
 
     @property
     def train_step(self) -> Step:

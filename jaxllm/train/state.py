@@ -10,6 +10,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxllm import parallel
 from jaxllm.axis_names import is_names, with_inputs
+from jaxllm.short_repr import holding
 
 _WORTH_MOVING = 2**20  # bytes
 
@@ -25,6 +26,9 @@ class TrainState:
     key: jax.Array  # uint32 key data; step t draws from fold_in(key, t)
     failed: jax.Array  # bool: a loss or gradient was not finite; no update is applied any more
     frozen: Any = None  # what views and loss read and nobody trains; not in checkpoints
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(parameters: {holding(self.params)}; all: {holding(self)})"
 
 
 def init_state(init_params, optimizer: optax.GradientTransformation, key, frozen=None) -> TrainState:
