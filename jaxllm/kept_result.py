@@ -1,5 +1,6 @@
 """Results kept in a file under a key of everything that decides them, so that a study can be interrupted."""
 
+import functools
 import json
 import sys
 from collections.abc import Callable
@@ -51,6 +52,8 @@ def _plain(**values) -> dict[str, Any]:
 
 
 def _module_digest(function) -> str:
+    while isinstance(function, functools.partial):
+        function = function.func
     file = getattr(sys.modules.get(function.__module__), "__file__", None)
     return sha256(Path(file).read_bytes()).hexdigest() if file else ""
 

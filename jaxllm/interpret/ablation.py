@@ -52,7 +52,7 @@ def hidden_without_head(
     """
     if not isinstance(layer, jax.core.Tracer) and not isinstance(head, jax.core.Tracer):
         check_head(config.num_layers, config.num_heads, int(layer), int(head))
-    this_H1 = (jnp.arange(config.num_heads) == head)[:, None]
+    this_H1 = (jnp.arange(config.num_heads, dtype=jnp.int32) == head)[:, None]
     edits: dict[str, Any] = {
         "head_out": lambda value, at: jnp.where((at == layer) & this_H1, jnp.zeros((), value.dtype), value)
     }

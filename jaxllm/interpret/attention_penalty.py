@@ -34,7 +34,7 @@ def draw_repeated_spans(
     of_tokens, of_periods = jax.random.split(key)
     period_B = jax.random.randint(of_periods, (batch,), shortest, longest + 1)
     drawn_BP = jax.random.randint(of_tokens, (batch, longest), 0, vocab_size)
-    place_BT = jnp.arange(length) % period_B[:, None]
+    place_BT = jnp.arange(length, dtype=jnp.int32) % period_B[:, None]
     return RepeatedSpans(jnp.take_along_axis(drawn_BP, place_BT, axis=1), period_B)
 
 
@@ -55,8 +55,8 @@ def copying_penalty(config: models.ModelConfig, params: dict, spans: RepeatedSpa
     The sum over i and j <= i of a_max[i, j] where i + 1 - j is a multiple of the row's period.
     """
     attention_BTT = largest_attention(config, params, spans.tokens_BT)
-    T = attention_BTT.shape[1]
-    after_TT = jnp.arange(T)[:, None] + 1 - jnp.arange(T)
+    place_T = jnp.arange(attention_BTT.shape[1], dtype=jnp.int32)
+    after_TT = place_T[:, None] + 1 - place_T
     copies_BTT = (after_TT > 0) & (after_TT % spans.period_B[:, None, None] == 0)
     return jnp.sum(attention_BTT, where=copies_BTT)
 
@@ -83,7 +83,7 @@ def syntactic_penalty(
     """
     attention_BTT = largest_attention(config, params, tokens_BT)
     W = governor_of_BW.shape[1]
-    word_W = jnp.arange(W)
+    word_W = jnp.arange(W, dtype=jnp.int32)
     member_BTW = (word_of_BT[..., None] == word_W).astype(jnp.float32)
     mean_BTW = member_BTW / jnp.maximum(member_BTW.sum(axis=1, keepdims=True), 1)
     later_BW, earlier_BW = jnp.maximum(word_W, governor_of_BW), jnp.minimum(word_W, governor_of_BW)

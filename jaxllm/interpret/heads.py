@@ -66,7 +66,7 @@ def repeat_scores(
     for start in range(0, sequences, batch):
         part = once_BT[start : start + batch]
         padding = ((0, batch - len(part)), (0, 0))  # one shape, one program
-        weights_B = (jnp.arange(batch) < len(part)).astype(jnp.float32)
+        weights_B = (jnp.arange(batch, dtype=jnp.int32) < len(part)).astype(jnp.float32)
         sums = _repeat_sums(config, params, jnp.pad(jnp.tile(part, 2), padding), weights_B, span)
         totals = jax.tree.map(np.add, totals, jax.device_get(sums)) if start else jax.device_get(sums)
     copying, previous, first, repeat = (np.float64(total) / sequences for total in totals)
@@ -78,7 +78,7 @@ def repeat_scores(
 def _repeat_sums(config, params, tokens_BT, weights_B, span):
     """Return sums over sequences of (copying [L, H], previous [L, H], loss of each half)."""
     T = 2 * span
-    source = jnp.arange(span, T)
+    source = jnp.arange(span, T, dtype=jnp.int32)
 
     def reduce_layer(captured, layer):
         probs_BHTT = captured["attn_probs"]
@@ -158,9 +158,9 @@ def syntactic_accuracy(
 @functools.partial(jax.jit, static_argnums=(0, 4, 5))
 def _choices(config, params, tokens_BT, word_BT, W, scale):
     """Return the other word of its row that each head connects most with each word: int [L, B, H, W]."""
-    member_BTW = (word_BT[..., None] == jnp.arange(W)).astype(jnp.float32)
+    member_BTW = (word_BT[..., None] == jnp.arange(W, dtype=jnp.int32)).astype(jnp.float32)
     mean_BTW = member_BTW / jnp.maximum(member_BTW.sum(1, keepdims=True), 1)
-    position_W = jnp.arange(1.0, W + 1)
+    position_W = jnp.arange(1, W + 1, dtype=jnp.float32)
 
     def reduce_layer(captured, layer):
         weights_BHWX = jnp.einsum("bsw,bhst,btx->bhwx", mean_BTW, captured["attn_probs"], member_BTW)

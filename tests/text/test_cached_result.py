@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from jaxllm import data
+from jaxllm.kept_result import kept_result
 from jaxllm.text import TrainConfig, cached_result
 
 TEXT = "one two three four five six seven eight nine ten "
@@ -59,6 +60,13 @@ def test_a_change_of_anything_decisive_measures_again(asked, change, monkeypatch
         monkeypatch.setattr(module, "source_digest", lambda: "other code")
     assert ask(run, **decisive) == 2
     assert ask(run, **decisive) == 2
+
+
+def test_a_partial_function_is_known_by_the_code_it_calls(monkeypatch, tmp_path):
+    module = sys.modules["jaxllm.kept_result"]
+    calls = (kept_result, functools.partial(kept_result, tmp_path))
+    digests = [module._module_digest(call) for call in calls]
+    assert digests[0] == digests[1] != module._module_digest(dataclasses.replace)
 
 
 def test_data_that_moved_is_the_same_data(asked, tmp_path):
