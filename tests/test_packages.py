@@ -3,6 +3,7 @@
 import ast
 import importlib
 import pydoc
+import re
 import types
 from pathlib import Path
 
@@ -31,6 +32,28 @@ def test_a_package_lists_what_it_offers_and_help_shows_it(name):
     shown = pydoc.plain(pydoc.render_doc(package))
     for each in package.__all__:
         assert getattr(package, each) is not None and each in shown, each
+
+
+@pytest.mark.parametrize("name", [name for name in PACKAGES if name != "jaxllm.cli"])
+def test_help_says_on_one_screen_what_to_start_with(name):
+    package = importlib.import_module(name)
+    lines = package.__doc__.strip().splitlines()
+    assert len(lines) <= 35 and lines[0].endswith((".", ","))
+    if name.startswith("jaxllm."):
+        start = package.__doc__.split("Start with ", 1)[1]
+        assert re.search(r"`(\w+)", start)[1] in package.__all__
+
+
+def test_packages_come_with_the_library(monkeypatch):
+    import jaxllm
+
+    assert jaxllm.models.get_preset is importlib.import_module("jaxllm.models").get_preset
+    with pytest.raises(AttributeError, match="has no attribute 'modles'"):
+        getattr(jaxllm, "mod" + "les")
+    rows = re.findall(r"^    (\w+)  .*?(?:  (\w+)  |$)", jaxllm.__doc__, re.MULTILINE)
+    named = {name for row in rows for name in row if name}
+    packages = {name.removeprefix("jaxllm.") for name in PACKAGES if name.startswith("jaxllm.")}
+    assert named - {"report"} == packages - {"cli"}
 
 
 def test_type_checkers_find_the_types():

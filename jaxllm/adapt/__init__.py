@@ -1,6 +1,13 @@
 """What of a pretrained model is trained: an adapter beside its matrices, or some of its parameters.
 
-Each is a view `(trained, frozen, key) -> parameters`; the frozen rest has no gradient and no moments.
+Start with `Lora(model, config)`: a view `(trained, frozen, key) -> parameters`, whose `init(key)` gives
+what is trained; the frozen rest has no gradient and no moments. A run takes it as `--lora.rank 8`.
+
+    lora = Lora(model, LoraConfig(rank=8, targets="query,value"))
+    trained = lora.init(jax.random.key(0))
+    params = lora(trained, base_params, None)       # for models.apply; lora.merge(trained, base) for good
+
+`TrainOnly` trains parameters by name. `save_adapter` and `load_adapter` write and read peft's folders.
 """
 
 from jaxllm.adapt.lora import Lora, LoraConfig

@@ -1,5 +1,7 @@
 """Text to batches: tokenizers, corpora cached on disk, packed and restorable batches.
 
+Start with `prepare`, which tokenises once and maps the result from disk, and `batches`.
+
 Examples:
   A whole run's data, from the embedded State of the Union addresses::
 

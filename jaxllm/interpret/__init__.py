@@ -1,4 +1,9 @@
-"""Reading and editing what a model does inside: outliers, the attention sink, a lens on every component."""
+"""Reading what a model does inside: outliers, the attention sink, what heads copy, lenses, surprisal.
+
+Start with `activation_statistics(config, params, batches)`: the attention sink, kurtosis and largest values
+of every layer, streamed over batches. Activations themselves, read or edited at named sites, are
+`jaxllm.models`': `models.capture(config, params, tokens, models.Sites(capture=("resid_post",)))`.
+"""
 
 from jaxllm.interpret.ablation import hidden_without_head, without_head
 from jaxllm.interpret.attention_penalty import (

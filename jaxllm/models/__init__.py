@@ -1,12 +1,19 @@
 """Models of published families: a frozen config and pure functions over a dict of arrays.
 
+Start with `get_preset`, `init` and `apply`; `trunk` and `logits` are the two halves of `apply`, `loss`
+never makes full logits, `capture` and `Sites` read and edit activations, `decode` is the step that
+`jaxllm.generate` takes.
+
 Examples:
   >>> import jax, jax.numpy as jnp
   >>> from jaxllm import models
-  >>> config = models.get_preset("gpt2-nano")
+  >>> config = models.get_preset("gpt2-nano")  # sorted(models.PRESETS) names all; any field may be changed
   >>> params = models.init(config, jax.random.key(0))
   >>> models.apply(config, params, jnp.array([[1, 2, 3]])).shape
   (1, 3, 256)
+  >>> loss, sums = models.loss(config, params, jnp.array([[1, 2]]), jnp.array([[2, 3]]))
+  >>> models.axes(config)["layers"]["mlp"]["in"]  # the same tree as params, with the axes' names
+  ('layers', 'embed', 'mlp')
 """
 
 from jaxllm.models import transformer as transformer  # registers how a ModelConfig runs

@@ -1,4 +1,14 @@
-"""Gradient transformations, each an ordinary link of `optax.chain`, and the optimizer of a run."""
+"""Gradient transformations, each an ordinary link of `optax.chain`, and the optimizer of a run.
+
+Start with the links, for any model that optax trains: `stochastic_round` or `kahan_compensate` last, where
+weights are bfloat16; `scale_by_adam_low_precision`; `with_master_weights(inner)`; `rotate(inner, axes)`,
+`orthoadam`; `mask_unsampled`. `check_chain(state)` names a link in the wrong place.
+
+    optimizer = optax.chain(scale_by_adam_low_precision(), optax.scale(-3e-4), stochastic_round(seed=0))
+
+`adamw_bf16_sr` is both and weight decay in one fused loop. A run's own is `OptimConfig(name="lion")`, which
+`make_optimizer` builds.
+"""
 
 from jaxllm.optim.check_chain import check_chain
 from jaxllm.optim.config import OptimConfig, make_optimizer

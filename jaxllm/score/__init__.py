@@ -1,4 +1,16 @@
-"""What a model says of given texts: of tokens, texts, choices, labels and words, and their calibration."""
+"""What a model says of given texts: of tokens, texts, choices, labels and words, and their calibration.
+
+Start with `score_texts(config, params, tokenizer, texts)`: loss, perplexity and bits per byte of each text.
+Of ids: `score_sequences` gives log p of every token.
+
+    model = from_pretrained("HuggingFaceTB/SmolLM2-135M")
+    print(score_texts(*model, "One text, of any length.").bits_per_byte)
+    [[yes, no]] = score_choices(config, params, [context], [[[318], [407, 257]]])  # ids
+
+`label_log_probs` turns choices into a classifier's answer, `word_surprisals` adds up to words,
+`score_examples` scores completions, a `FewShotTask` asks in prompts, and `CALIBRATORS` correct its answers by a `Prior`.
+lm-evaluation-harness runs on them: `jaxllm evaluate --tasks`.
+"""
 
 from jaxllm.score.calibrate import CALIBRATORS, divide_by_prior, keep_as_given
 from jaxllm.score.choices import Choice, label_log_probs, score_choices

@@ -1,5 +1,8 @@
 """Compile for a machine that is not here: its devices, a program's memory, its time.
 
+Start with `plan`, the fastest way to train that fits, or `compile_train_step`, one step's account;
+`compile` takes any function, `target_names` lists the machines.
+
     from jaxllm import targets
 
     forecast = targets.compile_train_step(TrainConfig(...), "v5e-8")

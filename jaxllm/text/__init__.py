@@ -1,4 +1,14 @@
-"""The default task: a language model's next token, from the command line's config to a run."""
+"""The default task: a language model's next token, from the command line's config to a run.
+
+Start with `train(TrainConfig(data="my.txt"))`, which is `jaxllm train`; `load_run` gives the model back.
+
+    run = train(TrainConfig(data="my.txt", steps=2000, out="runs/mine"))  # goes on after a stop
+    model = load_run("runs/mine")  # (config, params, tokenizer)
+
+`prepare` builds a run and takes no step; `prepare_shapes` one to compile. `PRECISIONS` names the policies.
+`next_token_loss` and `evaluate` are the task's own loss and scores. `load_model` reads a run or a
+pretrained model, `load_adapted` one with an adapter.
+"""
 
 from jaxllm.text.cached_result import cached_result
 from jaxllm.text.config import TrainConfig, plain_run

@@ -1,9 +1,9 @@
 """Training as small tasks on tiles of tensors, placed by a scheduler, moved and evicted by it too.
 
-A `Program` is a stream of tasks; how each uses its tiles (`Mode`) gives the graph of who waits for whom.
-`simulate` schedules a graph on a machine by one of `POLICIES`, for machines that are here and for those that
-are not; an `Executor` replays a schedule on jax's devices. `gpt2_step` is GPT-2's training step as a program,
-`TiledTrainer` trains with it, and so does `jaxllm train --engine tiles`.
+Start with `TiledTrainer`, which trains GPT-2 so, as `jaxllm train --engine tiles` does. A `Program` is a
+stream of tasks; how each uses its tiles (`Mode`) gives the graph of who waits for whom. `simulate`
+schedules a graph on a machine by one of `POLICIES`, for machines that are here and for those that are not;
+an `Executor` replays a schedule on jax's devices. `gpt2_step` is GPT-2's training step as a program.
 
 After NNTile (Mikhalev et al., arXiv 2504.13236) and the StarPU runtime beneath it. Other than there, arrays
 are row-major; the order of tasks is settled once and replayed, by cost models, not anew in every step; and

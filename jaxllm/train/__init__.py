@@ -1,6 +1,16 @@
-"""Training: a task, a state, a step, a loop, starts, checkpoints. What is trained is the task's business.
+"""Training any task: a state, a step, a loop, starts, checkpoints. Text is one task, `jaxllm.text`.
 
-The default task is text, `jaxllm.text`.
+Start with `train(task, RunConfig(...), optimizer=...)`, where a `Task` is five things: init, the axes of
+the parameters, batches, loss and evaluate (README has a whole one in twenty lines).
+
+    task = Task(init, axes, batches, loss, evaluate)
+    trained = train(task, RunConfig(steps=200, out="runs/mine"), optimizer=optax.adam(0.1))
+    trained.params, trained.evaluation
+
+The same command goes on after a stop, bit for bit. `views` are functions of the parameters, applied before
+the loss (`View`; `Stage` for a part of the steps); an `Engine` makes the step, `jit_engine` by default. For
+a loop of your own: `prepare(task, config, ...)` gives a `Run` with its `train_step` and `init`;
+`make_train_step` a step alone.
 """
 
 from jaxllm.train.config import RunConfig, to_dict

@@ -1,5 +1,9 @@
 """Groups of a vocabulary's tokens, and heads of groups fitted to trained models.
 
+Start with `vocab_order(name, tokenizer)` (one of `VOCAB_ORDERS`), whose neighbours share a group: what
+`--vocab-groups merge_tree` does for a run. `to_grouped_head` and `fit_head` give a trained model such a
+head, `to_dense_head` the plain one back.
+
 The head itself is `models.grouped_head`.
 """
 
