@@ -13,14 +13,19 @@ a function of logits, (logits, tokens, seen) -> logits; a `StatefulProcessor` ca
 token, such as `combine_models` (two models), `follow_automaton` (what may come next) and `scale_each_row`.
 """
 
+from jaxllm.generate.beam import Beam, beam_search
+from jaxllm.generate.combine import Beside, combine_models
 from jaxllm.generate.decoder import Decoder
 from jaxllm.generate.decoding import Generation, Stream, generate, stream
 from jaxllm.generate.draw import Drawn
-from jaxllm.generate.processors import Processor, SamplingConfig, StatefulProcessor
-from jaxllm.generate.stateful import combine_models, follow_automaton, scale_each_row
+from jaxllm.generate.processors import Processor, SamplingConfig, StatefulProcessor, keep_min_p, keep_top_p
+from jaxllm.generate.reweight import Suppress, Suppression, contrast, steer, suppression
+from jaxllm.generate.stateful import follow_automaton, scale_each_row
 from jaxllm.generate.text import generate_text, stream_text
 
 __all__ = [
+    "Beam",
+    "Beside",
     "Decoder",
     "Drawn",
     "Generation",
@@ -28,11 +33,19 @@ __all__ = [
     "SamplingConfig",
     "StatefulProcessor",
     "Stream",
+    "Suppress",
+    "Suppression",
+    "beam_search",
     "combine_models",
+    "contrast",
     "follow_automaton",
     "generate",
     "generate_text",
+    "keep_min_p",
+    "keep_top_p",
     "scale_each_row",
+    "steer",
     "stream",
     "stream_text",
+    "suppression",
 ]

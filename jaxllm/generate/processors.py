@@ -1,5 +1,6 @@
 """Logits processors: functions that change the scores of the next token, plain or with a state."""
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, NamedTuple
@@ -69,7 +70,11 @@ def with_state(processor: Processor | StatefulProcessor) -> StatefulProcessor:
     """Return a plain function as a processor with neither weights nor state."""
     if isinstance(processor, StatefulProcessor):
         return processor
-    return StatefulProcessor(None, lambda prompts: None, _Plain(processor), lambda state, rows: None)
+    return StatefulProcessor(None, _nothing, _Plain(processor), _nothing)
+
+
+def _nothing(*_):
+    return None
 
 
 @dataclass(frozen=True)
@@ -78,6 +83,12 @@ class _Plain:
 
     def __call__(self, logits_BV, tokens_BS, seen_BS, weights, state):
         return self.process(logits_BV, tokens_BS, seen_BS), state
+
+
+def last_token(tokens_BS, seen_BS) -> jax.Array:
+    """Return the last token of each row, [B]: all rows have it in the same slot."""
+    from_end = jnp.argmax(seen_BS[0, ::-1])
+    return jax.lax.dynamic_index_in_dim(tokens_BS, tokens_BS.shape[1] - 1 - from_end, axis=1, keepdims=False)
 
 
 def penalize_repetition(penalty: float) -> Processor:
@@ -112,6 +123,7 @@ def keep_top_k(k: int) -> Processor:
     return process
 
 
+@functools.cache  # the same function for the same number, which compiles once
 def keep_top_p(p: float) -> Processor:
     """Keep the smallest set of likeliest tokens whose probabilities sum to at least p.
 
@@ -130,6 +142,7 @@ def keep_top_p(p: float) -> Processor:
     return process
 
 
+@functools.cache  # the same function for the same number, which compiles once
 def keep_min_p(p: float) -> Processor:
     """Keep the tokens at least p times as likely as the likeliest (arXiv 2407.01082)."""
 

@@ -33,12 +33,7 @@ class Prompts(NamedTuple):
         if len(set(np.bincount(rows_B).tolist())) > 1:
             number, rows_B = several, np.arange(len(several))
         padded = min(-(-max(map(len, several)) // _BUCKET) * _BUCKET, context)
-        tokens_PT = np.zeros((len(number), padded), np.int32)
-        mask_PT = np.zeros(tokens_PT.shape, bool)
-        for row, prompt in enumerate(number):
-            tokens_PT[row, padded - len(prompt) :] = prompt
-            mask_PT[row, padded - len(prompt) :] = True
-        return cls(tokens_PT, mask_PT, rows_B, room)
+        return cls(*_padded(list(number), padded), rows_B, room)
 
     def read(self, decoder: Decoder) -> tuple[Any, dict]:
         """Return (the last tokens' hidden states [B, D], a cache); rows that continue one prompt share it."""
@@ -53,6 +48,32 @@ class Prompts(NamedTuple):
         return self._replace(
             tokens_PT=self.tokens_PT[:, :-1], mask_PT=self.mask_PT[:, :-1], room=self.room + 1
         )
+
+
+    def after(self, prefixes: Sequence[Sequence[int]]) -> "Prompts":
+        """Return the prompts after each of some prefixes: all rows after the first one, and so on."""
+        if not any(map(len, prefixes)) and len(prefixes) == 1:
+            return self
+        rows = [
+            [*prefix, *tokens_T[mask_T]]
+            for prefix in prefixes
+            for tokens_T, mask_T in zip(self.tokens_PT, self.mask_PT, strict=True)
+        ]
+        padded = -(-max(map(len, rows)) // _BUCKET) * _BUCKET
+        tokens_PT, mask_PT = _padded(rows, padded)
+        P = len(self.tokens_PT)
+        rows_B = np.concatenate([self.rows_B + number * P for number in range(len(prefixes))])
+        return Prompts(tokens_PT, mask_PT, rows_B, self.room)
+
+
+def _padded(rows: Sequence[Sequence[int]], length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return (tokens int32, mask), each [P, length], padded on the left."""
+    tokens_PT = np.zeros((len(rows), length), np.int32)
+    mask_PT = np.zeros(tokens_PT.shape, bool)
+    for number, row in enumerate(rows):
+        tokens_PT[number, length - len(row) :] = row
+        mask_PT[number, length - len(row) :] = True
+    return tokens_PT, mask_PT
 
 
 def check_prompts(config: models.LanguageModel, prompts: Sequence[Sequence[int]]) -> None:

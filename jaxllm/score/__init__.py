@@ -8,12 +8,14 @@ Of ids: `score_sequences` gives log p of every token.
     [[yes, no]] = score_choices(config, params, [context], [[[318], [407, 257]]])  # ids
 
 `label_log_probs` turns choices into a classifier's answer, `word_surprisals` adds up to words,
-`score_examples` scores completions, a `FewShotTask` asks in prompts, and `CALIBRATORS` correct its answers by a `Prior`.
+`score_examples` scores completions, `score_combined_choices` choices under several models together (a step of
+`jaxllm.generate`); a `FewShotTask` asks in prompts, and `CALIBRATORS` correct its answers by a `Prior`.
 lm-evaluation-harness runs on them: `jaxllm evaluate --tasks`.
 """
 
 from jaxllm.score.calibrate import CALIBRATORS, divide_by_prior, keep_as_given
 from jaxllm.score.choices import Choice, label_log_probs, score_choices
+from jaxllm.score.combined import score_combined_choices
 from jaxllm.score.few_shot import FewShotTask, content_free_inputs, random_word_inputs
 from jaxllm.score.label_metrics import accuracy, macro_auroc, macro_f1
 from jaxllm.score.prior import Prior, estimate_prior, uniform_prior
@@ -51,6 +53,7 @@ __all__ = [
     "rolling_windows",
     "sample_inputs",
     "score_choices",
+    "score_combined_choices",
     "score_examples",
     "score_sequences",
     "score_texts",

@@ -59,19 +59,7 @@ def score_choices(
       (1, 2)
     """
     params = prepare(config, params)
-    if len(contexts) != len(choices):
-        raise UserError(
-            f"{len(contexts)} contexts and continuations for {len(choices)}; give a list for each"
-        )
-    check_ids(config, contexts, "a context")
-    check_ids(config, [one for some in choices for one in some], "a continuation")
-    for context, some in zip(contexts, choices, strict=True):
-        longest = len(context) + max((len(one) for one in some), default=1) - 1
-        if longest > config.context_length:
-            raise UserError(
-                f"a context of {len(context)} tokens with its longest continuation exceeds the model's "
-                f"{config.context_length}; shorten it from the left"
-            )
+    check_contexts(config, contexts, choices)
     results: list[list[Choice]] = [[] for _ in contexts]
     alone = [row for row, some in enumerate(choices) if len(some) == 1]
     several = [row for row, some in enumerate(choices) if len(some) > 1]
@@ -90,6 +78,40 @@ def score_choices(
                 results[row] += itertools.islice(scored, len(choices[row]))
             bar.update(len(continuations))
     return results
+
+
+def check_contexts(config: models.LanguageModel, contexts, choices) -> None:
+    """Check that a model can score continuations of contexts.
+
+    Raises:
+      UserError: see `score_choices`.
+    """
+    if len(contexts) != len(choices):
+        raise UserError(
+            f"{len(contexts)} contexts and continuations for {len(choices)}; give a list for each"
+        )
+    check_ids(config, contexts, "a context")
+    check_ids(config, [one for some in choices for one in some], "a continuation")
+    for context, some in zip(contexts, choices, strict=True):
+        longest = len(context) + max((len(one) for one in some), default=1) - 1
+        if longest > config.context_length:
+            raise UserError(
+                f"a context of {len(context)} tokens with its longest continuation exceeds the model's "
+                f"{config.context_length}; shorten it from the left"
+            )
+
+
+def continuation_states(config, params, contexts, choices, tokens_per_batch: int) -> np.ndarray:
+    """Return the hidden state that predicts each token of each continuation, in their order: [N, D]."""
+    params, found = prepare(config, params), {}
+    which = [row for row, some in enumerate(choices) if some]
+    for rows, arrays in _forks(contexts, choices, which, tokens_per_batch):
+        hidden_RTD = np.asarray(_read_forked(config, params, arrays))
+        place = 0
+        for row in rows:
+            found[row] = [hidden_RTD[place + n, : len(one)] for n, one in enumerate(choices[row])]
+            place += len(choices[row])
+    return np.concatenate([x_nD for row in which for x_nD in found[row]])
 
 
 def label_log_probs(

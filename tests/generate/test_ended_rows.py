@@ -16,8 +16,8 @@ PROMPTS = [[5, 9, 200], [17], list(range(40)), [3]]
 OPTIONS = dict(max_new_tokens=24, tokens_per_call=3)
 
 
-def add(ours_BV, theirs_BV):
-    return ours_BV + theirs_BV
+def add(ours_BV, theirs_MBV, state):
+    return ours_BV + theirs_MBV[0]
 
 
 def run(prompts, ended, **options):

@@ -53,8 +53,8 @@ def draw_with(second, prompts=None):
     return generate(*decoder(CONFIG), prompts, sampling=GREEDY, processors=processors, **OPTIONS)
 
 
-def contrast(expert_BV, amateur_BV):
-    return 1.5 * expert_BV - 0.5 * amateur_BV
+def contrast(expert_BV, amateur_MBV, state):
+    return 1.5 * expert_BV - 0.5 * amateur_MBV[0]
 
 
 @pytest.mark.parametrize("prompts", [PROMPTS, [PROMPTS[0]] * 3])
@@ -81,7 +81,7 @@ def test_weights_of_a_second_model_are_arguments_and_others_do_not_compile_again
     # Of a program with weights inside, the text would be as long as they are.
     processors = [combine_models(decoder(OTHER), contrast)]
     pieces = stream(*decoder(CONFIG), PROMPTS, sampling=GREEDY, processors=processors, **OPTIONS)
-    arrays = pieces._carried, pieces._states, (weights,), jax.random.key(0)
+    arrays = pieces._carried, pieces._states, ((weights,),), jax.random.key(0)
     text = draw.lower(*decoder(CONFIG), *arrays, **pieces._fixed).as_text()
     assert len(text) < sum(x.nbytes for x in jax.tree.leaves(weights))
     next(pieces)
