@@ -12,7 +12,6 @@ are 93 MB, downloaded once.
 """
 
 import statistics
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
+from experiments.benchmarks.rivals import transformers_model
 from experiments.grid import publish
 from jaxllm import compilation_cache, models
 from jaxllm.cli.experiment import run_experiment
@@ -32,7 +32,7 @@ from jaxllm.data.embedded import sotu_addresses
 from jaxllm.errors import UserError
 from jaxllm.generate import Decoder, SamplingConfig, generate, stream
 from jaxllm.generate.draw import draw
-from jaxllm.pretrained import fetch_smollm2, from_pretrained, save_pretrained
+from jaxllm.pretrained import fetch_smollm2, from_pretrained
 from jaxllm.pretrained.load import Pretrained
 from jaxllm.report import Claim, Report, decide
 
@@ -237,16 +237,11 @@ class _Transformers:
     """transformers' generate, on the same weights."""
 
     def __init__(self, ours: Pretrained):
-        try:
-            import torch
-            import transformers
-        except ImportError as error:
-            raise UserError(f"the comparison needs torch and transformers: {error}") from error
+        self._model = transformers_model(ours).model
+        import torch
+        import transformers
+
         self._torch, self._cache = torch, transformers.DynamicCache
-        with tempfile.TemporaryDirectory() as folder:
-            save_pretrained(folder, ours.config, ours.params)
-            model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-        self._model = model.eval()
 
     def greedy(self, prompts: list[list[int]], count: int) -> list[list[int]]:
         """Continue prompts of one length."""

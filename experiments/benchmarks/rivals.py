@@ -1,0 +1,46 @@
+"""Our weights, as transformers holds them: the model that a benchmark puts ours beside."""
+
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+from jaxllm.data.bpe import HuggingFaceTokenizer
+from jaxllm.errors import UserError
+from jaxllm.pretrained import save_pretrained
+from jaxllm.pretrained.load import Pretrained
+
+
+class Rival(NamedTuple):
+    """A torch module of transformers, ready to be evaluated, and its tokenizer."""
+
+    model: object
+    tokenizer: object
+
+
+def transformers_model(ours: Pretrained, *, attention: str | None = None) -> Rival:
+    """Return the same weights in float32, read by transformers from a folder that we write.
+
+    Args:
+      ours: a model whose tokenizer is a Hugging Face one; of another the rival has none.
+      attention: transformers' attn_implementation, such as "eager", which returns attention weights.
+
+    Raises:
+      UserError: torch or transformers is not installed.
+    """
+    try:
+        import torch
+        import transformers
+    except ImportError as error:
+        raise UserError(f"the comparison needs torch and transformers (extra: torch): {error}") from error
+    options = {} if attention is None else {"attn_implementation": attention}
+    with tempfile.TemporaryDirectory() as folder:
+        has_tokenizer = isinstance(ours.tokenizer, HuggingFaceTokenizer)
+        save_pretrained(folder, ours.config, ours.params, ours.tokenizer if has_tokenizer else None)
+        load = transformers.AutoModelForCausalLM.from_pretrained
+        model, tokenizer = load(folder, dtype=torch.float32, **options).eval(), None
+        if has_tokenizer:
+            file, end = str(Path(folder, "tokenizer.json")), ours.tokenizer.decode([ours.tokenizer.eos_id])
+            tokenizer = transformers.PreTrainedTokenizerFast(
+                tokenizer_file=file, bos_token=end, eos_token=end, pad_token=end
+            )
+    return Rival(model, tokenizer)
