@@ -1,8 +1,7 @@
 """jaxllm chat"""
 
-import contextlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,13 +11,14 @@ import tyro
 from jaxllm import compilation_cache
 from jaxllm.cli.hints import USE_HINTS
 from jaxllm.cli.parse import parse
+from jaxllm.cli.prompts import typed_lines
 from jaxllm.config import Count, Seed, UserPath
 from jaxllm.data import chat_template
 from jaxllm.errors import UserError
 from jaxllm.generate import SamplingConfig, stream_text
 from jaxllm.generate.processors import Temperature
 from jaxllm.generate.text import settled
-from jaxllm.text.load import load_model_and_tokenizer
+from jaxllm.text.load import load_model_and_tokenizer, with_dtype
 
 _DESCRIPTION = """Talk with a chat model: each line is a turn, answered as it is drawn.
 
@@ -44,7 +44,8 @@ class ChatConfig(SamplingConfig):
     system: str | None = None  # what the model is told first; None: what its template says
     max_new_tokens: Count = 512  # of an answer
     temperature: Temperature = 0.8  # 0: greedy
-    checkpoint: Literal["latest", "best"] = "latest"
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None  # None: a run's own, or float32
+    checkpoint: Literal["latest", "best"] = "latest"  # of a training run
     seed: Seed = 0
 
 
@@ -52,9 +53,10 @@ def main(argv: Sequence[str]) -> None:
     """Read turns from the terminal or a pipe, and print the answers."""
     config, _ = parse(ChatConfig, argv, prog="jaxllm chat", description=_DESCRIPTION, hints=USE_HINTS)
     compilation_cache.enable()
-    model, params, tokenizer = load_model_and_tokenizer(
-        config.model, config.checkpoint, adapter=config.adapter
+    found = load_model_and_tokenizer(
+        config.model, config.checkpoint, config.dtype or "float32", adapter=config.adapter
     )
+    model, params, tokenizer = with_dtype(*found, config.dtype)
     template = chat_template(tokenizer)
     if template is None:
         raise UserError(
@@ -64,7 +66,7 @@ def main(argv: Sequence[str]) -> None:
     sampling = SamplingConfig(**{name: getattr(config, name) for name in SamplingConfig.__dataclass_fields__})
     first = [] if config.system is None else [{"role": "system", "content": config.system}]
     key, turns = jax.random.key(config.seed), []
-    for number, said in enumerate(_lines()):
+    for number, said in enumerate(typed_lines()):
         turns.append({"role": "user", "content": said})
         try:
             ids, turns = _prompt(template, tokenizer, first, turns, model.context_length)
@@ -98,17 +100,3 @@ def _prompt(template, tokenizer, first, turns, context: int) -> tuple[list[int],
                 f"room for {context - context // 4} besides an answer; say less at a time"
             )
         turns = turns[2:]
-
-
-def _lines() -> Iterator[str]:
-    """Yield what the user says; at a terminal after a prompt, which a pipe does not need."""
-    with contextlib.suppress(AttributeError):  # no file
-        sys.stdin.reconfigure(errors="replace")  # bytes that are no text become U+FFFD
-    while True:
-        try:
-            line = input("> ") if sys.stdin.isatty() else sys.stdin.readline()
-        except EOFError:
-            return
-        if not line.strip():
-            return
-        yield line.strip()

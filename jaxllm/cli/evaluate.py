@@ -99,8 +99,9 @@ def _show(config: EvaluateConfig, what: str, texts: list[str], scores: list[scor
     """Print a line for each of the first texts, and one for all; return every figure."""
     total = functools.reduce(lambda a, b: a + b, scores)
     rows = [_row(" ".join(text.split())[:40], one) for text, one in zip(texts, scores, strict=True)]
-    rows = [*rows[: config.show], _row(f"all {len(texts)} {what}", total)]
     singular = what.removesuffix("s")
+    if len(rows) > 1 or not config.show:  # the only one is all
+        rows = [*rows[: config.show], _row(f"all {len(texts)} {what}" if len(texts) > 1 else singular, total)]
     print(markdown_table([singular, "tokens", "nats a token", "perplexity", "bits per byte"], rows))
     return {"total": _figures(total), what: [_figures(one) for one in scores]}
 

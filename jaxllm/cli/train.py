@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import math
 import shlex
 from collections.abc import Sequence
 
@@ -18,6 +19,8 @@ from jaxllm.text.config_file import read_config
 from jaxllm.text.load import has_tokenizer
 from jaxllm.text.prepare import OURS
 from jaxllm.text.presets import TRAIN_PRESETS
+from jaxllm.train.checkpoint import Checkpoints
+from jaxllm.train.folder import run_folder
 
 _DESCRIPTION = """Train a language model, or go on where the checkpoints in --out end.
 
@@ -95,6 +98,10 @@ def main(argv: Sequence[str]) -> None:
     use = f"sample with: jaxllm generate {out} --prompt 'The '"
     if trained.run.corpus.kind == MESSAGES:
         use = f"talk with: jaxllm chat {out}"
+    kept = Checkpoints(run_folder(config.out) / "checkpoints")
+    if kept.best_loss() < math.inf and kept.best() != kept.latest():
+        best = f"step {kept.best():,}, held-out loss {kept.best_loss():.4f}"
+        use += f"\nevaluated best: {best}; --checkpoint best takes it in place of step {kept.latest():,}"
     print(
         f"held-out loss {scores['loss']:.4f} nats a token, {scores['bits_per_byte']:.4f} bits per byte, "
         f"over {scores['tokens']:,} tokens\n{use}"

@@ -112,19 +112,24 @@ def stream_text(
 def settled(texts: Iterable[str], stop: Sequence[str] = ()) -> Iterator[str]:
     """Yield what a growing text adds, each character once.
 
-    What may still become another character, or the start of a stop string, waits.
+    What may still become another character, U+FFFD at the end, or the start of a stop string waits.
 
     Examples:
       >>> list(settled(["Hel", "Hello w\ufffd", "Hello w\u00f6r"]))
-      ['He', 'llo w', '\u00f6', 'r']
+      ['Hel', 'lo w', '\u00f6r']
+      >>> list(settled(["one", "one.", "one. E", "one. End"], stop=["END", ". Eve"]))
+      ['one', '. End']
     """
     shown = text = ""
     for text in texts:
-        certain = text[: len(text) - max([1, *map(len, stop)])]
+        certain = text.rstrip("\ufffd")  # a character's bytes so far: one for each of up to three
+        begun = (n for word in stop for n in range(1, len(word)) if certain.endswith(word[:n]))
+        certain = certain[: len(certain) - max(begun, default=0)]
         if len(certain) > len(shown):
             yield certain[len(shown) :]
             shown = certain
-    yield text[len(shown) :]
+    if len(text) > len(shown):
+        yield text[len(shown) :]
 
 
 def _continuation(tokenizer, prompt: list[int], ids: list[int]) -> str:

@@ -87,6 +87,11 @@ class TrainConfig(RunConfig):
             check_transformer(self.model, "subnetwork")
             get_schedule(self.subnetwork, self.model.num_layers, self.steps)
         _check_offload(self)
+        if self.sample_every and self.offload == "state":
+            raise UserError(
+                "sample_every writes with the whole model on the devices, and offload=state keeps it in the "
+                "host's memory; leave out one of the two"
+            )
         if self.adapts:
             _check_adapted(self)
 

@@ -1,10 +1,12 @@
 """A trained model back from the folder of its run, or somebody's pretrained one."""
 
+import dataclasses
 import os
 from pathlib import Path
 from typing import Literal
 
 import jax
+import jax.numpy as jnp
 
 from jaxllm import data, models
 from jaxllm.adapt import Lora, load_adapter, read_about, save_adapter
@@ -189,6 +191,19 @@ def _no_model(source: str) -> UserError:
 
 def _no_tokenizer(source: str) -> UserError:
     return UserError(f"'{source}' has no tokenizer.json, which turning text into tokens needs")
+
+
+def with_dtype(model: models.LanguageModel, params, tokenizer, dtype: str | None):
+    """Return (config, params, tokenizer) of a model that keeps its numbers, and multiplies, in a type.
+
+    Args:
+      model: its config, and so the others.
+      dtype: None: as it is.
+    """
+    if dtype is None:
+        return model, params, tokenizer
+    params = jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, params)
+    return dataclasses.replace(model, dtype=dtype, param_dtype=dtype), params, tokenizer
 
 
 def load_model_and_tokenizer(

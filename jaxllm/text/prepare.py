@@ -24,6 +24,7 @@ from jaxllm.subnetwork import (
     get_schedule,
     subnetwork,
 )
+from jaxllm.text.about import about, about_data
 from jaxllm.text.adapted import adaptation, adapted, check_given, lasting
 from jaxllm.text.config import TrainConfig
 from jaxllm.text.load import load_model
@@ -121,24 +122,15 @@ def prepare_shapes(
 
 
 def _tell_examples(config: TrainConfig, corpus: data.Corpus) -> None:
-    """Say on stderr what rows were found to hold; of documents there is nothing to say.
+    """Say on stderr what rows were found to hold, where the run does not say it when it starts.
 
     Raises:
       UserError: documents are to be padded as if they were examples.
     """
     if corpus.train.predicted is None and not config.packed:
         raise UserError(f"packed=False is of examples, and '{config.data}' holds documents; leave it out")
-    if corpus.train.predicted is None or jax.process_index() != 0:
-        return
-    splits = corpus.train, corpus.valid
-    long = sum(int((s.lengths > config.seq_len + 1).sum()) for s in splits)
-    left_out = f"; left out for being longer than seq_len {config.seq_len}: {long:,} examples" if long else ""
-    predicted, ids = sum(s.num_predicted for s in splits), sum(map(len, splits))
-    print(
-        f"data '{config.data}': {corpus.kind}, {corpus.train.num_documents:,} examples to train on and "
-        f"{corpus.valid.num_documents:,} held out; {predicted:,} of {ids:,} tokens are predicted{left_out}",
-        file=sys.stderr,
-    )
+    if corpus.train.predicted is not None and not config.progress and jax.process_index() == 0:
+        print(f"data {about_data(config, corpus)}", file=sys.stderr)
 
 
 def _mesh(config, devices):
@@ -189,6 +181,7 @@ def _build(config, corpus, mesh, loss, optimizer, subnetworks, views, start, dev
         devices=devices,
         schedule=config.optim.make_schedule(config.steps) if own_rates else None,
         check=check_length(config, subnetworks if config.subnetwork is None else None, own_rates),
+        about={} if corpus is None else about(config, corpus, None if own_rates else "given in Python"),
     )
     if loss is not None:
         run.check_loss()

@@ -2,12 +2,14 @@
 
 import itertools
 import math
+import sys
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
+from tqdm import tqdm
 
 from jaxllm import data, models
 from jaxllm.text.config import TrainConfig
@@ -38,9 +40,29 @@ def text_task(config: TrainConfig, corpus: data.Corpus | None, loss: LossFunctio
         batches=lambda: TextBatches(config, corpus),
         loss=loss or next_token_loss(config),
         evaluate=lambda params, mean_loss: held_out(config, corpus, params, mean_loss, config.eval_batches),
+        evaluate_last=_evaluate_last(config, corpus),
         batch_shapes={name: jax.ShapeDtypeStruct(shape, np.dtype(kind)) for name, kind in types.items()},
         save=lambda folder: corpus.tokenizer.save(folder / TOKENIZER_FILE),
     )
+
+
+def _evaluate_last(config: TrainConfig, corpus: data.Corpus):
+    """Return the evaluation after the last step; None where it would read what the others do."""
+    if config.final_eval_batches == config.eval_batches:
+        return None
+
+    def evaluate_last(params, mean_loss):
+        reads = config.final_eval_batches
+        if config.progress and jax.process_index() == 0:
+            before = f"the first {config.eval_batches} batches" if config.eval_batches else "all"
+            now = f"the first {reads} batches" if reads else "all"
+            print(
+                f"the last evaluation reads {now} of the held-out text; those above read {before} of it",
+                file=sys.stderr,
+            )
+        return held_out(config, corpus, params, mean_loss, reads)
+
+    return evaluate_last
 
 
 def next_token_loss(config: TrainConfig) -> LossFunction:
@@ -89,7 +111,11 @@ def held_out(
     what is predicted.
     """
     valid = corpus.valid
-    mean, count = mean_loss(params, held_out_batches(config, corpus, max_batches))
+    batches = held_out_batches(config, corpus, max_batches)
+    # Silent where it takes a moment, and where nobody watches.
+    quiet = None if config.progress else True
+    watched = tqdm(batches, desc="evaluating", unit="batch", delay=5, leave=False, disable=quiet)
+    mean, count = mean_loss(params, watched)
     return {
         "loss": mean,
         "bits_per_byte": mean / math.log(2) * valid.num_predicted / valid.num_bytes,

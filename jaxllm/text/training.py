@@ -1,6 +1,5 @@
 """Training a language model on text."""
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,9 +12,9 @@ from jaxllm.text.config import TrainConfig
 from jaxllm.text.precision import warn_of_lost_updates
 from jaxllm.text.prepare import prepare
 from jaxllm.text.resume import begun
-from jaxllm.text.task import evaluate
+from jaxllm.text.samples import print_samples
 from jaxllm.train.loop import Trained, train_run
-from jaxllm.train.task import LossFunction, View
+from jaxllm.train.task import Every, LossFunction, OnMetrics, View
 
 
 def train(
@@ -27,6 +26,8 @@ def train(
     views: Sequence[View] = (),
     start: Any = None,
     devices: Sequence[jax.Device] | None = None,
+    on_metrics: OnMetrics | None = None,
+    callbacks: Sequence[Every] = (),
 ) -> Trained:
     """Train a language model, or go on where the checkpoints in `config.out` end.
 
@@ -38,10 +39,21 @@ def train(
       views: functions of the parameters, applied before the loss; see `jaxllm.train.View`.
       start: parameters to begin with, of `config.model`; instead of the model that `config.start` names.
       devices: which to train on; None is all.
+      on_metrics: (step, numbers by name) -> None: is told what metrics.jsonl gets, as it gets it.
+      callbacks: functions of the parameters, each `jaxllm.train.Every` so many steps.
 
     Raises:
       UserError: bad input, before anything is compiled; another run is at work in `config.out`.
       Interrupted, NonFiniteLoss, ProcessLost: see `jaxllm.train.train_run`.
+
+    Examples:
+      Five lines for wandb, or for trackio, which is called the same::
+
+        import wandb
+        from jaxllm.text import TrainConfig, train
+
+        wandb.init(project="mine")
+        train(TrainConfig(data="my.txt"), on_metrics=lambda step, numbers: wandb.log(numbers, step=step))
     """
     with losses_told():
         kept = begun(config)
@@ -50,7 +62,6 @@ def train(
     if jax.process_index() == 0 and config.lora.rank is None:  # an adapter is float32 under any precision
         own = f"the optimizer '{config.optim.name}'" if optimizer is None else "the given optimizer"
         warn_of_lost_updates(config.precision, own, run.shapes.opt_state)
-    trained = train_run(run)
-    with losses_told():
-        scores = evaluate(run, trained.params, max_batches=config.final_eval_batches)
-    return dataclasses.replace(trained, evaluation=scores)
+    if config.sample_every:
+        callbacks = (*callbacks, Every(config.sample_every, print_samples(run)))
+    return train_run(run, on_metrics=on_metrics, callbacks=callbacks)

@@ -21,13 +21,15 @@ from jaxllm.train.loop import Trained, train, train_run
 from jaxllm.train.prepare import Run, prepare
 from jaxllm.train.state import TrainState, init_state
 from jaxllm.train.step import make_train_step
-from jaxllm.train.task import LossFunction, Stage, Task, View
+from jaxllm.train.task import Every, LossFunction, OnMetrics, Stage, Task, View
 
 __all__ = [
     "Engine",
+    "Every",
     "Interrupted",
     "LossFunction",
     "NonFiniteLoss",
+    "OnMetrics",
     "Parts",
     "Run",
     "RunConfig",

@@ -73,6 +73,10 @@ class Checkpoints:
         """Return the step of the checkpoint with the lowest held-out loss, or the newest."""
         return min(reversed(self.steps()), key=self._loss, default=None)
 
+    def best_loss(self) -> float:
+        """Return the lowest held-out loss of a checkpoint; infinite if none was measured."""
+        return min(map(self._loss, self.steps()), default=math.inf)
+
     def newest_whole(
         self, read: Callable[[int], Read], first: int | None = None
     ) -> tuple[int, Read, list[int]]:

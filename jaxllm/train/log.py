@@ -91,7 +91,8 @@ class MetricsLog:
         self._writers.advance(loss, speed, self._unit)
         if step % self._every == 0 or step == self._last:
             values = {"loss": loss, "grad_norm": float(metrics["grad_norm"])}
-            values[f"{self._unit}_per_second"] = speed
+            if speed:  # not known of one step
+                values[f"{self._unit}_per_second"] = speed
             if self._learning_rates is not None:
                 values["learning_rate"] = float(self._learning_rates[step - 1])
             self._writers.write(step, values)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from jaxllm.short_repr import holding
 from jaxllm.train.config import RunConfig
 from jaxllm.train.engine import Engine, Parts, Step, jit_engine, on_mesh
 from jaxllm.train.state import TrainState, init_state, state_shardings
-from jaxllm.train.step import make_eval_step
+from jaxllm.train.step import make_eval_step, see
 from jaxllm.train.task import Stage, Task, View, begin_batches, check_axes
 
 
@@ -39,6 +39,8 @@ class Run:
     start_name: str = "given parameters"
     schedule: optax.Schedule | None = None  # of the learning rate; None with an optimizer from outside
     check: Callable[[dict, int, Any], None] = lambda saved, step, folder: None  # may a checkpoint go on?
+    views: tuple[View, ...] = ()  # of the last stage: what an evaluation sees
+    about: Mapping[str, str] = dataclasses.field(default_factory=dict)  # what it is, for who starts it
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.config!r}; {holding(self.shapes.params)})"
@@ -64,6 +66,10 @@ class Run:
         """Return what the task does not train, on its devices; no copy where it lies there already."""
         places = jax.tree.map(lambda x: x.sharding, self.shapes.frozen)
         return jax.device_put(self.task.frozen, places)
+
+    def seen(self, params: Any) -> Any:
+        """Return what an evaluation sees of the task's parameters: what the views make of them."""
+        return see(self.views, self.frozen(), [None] * len(self.views), params)
 
     def check_loss(self) -> None:
         """Check what the loss returns, by shapes alone; a step would say the same when it is traced.
@@ -135,6 +141,7 @@ def prepare(
     devices: Sequence[jax.Device] | None = None,
     schedule: optax.Schedule | None = None,
     check: Callable[[dict, int, Any], None] | None = None,
+    about: Mapping[str, str] = {},
 ) -> Run:
     """Check a run and build its steps.
 
@@ -151,6 +158,7 @@ def prepare(
       schedule: of the learning rate, for the log.
       check: (the config of a checkpoint, its step, its folder) -> None; raises where this run must not go
         on from it, for reasons that the config's class does not know.
+      about: what the run is, {"model": "GPT-2 ..."}: lines that are shown when it starts.
 
     Raises:
       UserError: task, parameters and devices do not fit together.
@@ -194,6 +202,8 @@ def prepare(
         start=start,
         start_name=start_name,
         schedule=schedule,
+        views=stages[-1].views,
+        about=about,
         **({} if check is None else {"check": check}),
     )
 

@@ -26,6 +26,17 @@ View = Callable[[Any, Any, jax.Array | None], Any]
 MeanLoss = Callable[[Any, Iterator[Any]], tuple[float, float]]
 
 
+# on_metrics(step, numbers): what metrics.jsonl gets, as it gets it; called in the first process alone
+OnMetrics = Callable[[int, dict[str, float]], None]
+
+
+class Every(NamedTuple):
+    """A function of a run's parameters, called every so many steps and after the last, in all processes."""
+
+    steps: int
+    call: Callable[[int, Any], None]  # (step, the task's parameters before any view); valid during the call
+
+
 @dataclass(frozen=True)
 class Task:
     """A problem to train on. Text is one (`jaxllm.text`); a regression is a few lines.
@@ -52,6 +63,8 @@ class Task:
     loss: LossFunction
     # (params, mean_loss) -> numbers by name. The one named "loss" ranks checkpoints, lower is better.
     evaluate: Callable[[Any, MeanLoss], dict[str, float]] | None = None
+    # The same, once after the last step, where what a run reports in its end is more than what it ranks by.
+    evaluate_last: Callable[[Any, MeanLoss], dict[str, float]] | None = None
     batch_shapes: Any = None  # a batch of all processes as ShapeDtypeStructs; None: as the first one is
     frozen: Any = None  # arrays that views and loss read and nobody trains
     frozen_axes: Any = None  # like `axes`

@@ -11,8 +11,10 @@ from tqdm import tqdm
 
 from jaxllm.atomic import write_file
 from jaxllm.errors import UserError
+from jaxllm.train.task import OnMetrics
 
 _HELDOUT = "heldout_"  # begins the name of what an evaluation found
+_LAST = "final_"  # of what `Task.evaluate_last` found
 
 
 class Writers:
@@ -20,11 +22,21 @@ class Writers:
 
     metrics.jsonl holds one object a line: {"step": ..., name: number, ...}. When a run resumes, the
     lines that its checkpoint does not know are dropped, so no step stands twice.
+
+    Args:
+      folder: the run's.
+      steps: of the whole run.
+      start: those that were taken before.
+      progress: show a bar, from the first step's end on: a program is compiled before.
+      tensorboard: also write its events.
+      on_metrics: is told all that is written.
     """
 
-    def __init__(self, folder, *, steps: int, start: int, progress: bool, tensorboard: bool):
+    def __init__(self, folder, *, steps: int, start: int, progress: bool, tensorboard: bool,
+                 on_metrics: OnMetrics | None = None):  # fmt: skip
         self._active = jax.process_index() == 0
-        self._tensorboard = None
+        self._tensorboard = self._bar = None
+        self._steps, self._done, self._progress, self._on_metrics = steps, start, progress, on_metrics
         if not self._active:
             return
         folder = Path(folder)
@@ -32,16 +44,22 @@ class Writers:
         with _clear_errors(self._path):
             _drop_lines_after(self._path, start)
             self._file = self._path.open("a", encoding="utf-8")
-        self._bar = tqdm(total=steps, initial=start, unit="step", disable=not progress, dynamic_ncols=True)
         if tensorboard:
             self._tensorboard = _tensorboard_writer(folder / "tensorboard")
 
     def advance(self, loss: float, speed: float, unit: str) -> None:
         """Move the progress bar by one step."""
-        if self._active:
-            shown = f"{speed:,.0f}" if speed >= 10 else f"{speed:.2g}"
-            self._bar.set_postfix_str(f"loss {loss:.3f}, {shown} {unit}/s", refresh=False)
+        self._done += 1
+        if not self._active:
+            return
+        if self._bar is None:
+            self._bar = tqdm(total=self._steps, initial=self._done, unit="step", disable=not self._progress,
+                             dynamic_ncols=True)  # fmt: skip
+        else:
             self._bar.update()
+        shown = f"{speed:,.0f}" if speed >= 10 else f"{speed:.2g}"
+        fast = f", {shown} {unit}/s" if speed else ""  # not known of one step
+        self._bar.set_postfix_str(f"loss {loss:.3f}{fast}", refresh=False)
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Record the numbers of a step."""
@@ -53,13 +71,25 @@ class Writers:
         if self._tensorboard:
             for name, value in values.items():
                 self._tensorboard.add_scalar(name, value, step)
+        if self._on_metrics is not None:
+            tell, self._on_metrics = self._on_metrics, None  # one that raises is not called again
+            tell(step, dict(values))
+            self._on_metrics = tell
 
     def evaluated(self, step: int, scores: dict[str, float]) -> None:
         """Record what an evaluation found and show it above the progress bar."""
         self.write(step, {f"{_HELDOUT}{name}": value for name, value in scores.items()})
         if self._active:
-            shown = ", ".join(f"{name.replace('_', ' ')} {value:.5g}" for name, value in scores.items())
-            self._bar.write(f"step {step}: held-out {shown}")
+            tqdm.write(f"step {step}: held-out {_shown(scores)}")
+
+    def evaluated_last(self, step: int, scores: dict[str, float]) -> None:
+        """Record what the evaluation after the last step found."""
+        self.write(step, {f"{_LAST}{name}": value for name, value in scores.items()})
+
+    def end_bar(self) -> None:
+        """Leave the progress bar as it stands: there are no more steps."""
+        if self._bar is not None:
+            self._bar.close()
 
     def lacks_evaluation(self, step: int) -> bool:
         """Return whether no evaluation of a step was recorded; the same answer in all processes."""
@@ -76,11 +106,18 @@ class Writers:
 
     def __exit__(self, *_):
         if self._active:
-            self._bar.close()
+            self.end_bar()
             with contextlib.suppress(OSError):  # what could not be flushed has been reported
                 self._file.close()
             with contextlib.suppress(AttributeError):
                 self._tensorboard.close()
+
+
+def _shown(scores: dict[str, float]) -> str:
+    return ", ".join(
+        f"{name.replace('_', ' ')} {f'{value:,}' if isinstance(value, int) else f'{value:.5g}'}"
+        for name, value in scores.items()
+    )
 
 
 def read_metrics(folder) -> list[dict[str, float]]:

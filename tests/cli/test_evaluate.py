@@ -63,3 +63,12 @@ def test_the_table_holds_each_document_and_their_sum(tiny, tmp_path, capsys):
     assert [one["tokens"] for one in written["documents"]] == [one.tokens for one in expected]
     assert "first \\| text" in printed
     assert f"| all 2 documents | {total.tokens} | {total.loss:.4f} |" in printed
+
+
+def test_a_single_document_is_all_there_is(tiny, tmp_path, capsys):
+    (tmp_path / "a.txt").write_text("one text")
+    evaluate.main(["run", "--data", str(tmp_path / "a.txt")])
+    one, printed = score.score_texts(*tiny, ["one text"])[0], capsys.readouterr().out.splitlines()
+    assert len(printed) == 3 and printed[2].startswith(f"| one text | {one.tokens} | {one.loss:.4f} |")
+    evaluate.main(["run", "--data", str(tmp_path / "a.txt"), "--show", "0"])
+    assert capsys.readouterr().out.splitlines()[2].startswith(f"| document | {one.tokens} |")
