@@ -21,12 +21,14 @@ _DESCRIPTION = """Find the fastest way to train a model, among those that fit a 
 
 Searched: rematerialisation, what lies in the host's memory, the parts a batch is computed in, the mesh,
 and the engine; each stays as given where its flag is given (--model.remat, --offload, --accumulate,
---mesh.*, --engine). The best by estimate are compiled; steps in tiles (GPT-2 in float32) are simulated.
+--mesh.*, --engine). The best by estimate are compiled, two at a time; steps in tiles (GPT-2 in float32)
+are simulated where none of those holds everything on the device.
 
   --target NAME       the machine: v5e-8, v5p-128, h100x8, ... (required)
   --batch N           sequences a step; the same as --batch-size
   --precision NAMES   policies to choose from, with commas, or any; otherwise the preset's
   --optimizer NAMES   optimizers to choose from, with commas; otherwise the preset's
+  --steps N           of the run, for its hours
   --compiles N        plans to compile (2)
   --out FILE          where the chosen config goes (plan.json)
 
@@ -65,6 +67,7 @@ def main(argv: Sequence[str]) -> None:
     batch = f"{config.batch_size} x {config.seq_len} tokens a step"
     print(f"{target.name}, {memory}; {batch}; compiled for it, not run on it\n")
     print(found.table())
+    print(f"\n{found.summary()}")
     start = " --start MODEL" * (config.adapts and config.start is None)
     print(f"\n{time.time() - started:.0f} s; start it with: jaxllm train --config {out}{start} --data ...")
 

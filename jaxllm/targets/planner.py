@@ -1,15 +1,15 @@
 """Choose the fastest way to train a model on a machine that is not here, among those that fit it.
 
 An estimate in closed form ranks every candidate; the compiler of the machine judges the best few. What
-the compiler says corrects the estimates of those still waiting. Steps in tiles, where tiles compute the run,
-are judged by the simulator of their tasks.
+the compiler says corrects the estimates of those still waiting. Steps in tiles, where tiles compute the run
+and no compiled plan holds everything on the device, are judged by the simulator of their tasks.
 """
 
 import dataclasses
 import json
-import math
 import statistics
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from tqdm import tqdm
@@ -21,17 +21,18 @@ from jaxllm.targets.analytic import Estimate, estimate
 from jaxllm.targets.candidates import Search, candidates
 from jaxllm.targets.catalog import Target, get_target
 from jaxllm.targets.forecast_cache import cached_forecast
+from jaxllm.targets.plan_table import plan_summary, plan_table
 from jaxllm.targets.shortfall import nothing_fits
-from jaxllm.targets.tiled import Simulation, simulate_step, tiled_plans
+from jaxllm.targets.tiled import simulate_step, tiled_plans
 from jaxllm.targets.train_step import with_vocabulary
 from jaxllm.text import TrainConfig
 from jaxllm.text.config import ENGINES
 from jaxllm.train import to_dict
 
 _GIB = 2**30
-_TITLES = ("", "precision", "optimizer", "remat", "offload", "parts", "data x fsdp x tensor", "peak", "step",
-           "MFU", "by", "why")  # fmt: skip
+_AT_ONCE = 2  # compilers at work, a core each; each takes one to three GB of memory
 _DOUBT = 1.2  # how much faster a simulated plan has to be than a compiled one: no compiler has seen it
+_REACH = 1.25  # times the best estimate: how slow another kind's may be and still be worth a compilation
 _HOPE = 1.15  # how far an estimate may be over the memory before the compiler has corrected any
 
 
@@ -43,21 +44,41 @@ class Row:
     estimate: Estimate
     forecast: object | None  # the compiler's or, of tiles, the simulator's; None: not asked
     reason: str
+    time_factor: float = 1.0  # by which compiled plans say that the estimate is off
+    memory_factor: float = 1.0
 
     @property
     def seconds(self) -> float:
-        """Seconds a step: the compiler's where there are any."""
-        return (self.forecast or self.estimate).seconds
+        """Seconds a step: the compiler's, or the estimate as compiled plans correct it."""
+        return self.forecast.seconds if self.forecast else self.time_factor * self.estimate.seconds
 
     @property
     def peak_bytes(self) -> int:
-        """Bytes a device needs: the compiler's where there are any."""
-        return (self.forecast or self.estimate).peak_bytes
+        """Bytes a device needs: the compiler's, or the estimate as compiled plans correct it."""
+        if self.forecast:
+            return self.forecast.peak_bytes
+        return int(self.memory_factor * self.estimate.peak_bytes)
+
+    @property
+    def mfu(self) -> float:
+        """The model's FLOPs over those the device could do in these seconds."""
+        return self.forecast.mfu if self.forecast else self.estimate.mfu / self.time_factor
+
+    @property
+    def fits(self) -> bool:
+        """Whether the device holds it, as far as it is known."""
+        e = self.estimate
+        if self.forecast:
+            return self.forecast.fits
+        return self.peak_bytes <= e.hbm_bytes and e.host_bytes <= e.host_limit
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The chosen config, and every candidate with the reason it lost; the best first."""
+    """The chosen config, and every candidate with the reason it lost.
+
+    The chosen one is first, then those that fit, the fastest first, then those that do not.
+    """
 
     config: TrainConfig
     target: Target
@@ -75,22 +96,12 @@ class Plan:
         return _correction(ranked, forecasts, _HOPE)
 
     def table(self, limit: int = 12) -> str:
-        """Return the ranking as text, one line a candidate."""
-        lines = [_TITLES]
-        for number, row in enumerate(self.rows[:limit], 1):
-            c, source = row.config, row.forecast or row.estimate
-            lines.append(
-                (str(number), c.precision, c.optim.name, c.model.remat,
-                 c.offload if c.engine == "jit" else "tiles", str(c.accumulate),
-                 f"{c.mesh.data} x {c.mesh.fsdp} x {c.mesh.tensor}",
-                 _gib(row.peak_bytes) if row.peak_bytes else "",
-                 _duration(row.seconds), "" if math.isinf(row.seconds) else f"{100 * source.mfu:.0f} %",
-                 _judge_of(row), row.reason)
-            )  # fmt: skip
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        text = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
-        hidden = len(self.rows) - limit
-        return "\n".join(text + [f"... and {hidden} more, all not compiled or too big"] * (hidden > 0))
+        """Return the ranking as text, one line a candidate, the best of each kind."""
+        return plan_table(self.rows, limit)
+
+    def summary(self) -> str:
+        """Return the chosen plan's tokens a second, the time of the run and where a device's bytes go."""
+        return plan_summary(self.best, self.config.steps)
 
     def write(self, path) -> None:
         """Write the chosen config as JSON, for `jaxllm train --config FILE`."""
@@ -131,6 +142,8 @@ def plan(
         with tqdm(total=search.compiles, desc="compiling", unit="plan", disable=not progress) as bar:
             forecasts = _judge(ranked, target, search.compiles, compile or cached_forecast, bar)
     compiled = ranked, forecasts
+    if any(f.fits and ranked[i][0].offload == "none" for i, f in forecasts.items()):
+        tiled = []  # whose tasks gain only where a device cannot hold everything
     for tiles in tqdm(tiled, desc="simulating", unit="plan", disable=not progress or not tiled):
         made = simulate_step(tiles, target)
         ranked, forecasts = [*ranked, (tiles, made)], forecasts | {len(ranked): made}
@@ -173,34 +186,56 @@ def rank(configs: Sequence[TrainConfig], target: Target | str) -> list[tuple[Tra
 
 
 def _judge(ranked, target, compiles: int, compile, bar) -> dict[int, object]:
-    """Ask the compiler about the most promising candidates, by index; go on until one fits."""
+    """Ask the compiler about the most promising candidates, by index; go on until one fits.
+
+    Plans of different kinds are compiled at once: what is said of one corrects the estimates of its kind.
+    """
     forecasts: dict[int, object] = {}
-    while True:
-        if len(forecasts) >= compiles and any(f.fits for f in forecasts.values()):
-            return forecasts
-        index = _next(ranked, forecasts)
-        if index is None or len(forecasts) >= 3 * compiles:
-            return forecasts
-        bar.total = max(bar.total, len(forecasts) + 1)
-        bar.set_postfix_str(_label(ranked[index][0]), refresh=True)
-        forecasts[index] = compile(ranked[index][0], target)
-        bar.update()
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        while True:
+            fits = any(f.fits for f in forecasts.values())
+            if len(forecasts) >= compiles and fits:
+                return forecasts
+            room = min(_AT_ONCE, max(compiles - len(forecasts), 1), 3 * compiles - len(forecasts))
+            asked: list[int] = []
+            while len(asked) < room and (index := _next(ranked, forecasts, asked)) is not None:
+                asked.append(index)
+            if not asked:
+                return forecasts
+            bar.total = max(bar.total, len(forecasts) + len(asked))
+            bar.set_postfix_str("; ".join(_label(ranked[index][0]) for index in asked), refresh=True)
+            answers = [pool.submit(compile, ranked[index][0], target) for index in asked]
+            for index, answer in zip(asked, answers, strict=True):
+                forecasts[index] = answer.result()
+                bar.update()
 
 
-def _next(ranked, forecasts) -> int | None:
-    """Return the fastest candidate that may fit and could still win; None: there is none."""
+def _next(ranked, forecasts, asked: Sequence[int] = ()) -> int | None:
+    """Return the fastest candidate that may fit and could still win; None: there is none.
+
+    A kind that nobody compiled yet comes first, if its estimate is within reach: estimates of one kind err
+    alike, and its fastest was asked about first. Of a kind that is being asked about, no other is.
+    """
     correct = _correction(ranked, forecasts, _HOPE)
     fitting = [i for i, f in forecasts.items() if f.fits]
+    known, pending = ({_kind(ranked[i][0]) for i in indices} for indices in (fitting, asked))
+    within = _REACH * min((ranked[i][1].seconds for i in (*fitting, *asked)), default=float("inf"))
+    same_kind = None
     for index, (config, guess) in enumerate(ranked):
-        if index in forecasts or correct(config) * guess.peak_bytes > guess.hbm_bytes:
+        kind = _kind(config)
+        if index in forecasts or kind in pending or guess.host_bytes > guess.host_limit:
             continue
-        if guess.host_bytes > guess.host_limit:
+        if correct(config) * guess.peak_bytes > guess.hbm_bytes:
             continue
-        if not any(_more_parts(config, ranked[i][0]) for i in fitting):
+        if any(_more_parts(config, ranked[i][0]) for i in fitting):
+            continue
+        if kind not in known and guess.seconds <= within:
             return index
-    if not forecasts:  # by the estimates nothing fits: let the compiler speak of the smallest
+        if kind in known and same_kind is None:
+            same_kind = index
+    if not forecasts and not asked:  # by the estimates nothing fits: let the compiler speak of the smallest
         return min(range(len(ranked)), key=lambda i: ranked[i][1].peak_bytes)
-    return None
+    return same_kind
 
 
 def _correction(ranked, forecasts, hope: float) -> Callable[[TrainConfig], float]:
@@ -228,56 +263,65 @@ def _correction(ranked, forecasts, hope: float) -> Callable[[TrainConfig], float
 
 
 def _kind(config: TrainConfig) -> tuple[str, ...]:
-    return (config.precision, config.model.remat, config.offload)
+    return (config.precision, config.optim.name, config.model.remat, config.offload)
 
 
 def _rows(ranked, forecasts, best: int, target: Target) -> list[Row]:
-    """Say of every candidate why it won or lost; compiled ones first."""
-    correct = _correction(ranked, forecasts, 1.0)
-
-    def order(index):
-        forecast = forecasts.get(index)
-        compiled = 0 if index == best else 1 if forecast else 2
-        return (compiled, not forecast.fits if forecast else 0, forecast.seconds if forecast else index)
-
+    """Say of every candidate why it won or lost; see `Plan` for their order."""
+    correct, time_factor = _correction(ranked, forecasts, 1.0), _time_factors(ranked, forecasts)
+    fitting = [ranked[i][0] for i, f in forecasts.items() if f.fits]
     rows = []
-    for index in sorted(range(len(ranked)), key=order):
-        config, guess = ranked[index]
+    for index, (config, guess) in enumerate(ranked):
         forecast = forecasts.get(index)
-        if index == best:
-            reason = "chosen: the fastest that fits"
-        elif guess.host_bytes > guess.host_limit:
-            reason = f"too big for the host by about {_gib(guess.host_bytes - guess.host_limit)}"
-        elif config.engine == "tiles" and not forecast.fits:
-            reason = forecast.failure
-        elif config.engine == "tiles" and forecast.seconds < forecasts[best].seconds:
-            reason = f"simulated alone, and not {_DOUBT} times as fast as what was compiled"
-        elif forecast is not None and not forecast.fits:
-            reason = f"too big by {_gib(forecast.peak_bytes - target.hbm_bytes)}"
-        elif forecast is not None:
-            reason = f"{_slower(forecast.seconds / forecasts[best].seconds)}, {forecast.bound} bound"
-        elif correct(config) * guess.peak_bytes > target.hbm_bytes:
-            over = correct(config) * guess.peak_bytes - target.hbm_bytes
-            reason = f"not compiled: too big by about {_gib(over)}"
-        elif any(f.fits and _more_parts(config, ranked[i][0]) for i, f in forecasts.items()):
+        factors = (1.0, 1.0) if forecast else (time_factor(config), correct(config))
+        row = Row(config, guess, forecast, "", *factors)
+        reason = "chosen: the fastest that fits" if index == best else _reason(row, forecasts[best], target)
+        if index != best and not forecast and row.fits and any(_more_parts(config, c) for c in fitting):
             reason = "not compiled: a compiled plan in more parts than it needs"
-        else:
-            slower = _slower(guess.seconds / ranked[best][1].seconds)
-            reason = f"not compiled: {slower} by the estimate, {guess.bound} bound"
-        rows.append(Row(config, guess, forecast, reason))
-    return rows
+        rows.append(dataclasses.replace(row, reason=reason))
+    chosen = rows.pop(best)
+    return [chosen, *sorted(rows, key=lambda row: (not row.fits, row.seconds))]
+
+
+def _reason(row: Row, best, target: Target) -> str:
+    """Say why a plan lost against the best one's forecast."""
+    guess, forecast, slower = row.estimate, row.forecast, _slower(row.seconds / best.seconds)
+    if guess.host_bytes > guess.host_limit:
+        return f"too big for the host by about {_gib(guess.host_bytes - guess.host_limit)}"
+    if row.config.engine == "tiles":
+        if not forecast.fits:
+            return forecast.failure
+        if forecast.seconds < best.seconds:
+            return f"simulated alone, and not {_DOUBT} times as fast as what was compiled"
+    if not row.fits:
+        over = row.peak_bytes - target.hbm_bytes
+        return f"too big by {_gib(over)}" if forecast else f"not compiled: too big by about {_gib(over)}"
+    if forecast:
+        return f"{slower}, {forecast.bound} bound"
+    if row.seconds < 1.005 * best.seconds:
+        return f"not compiled: as fast by the estimate, {guess.bound} bound; more --compiles would tell"
+    return f"not compiled: {slower} by the estimate, {guess.bound} bound"
+
+
+def _time_factors(ranked, forecasts) -> Callable[[TrainConfig], float]:
+    """Return config -> what to multiply its estimated time with, from those that were compiled."""
+    ratios: dict[tuple, list[float]] = {}
+    for index, forecast in forecasts.items():
+        config, guess = ranked[index]
+        if config.engine == "jit" and forecast.fits:
+            for key in (_kind(config), ()):
+                ratios.setdefault(key, []).append(forecast.seconds / guess.seconds)
+
+    def factor(config: TrainConfig) -> float:
+        return statistics.median(ratios.get(_kind(config)) or ratios.get(()) or [1.0])
+
+    return factor
 
 
 def _more_parts(config: TrainConfig, other: TrainConfig) -> bool:
     """Whether config is the other plan in more parts: never faster, and needless where the other fits."""
-    one, another = (dataclasses.replace(c, accumulate=1) for c in (config, other))
-    return one == another and config.accumulate > other.accumulate
-
-
-def _judge_of(row: Row) -> str:
-    if row.forecast is None:
-        return "estimate"
-    return "simulator" if isinstance(row.forecast, Simulation) else "compiler"
+    same = config.engine == other.engine and config.mesh == other.mesh and _kind(config) == _kind(other)
+    return same and config.accumulate > other.accumulate
 
 
 def _label(config: TrainConfig) -> str:
@@ -292,9 +336,3 @@ def _slower(ratio: float) -> str:
 
 def _gib(size: float) -> str:
     return f"{size / _GIB:.2f} GiB"
-
-
-def _duration(seconds: float) -> str:
-    if math.isinf(seconds):
-        return ""
-    return f"{seconds:.2f} s" if seconds >= 1 else f"{1000 * seconds:.1f} ms"

@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import logging
 import os
+import threading
 from collections.abc import Iterator
 
 import jax
@@ -28,6 +29,7 @@ _LIBTPU = {
     "TPU_MIN_LOG_LEVEL": "3",
     "TPU_LOG_DIR": "disabled",
 }
+_LOADING = threading.Lock()
 _ONE_CHIP = {"chips_per_host_bounds": [1, 1, 1]}  # a host has four, unless told otherwise
 _CUDA_PLUGINS = ("jax_plugins.xla_cuda12", "jax_plugins.xla_cuda13")
 
@@ -92,8 +94,13 @@ def _cpu_devices(target: Target) -> list[jax.Device]:
     return here[: target.num_devices]
 
 
-@functools.cache
 def _compile_only_devices(platform: str, chip: str, topology: str) -> tuple[jax.Device, ...]:
+    with _LOADING:  # a compiler is loaded once, whichever thread asks first
+        return _described(platform, chip, topology)
+
+
+@functools.cache
+def _described(platform: str, chip: str, topology: str) -> tuple[jax.Device, ...]:
     from jax.experimental import topologies
 
     if platform == "tpu":

@@ -70,16 +70,22 @@ def test_tiles_are_chosen_where_no_compiled_step_fits():
     assert found.config.engine == "tiles" and found.config.offload == "state"
     fitting = [r.forecast.seconds for r in found.rows if r.forecast and r.forecast.fits]
     assert found.best.forecast.seconds == min(fitting) and len(fitting) > 1
-    assert "simulator" in found.table().splitlines()[1]
+    assert "simulator" in next(line for line in found.table().splitlines() if line.startswith("1 "))
     again = config_from_dict(json.loads(json.dumps(to_dict(found.config))))
     assert again == found.config and 0 < again.tiles.device_bytes < small.hbm_bytes
 
 
 def test_tiles_lose_to_a_compiled_step_that_is_faster_and_say_by_how_much():
-    found = plan(XL, H100, compile=FakeCompiler())
+    found = plan(XL, H100, Search(offloads=("optimizer", "state")), compile=FakeCompiler())
     assert found.config.engine == "jit"
     tiled = [row for row in found.rows if row.config.engine == "tiles"]
     assert tiled and all("% slower, " in row.reason for row in tiled)
+
+
+def test_tiles_are_not_simulated_where_a_compiled_step_holds_everything_on_the_device(monkeypatch):
+    monkeypatch.setattr("jaxllm.targets.planner.simulate_step", None)
+    found = plan(XL, H100, compile=FakeCompiler())
+    assert found.config.offload == "none" and all(row.config.engine == "jit" for row in found.rows)
 
 
 def test_a_simulated_plan_has_to_be_a_fifth_faster_than_a_compiled_one():
