@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxllm import data
-from jaxllm.data.chat import ChatTemplate
+from jaxllm.data.chat import ChatTemplate, check_roles
 from jaxllm.errors import UserError, brief
 
 
@@ -59,6 +59,7 @@ class Reader:
                 f"{where} holds {brief(row)}; expected an object with a text 'prompt', or with 'messages': a "
                 "list of objects with the texts 'role' and 'content'"
             )
+        check_roles(messages, where)
         if self._template is None:
             raise UserError(
                 f"{where} holds messages, and the model has no chat template that writes them; give a text "

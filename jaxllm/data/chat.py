@@ -12,6 +12,10 @@ from jaxllm.data.tokenizer import Tokenizer
 from jaxllm.errors import UserError, brief
 
 Message = Mapping[str, Any]  # {"role": "user", "content": "Hello"}; what else it holds, the template reads
+# What other formats call the two that speak. A template would write them as they are, or leave them out.
+_ROLES = {"human": "user", "prompter": "user", "person": "user", "gpt": "assistant", "chatgpt": "assistant",
+          "bot": "assistant", "chatbot": "assistant", "ai": "assistant", "model": "assistant"}  # fmt: skip
+_KNOWN_ROLES = ("system", "developer", "user", "assistant", "tool")
 _TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token", "mask_token")
 
 
@@ -110,11 +114,29 @@ def check_messages(messages: Any, where: str) -> list[Message]:
             f"{where} has {brief(messages)} in the column 'messages'; expected a list of objects with the "
             "texts 'role' and 'content'"
         )
+    check_roles(messages, where)
     said = [m["content"] for m in messages if m["role"] == "assistant"]
     if not said or not all(text.strip() for text in said):
         what = "an empty turn of the assistant" if said else "no turn of the assistant"
         raise UserError(f"{where} has {what}, so there is nothing to learn from it; fill it in or remove it")
     return messages
+
+
+def check_roles(messages: Sequence[Message], where: str) -> None:
+    """Check that who speaks is called as chat templates call them.
+
+    Raises:
+      UserError: names the role and what it is called here.
+    """
+    for message in messages:
+        role = message["role"]
+        name = role.strip().lower()
+        known = _ROLES.get(name, name if name in _KNOWN_ROLES else role)
+        if known != role:
+            raise UserError(
+                f"{where} has a message of the role {brief(role)}, which chat templates do not know; call it "
+                f"'{known}'"
+            )
 
 
 @functools.lru_cache(maxsize=8)
