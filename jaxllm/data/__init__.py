@@ -22,7 +22,7 @@ from jaxllm.data.chat import ChatTemplate, chat_template
 from jaxllm.data.corpus import Corpus, fingerprint, prepare
 from jaxllm.data.padded import encode_padded
 from jaxllm.data.sources import open_source, read_documents
-from jaxllm.data.tokenizer import Tokenizer, is_trained, load_tokenizer, start_id
+from jaxllm.data.tokenizer import Tokenizer, is_trained, load_tokenizer, single_token, start_id
 from jaxllm.data.tokens import Tokens
 
 __all__ = [
@@ -42,6 +42,7 @@ __all__ = [
     "open_source",
     "prepare",
     "read_documents",
+    "single_token",
     "start_id",
     "unigram_bits_per_byte",
 ]

@@ -74,6 +74,25 @@ def encode_prompt(tokenizer: Tokenizer, text: str) -> list[int]:
     return list(map(int, ids)) or [start_id(tokenizer)]
 
 
+def single_token(tokenizer: Tokenizer, text: str) -> int:
+    """Return the id of a text that is one token, such as the letter " A" of a multiple-choice question.
+
+    Raises:
+      UserError: it is several tokens, or none.
+
+    Examples:
+      >>> single_token(load_tokenizer("gpt2"), " A")
+      317
+    """
+    ids = tokenizer.encode(text).tolist()
+    if len(ids) != 1:
+        raise UserError(
+            f"{brief(text)} is {len(ids)} tokens of this tokenizer, and must be one; choose a text that is one, "
+            "or a tokenizer that has it (with or without the space before it)"
+        )
+    return ids[0]
+
+
 def is_trained(spec: str) -> bool:
     """Say whether `spec` names a tokenizer that must be trained on text first."""
     return spec == "char" or spec.startswith("bpe:")

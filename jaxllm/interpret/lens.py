@@ -37,7 +37,7 @@ class ComponentScores(NamedTuple):
     rows_LBF: jax.Array  # of k_i v_i; norm="own" adds the MLP's output bias to each, as the paper does
     resid_LB: jax.Array  # of the stream leaving each layer: the classic logit lens
     bias_B: jax.Array  # of the final norm's bias alone
-    row_sizes_LBF: jax.Array  # |k_i| * the length of v_i: how much a row writes, whatever it says
+    row_sizes_LBF: jax.Array  # k_i * the length of v_i: how much a row writes, with the sign of k_i
 
 
 def lens(
@@ -197,7 +197,7 @@ def _scores(config, norm, params, tokens_BT, token_B, other_B, positions_B) -> C
 
 
 def _row_scores(config, norm, params, seen, reader_BD, bias_B, final_B1):
-    """Return (the score, the length) of k_i v_i of every row, each [L, B, F], without these vectors.
+    """Return (the score, the signed length) of k_i v_i of every row, each [L, B, F], without these vectors.
 
     With z = k v + b and the reader g: z.g = k v.g + b.g, and mean(z^2) = k^2 mean(v^2) + 2 k mean(v b) +
     mean(b^2); the same of centred vectors with LayerNorm.
@@ -206,7 +206,7 @@ def _row_scores(config, norm, params, seen, reader_BD, bias_B, final_B1):
     D = config.embed_dim
     said_LBF = k_LBF * jnp.einsum("BD,LFD->LBF", reader_BD, v_LFD)
     square_LF = jnp.sum(jnp.square(v_LFD), axis=-1)
-    sizes_LBF = jnp.abs(k_LBF) * jnp.sqrt(square_LF)[:, None]
+    sizes_LBF = k_LBF * jnp.sqrt(square_LF)[:, None]
     if norm == "final":
         return said_LBF * final_B1, sizes_LBF
     b_LBD = seen.mlp_bias_LBD

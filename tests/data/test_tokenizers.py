@@ -206,3 +206,9 @@ def test_a_tokenizer_without_an_end_token_is_refused():
 def test_too_little_text_for_the_size_says_how_much_there_is():
     with pytest.raises(UserError, match=r"too small for the tokenizer 'bpe:500'.*at most bpe:\d+"):
         data.load_tokenizer("bpe:500", documents=["a few words only"])
+
+
+def test_a_text_of_several_tokens_is_no_single_one():
+    assert data.single_token(data.load_tokenizer("bytes"), "A") == 65
+    with pytest.raises(UserError, match="' A' is 2 tokens of this tokenizer, and must be one"):
+        data.single_token(data.load_tokenizer("bytes"), " A")

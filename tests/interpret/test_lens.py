@@ -102,7 +102,7 @@ def test_scores_are_those_of_each_vector_by_itself(family, norm):
         "mlp_LB": difference(logits(family, seen["mlp_out"], norm), 1),
         "rows_LBF": difference(logits(family, whole_rows, norm), 1),
         "resid_LB": difference(logits(family, seen["resid_post"], norm), 1),
-        "row_sizes_LBF": np.linalg.norm(rows, axis=-1),
+        "row_sizes_LBF": np.linalg.norm(rows, axis=-1) * np.sign(seen["mlp_hidden"]),
         "model_B": difference(seen["final"] @ unembed(config, params), 0),
     }
     for name, value in expected.items():

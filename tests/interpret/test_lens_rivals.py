@@ -25,7 +25,7 @@ def gpt2(tmp_path_factory):
     config = transformers.GPT2Config(vocab_size=97, n_positions=32, n_embd=48, n_layer=3, n_head=4)
     theirs = transformers.GPT2LMHeadModel(config).eval()
     with torch.no_grad():
-        for name, weight in theirs.named_parameters():  # biases and gains that count
+        for weight in theirs.parameters():  # biases and gains that count
             weight.add_(0.1 * torch.randn_like(weight))
     folder = tmp_path_factory.mktemp("gpt2")
     config.architectures = ["GPT2LMHeadModel"]
