@@ -86,6 +86,21 @@ def test_finetune_learns_the_answers_and_exports_them(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+def test_understand_calibrates_and_keeps_the_order(tmp_path, monkeypatch):
+    tokenizer = chat_tokenizer()
+    config = models.get_preset("llama-nano", vocab_size=tokenizer.vocab_size, context_length=512)
+    params = models.init(config, jax.random.key(0))
+    save_pretrained(tmp_path / "base", config, params, tokenizer)
+    monkeypatch.setenv("JAXLLM_BASE", str(tmp_path / "base"))
+    monkeypatch.setenv("JAXLLM_PRESET", "debug")
+    text = run("understand.ipynb", monkeypatch)
+    [(before, after)] = re.findall(r"as given: .*AUROC ([\d.]+)\ncalibrated: .*AUROC ([\d.]+)", text)
+    assert before == after
+    first, second, count = re.search(r"prior: ([\d.]+) ±[^,]*, ([\d.]+) ± .* \((\d+) inputs", text).groups()
+    assert abs(float(first) + float(second) - 1) < 2e-3 and count == "4"
+
+
+@pytest.mark.slow
 def test_tpu_trains_on_all_devices_and_goes_on_with_another_split(tmp_path, monkeypatch):
     monkeypatch.setenv("JAXLLM_PRESET", "debug")
     monkeypatch.setenv("JAXLLM_OUT", str(tmp_path / "run"))

@@ -15,7 +15,7 @@ from jaxllm.score.few_shot import FewShotTask, Values, label_tokens, marker_toke
 from jaxllm.score.sequences import check_tokenizer
 
 _ROWS = 16  # queries of a call of the model; fewer are padded to it, so that few programs are compiled
-_LEAST_PROMPT, _LEAST_QUERY = 256, 16  # tokens
+_LEAST_PROMPT, _LEAST_QUERY = 256, 32  # tokens
 
 
 class FewShotPrompt:
@@ -76,10 +76,10 @@ class FewShotPrompt:
                 f"{len(exemplars)} exemplars are {self.length} tokens and the model's context is "
                 f"{decoder.config.context_length}; give fewer or shorter ones"
             )
-        padded = bucket(self.length, _LEAST_PROMPT)
+        padded = max(_LEAST_PROMPT, 1 << (self.length - 1).bit_length())
         tokens_1T, mask_1T = _left_padded([ids], 1, padded)
         # With room for the first field's marker, which inputs are drawn after.
-        slots = padded + bucket(len(self.markers[0]), _LEAST_QUERY)
+        slots = padded + bucket(len(self.markers[0]))
         _, self.cache = decoder.prefill(tokens_1T, mask_1T, slots=slots)
 
     def label_log_probs(self, inputs: Sequence[Values]) -> np.ndarray:
@@ -168,15 +168,15 @@ class FewShotPrompt:
         return (log_probs_RT.reshape(B, Y, several) * is_there_YT).sum(axis=2)
 
 
-def bucket(length: int, least: int) -> int:
+def bucket(length: int) -> int:
     """Return the number of slots that holds `length` tokens: few numbers, so that few programs are compiled.
 
     Examples:
-      >>> [bucket(n, 16) for n in (3, 17, 30, 40, 50, 70)]
-      [16, 24, 32, 48, 64, 96]
+      >>> [bucket(n) for n in (3, 30, 40, 50, 70, 100)]
+      [32, 32, 48, 64, 96, 128]
     """
-    size = max(least, 1 << (length - 1).bit_length())
-    return size * 3 // 4 if length <= size * 3 // 4 and size > least else size
+    size = max(_LEAST_QUERY, 1 << (length - 1).bit_length())
+    return size * 3 // 4 if length <= size * 3 // 4 and size > _LEAST_QUERY else size
 
 
 def _batches(queries: Sequence[Sequence[int]]) -> Iterator[tuple[list[int], tuple[np.ndarray, np.ndarray]]]:
@@ -186,7 +186,7 @@ def _batches(queries: Sequence[Sequence[int]]) -> Iterator[tuple[list[int], tupl
         rows = order[at : at + _ROWS]
         yield (
             rows,
-            _left_padded([queries[row] for row in rows], _ROWS, bucket(len(queries[rows[0]]), _LEAST_QUERY)),
+            _left_padded([queries[row] for row in rows], _ROWS, bucket(len(queries[rows[0]]))),
         )
 
 
