@@ -1,5 +1,6 @@
-"""Every command, block of Python, flag, file and name in the README is one that exists, called as shown."""
+"""Each command, block of Python, flag, file and name in README and OPTIONS exists, and is called as shown."""
 
+import ast
 import importlib
 import importlib.util
 import json
@@ -11,29 +12,33 @@ import types
 from dataclasses import fields
 from pathlib import Path
 
+import jax
 import numpy as np
 import optax
 import pytest
 
 from experiments.benchmarks.published_steps import PUBLISHED
+from jaxllm import models
 from jaxllm.cli import _main as jaxllm
 from jaxllm.cli.train import parse_config
+from jaxllm.data import load_tokenizer
+from jaxllm.pretrained import Pretrained
 from jaxllm.text import TrainConfig
 from jaxllm.text.presets import TRAIN_PRESETS
 from jaxllm.train import to_dict
 from jaxllm.train.checkpoint import Checkpoints
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+README, OPTIONS = ((ROOT / page).read_text(encoding="utf-8") for page in ("README.md", "OPTIONS.md"))
 
 
 def blocks(language):
     return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
 
 
-def rows(header):
+def rows(header, page=README):
     """Return the rows of the table with this header, each a list of cells."""
-    table = README.split(header, 1)[1].split("\n\n", 1)[0]
+    table = page.split(header, 1)[1].split("\n\n", 1)[0]
     return [line.strip("| ").split(" | ") for line in table.splitlines()[2:]]
 
 
@@ -91,7 +96,7 @@ def test_every_flag_of_the_table_is_one(monkeypatch):
     monkeypatch.setitem(sys.modules, "my.module", chain)
     booleans = {f"--{f.name.replace('_', '-')}" for f in fields(TrainConfig) if f.type in (bool, "bool")}
     seen = set()
-    for row in rows("| to change | flag |"):
+    for row in rows("| to change | flag |", OPTIONS):
         flag = None
         for code in codes(row[1]):
             if code.startswith("jaxllm."):
@@ -112,7 +117,7 @@ def test_every_flag_of_the_table_is_one(monkeypatch):
 
 
 def test_the_presets_are_those_that_there_are():
-    paragraph = README.split("Presets: ", 1)[1].split("\n\n", 1)[0]
+    paragraph = OPTIONS.split("Presets: ", 1)[1].split("\n\n", 1)[0]
     named = []
     for code in codes(paragraph):
         named.append(named[-1].rsplit("-", 1)[0] + code if code.startswith("-") else code)
@@ -141,8 +146,12 @@ def test_every_experiment_is_a_module_and_those_outside_benchmarks_have_a_debug_
 
 
 def test_every_file_and_folder_that_is_named_exists():
-    for target in re.findall(r"\]\(([^)#]+)\)", README):
-        assert (ROOT / target).exists(), target
+    for target in re.findall(r"\]\(([^)#]+)\)", README + OPTIONS):
+        local = re.sub(r"^https://colab\.research\.google\.com/github/jaxllm/jaxllm/blob/main/", "", target)
+        assert local.startswith("https://") or (ROOT / local).exists(), target
+    titles = {re.sub(r"[^\w -]", "", line.lstrip("# ")).lower().replace(" ", "-")
+              for line in README.splitlines() if line.startswith("#")}  # fmt: skip
+    assert set(re.findall(r"\]\(#([^)]+)\)", README)) <= titles
     tree = README.split("## The house", 1)[1]
     named = set(re.findall(r"^  (\w+)/ ", tree, re.MULTILINE))
     folders = {path.parent.name for path in (ROOT / "jaxllm").glob("*/__init__.py")}
@@ -153,7 +162,7 @@ def test_every_file_and_folder_that_is_named_exists():
 
 def test_every_extra_is_declared():
     declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    named = ",".join(re.findall(r"'(?:jaxllm|\.)\[([^\]]+)\]'", README)).split(",")
+    named = ",".join(re.findall(r"['`](?:jaxllm|\.)\[([^\]]+)\]['`]", README + OPTIONS)).split(",")
     assert len(named) > 3 and set(named) <= set(declared)
 
 
@@ -188,6 +197,27 @@ def test_the_model_from_python_runs_as_shown():
     assert abs(shown["loss"] - shown["sums"]["loss_sum"] / 32) < 1e-6
 
 
+def test_a_pretrained_model_and_a_run_are_used_as_shown(monkeypatch, capsys):
+    """A tiny model stands for both; every call and argument is the README's."""
+    config = models.get_preset("gpt2-nano", vocab_size=257)
+    tiny = Pretrained(config, models.init(config, jax.random.key(0)), load_tokenizer("bytes"))
+    asked = []
+    for place in ("jaxllm.pretrained.from_pretrained", "jaxllm.text.load_run"):
+        monkeypatch.setattr(place, lambda source: asked.append(source) or tiny)
+    shown = {}
+    exec(python_block("from jaxllm.generate"), shown)
+    assert asked == ["HuggingFaceTB/SmolLM2-135M", "runs/gpt2-mini"]
+    printed = re.fullmatch(r"(.*)\n([\d.]+)\n(\[.*\])\n", capsys.readouterr().out, re.DOTALL)
+    one, bits, several = printed.groups()
+    assert 5 < float(bits) < 12 and len(ast.literal_eval(several)) == 2 and not one.startswith("[")
+
+
+def test_the_first_screen_says_how_to_activate_the_environment_and_how_long_tests_take():
+    first = README.split("\n## ", 1)[0]
+    assert ". .venv/bin/activate" in first and "5 to 8 minutes" in first and "colab-badge.svg" in first
+    assert README.index("## The house") > README.index("## What runs where")  # the layout is last
+
+
 def test_training_from_python_is_called_as_shown(monkeypatch):
     called = {}
     take = lambda config, **options: called.update(config=config, **options)
@@ -208,7 +238,8 @@ def test_a_task_is_trained_as_shown(tmp_path, monkeypatch):
 
 def test_every_block_of_python_is_run_by_a_test():
     arrays = "import jax, jax.numpy as jnp"
-    beginnings = ("import jax\nfrom", "from jaxllm.text", f"{arrays}, numpy", f"{arrays}, optax")
+    beginnings = ("from jaxllm.generate", "import jax\nfrom", "from jaxllm.text", f"{arrays}, numpy",
+                  f"{arrays}, optax")  # fmt: skip
     assert [python_block(one) for one in beginnings] == blocks("python")  # the last in test_readme.py
 
 
