@@ -1,8 +1,12 @@
 """The notebooks run from top to bottom, and show what they promise."""
 
+import importlib
+import importlib.machinery
+import importlib.util
 import json
 import os
 import re
+import sys
 from pathlib import Path
 
 import jax
@@ -31,6 +35,39 @@ def run(name, monkeypatch, devices=1):
     outputs = [o for cell in notebook.cells for o in cell.get("outputs", [])]
     assert any("image/png" in o.get("data", {}) for o in outputs)
     return "".join(o.get("text", "") for o in outputs)
+
+
+def install_cell(path) -> str:
+    [cell] = [c.source for c in nbformat.read(path, as_version=4).cells if "REPOSITORY = " in c.source]
+    return cell
+
+
+def test_notebooks_find_the_repository_from_any_folder(tmp_path, monkeypatch):
+    """All begin with the same cell, which clones nothing where jaxllm is installed."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    [cell] = {install_cell(path) for path in (ROOT / "colab").glob("*.ipynb")}
+    shown = {}
+    exec(cell, shown)
+    assert shown["root"] == ROOT and sys.path[:2] == [str(ROOT), str(ROOT / "kernels")]
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_notebook_without_the_library_clones_and_installs_it_and_leaves_jax_alone(tmp_path, monkeypatch):
+    """A folder that happens to be called jaxllm is not the library; a clone that is there is used again."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    hidden = lambda name: None if name == "jaxllm" else importlib.machinery.PathFinder.find_spec(name)
+    monkeypatch.setattr(importlib.util, "find_spec", hidden)
+    called = []
+    monkeypatch.setattr("subprocess.run", lambda command, check: called.append(command))
+    cell = install_cell(ROOT / "colab" / "quickstart.ipynb")
+    exec(cell, {})
+    (tmp_path / "jaxllm").mkdir()
+    exec(cell, {})
+    assert [command[0] for command in called] == ["git", sys.executable, sys.executable]
+    assert f"jax=={jax.__version__}" in (tmp_path / "constraints.txt").read_text()
+    assert called[1][-2:] == ["-e", str(tmp_path / "jaxllm")] and "constraints.txt" in called[1]
 
 
 @pytest.mark.slow
