@@ -87,8 +87,8 @@ def single_token(tokenizer: Tokenizer, text: str) -> int:
     ids = tokenizer.encode(text).tolist()
     if len(ids) != 1:
         raise UserError(
-            f"{brief(text)} is {len(ids)} tokens of this tokenizer, and must be one; choose a text that is one, "
-            "or a tokenizer that has it (with or without the space before it)"
+            f"{brief(text)} is {len(ids)} tokens of this tokenizer, and must be one; choose a text that is "
+            "one, with or without the space before it, or a tokenizer that has it"
         )
     return ids[0]
 
