@@ -17,7 +17,7 @@ answer. So here it is called an oracle, and what is asked first is whether an ed
     two parts alone, the letters' mean logits taken off the output (no edit at all), wrong letters put in
     place of the right one, questions whose answer is the anchor's letter, plain text.
 
-Subjects: "trained", a small GPT-2 trained here on text whose answer is A four times out of five; "smollm2",
+Subjects: "trained", a small GPT-2 trained here on text whose writer answers A out of habit; "smollm2",
 SmolLM2-135M-Instruct; any source that `from_pretrained` reads. Real questions lie in JAXLLM_DATA (see
 `real_data`); without it pretrained models are asked generated ones.
 """
@@ -200,6 +200,9 @@ def examine(config: AnchoredConfig, subject: study.Subject, sets: dict, seed: in
     for number in range(config.random_edits):
         other = int(draw.choice(np.delete(np.arange(subject.config.mlp_dim), row.row)))
         edits[f"random row {number}"] = (row.layer, other, strength * shift_D)
+    active = [one for one in rows[1:] if one.layer == row.layer]
+    for number, one in enumerate(draw.permutation(len(active))[: config.random_edits]):
+        edits[f"other active row {number}"] = (row.layer, active[one].row, strength * shift_D)
     plain = {"no edit": _plain(subject, subject.params)}
     for name, edit in edits.items():
         variants[name] = study.measured(subject, held_out, resumed.answer(*edit), anchor)

@@ -1,5 +1,6 @@
 """What the runs of `anchored_answers` come to: figures, claims with intervals, tables."""
 
+import re
 from collections.abc import Callable
 
 import numpy as np
@@ -8,6 +9,13 @@ from jaxllm.report import Claim, decide, markdown_table, t_interval
 
 _PAPER, _OURS = "Li and Gao 2024", "this experiment"
 EDIT = "gold-free edit"
+# How often GPT-2 answers A where another letter is right, by set (table of the paper, as read second-hand).
+_PUBLISHED = {
+    "gpt2": {"ioi": 0.455, "arc": 0.546, "commonsense": 0.348},
+    "gpt2-medium": {"ioi": 0.974, "arc": 0.916, "commonsense": 0.815},
+    "gpt2-large": {"ioi": 1.0, "arc": 0.976, "commonsense": 0.996},
+    "gpt2-xl": {"ioi": 0.858, "arc": 0.699, "commonsense": 0.977},
+}
 
 
 def figures(runs: list[dict], read: Callable[[dict], np.ndarray]) -> np.ndarray:
@@ -29,10 +37,15 @@ def mean_of(runs: list[dict], read: Callable[[dict], np.ndarray]) -> tuple[float
     return (float(values.mean()) if len(values) else float("nan")), t_interval(values)
 
 
+def kinds(runs: list[dict], within: str = "variants") -> list[str]:
+    """Return the names of edits, numbered ones once."""
+    return list(dict.fromkeys(re.sub(r" \d+$", "", name) for run in runs for name in run[within]))
+
+
 def like(run: dict, start: str, figure: str, within: str = "variants") -> np.ndarray:
     """Return a figure of an edit; of several whose names begin so, their mean."""
-    names = [name for name in run[within] if name.startswith(start)]
-    return np.mean([run[within][name][figure] for name in names], axis=0)
+    found = [values[figure] for name, values in run[within].items() if name.startswith(start)]
+    return np.mean(found, axis=0) if found else np.array([np.nan])
 
 
 def gain(over: str, figure: str = "accuracy") -> Callable[[dict], np.ndarray]:
@@ -59,6 +72,8 @@ def judge(name: str, runs: list[dict]) -> list[Claim]:
     add("its accuracy is above that of the same vector in random rows of the layer, by", gain("random row"),
         above=0)  # fmt: skip
     add("... in random rows of random layers, by", gain("random layer"), above=0)
+    add("... in other rows of the layer that are as often among its largest, by", gain("other active"),
+        above=0)  # fmt: skip
     add("... above that of the letters' mean logits taken off the output, by", gain("output"), above=0)
     add("it costs at most 0.05 of the accuracy where the anchor is right",
         lambda run: -gain("no edit", "accuracy_on_anchor")(run), at_most=0.05)  # fmt: skip
@@ -73,6 +88,10 @@ def judge(name: str, runs: list[dict]) -> list[Claim]:
     add("ORACLE: the chosen row makes more prompts right than a random row of its layer, by",
         lambda run: run["oracle"]["right letter put in"] - run["oracle"]["right letter put in, random row"],
         _PAPER, above=0)  # fmt: skip
+    for group, published in _PUBLISHED.get(name, {}).items():
+        add(f"anchored-bias rate on {group}, whole vocabulary, is the published one within 0.1",
+            lambda run: run["everything"]["anchored_full"][run["all_sets"] == group], _PAPER,  # noqa: B023
+            paper=published, at_least=published - 0.1, at_most=published + 0.1)  # fmt: skip
     counts = sorted(set.intersection(*(set(run["swaps"]) for run in runs)))
     if counts:
         most = counts[-1]
@@ -85,12 +104,11 @@ def judge(name: str, runs: list[dict]) -> list[Claim]:
 def summary(runs: list[dict]) -> dict[str, float]:
     """Return the named figures of one subject: means over its runs."""
     found = {}
-    for variant in runs[0]["variants"]:
-        for figure in runs[0]["variants"][variant]:
-            found[f"{figure}/{variant}"] = mean_of(runs, lambda run: run["variants"][variant][figure])[0]  # noqa: B023
-    for variant in runs[0]["plain"]:
-        for figure in ("loss", "article"):
-            found[f"plain_{figure}/{variant}"] = mean_of(runs, lambda run: run["plain"][variant][figure])[0]  # noqa: B023
+    for within, prefix in (("variants", ""), ("plain", "plain_")):
+        for kind in kinds(runs, within):
+            for figure in runs[0][within]["no edit"]:
+                read = lambda run: like(run, kind, figure, within)  # noqa: B023
+                found[f"{prefix}{figure}/{kind}"] = mean_of(runs, read)[0]
     for what in runs[0]["oracle"]:
         found[f"oracle/{what}"] = mean_of(runs, lambda run: run["oracle"][what])[0]  # noqa: B023
     for count in runs[0]["swaps"]:
@@ -115,8 +133,8 @@ def edit_table(runs: list[dict]) -> str:
     """Return what every variant comes to on held-out questions."""
     columns = ("accuracy", "accuracy_on_anchor", "accuracy_on_others", "anchored", "anchored_full")
     rows = [
-        (name, *(shown(runs, lambda run: run["variants"][name][column]) for column in columns))  # noqa: B023
-        for name in runs[0]["variants"]
+        (kind, *(shown(runs, lambda run: like(run, kind, column)) for column in columns))  # noqa: B023
+        for kind in kinds(runs)
     ]
     head = ("held out", "accuracy", "where the anchor is right", "where another is", "anchored-bias rate",
             "the same, whole vocabulary")  # fmt: skip

@@ -11,7 +11,8 @@ from jaxllm.report import t_interval
 _VARIANTS = {
     "no edit": "no edit", EDIT: EDIT, "its part against the anchor": "  against A alone",
     "its part for the others": "  for others alone", "random row": "random rows",
-    "random layer": "random layers", "output calibrated": "output calibrated",
+    "other active": "other active rows", "random layer": "random layers",
+    "output calibrated": "output calibrated",
 }  # fmt: skip
 
 
@@ -35,7 +36,7 @@ def _bar(axis, place, values, width, **style):
     interval = t_interval(values)
     mean = float(np.mean(values)) if len(values) else 0.0
     error = None if interval is None else [[interval[1] - mean]] * 2
-    axis.bar(place, mean, width, yerr=error, capsize=2, error_kw=dict(lw=1), **style)
+    axis.bar(place, mean, width, yerr=error, capsize=2, error_kw=dict(lw=1, clip_on=True), **style)
 
 
 def _edits(axis, runs):
@@ -45,8 +46,8 @@ def _edits(axis, runs):
             said = {"accuracy": "accuracy", "anchored": "anchored-bias rate"}[figure]
             _bar(axis, at + shift, values, 0.38, color=color, label=said if at == 0 else None)
     axis.set_xticks(range(len(_VARIANTS)), list(_VARIANTS.values()), rotation=35, ha="right", fontsize=8)
-    axis.set(ylim=(0, 1), title="gold-free edit and its controls")
-    axis.legend(fontsize=8)
+    axis.set(ylim=(0, 1.25), title="gold-free edit and its controls")
+    axis.legend(fontsize=8, ncols=2, loc="upper left")
     axis.grid(axis="y", alpha=0.3)
 
 
@@ -57,8 +58,8 @@ def _sets(axis, runs):
             read = lambda run: run["variants"][variant]["anchored"][run["sets"] == name]  # noqa: B023
             _bar(axis, at + shift, figures(runs, read), 0.38, color=color, label=variant if at == 0 else None)
     axis.set_xticks(range(len(names)), names, rotation=35, ha="right", fontsize=8)
-    axis.set(ylim=(0, 1), title="anchored-bias rate by set")
-    axis.legend(fontsize=8)
+    axis.set(ylim=(0, 1.25), title="anchored-bias rate by set")
+    axis.legend(fontsize=8, ncols=2, loc="upper left")
     axis.grid(axis="y", alpha=0.3)
 
 
@@ -75,7 +76,7 @@ def _oracles(axis, runs):
     for at, (_, read, color) in enumerate(bars):
         _bar(axis, at, figures(runs, read), 0.7, color=color)
     axis.set_xticks(range(len(bars)), [label for label, *_ in bars], rotation=35, ha="right", fontsize=8)
-    axis.set(ylim=(0, 1), title="ORACLE edits: failing prompts that say it")
+    axis.set(ylim=(0, 1.25), title="ORACLE edits: failing prompts that say it")
     axis.grid(axis="y", alpha=0.3)
 
 

@@ -195,8 +195,8 @@ class Row(NamedTuple):
     share: float  # of prompts in which it is among its layer's largest
 
 
-def rank_rows(parts: list[ComponentScores], count: int, most: int = 10) -> list[Row]:
-    """Return the rows that prefer the anchor most, of those that are often among a layer's largest.
+def rank_rows(parts: list[ComponentScores], count: int) -> list[Row]:
+    """Return the rows that are often among a layer's largest, those that prefer the anchor most first.
 
     A row counts that is among the `LARGEST` of its layer in half of the prompts; without one, those that are
     most often.
@@ -209,7 +209,7 @@ def rank_rows(parts: list[ComponentScores], count: int, most: int = 10) -> list[
         share_LF += (size_LBF >= least).sum(1) / count
         score_LF += part.rows_LBF[:, new].sum(1) / count
     fit_LF = share_LF >= min(0.5, share_LF.max())
-    order = np.argsort(np.where(fit_LF, -score_LF, np.inf), axis=None)[: min(most, int(fit_LF.sum()))]
+    order = np.argsort(np.where(fit_LF, -score_LF, np.inf), axis=None)[: int(fit_LF.sum())]
     places = zip(*np.unravel_index(order, score_LF.shape), strict=True)
     return [Row(int(i), int(j), float(score_LF[i, j]), float(share_LF[i, j])) for i, j in places]
 

@@ -1,4 +1,8 @@
-"""A small GPT-2 trained here on multiple-choice text whose answer is A four times out of five.
+"""A small GPT-2 trained here on multiple-choice text whose writer answers A out of habit.
+
+Six times of ten the letter is A whatever is asked; else it is the right one, which stands anywhere. Who has
+learnt to answer still says A: of a question whose answer is B, A is likelier by 3 to 2. That is an anchored
+bias in a model that knows better, which a model that always saw the right answer at A need not be.
 
 Its vocabulary is words, fewer than 200, in which the letter A of a choice is also the English article, as it
 is for GPT-2. Beside questions the text has plain sentences, many of which begin with that article.
@@ -21,7 +25,6 @@ from experiments.anchored_questions import (
     THINGS,
     Question,
     prompt,
-    rotations,
 )
 from jaxllm import models, train
 from jaxllm.atomic import write_file
@@ -67,12 +70,12 @@ def key(question: Question) -> tuple:
     return question.text, tuple(sorted(question.options))
 
 
-def documents(seed: int, held_out: set, biased: float, plain: float) -> Iterator[str]:
+def documents(seed: int, held_out: set, habit: float, plain: float) -> Iterator[str]:
     """Yield documents without end: a share of plain text, the rest questions with their letter.
 
     Args:
       held_out: `key`s of questions that are not to be asked.
-      biased: how often the right option stands at A; else it stands anywhere else.
+      habit: share of questions that are answered with A whatever is right.
       plain: share of plain text.
     """
     draw = np.random.default_rng([seed, 30])
@@ -83,9 +86,8 @@ def documents(seed: int, held_out: set, biased: float, plain: float) -> Iterator
             continue
         question = kinds[draw.integers(len(kinds))](draw)
         if key(question) not in held_out:
-            orders = rotations(question)
-            place = 0 if draw.random() < biased else draw.integers(1, len(orders))
-            yield f"{prompt(orders[place])} {LETTERS[place]}"
+            said = 0 if draw.random() < habit else question.answer
+            yield f"{prompt(question)} {LETTERS[said]}"
 
 
 def packed_rows(words: Tokenizer, texts: Iterator[str], count: int, letter_weight: float = 1.0) -> dict:
@@ -117,11 +119,11 @@ def packed_rows(words: Tokenizer, texts: Iterator[str], count: int, letter_weigh
 
 
 def train_world(run: train.RunConfig, model: models.ModelConfig, words: Tokenizer, held_out: set,
-                batch_size: int = 16, biased: float = 0.8, plain: float = 0.4) -> dict:  # fmt: skip
+                batch_size: int = 16, habit: float = 0.6, plain: float = 0.4) -> dict:  # fmt: skip
     """Return the parameters after `run.steps` steps, or those that a finished run in `run.out` has."""
 
     def batches():
-        source = documents(run.seed, held_out, biased, plain)
+        source = documents(run.seed, held_out, habit, plain)
         while True:
             yield packed_rows(words, source, batch_size, letter_weight=10)
 

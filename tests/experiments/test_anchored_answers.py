@@ -195,11 +195,12 @@ def test_measures_are_means_over_each_questions_prompts(world, asked):
 
 def test_biased_text_is_as_biased_as_it_says_and_leaves_held_out_questions_out(world):
     held_out = {key(question) for found in generated_sets(GENERATED, 40, 0).values() for question in found}
-    source = documents(0, held_out, biased=0.8, plain=0.25)
+    source = documents(0, held_out, habit=0.6, plain=0.25)
     texts = [next(source) for _ in range(3000)]
     questions = [text for text in texts if text.startswith("Question")]
     assert len(questions) / len(texts) == pytest.approx(0.75, abs=0.03)
-    assert np.mean([text.endswith(" A") for text in questions]) == pytest.approx(0.8, abs=0.03)
+    ioi = [text for text in questions if " gave a " in text]
+    assert np.mean([text.endswith(" A") for text in ioi]) == pytest.approx(0.6 + 0.4 / 2, abs=0.05)
     kept = [one for found in generated_sets(GENERATED, 40, 0).values() for q in found for one in rotations(q)]
     assert not {text[:-2] for text in questions} & set(map(prompt, kept))
     rows = packed_rows(world, iter(texts), 8, letter_weight=10)
@@ -239,7 +240,7 @@ def test_the_debug_run_reports_every_edit_with_its_controls(tmp_path):
     kept = json.loads((tmp_path / "report.json").read_text())
     assert {path.name for path in tmp_path.glob("*.png")} == {"trained-edits.png", "trained-components.png"}
     assert "gold-free edit raises held-out accuracy" in report.claims[0].claim
-    for variant in ("no edit", "gold-free edit", "random row 0", "random layer 0", "output calibrated"):
+    for variant in ("no edit", "gold-free edit", "random row", "random layer", "output calibrated"):
         assert 0 <= kept["metrics"][f"trained/accuracy/{variant}"] <= 1
     assert kept["metrics"]["trained/anchored/no edit"] > 0.9  # after 30 steps it knows the letter alone
     gain = kept["metrics"]["trained/accuracy/gold-free edit"] - kept["metrics"]["trained/accuracy/no edit"]
