@@ -3,6 +3,7 @@
 import ast
 import importlib
 import importlib.util
+import inspect
 import json
 import re
 import shlex
@@ -23,7 +24,7 @@ from jaxllm.cli import _main as jaxllm
 from jaxllm.cli.train import parse_config
 from jaxllm.data import load_tokenizer
 from jaxllm.pretrained import Pretrained
-from jaxllm.text import TrainConfig
+from jaxllm.text import TrainConfig, train
 from jaxllm.text.presets import TRAIN_PRESETS
 from jaxllm.train import to_dict
 from jaxllm.train.checkpoint import Checkpoints
@@ -227,6 +228,19 @@ def test_training_from_python_is_called_as_shown(monkeypatch):
     assert isinstance(called["optimizer"], optax.GradientTransformation)
 
 
+def test_numbers_go_to_wandb_and_trackio_as_shown(monkeypatch):
+    """Both are called so: init(project=), log(numbers, step=)."""
+    logged, said = [], {}
+    wandb = types.ModuleType("wandb")
+    wandb.init = lambda project: said.update(project=project)
+    wandb.log = lambda numbers, step: logged.append((step, numbers))
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    monkeypatch.setattr("jaxllm.text.train", lambda config, on_metrics: on_metrics(7, {"loss": 2.5}))
+    exec(python_block("import wandb"), {})
+    assert said == {"project": "mine"} and logged == [(7, {"loss": 2.5})]
+    assert "on_metrics" in inspect.signature(train).parameters
+
+
 def test_a_task_is_trained_as_shown(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shown = {}
@@ -238,8 +252,8 @@ def test_a_task_is_trained_as_shown(tmp_path, monkeypatch):
 
 def test_every_block_of_python_is_run_by_a_test():
     arrays = "import jax, jax.numpy as jnp"
-    beginnings = ("from jaxllm.generate", "import jax\nfrom", "from jaxllm.text", f"{arrays}, numpy",
-                  f"{arrays}, optax")  # fmt: skip
+    beginnings = ("from jaxllm.generate", "import wandb", "import jax\nfrom", "from jaxllm.text",
+                  f"{arrays}, numpy", f"{arrays}, optax")  # fmt: skip
     assert [python_block(one) for one in beginnings] == blocks("python")  # the last in test_readme.py
 
 

@@ -41,7 +41,7 @@ TRAIN_HINTS = _by_name({
         "max-steps num-steps iters max-iters num-iters iterations train-steps num-train-steps "
         "total-steps",
     "wandb and others take their numbers from Python: train(config, on_metrics=...), as README's "
-    "'From Python' shows; --tensorboard writes them for TensorBoard":
+    "'Train on your text' shows; --tensorboard writes them for TensorBoard":
         "wandb wandb-project wandb-log report-to use-wandb trackio mlflow logger",
     "jax takes all devices that it finds; CUDA_VISIBLE_DEVICES=0 or JAX_PLATFORMS=cpu in front of the "
     "command choose others; --mesh.data, --mesh.fsdp and --mesh.tensor split the work over them":

@@ -5,6 +5,7 @@ import dataclasses
 import math
 import shlex
 from collections.abc import Sequence
+from pathlib import Path
 
 import jax
 
@@ -102,6 +103,10 @@ def main(argv: Sequence[str]) -> None:
     if kept.best_loss() < math.inf and kept.best() != kept.latest():
         best = f"step {kept.best():,}, held-out loss {kept.best_loss():.4f}"
         use += f"\nevaluated best: {best}; --checkpoint best takes it in place of step {kept.latest():,}"
+    curves = Path(config.out, "curves.png")
+    drawn = f"; curves in {shlex.quote(str(curves))}" if config.progress and curves.exists() else ""
+    if trained.speed:
+        use = f"trained at {trained.speed:,.0f} tokens/s{drawn}\n{use}"
     print(
         f"held-out loss {scores['loss']:.4f} nats a token, {scores['bits_per_byte']:.4f} bits per byte, "
         f"over {scores['tokens']:,} tokens\n{use}"

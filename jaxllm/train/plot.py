@@ -32,7 +32,8 @@ def plot_curves(folder, *, baselines: Mapping[str, float] | None = None) -> Path
     draw(axes[0], "loss", "loss (nats a token)", label="train", linewidth=0.8)
     draw(axes[0], "heldout_loss", "loss (nats a token)", label="held out", marker="o")
     draw(axes[0], "final_loss", "loss (nats a token)", label="held out, all of it", marker="*", linestyle="")
-    axes[0].legend()
+    if axes[0].get_legend_handles_labels()[0]:  # a run may end before its first row
+        axes[0].legend()
     draw(axes[1], "heldout_bits_per_byte", "held-out bits per byte", label="model", marker="o")
     draw(axes[1], "final_bits_per_byte", "held-out bits per byte", label="model, on all of it", marker="*",
          linestyle="")  # fmt: skip
