@@ -136,8 +136,11 @@ def _imbalance(config, scores):
 
     steps = ((2, 2), (3, 1), (4, 0))
     figure, all_axes = plt.subplots(
-        1, len(config.imbalanced), figsize=(4.6 * len(config.imbalanced), 3.8), layout="constrained",
-        squeeze=False
+        1,
+        len(config.imbalanced),
+        figsize=(4.6 * len(config.imbalanced), 3.8),
+        layout="constrained",
+        squeeze=False,
     )
     for axes, source in zip(all_axes[0], config.imbalanced, strict=True):
         for method in ("icl", "contextual", "domain", "generative"):

@@ -32,7 +32,7 @@ def draw_queries(data: Dataset, count: int, seed: int) -> list[Row]:
 
 def measure_prompt(
     decoder: Decoder, tokenizer, data: Dataset, exemplars: list[Row], *, queries: int, samples: int,
-    max_new_tokens: int, fillers: int, channel: bool, seed: int,
+    sample_rows: int, max_new_tokens: int, fillers: int, channel: bool, seed: int,
 ) -> dict[str, Any]:  # fmt: skip
     """Return the label log-probabilities of one prompt, as lists.
 
@@ -45,7 +45,9 @@ def measure_prompt(
     free = score.content_free_inputs(data.task)
     words = score.random_word_inputs(inputs, fillers, seed) if fillers else []
     log_probs = prompt.label_log_probs([*inputs, *free, *words])
-    drawn = score.sample_inputs(prompt, samples, key=jax.random.key(seed), max_new_tokens=max_new_tokens)
+    drawn = score.sample_inputs(
+        prompt, samples, key=jax.random.key(seed), max_new_tokens=max_new_tokens, rows=sample_rows
+    )
     found = {
         "gold": [label for _, label in rows],
         "queries": log_probs[: len(rows)], "content_free": log_probs[len(rows) :][: len(free)],
