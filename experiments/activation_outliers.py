@@ -32,6 +32,7 @@ from jaxllm.config import Count, Seed
 from jaxllm.errors import UserError, unknown
 from jaxllm.interpret import activation_statistics, kurtosis_limits, uniform_first_token_mass
 from jaxllm.optim import OptimConfig
+from jaxllm.plots import label_axes, share_legend
 from jaxllm.quantize import quantization_penalties
 from jaxllm.report import Claim, Report, decide, markdown_table, t_interval
 from jaxllm.text import TrainConfig, cached_result, train
@@ -302,10 +303,9 @@ def plot(runs: dict, folder: Path) -> None:
             style = dict(rmsnorm_scalar="-", rmsnorm="--", layernorm=":")[norm]
             means = np.mean([one["layers"][name] for one in found], axis=0)
             axis.plot(means, style, marker=".", color=color, label=variant)
-        axis.set(xlabel="layer", title=COLUMNS[name], yscale="linear" if name == "sink_argmax" else "log")
-        axis.xaxis.get_major_locator().set_params(integer=True)
-        axis.grid(alpha=0.3)
-    axes[0].legend(fontsize=6, handlelength=4)
+        axis.set_yscale("linear" if name == "sink_argmax" else "log")
+        label_axes(axis, "layer", COLUMNS[name], whole=True)
+    share_legend(figure, axes)
     write_figure(folder / "outliers.png", figure)
 
 

@@ -34,6 +34,7 @@ from jaxllm.errors import UserError, unknown
 from jaxllm.models import get_preset
 from jaxllm.optim import OptimConfig
 from jaxllm.parallel import MeshConfig
+from jaxllm.plots import label_axes, share_legend
 from jaxllm.report import Claim, Report, decide, markdown_table, t_interval
 from jaxllm.text import TrainConfig, cached_result, plain_run, train
 from jaxllm.train import to_dict
@@ -227,11 +228,10 @@ def _plot(runs, outcomes, seconds, peaks, machine, path):
         axes[0].plot(spent, curve[:, 1], marker=".", label=variant)
         axes[1].plot(so_far(run, seconds[variant])[at], curve[:, 1], marker=".", label=variant)
         axes[2].scatter(peaks[variant, machine] / 2**20, curve[-1, 1], label=variant)
-    for axis, label in zip(axes, ("PFLOPs", "seconds (median steps)", f"peak MiB ({machine})"), strict=True):
-        axis.set(xlabel=label, ylabel="held-out loss")
-        axis.grid(alpha=0.3)
-        axis.legend(fontsize=7)
     axes[2].set_xlim(0, 1.1 * max(peaks[variant, machine] for variant in runs) / 2**20)
+    for axis, label in zip(axes, ("PFLOPs", "seconds (median steps)", f"peak MiB ({machine})"), strict=True):
+        label_axes(axis, label, "held-out loss, nats a token")
+    share_legend(figure, axes)
     write_figure(path, figure)
 
 

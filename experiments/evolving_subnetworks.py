@@ -43,6 +43,7 @@ from jaxllm.errors import UserError
 from jaxllm.models import get_preset
 from jaxllm.optim import OptimConfig
 from jaxllm.parallel import MeshConfig
+from jaxllm.plots import label_axes, share_legend
 from jaxllm.report import Claim, Report, decide, markdown_table
 from jaxllm.subnetwork import Savings, get_schedule, savings, shrink
 from jaxllm.text import TrainConfig, cached_result, evaluate, plain_run, prepare, train
@@ -323,12 +324,10 @@ def _plot(arms, outcomes, seconds, path):
         )
         for end, _ in stages_of(run)[:-1]:
             axes[2].axvline(end, color="k", linewidth=0.3)
-    axes[0].set(title="whole model", xlabel="PFLOPs", ylabel="held-out loss")
-    axes[1].set(title="whole model", xlabel="seconds (median steps)", ylabel="held-out loss")
-    axes[2].set(title=f"what is trained, mean of {_AROUND} steps", xlabel="step", ylabel="training loss")
-    for axis in axes:
-        axis.grid(alpha=0.3)
-        axis.legend(fontsize=7)
+    label_axes(axes[0], "PFLOPs", "held-out loss, nats a token", "whole model")
+    label_axes(axes[1], "seconds (median steps)", "held-out loss, nats a token", "whole model")
+    label_axes(axes[2], "step", f"training loss, mean of {_AROUND} steps", "what is trained", whole=True)
+    share_legend(figure, axes)
     write_figure(path, figure)
 
 

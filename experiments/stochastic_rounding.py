@@ -41,6 +41,7 @@ from jaxllm.errors import UserError, unknown
 from jaxllm.models import get_preset
 from jaxllm.optim import OptimConfig, stochastic_round
 from jaxllm.parallel import MeshConfig
+from jaxllm.plots import label_axes, share_legend
 from jaxllm.report import Claim, Report, decide, markdown_table
 from jaxllm.text import TrainConfig, cached_result, plain_run, train
 from jaxllm.train import NonFiniteLoss, to_dict
@@ -309,12 +310,12 @@ def _plot(config, grid, path):
         axes[2].plot([w["learning_rate"] for w in writes], [w["progress"] for w in writes], "o", label=m)
     untrained = [float(write_untrained(optax.identity(), rate)[1]) for rate in _UNTRAINED_RATES]
     axes[2].plot(_UNTRAINED_RATES, untrained, "k--", label="nearest on N(0, 0.02)")
-    axes[0].set(title=f"peak rate {low:g}", xlabel="step", ylabel="held-out loss")
-    axes[1].set(title="at the end", xlabel="peak rate", ylabel="held-out loss", xscale="log")
-    axes[2].set(title="part of the wanted update made", xlabel="rate of the step", xscale="log")
-    for axis in axes:
-        axis.grid(alpha=0.3)
-        axis.legend(fontsize=7)
+    axes[1].set_xscale("log")
+    axes[2].set_xscale("log")
+    label_axes(axes[0], "step", "held-out loss, nats a token", f"peak rate {low:g}", whole=True)
+    label_axes(axes[1], "peak rate", "held-out loss, nats a token", "at the end")
+    label_axes(axes[2], "rate of the step", "part of the wanted update made", "one step's writes")
+    share_legend(figure, axes)
     write_figure(path, figure)
 
 

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from jaxllm.atomic import write_figure
 from jaxllm.errors import UserError
 from jaxllm.models import ModelConfig
+from jaxllm.plots import label_axes, share_legend
 from jaxllm.report import Claim, markdown_table
 from jaxllm.tiles.config import TileSizes
 from jaxllm.tiles.cost_model import A100_TF32, DataSheet
@@ -260,7 +261,6 @@ def _plot(curves, path: Path) -> None:
             drawn = [(row[0], row[column]) for row in table if row[column] is not None]
             axis.plot(*zip(*drawn, strict=True), marker=".", label=f"{label}, published")
         axis.plot([p[0] for p in points], [p[1] for p in points], "kx--", label="tiles, simulated")
-        axis.set(title=f"{name}, {layers} layers", xlabel="billions of parameters", ylabel="Tflop/s")
-        axis.grid(alpha=0.3)
-        axis.legend(fontsize=7)
+        label_axes(axis, "billions of parameters", "Tflop/s of a GPU", f"{name}, {layers} layers")
+    share_legend(figure, axes)
     write_figure(path, figure)

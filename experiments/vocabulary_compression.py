@@ -37,6 +37,7 @@ from jaxllm.config import CountOrZero, Seed
 from jaxllm.errors import UserError
 from jaxllm.models import get_preset
 from jaxllm.optim import OptimConfig
+from jaxllm.plots import label_axes, share_legend
 from jaxllm.report import Claim, Report, decide, markdown_table, t_interval
 from jaxllm.text import TextRun, TrainConfig, cached_result, plain_run, train
 from jaxllm.train import to_dict
@@ -274,11 +275,11 @@ def _plot(grid, path) -> None:
     parts.invert_yaxis()
     for name in names:
         tenths.plot(range(1, TENTHS + 1), np.mean([o["tenths"] for o in grid[name]], axis=0), label=name)
-    parts.set(xlabel="held-out loss, nats a token")
-    tenths.set(xlabel="tenth of the text, the most frequent tokens first", ylabel="held-out loss")
-    for axis in (parts, tenths):
-        axis.grid(alpha=0.3)
-        axis.legend(fontsize=7)
+    loss = "held-out loss, nats a token"
+    parts.set(xlabel=loss, title="its two parts")
+    parts.grid(alpha=0.3)
+    label_axes(tenths, "tenth of the text, the most frequent tokens first", loss, "by frequency", whole=True)
+    share_legend(figure, (parts, tenths))
     write_figure(path, figure)
 
 

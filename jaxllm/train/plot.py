@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from jaxllm.atomic import write_figure
+from jaxllm.plots import label_axes, share_legend
 from jaxllm.train.interrupt import Interrupted
 from jaxllm.train.writers import read_metrics
 
@@ -22,26 +23,22 @@ def plot_curves(folder, *, baselines: Mapping[str, float] | None = None) -> Path
     figure = Figure(figsize=(13, 3.6), layout="constrained")
     axes = figure.subplots(1, 3)
 
-    def draw(axis, name, title, **style):
+    def draw(axis, name, **style):
         points = [(row["step"], row[name]) for row in rows if name in row]
         if points:
             axis.plot(*zip(*points, strict=True), **style)
-        axis.set(xlabel="step", title=title)
-        axis.grid(alpha=0.3)
 
-    draw(axes[0], "loss", "loss (nats a token)", label="train", linewidth=0.8)
-    draw(axes[0], "heldout_loss", "loss (nats a token)", label="held out", marker="o")
-    draw(axes[0], "final_loss", "loss (nats a token)", label="held out, all of it", marker="*", linestyle="")
-    if axes[0].get_legend_handles_labels()[0]:  # a run may end before its first row
-        axes[0].legend()
-    draw(axes[1], "heldout_bits_per_byte", "held-out bits per byte", label="model", marker="o")
-    draw(axes[1], "final_bits_per_byte", "held-out bits per byte", label="model, on all of it", marker="*",
-         linestyle="")  # fmt: skip
-    for color, (name, value) in enumerate((baselines or {}).items(), 1):
+    draw(axes[0], "loss", color="C0", label="training", linewidth=0.8)
+    for axis, unit in ((axes[0], "loss"), (axes[1], "bits_per_byte")):  # only text has bits per byte
+        draw(axis, f"heldout_{unit}", color="C1", label="held out", marker="o")
+        draw(axis, f"final_{unit}", color="C3", label="held out, all of it", marker="*", linestyle="")
+    for color, (name, value) in enumerate((baselines or {}).items(), 4):
         axes[1].axhline(value, label=name, linestyle="--", color=f"C{color}")
-    if axes[1].get_legend_handles_labels()[0]:  # only text has bits per byte
-        axes[1].legend()
-    draw(axes[2], "learning_rate", "learning rate")
+    draw(axes[2], "learning_rate", color="C0")
+    titles = ("loss, nats a token", "bits per byte of held-out text", "learning rate")
+    for axis, title in zip(axes, titles, strict=True):
+        label_axes(axis, "step", title, whole=True)
+    share_legend(figure, axes)
     path = Path(folder) / "curves.png"
     write_figure(path, figure)
     return path
