@@ -98,7 +98,7 @@ def test_importing_the_library_takes_under_a_second_beyond_jax():
     program = (
         "import time, jax, jax.numpy, sys; start = time.process_time()\n"
         "import jaxllm, jaxllm.models, jaxllm.optim, jaxllm.data, jaxllm.parallel, jaxllm.generate\n"
-        "import jaxllm.pretrained, jaxllm.score\n"
+        "import jaxllm.pretrained, jaxllm.score, jaxllm.text, jaxllm.train\n"
         "print(time.process_time() - start)\n"
         "heavy = {'torch', 'tensorflow', 'transformers', 'matplotlib', 'orbax', 'grain', 'tyro'}\n"
         "print(sorted(heavy & set(sys.modules)))"

@@ -10,19 +10,22 @@ import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
-from orbax.checkpoint import args as ocp_args
 
 from jaxllm.atomic import write_file
 from jaxllm.errors import UserError
 from jaxllm.parallel import is_process_lost
 from jaxllm.train.checksum import array_names, checksums
 from jaxllm.train.state import TrainState
+
+if TYPE_CHECKING:
+    import orbax.checkpoint as ocp
+
+# Whoever reads or writes imports orbax then: a quarter of a second that `import jaxllm.text` need not take.
 
 Read = TypeVar("Read")
 _SET_ASIDE = "damaged-"  # before the step, in the name of a checkpoint that newer ones take the place of
@@ -164,6 +167,8 @@ class Checkpoints:
         if step in self._losses or step in self.steps():
             self.rank(step, heldout_loss)
             return
+        import orbax.checkpoint as ocp
+
         with _clear_errors(self.folder):
             if self._writer is None:
                 self.folder.mkdir(parents=True, exist_ok=True)
@@ -177,12 +182,12 @@ class Checkpoints:
             sums |= {name: _text_checksum(x) for name, x in (("data", data), ("config", config))}
             self._writer.save(
                 self.folder / str(step),
-                args=ocp_args.Composite(
-                    state=ocp_args.StandardSave(arrays),
-                    data=ocp_args.JsonSave(data),
-                    config=ocp_args.JsonSave(config),
-                    checksums=ocp_args.JsonSave(sums),
-                    metrics=ocp_args.JsonSave({"heldout_loss": float(heldout_loss)}),
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(arrays),
+                    data=ocp.args.JsonSave(data),
+                    config=ocp.args.JsonSave(config),
+                    checksums=ocp.args.JsonSave(sums),
+                    metrics=ocp.args.JsonSave({"heldout_loss": float(heldout_loss)}),
                 ),
             )
             self._losses[step] = float(heldout_loss)
@@ -225,12 +230,14 @@ class Checkpoints:
           Damaged: it is not what was written.
           UserError: it holds other arrays than the run has.
         """
+        import orbax.checkpoint as ocp
+
         position = self.position(step)
         wanted = _as_dict(shapes)
         self._check_names(step, wanted)
         restored = self._agreed(
             lambda: ocp.StandardCheckpointHandler().restore(
-                self.folder / str(step) / "state", args=ocp_args.StandardRestore(wanted)
+                self.folder / str(step) / "state", args=ocp.args.StandardRestore(wanted)
             )
         )
         self._check_arrays(step, restored)
@@ -244,10 +251,12 @@ class Checkpoints:
         Raises:
           Damaged: they are not what was written.
         """
+        import orbax.checkpoint as ocp
+
         item = {"params": shapes}
         restored = ocp.PyTreeCheckpointHandler().restore(
             self.folder / str(step) / "state",
-            args=ocp_args.PyTreeRestore(
+            args=ocp.args.PyTreeRestore(
                 item, restore_args=ocp.checkpoint_utils.construct_restore_args(item), partial_restore=True
             ),
         )
