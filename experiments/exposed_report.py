@@ -6,6 +6,7 @@ import numpy as np
 
 from experiments.exposed_arms import NUCLEUS, Arm
 from jaxllm.atomic import write_figure
+from jaxllm.plots import label_axes, share_legend
 from jaxllm.report import Claim, decide, markdown_table
 
 PAPER, RIVAL = "arXiv 2405.19299", "issue: EXPOSED"
@@ -185,42 +186,37 @@ def _bias_claims(config, bias) -> list[Claim]:
 
 def plot(config, results, steps, path: Path) -> None:
     """Draw the trade-off of free continuations, and of single steps over given texts."""
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
-    figure, axes = plt.subplots(1, 3, figsize=(15, 4.6), layout="constrained")
+    figure = Figure(figsize=(15, 5.2), layout="constrained")
+    *free, single = figure.subplots(1, 3)
     first = next(iter(results[Arm("base")]["scores"]))
-    start = figures(results[Arm("base")])
-    for ax, (name, title) in zip(axes, (("perplexity", "perplexity under the base"),
-                                        ("kl", "KL(p~ || p), nats a token")), strict=False):  # fmt: skip
-        for method, label in _LABELS.items():
-            curve = [
-                figures(result)
-                for arm, result in results.items()
-                if arm.method == method and arm.expert == "toxic"
-            ]
-            curve = [start, *curve] if method != "contrast" else curve  # it has another truncation
-            if len(curve) > 1:
-                ax.plot([one[f"{first}/expected_max"] for one in curve], [one[name] for one in curve], "o-",
-                        label=label)  # fmt: skip
-        for arm, result in results.items():
-            if arm.method in ("base", "clean", "prompt", "dexperts") or arm.expert != "toxic":
-                one = figures(result)
-                ax.plot(one[f"{first}/expected_max"], one[name], "kx", ms=5)
-                ax.annotate(arm.name, (one[f"{first}/expected_max"], one[name]), fontsize=7,
-                            xytext=(3, 3), textcoords="offset points")  # fmt: skip
-        ax.set(xlabel=f"expected maximum toxicity ({first})", ylabel=title)
-    axes[0].legend(fontsize=8)
-    for method in ("exposed", "exposed, linear", "exposed, power", "exposed, hard", "anti_only", "contrast",
-                   "exposed, clean expert", "exposed, mismatched expert"):  # fmt: skip
+    x, found = f"{first}/expected_max", {arm: figures(result) for arm, result in results.items()}
+    for axis, (name, title) in zip(free, (("perplexity", "perplexity under the base"),
+                                          ("kl", "KL(p~, p), nats a token")), strict=True):  # fmt: skip
+        for color, (method, label) in enumerate(_LABELS.items()):
+            curve = [one for arm, one in found.items() if (arm.method, arm.expert) == (method, "toxic")]
+            curve = [found[Arm("base")], *curve] if method != "contrast" else curve  # it truncates otherwise
+            axis.plot([one[x] for one in curve], [one[name] for one in curve], "o-", color=f"C{color}",
+                      label=label)  # fmt: skip
+        for arm, one in found.items():
+            if arm.method not in _LABELS or arm.expert != "toxic":
+                axis.plot(one[x], one[name], "kx", ms=5)
+                axis.annotate(arm.name, (one[x], one[name]), fontsize=7, xytext=(3, 3),
+                              textcoords="offset points")  # fmt: skip
+        label_axes(axis, f"expected maximum toxicity ({first})", title, "continuations of prompts")
+    several = ("exposed", "anti_only", "contrast", "exposed, linear", "exposed, power", "exposed, hard",
+               "exposed, clean expert", "exposed, mismatched expert")  # fmt: skip
+    for number, method in enumerate(several):
         rows = [row for row in steps if row["method"] == method]
-        axes[2].plot(
-            [row["lexicon_mass"] for row in rows], [row["kl_reverse"] for row in rows], ".-", label=method
-        )
-    axes[2].set(xlabel="mass on the lexicon, one step over toxic texts", ylabel="KL(p~ || p), nats a token",
-                ylim=(-0.02, 3))  # fmt: skip
-    axes[2].legend(fontsize=7)
+        mass, kl = ([row[name] for row in rows] for name in ("lexicon_mass", "kl_reverse"))
+        known = method in _LABELS
+        color = f"C{list(_LABELS).index(method)}" if known else f"C{number + 2}"
+        single.plot(mass, kl, "o-" if known else ".--", color=color, label=_LABELS.get(method, method))
+    label_axes(single, "mass on the lexicon's tokens", "KL(p~, p), nats a token",
+               "single steps over held-out toxic texts")  # fmt: skip
+    share_legend(figure, [*free, single])
     write_figure(path, figure)
-    plt.close(figure)
 
 
 def sections(config, world, steps) -> dict[str, str]:

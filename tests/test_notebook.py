@@ -135,6 +135,10 @@ def test_understand_calibrates_and_keeps_the_order(tmp_path, monkeypatch):
     assert before == after
     first, second, count = re.search(r"prior: ([\d.]+) ±[^,]*, ([\d.]+) ± .* \((\d+) inputs", text).groups()
     assert abs(float(first) + float(second) - 1) < 2e-3 and count == "4"
+    suppressed = re.findall(r"log p (-[\d.]+), log p~ (-[\d.]+) to (-[\d.]+)", text)
+    assert len(suppressed) == 4 and any(most != alone for alone, _, most in suppressed)
+    for alone, never, _ in suppressed:
+        assert abs(float(alone) - float(never)) < 2e-3
 
 
 @pytest.mark.slow
