@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import inspect
 import pydoc
 import re
 import types
@@ -42,6 +43,19 @@ def test_help_says_on_one_screen_what_to_start_with(name):
     if name.startswith("jaxllm."):
         start = package.__doc__.split("Start with ", 1)[1]
         assert re.search(r"`(\w+)", start)[1] in package.__all__
+
+
+# Their further arguments are fields of a config, or values whose names are the caller's own.
+FREE = {"get_preset", "plain_run", "cached_result", "estimate_prior"}
+
+
+@pytest.mark.parametrize("name", [name for name in PACKAGES if name != "jaxllm.cli"])
+def test_functions_name_their_arguments(name):
+    package = importlib.import_module(name)
+    functions = [each for each in package.__all__ if inspect.isfunction(getattr(package, each))]
+    for each in set(functions) - FREE:
+        parameters = inspect.signature(getattr(package, each)).parameters.values()
+        assert not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters), each
 
 
 def test_packages_come_with_the_library(monkeypatch):
