@@ -16,16 +16,16 @@ Needs JAXLLM_DATA/exposed (experiments/real_data.py) and the weights of SmolLM2-
 No text that a model says is printed or kept. What is finished in OUT (experts, arms) is not done again.
 """
 
-import functools
 import time
 from dataclasses import asdict, dataclass, field, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Literal
 
 import jax
 import numpy as np
 
-from experiments import bias_tests, exposed_steps
+from experiments import bias_tests, exposed_arms, exposed_steps, exposed_worlds, toxicity_scorers
 from experiments.exposed_arms import Arm, measure, processors
 from experiments.exposed_report import claims_of, figures, plot, sections
 from experiments.exposed_worlds import load_world_model, made_world, real_world, write_texts
@@ -114,26 +114,20 @@ def main(config: ExposedConfig, preset: str = "custom") -> Report:
     host_memory.keep_freed_memory()
     world = (real_world if config.world == "real" else made_world)(config, out)
     experts = _Experts(config, world, out)
-    decisive = asdict(config) | {"out": None}
-    base = experts("base")
-
-    results = {}
+    decisive = asdict(config) | {"out": None, "modules": _modules()}
+    base, results = experts("base"), {}
     for arm in arms(config):
         results[arm] = kept_result(
             out / "arms" / f"{arm.name}.json",
-            functools.partial(_measured, arm, world, experts, config),
+            lambda arm=arm: measure(arm, world, experts, experts.tokenizer, config),
             arm=arm, **decisive,
         )  # fmt: skip
-    steps = kept_result(
-        out / "steps.json", functools.partial(_steps, world, experts, config), **decisive
-    )["rows"]  # fmt: skip
+    steps = kept_result(out / "steps.json", lambda: _steps(world, experts, config), **decisive)["rows"]
     bias = {}
     if config.bbq_items or config.winogender_items:
-        bias = kept_result(out / "bias.json", functools.partial(_bias, experts, config), **decisive)
+        bias = kept_result(out / "bias.json", lambda: _bias(experts, config), **decisive)
     metrics = world.metrics | _memory(base)
-    metrics |= kept_result(
-        out / "latency.json", functools.partial(_latency, world, experts, config), **decisive
-    )
+    metrics |= kept_result(out / "latency.json", lambda: _latency(world, experts, config), **decisive)
     for arm, result in results.items():
         metrics |= {f"{arm.name}/{name}": value for name, value in figures(result).items()}
     for name, values in bias.items():
@@ -214,8 +208,11 @@ class _Experts:
         return str(folder)
 
 
-def _measured(arm, world, experts, config):
-    return measure(arm, world, experts, experts.tokenizer, config)
+def _modules() -> str:
+    """Return a digest of the modules whose code decides what is kept; the report's does not."""
+    content = [Path(module.__file__).read_bytes() for module in (exposed_arms, exposed_steps, exposed_worlds,
+                                                                 bias_tests, toxicity_scorers)]  # fmt: skip
+    return sha256(b"".join(content)).hexdigest()
 
 
 def _steps(world, experts, config) -> dict:
