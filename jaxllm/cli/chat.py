@@ -9,6 +9,7 @@ import jax
 import tyro
 
 from jaxllm import compilation_cache
+from jaxllm.cli.generate import FLOWING
 from jaxllm.cli.hints import USE_HINTS
 from jaxllm.cli.parse import parse
 from jaxllm.cli.prompts import typed_lines
@@ -76,7 +77,7 @@ def main(argv: Sequence[str]) -> None:
             continue
         room = min(config.max_new_tokens, model.context_length - len(ids) + 1)
         texts = stream_text(model, params, tokenizer, [ids], sampling=sampling, max_new_tokens=room,
-                            key=jax.random.fold_in(key, number))  # fmt: skip
+                            key=jax.random.fold_in(key, number), tokens_per_call=FLOWING)  # fmt: skip
         answer = ""
         for piece in settled(text for [text] in texts):
             print(piece, end="", flush=True)

@@ -36,8 +36,7 @@ Each line of a .jsonl file holds a "prompt", or "messages" that the model's chat
 is written as "completion" beside them; an answer that was there before is called "reference" then."""
 
 _ROWS = 16  # continuations that are drawn at once, of many
-# Of a single one, tokens that are drawn before they are shown: few, so that it flows.
-_FLOWING = 4
+FLOWING = 4  # tokens that are drawn before they are shown: 16 come in jerks, 1 costs a call each
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +129,7 @@ class _Drawn:
             return
         print("" if self._config.interactive else prompt.shown, end="", flush=True)
         texts = stream_text(
-            *self._model, [prompt.content], key=key, tokens_per_call=_FLOWING, **self._options
+            *self._model, [prompt.content], key=key, tokens_per_call=FLOWING, **self._options
         )
         for piece in settled((text for [text] in texts), self._config.stop):
             print(piece, end="", flush=True)

@@ -20,9 +20,11 @@ from jaxllm.text.config_file import read_config
 from jaxllm.text.load import has_tokenizer
 from jaxllm.text.prepare import OURS
 from jaxllm.text.presets import TRAIN_PRESETS
+from jaxllm.text.samples import held_out_prompt
 from jaxllm.train.checkpoint import Checkpoints
 from jaxllm.train.folder import run_folder
 
+_SHOWN = 60  # characters of a prompt
 _DESCRIPTION = """Train a language model, or go on where the checkpoints in --out end.
 
   jaxllm train --preset gpt2-micro --data my.txt --tokenizer bpe:2048 --steps 2000
@@ -96,8 +98,11 @@ def main(argv: Sequence[str]) -> None:
         return
     scores = trained.evaluation
     out = shlex.quote(config.out)
-    use = f"sample with: jaxllm generate {out} --prompt 'The '"
-    if trained.run.corpus.kind == MESSAGES:
+    corpus = trained.run.corpus
+    prompt = corpus.tokenizer.decode(held_out_prompt(corpus)) or "The "
+    prompt = shlex.quote(prompt if prompt.isprintable() and len(prompt) <= _SHOWN else "...")
+    use = f"sample with: jaxllm generate {out} --prompt {prompt}"
+    if corpus.kind == MESSAGES:
         use = f"talk with: jaxllm chat {out}"
     kept = Checkpoints(run_folder(config.out) / "checkpoints")
     if kept.best_loss() < math.inf and kept.best() != kept.latest():

@@ -17,7 +17,7 @@ Examples:
 """
 
 from jaxllm.data.baselines import bigram_bits_per_byte, unigram_bits_per_byte
-from jaxllm.data.batches import Batches, batches, eval_batches
+from jaxllm.data.batches import Batches, batches, count_eval_batches, eval_batches
 from jaxllm.data.chat import ChatTemplate, chat_template
 from jaxllm.data.corpus import Corpus, fingerprint, prepare
 from jaxllm.data.padded import encode_padded
@@ -35,6 +35,7 @@ __all__ = [
     "bigram_bits_per_byte",
     "chat_template",
     "encode_padded",
+    "count_eval_batches",
     "eval_batches",
     "fingerprint",
     "is_trained",

@@ -171,6 +171,15 @@ def eval_batches(
     return (rows.gather(start + np.arange(mine)) for start in starts)
 
 
+def count_eval_batches(tokens: Tokens, *, batch_size: int, seq_len: int, packed: bool = True) -> int:
+    """Return how many batches `eval_batches` yields.
+
+    Args:
+      tokens: and the others as of `eval_batches`.
+    """
+    return -(-_rows(tokens, seq_len, packed).all // batch_size)
+
+
 class _Rows(NamedTuple):
     """What batches are made of."""
 

@@ -86,6 +86,11 @@ def prepare(
             f"'{opened.name}' holds {opened.kind}, and '{held.name}' to validate on holds {held.kind}; give "
             "both of one kind"
         )
+    if held is not None and held.fingerprint == opened.fingerprint:
+        raise UserError(
+            f"'{held.name}' is to be held out and holds the same as '{opened.name}', which is trained on; "
+            "give other text, or leave it out and a part of the text is held out"
+        )
     root = Path(cache_dir) if cache_dir is not None else user_cache_folder() / "data"
     reading = _Reading(opened, valid_fraction, held)
     if isinstance(tokenizer, (str, os.PathLike)):

@@ -49,7 +49,7 @@ def about_data(config: TrainConfig, corpus: data.Corpus) -> str:
     copies = train.copies + valid.copies
     if copies:
         what = "documents" if corpus.kind == TEXT else "examples"
-        said += f"; {copies:,} {what} are copies of others, and copies are held out together"
+        said += f"; {copies:,} {what} are copies of others, and copies stay on one side"
     return f"'{config.data}': {said}"
 
 
@@ -71,7 +71,9 @@ def _tokenizer(config: TrainConfig, corpus: data.Corpus) -> str:
     valid = corpus.valid
     name = f"that of '{config.start}'" if config.start is not None else f"'{config.tokenizer}'"
     said = f"{name}, {corpus.tokenizer.vocab_size:,} ids"
-    return f"{said}, {valid.num_bytes / valid.num_predicted:.2f} bytes a token"
+    if valid.predicted is not None:  # bytes are counted of what is predicted alone
+        return said
+    return f"{said}, {valid.num_bytes / len(valid):.2f} bytes a token"
 
 
 def _steps(config: TrainConfig, corpus: data.Corpus) -> str:

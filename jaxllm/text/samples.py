@@ -7,12 +7,19 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from jaxllm import data
 from jaxllm.data.tokenizer import encode_prompt, stop_ids
 from jaxllm.generate import SamplingConfig, generate
 from jaxllm.text.prepare import TextRun
 
 _TOKENS = 64  # of a sample
 _SAMPLING = SamplingConfig(temperature=0.8)
+
+
+def held_out_prompt(corpus: data.Corpus) -> list[int]:
+    """Return the ids of the prompt of the first example that is held out; of documents none."""
+    valid = corpus.valid
+    return [] if valid.predicted is None else valid.document(0)[: int(np.argmax(valid.predicted))].tolist()
 
 
 def print_samples(run: TextRun) -> Callable[[int, Any], None]:
@@ -24,11 +31,10 @@ def print_samples(run: TextRun) -> Callable[[int, Any], None]:
     Args:
       run: the run (`jaxllm.text.prepare`).
     """
-    tokenizer, valid = run.corpus.tokenizer, run.corpus.valid
-    prompt, shown = encode_prompt(tokenizer, ""), ""
-    if valid.predicted is not None:
-        prompt = valid.document(0)[: int(np.argmax(valid.predicted))].tolist() or prompt
-        shown = tokenizer.decode(prompt)
+    tokenizer = run.corpus.tokenizer
+    prompt = held_out_prompt(run.corpus)
+    shown = tokenizer.decode(prompt)
+    prompt = prompt or encode_prompt(tokenizer, "")
 
     def show(step, params):
         drawn = generate(

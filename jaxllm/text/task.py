@@ -46,21 +46,26 @@ def text_task(config: TrainConfig, corpus: data.Corpus | None, loss: LossFunctio
     )
 
 
-def _evaluate_last(config: TrainConfig, corpus: data.Corpus):
+def _evaluate_last(config: TrainConfig, corpus: data.Corpus | None):
     """Return the evaluation after the last step; None where it would read what the others do."""
-    if config.final_eval_batches == config.eval_batches:
+    if corpus is None or config.final_eval_batches == config.eval_batches:
+        return None
+    there = data.count_eval_batches(
+        corpus.valid, batch_size=config.batch_size, seq_len=config.seq_len, packed=config.packed
+    )
+    before, last = (min(n or there, there) for n in (config.eval_batches, config.final_eval_batches))
+    if before == last:
         return None
 
     def evaluate_last(params, mean_loss):
-        reads = config.final_eval_batches
         if config.progress and jax.process_index() == 0:
-            before = f"the first {config.eval_batches} batches" if config.eval_batches else "all"
-            now = f"the first {reads} batches" if reads else "all"
+            reads = "all that is held out" if last == there else "another part of what is held out"
             print(
-                f"the last evaluation reads {now} of the held-out text; those above read {before} of it",
+                f"the last evaluation reads {reads}: {last:,} of {there:,} batches, and those above "
+                f"{before:,} of them",
                 file=sys.stderr,
             )
-        return held_out(config, corpus, params, mean_loss, reads)
+        return held_out(config, corpus, params, mean_loss, last)
 
     return evaluate_last
 

@@ -87,6 +87,8 @@ def test_held_out_text_of_its_own_is_of_the_same_kind_and_long_enough(tmp_path):
     (tmp_path / "short.txt").write_text("Too short.")
     with pytest.raises(UserError, match="validation part of .*short.txt' has 11 tokens, shorter than one"):
         data.prepare(mine, "bytes", seq_len=16, valid_source=tmp_path / "short.txt")
+    with pytest.raises(UserError, match="other.jsonl' is to be held out and holds the same as .*mine.jsonl'"):
+        data.prepare(mine, "bytes", seq_len=16, valid_source=write_jsonl(tmp_path / "other.jsonl", STORIES))
     (tmp_path / "pairs.jsonl").write_text('{"prompt": "1+1=", "completion": "2"}\n')
     with pytest.raises(UserError, match="holds text, and .*pairs.jsonl' to validate on holds prompt"):
         data.prepare(mine, "bytes", seq_len=16, valid_source=tmp_path / "pairs.jsonl")
