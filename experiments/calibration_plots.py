@@ -146,7 +146,10 @@ def _imbalance(config, scores):
         for method in ("icl", "contextual", "domain", "generative"):
             rows = []
             for counts in steps:
-                keys = [(source, counts if seed % 2 else counts[::-1], seed) for seed in config.seeds]
+                keys = [
+                    (source, counts if seed % 2 else counts[::-1], seed)
+                    for seed in config.seeds[: config.extra_seeds]
+                ]
                 rows.append(mean_interval([scores[key][method] for key in keys]))
             means = [mean for mean, _ in rows]
             halves = [(high - low) / 2 for _, (low, high) in rows]

@@ -66,11 +66,12 @@ class CalibrationConfig(Config):
     more_data: tuple[str, ...] = ("mr",)  # what more_shots are measured on
     imbalanced: tuple[str, ...] = ("mr",)  # of two labels: prompts of 2 and 2, 3 and 1, 4 and 0 exemplars
     seeds: tuple[Seed, ...] = (0, 1, 2, 3, 4)
+    extra_seeds: Count = 3  # the first of them, for more_shots and imbalanced
     queries: Count = 24
     samples: Count = 24  # inputs that a prompt's prior is estimated from
     sample_rows: Count = 8  # drawn at once: few beside `samples`, so that few stand still in the end
     curve_samples: CountOrZero = 96  # of one prompt, for the error of the prior by how many
-    fillers: Count = 10  # of domain-context calibration; its authors take 20
+    fillers: Count = 20  # of domain-context calibration
     max_new_tokens: Count = 64
     most_words: Count = 20  # of a text
     worlds: Count = 20  # closed-form languages
@@ -80,6 +81,7 @@ class CalibrationConfig(Config):
         check_seeds(self.seeds)
         if self.samples < 4:
             raise UserError(f"samples is {self.samples}; give four or more inputs")
+        check_seeds(self.seeds[: self.extra_seeds])
         if not self.data:
             raise UserError("data is empty; name a task, such as mr")
 
@@ -92,8 +94,8 @@ PRESETS = {
         out="runs/generative_calibration-debug",
     ),
     "paper": lambda: CalibrationConfig(
-        more_data=CalibrationConfig.data, queries=2000, samples=100, sample_rows=32, curve_samples=500,
-        fillers=20, max_new_tokens=384, most_words=200, imbalanced=("mr", "cr", "subj"), worlds=100,
+        more_data=CalibrationConfig.data, queries=2000, samples=100, extra_seeds=5, sample_rows=32,
+        curve_samples=500, max_new_tokens=384, most_words=200, imbalanced=("mr", "cr", "subj"), worlds=100,
         out="runs/generative_calibration-paper",
     ),
 }  # fmt: skip
@@ -121,9 +123,9 @@ def measure(config: CalibrationConfig, data: dict) -> dict[tuple, dict]:
     """Return what the model says after each prompt, by (task, shots or counts of labels, seed)."""
     wanted = [(source, config.shots, seed) for seed in config.seeds for source in config.data]
     for source in config.more_data:
-        wanted += [(source, shots, seed) for shots in config.more_shots for seed in config.seeds]
+        wanted += [(source, shots, seed) for shots in config.more_shots for seed in _extra(config)]
     for source in config.imbalanced:
-        for seed in config.seeds:
+        for seed in _extra(config):
             for counts in ((2, 2), (3, 1), (4, 0)):
                 wanted.append((source, counts if seed % 2 else counts[::-1], seed))
     decoder = tokenizer = None
@@ -225,7 +227,7 @@ def judge(config, cells, scores) -> tuple[dict[str, float], list[Claim]]:
     claim = "macro-AUROC is the same under every prior (largest change)"
     claims.append(Claim(claim, "algebra", measured=change, holds=change <= 1e-12))
     for shots in config.more_shots:
-        keys = [[(s, shots, seed) for s in config.more_data] for seed in config.seeds]
+        keys = [[(s, shots, seed) for s in config.more_data] for seed in _extra(config)]
         gain = [np.mean([scores[k]["generative"] - scores[k]["icl"] for k in row]) for row in keys]
         metrics[f"gain/{shots}_shots"] = float(np.mean(gain))
     for source, even, uneven in _imbalance_gains(config, scores):
@@ -282,7 +284,7 @@ def _imbalance_gains(config, scores):
     for source in config.imbalanced:
         gains = []
         for counts in ((2, 2), (4, 0)):
-            keys = [(source, counts if seed % 2 else counts[::-1], seed) for seed in config.seeds]
+            keys = [(source, counts if seed % 2 else counts[::-1], seed) for seed in _extra(config)]
             gains.append(np.array([scores[k]["generative"] - scores[k]["icl"] for k in keys]))
         yield source, *gains
 
@@ -305,7 +307,7 @@ def _sections(config, cells, scores) -> dict[str, str]:
     key = (config.data[0], config.shots, config.seeds[0])
     texts = "\n".join(f"- {' / '.join(text)}" for text in cells[key]["texts"])
     shots = [
-        (source, count, *(f"{np.mean([scores[source, count, seed][m] for seed in config.seeds]):.3f}"
+        (source, count, *(f"{np.mean([scores[source, count, seed][m] for seed in _extra(config)]):.3f}"
                           for m in ("icl", "contextual", "domain", "generative")))
         for source in config.more_data
         for count in sorted({*config.more_shots, *([config.shots] if source in config.data else [])})
@@ -316,6 +318,10 @@ def _sections(config, cells, scores) -> dict[str, str]:
         "By shots": markdown_table(("task", "shots", "icl", "contextual", "domain", "generative"), shots),
         f"What the model writes after a prompt of {key[0]}": texts,
     }
+
+
+def _extra(config) -> tuple[int, ...]:
+    return config.seeds[: config.extra_seeds]
 
 
 def _counts(samples: int) -> list[int]:

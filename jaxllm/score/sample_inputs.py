@@ -27,7 +27,7 @@ from jaxllm.score.prior import Prior, estimate_prior
 from jaxllm.score.prompted import FewShotPrompt
 
 _STEPS = 32  # a call of the compiled program, between which the cache is moved
-_LEAST_SLOTS = 64
+_LEAST_SLOTS = 128
 _BLOCK = 256  # tokens of the vocabulary that are drawn from together
 _MOST_MARKERS, _MOST_MARKER_TOKENS = 4, 8  # padded to, so that tasks share programs
 
@@ -132,7 +132,7 @@ def sample_inputs(
             )
         live = int(age_B[active_B].max())
         state = _moved(state, int(slots_used) - live, slots=bucket_of(live, longest))
-        if rows >= 8 and len(active_B) == rows and 4 * active_B.sum() <= rows:  # the last few
+        if rows >= 16 and len(active_B) == rows and 4 * active_B.sum() <= rows:  # the last few
             state = state.select(np.argsort(~active_B, kind="stable")[: rows // 4])
     tokens_LT, length_L, hidden_LD = jax.device_get((state.tokens_LT, state.length_L, state.hidden_LD))
     tokens = [ids[:n].tolist() for ids, n in zip(tokens_LT, length_L, strict=True)]

@@ -114,7 +114,6 @@ def test_samples_depend_on_their_key_alone_and_pairs_have_both_fields():
     assert many.tokens == few.tokens and many.rejected == few.rejected > 0
     np.testing.assert_allclose(many.log_probs_LY, few.log_probs_LY, atol=2e-4)
     assert max(map(len, many.tokens)) > 50
-    assert score.sample_inputs(prompt, 2, rows=2, **options).tokens == many.tokens[:2]
 
     for ids, texts in zip(many.tokens, many.texts, strict=True):
         text = tokenizer.decode(ids)
