@@ -179,7 +179,7 @@ def examine(config: AnchoredConfig, subject: study.Subject, sets: dict, seed: in
     expected_K = np.mean(1 / chosen.options_P * (np.arange(len(LETTERS))[:, None] < chosen.options_P), axis=1)
     anchor = int(np.argmax(share_K - expected_K))
 
-    parts = study.scores(subject, chosen, anchor, study.other_letters(chosen, anchor))
+    parts = study.scores(subject, chosen, anchor, study.other_letters(chosen, anchor), norm="final")
     rows = study.rank_rows(parts, len(chosen.gold_P))
     row = rows[0]
     at_anchor, at_others = study.direction(subject, anchor)
@@ -216,15 +216,16 @@ def examine(config: AnchoredConfig, subject: study.Subject, sets: dict, seed: in
     calibrated = study.calibrated(first, chosen, second, held_out)
     variants["output calibrated"] = study.measured(subject, held_out, calibrated, anchor)
 
+    maps = _maps(subject, chosen, first, anchor)
     failing = (second.letter_P == anchor) & (held_out.gold_P != anchor)
     oracle = _oracle(config, subject, resumed, row, anchor, failing, draw)
     swaps = _swaps(config, subject, held_out.take(failing), parts, anchor, draw) if failing.any() else {}
     return {
         "anchor": LETTERS[anchor], "row": row, "strength": strength, "gap": before, "gap_left": left,
-        "rows": [(one, _top_words(subject, one)) for one in rows[:5]],
+        "rows": [(one, maps["rows"][one.layer, one.row], _top_words(subject, one)) for one in rows[:5]],
         "variants": variants, "plain": plain, "oracle": oracle, "swaps": swaps, "sets": sets_of(held_out),
         "everything": study.measured(subject, asked, base, anchor), "all_sets": sets_of(asked),
-        "share": share_K, "maps": _maps(subject, chosen, first, anchor),
+        "share": share_K, "maps": maps,
     }  # fmt: skip
 
 
@@ -278,14 +279,19 @@ def _swaps(config, subject, failing, parts, anchor, draw) -> dict[int, dict[str,
 
 
 def _maps(subject, asked, answers, anchor) -> dict[str, np.ndarray]:
-    """Return mean scores of the anchor's letter over the right one: heads [L, H], MLPs [L, P], by outcome."""
+    """Return the paper's scores of the anchor's letter over the right one, by each component's own norm.
+
+    Heads [L, H] and rows [L, F] as means, MLPs [L, P] by outcome.
+    """
     wanted = asked.gold_P != anchor
     others = asked.take(wanted)
-    parts = study.scores(subject, others, anchor, others.gold_P)
+    parts = study.scores(subject, others, anchor, others.gold_P, norm="own")
     heads = np.concatenate([part.heads_LBH for part in parts], 1)[:, : wanted.sum()]
+    rows = sum(part.rows_LBF.mean(1) for part in parts) / len(parts)
     mlp = np.concatenate([part.mlp_LB for part in parts], 1)[:, : wanted.sum()]
     fails = (answers.letter_P == anchor)[wanted]
-    return {"heads": heads.mean(1), "mlp_failing": mlp[:, fails], "mlp_succeeding": mlp[:, ~fails]}
+    outcomes = {"mlp_failing": mlp[:, fails], "mlp_succeeding": mlp[:, ~fails]}
+    return {"heads": heads.mean(1), "rows": rows} | outcomes
 
 
 def _top_words(subject: study.Subject, row: study.Row) -> str:

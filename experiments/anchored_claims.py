@@ -171,9 +171,10 @@ def set_table(runs: list[dict]) -> str:
 def row_table(runs: list[dict]) -> str:
     """Return the rows that a lens finds, and what each says."""
     rows = [
-        (run["anchor"], one.layer, one.row, f"{one.score:.2f}", f"{one.share:.0%}", words)
+        (run["anchor"], one.layer, one.row, f"{one.score:.2f}", f"{own:.2f}", f"{one.share:.0%}", words)
         for run in runs
-        for one, words in run["rows"]
+        for one, own, words in run["rows"]
     ]
-    head = ("anchor", "layer", "row", "mean score", "among its layer's 10 largest", "says")
+    head = ("anchor", "layer", "row", "adds to the logit", "the paper's score", "in its layer's 10 largest",
+            "says")  # fmt: skip
     return markdown_table(head, rows)

@@ -95,15 +95,17 @@ def greater(draw: np.random.Generator) -> Question:
     return _shuffled(draw, f"Which number is greater than {start}", (after, *before))
 
 
-def lookup(draw: np.random.Generator) -> Question:
-    """Which of five things has a colour."""
-    things, colors = draw.choice(THINGS, 5, replace=False), draw.choice(COLORS, 5, replace=False)
-    facts = " ".join(f"The {thing} is {color}." for thing, color in zip(things, colors, strict=True))
-    return _shuffled(draw, f"{facts} Which is {colors[0]}", things)
+def kind(draw: np.random.Generator) -> Question:
+    """Which of five words is of a kind: common sense for a small vocabulary."""
+    kinds = {"person": NAMES, "place": PLACES, "thing": THINGS, "color": COLORS}
+    asked, *_ = order = list(draw.permutation(list(kinds)))
+    others = [draw.choice(kinds[name]) for name in order[1:]]
+    others.append(draw.choice([word for word in kinds[order[1]] if word != others[0]]))
+    return _shuffled(draw, f"Which is a {asked}", (draw.choice(kinds[asked]), *others))
 
 
 GENERATED: dict[str, Callable[[np.random.Generator], Question]] = {
-    "ioi": ioi, "order": order, "greater": greater, "lookup": lookup,
+    "ioi": ioi, "order": order, "greater": greater, "kind": kind,
 }  # fmt: skip
 
 

@@ -13,13 +13,7 @@ from experiments.anchored_questions import LETTERS, Question, letter_places, pro
 from jaxllm import models
 from jaxllm.data import Tokenizer, single_token, start_id
 from jaxllm.errors import UserError
-from jaxllm.interpret import (
-    ComponentScores,
-    component_scores,
-    shift_row,
-    swap_attention,
-    unembedding,
-)
+from jaxllm.interpret import ComponentScores, Norm, component_scores, shift_row, swap_attention, unembedding
 
 BATCH = 16  # prompts that a compiled program takes
 LARGEST = 10  # rows of a layer that write most into a prompt: the paper's shortlist
@@ -167,14 +161,16 @@ def swapped(subject: Subject, asked: Asked, mask_LH: np.ndarray, anchor: int) ->
     return _answers(asked, collect(len(everyone), of_batch))
 
 
-def scores(subject: Subject, asked: Asked, anchor: int, other_P: np.ndarray) -> list[ComponentScores]:
+def scores(
+    subject: Subject, asked: Asked, anchor: int, other_P: np.ndarray, norm: Norm
+) -> list[ComponentScores]:
     """Return, a batch at a time, what components say for the anchor's letter over another of each prompt."""
     letters = subject.letters
 
     def of_batch(rows):
         return component_scores(
             subject.config, subject.params, asked.tokens_PT[rows], letters[anchor], letters[other_P[rows]],
-            norm="own", positions_B=asked.last_P[rows],
+            norm=norm, positions_B=asked.last_P[rows],
         )  # fmt: skip
 
     return [jax.device_get(of_batch(rows)) for rows in batches(len(asked.gold_P))]
@@ -191,15 +187,16 @@ class Row(NamedTuple):
 
     layer: int
     row: int
-    score: float  # mean over prompts, logits of the anchor's letter over another
+    score: float  # mean over prompts: what it adds to the anchor's logit over another letter's
     share: float  # of prompts in which it is among its layer's largest
 
 
 def rank_rows(parts: list[ComponentScores], count: int) -> list[Row]:
-    """Return the rows that are often among a layer's largest, those that prefer the anchor most first.
+    """Return the rows that are often among a layer's largest, what adds most to the anchor's logit first.
 
     A row counts that is among the `LARGEST` of its layer in half of the prompts; without one, those that are
-    most often.
+    most often. The paper ranks by each row's own norm. Its scores hold the MLP's bias, so that a row which
+    writes next to nothing scores what the bias does: no place to put an edit. So here: norm="final".
     """
     score_LF, share_LF = 0.0, 0.0
     for part, rows in zip(parts, batches(count), strict=True):

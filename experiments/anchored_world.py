@@ -32,7 +32,8 @@ from jaxllm.data import Tokenizer, load_tokenizer
 
 SEQ_LEN = 72  # the longest document and the token that ends it
 _WORDS = """<|endoftext|> <unk> ? . : A B C D E Question Answer Choices The the a and went to gave is of left
-    in middle leftmost rightmost which Which number greater than met at with took from has""".split()
+    in middle leftmost rightmost Which number greater than met at took from has
+    person place thing color""".split()
 
 
 def tokenizer(folder: Path) -> Tokenizer:
@@ -119,20 +120,20 @@ def packed_rows(words: Tokenizer, texts: Iterator[str], count: int, letter_weigh
 
 
 def train_world(run: train.RunConfig, model: models.ModelConfig, words: Tokenizer, held_out: set,
-                batch_size: int = 16, habit: float = 0.6, plain: float = 0.4) -> dict:  # fmt: skip
+                batch_size: int = 16, habit: float = 0.6, plain: float = 0.3) -> dict:  # fmt: skip
     """Return the parameters after `run.steps` steps, or those that a finished run in `run.out` has."""
 
     def batches():
         source = documents(run.seed, held_out, habit, plain)
         while True:
-            yield packed_rows(words, source, batch_size, letter_weight=10)
+            yield packed_rows(words, source, batch_size, letter_weight=20)
 
     def loss(params, batch, key):
         del key
         told = dict(mask=batch["mask"], segment_ids=batch["segment_ids"])
         return models.loss(model, params, batch["tokens"], batch["targets"], **told)
 
-    schedule = optax.warmup_cosine_decay_schedule(0.0, 2e-3, 100, max(run.steps, 101), 1e-4)
+    schedule = optax.warmup_cosine_decay_schedule(0.0, 3e-3, 100, max(run.steps, 101), 1e-4)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.98, weight_decay=0.01))
     task = train.Task(partial(models.init, model), models.axes(model), batches, loss)
     return train.train(task, run, optimizer=optimizer).params

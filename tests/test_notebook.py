@@ -124,7 +124,7 @@ def test_finetune_learns_the_answers_and_exports_them(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_understand_calibrates_and_keeps_the_order(tmp_path, monkeypatch):
-    tokenizer = chat_tokenizer()
+    tokenizer = chat_tokenizer(choices="ABCDE")
     config = models.get_preset("llama-nano", vocab_size=tokenizer.vocab_size, context_length=512)
     params = models.init(config, jax.random.key(0))
     save_pretrained(tmp_path / "base", config, params, tokenizer)
@@ -139,6 +139,9 @@ def test_understand_calibrates_and_keeps_the_order(tmp_path, monkeypatch):
     assert len(suppressed) == 4 and any(most != alone for alone, _, most in suppressed)
     for alone, never, _ in suppressed:
         assert abs(float(alone) - float(never)) < 2e-3
+    assert re.search(r"^said: +A \d+% .*\nright: A 29% B 29% C 21% D 14% E 7%$", text, re.MULTILINE)
+    gap, left = re.search(r"mean preference: (-?[\d.]+) logits, then (-?[\d.]+)", text).groups()
+    assert abs(float(left)) <= abs(float(gap))
 
 
 @pytest.mark.slow

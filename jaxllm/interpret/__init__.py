@@ -18,7 +18,7 @@ from jaxllm.interpret.edits import head_mask, shift_row, swap_attention
 from jaxllm.interpret.first_token import FirstTokenAttention, first_token_attention, uniform_first_token_mass
 from jaxllm.interpret.heads import RepeatScores, best_head_accuracy, repeat_scores, syntactic_accuracy
 from jaxllm.interpret.kurtosis import kurtosis, kurtosis_limits
-from jaxllm.interpret.lens import ComponentScores, component_scores, lens, unembedding
+from jaxllm.interpret.lens import ComponentScores, Norm, component_scores, lens, unembedding
 from jaxllm.interpret.psychometrics import (
     PredictivePower,
     bootstrap_interval,
@@ -32,6 +32,7 @@ __all__ = [
     "ComponentScores",
     "Components",
     "FirstTokenAttention",
+    "Norm",
     "PredictivePower",
     "RepeatScores",
     "RepeatedSpans",

@@ -34,13 +34,15 @@ TALK = [
 ]
 
 
-def chat_tokenizer(template=CHATML, **config):
-    """Bytes as ids after four special tokens; BOS is known and not asked for."""
+def chat_tokenizer(template=CHATML, choices="", **config):
+    """Bytes as ids after four special tokens, and " A" if A is of `choices`; BOS is known and not asked for."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<s>"]
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    backend = Tokenizer(models.BPE(vocab={t: i for i, t in enumerate([*special, *letters])}, merges=[]))
+    merged = [f"Ġ{letter}" for letter in choices]
+    vocab = {t: i for i, t in enumerate([*special, *letters, *merged])}
+    backend = Tokenizer(models.BPE(vocab=vocab, merges=[("Ġ", letter) for letter in choices]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens(special)

@@ -9,7 +9,18 @@ import pytest
 
 from experiments import anchored_answers, anchored_study
 from experiments.anchored_claims import figures
-from experiments.anchored_questions import GENERATED, Question, generated_sets, prompt, real_sets, rotations
+from experiments.anchored_questions import (
+    COLORS,
+    GENERATED,
+    NAMES,
+    PLACES,
+    THINGS,
+    Question,
+    generated_sets,
+    prompt,
+    real_sets,
+    rotations,
+)
 from experiments.anchored_world import SEQ_LEN, documents, key, packed_rows, sentence, tokenizer
 from jaxllm import data, models
 from jaxllm.errors import UserError
@@ -41,8 +52,10 @@ def test_generated_questions_have_one_right_option_and_known_words(world):
             if name == "greater":
                 start = int(question.text.split()[-1])
                 assert [int(x) > start for x in question.options].count(True) == 1 and int(right) > start
-            if name == "lookup":
-                assert f"The {right} is {question.text.split()[-1]}." in question.text
+            if name == "kind":
+                kinds = dict(person=NAMES, place=PLACES, thing=THINGS, color=COLORS)
+                fitting = kinds[question.text.split()[-1]]
+                assert [x for x in question.options if x in fitting] == [right]
             if name == "ioi":  # who went, and does not give
                 assert question.text.count(right) == 1
             if name == "order":
@@ -116,7 +129,8 @@ def test_the_strength_closes_the_gap_and_reads_no_answer(world, asked):
     subject, anchor = subject_of(world), 0
     base = anchored_study.answer(subject, asked)
     blind = asked._replace(gold_P=np.full_like(asked.gold_P, -99))
-    parts = anchored_study.scores(subject, blind, anchor, anchored_study.other_letters(blind, anchor))
+    other = anchored_study.other_letters(blind, anchor)
+    parts = anchored_study.scores(subject, blind, anchor, other, norm="final")
     row = anchored_study.rank_rows(parts, len(asked.gold_P))[0]
     at_anchor, at_others = anchored_study.direction(subject, anchor)
     before = anchored_study.gap(base, blind, anchor)
@@ -143,7 +157,7 @@ def test_rows_are_ranked_by_mean_score_among_those_often_largest(world, asked):
     subject = subject_of(world)
     other = anchored_study.other_letters(asked, 2)
     assert not (other == 2).any() and (other < asked.options_P + (asked.options_P <= 2)).all()
-    parts = anchored_study.scores(subject, asked, 0, anchored_study.other_letters(asked, 0))
+    parts = anchored_study.scores(subject, asked, 0, anchored_study.other_letters(asked, 0), "final")
     count, sizes, rows = len(asked.gold_P), [], []
     for part, batch in zip(parts, anchored_study.batches(count), strict=True):
         fresh = len(set(batch.tolist()))
