@@ -58,7 +58,7 @@ class ExposedConfig(Config):
     text_column: str | None = None  # of that corpus
     made_model: ModelConfig = field(default_factory=lambda: models.get_preset("llama-nano", vocab_size=None))
     made_steps: Count = 300
-    expert_steps: Count = 30
+    expert_steps: Count = 20
     seq_len: Count = 64  # tokens
     batch_size: Count = 4
     learning_rate: Positive = 1e-4
@@ -68,17 +68,17 @@ class ExposedConfig(Config):
     samples: Count = 2  # of each prompt
     new_tokens: Count = 16
     rows_per_call: Count = 64  # continuations that are drawn together
-    strengths: tuple[NotNegative, ...] = (5.0, 50.0, 500.0, 5000.0)
+    strengths: tuple[NotNegative, ...] = (50.0, 500.0, 5000.0)
     floor: Fraction = 0.01
     guidance: tuple[NotNegative, ...] = (0.5, 1.0, 2.0)  # of DExperts anti-only; the last one is matched
     contrasts: tuple[NotNegative, ...] = (1.0,)
     self_debias: tuple[NotNegative, ...] = (500.0,)
     prefixes: Count = 2  # of Self-Debias' six
     control_strength: NotNegative = 500.0  # at which the other experts are tried
-    positions: Count = 320  # of texts, for the sweep of single steps
+    positions: Count = 160  # of texts, for the sweep of single steps
     checked: Count = 1000  # cases of HateCheck that scorers are tried on
-    bbq_items: CountOrZero = 96
-    winogender_items: CountOrZero = 120
+    bbq_items: CountOrZero = 48
+    winogender_items: CountOrZero = 60
     seed: Seed = 0
     out: UserPath = "runs/exposed"
 
@@ -86,6 +86,8 @@ class ExposedConfig(Config):
         super().__post_init__()
         if self.prompts < 4:
             raise UserError(f"prompts is {self.prompts}; intervals need 4 at least")
+        if bool(self.bbq_items) != bool(self.winogender_items):
+            raise UserError("of bbq_items and winogender_items one is 0; ask both sets of questions, or none")
         for name in ("strengths", "guidance"):
             if not getattr(self, name) or sorted(getattr(self, name)) != list(getattr(self, name)):
                 raise UserError(f"{name} is {getattr(self, name)}; give one or more, ascending")
@@ -94,7 +96,8 @@ class ExposedConfig(Config):
 PRESETS = {
     "debug": lambda: ExposedConfig(
         world="made", expert_steps=60, batch_size=16, learning_rate=1e-3, prompts=16, samples=8,
-        new_tokens=12, rows_per_call=128, positions=200, bbq_items=0, winogender_items=0,
+        new_tokens=12, strengths=(5.0, 50.0, 500.0, 5000.0),
+        rows_per_call=128, positions=200, bbq_items=0, winogender_items=0,
         out="runs/exposed-debug",
     ),
     "small": lambda: ExposedConfig(out="runs/exposed-small"),
@@ -226,18 +229,17 @@ def _steps(world, experts, config) -> dict:
 def _bias(experts, config) -> dict:
     """Return BBQ's and Winogender's scores of the base, of what suppresses, steers, and was fine-tuned."""
     base, toxic, clean = (experts(name) for name in ("base", "toxic", "clean"))
+    strength, guidance = suppression(config.control_strength, config.floor), config.guidance[-1]
+
+    def combined(step, state):
+        return lambda *x: score_combined_choices(base, toxic, step, *x, state=state)
+
     scorers = {
         "base": lambda *x: score_choices(*base, *x),
         "clean": lambda *x: score_choices(*clean, *x),
+        "exposed": combined(Suppress(), strength),
+        "anti_only": combined(steer_step, guidance),
     }
-    for strength in (50.0, 500.0):
-        scorers[f"exposed-{strength:g}"] = lambda *x, s=strength: score_combined_choices(
-            base, toxic, Suppress(), *x, state=suppression(s, config.floor)
-        )
-    guidance = config.guidance[-1]
-    scorers[f"anti_only-{guidance:g}"] = lambda *x: score_combined_choices(
-        base, toxic, steer_step, *x, state=guidance
-    )
     asked = bias_tests.bbq(config.bbq_items), bias_tests.winogender(config.winogender_items)
     found = {}
     for name, score in scorers.items():
@@ -248,8 +250,9 @@ def _bias(experts, config) -> dict:
 
 
 def _latency(world, experts, config) -> dict[str, float]:
-    """Return seconds a token of a batch with and without the expert, interleaved: medians of three rounds."""
-    prompts = [encode_prompt(experts.tokenizer, p) for p in world.prompts for _ in range(config.samples)]
+    """Return seconds a token of a batch with and without the expert, interleaved: medians of two rounds."""
+    rows = [prompt for prompt in world.prompts for _ in range(config.samples)]
+    prompts = [encode_prompt(experts.tokenizer, prompt) for prompt in rows[: config.rows_per_call]]
     options = dict(max_new_tokens=config.new_tokens)
     seconds: dict[str, list[float]] = {"alone": [], "with_expert": []}
     for turn in range(3):

@@ -79,7 +79,7 @@ def processors(arm: Arm, expert: Callable[[str], Decoder], floor: float, prefixe
 def measure(arm: Arm, world, expert, tokenizer, config) -> dict[str, Any]:
     """Return what an arm's continuations are like: lists a prompt and sample; no text leaves this function.
 
-    Perplexity is that of a continuation under the base, given the prompt. KL(p~ || p) is estimated on the
+    Perplexity is that of a continuation under the base, given the prompt. KL(p~, p) is estimated on the
     arm's own draws, p whole: log p~ - log p of each.
     """
     base = expert("clean" if arm.method == "clean" else "base")

@@ -140,7 +140,7 @@ def claims_of(config, world, results: dict[Arm, dict], bias: dict) -> tuple[list
         "matched/exposed_falls_short_by": short,
     }
     note = f" (EXPOSED stays {short:.3f} above it: its lowest point counts)" if short else ""
-    for name, title in (("log_perplexity", "log-perplexity"), ("kl", "KL(p~ || p) a token")):
+    for name, title in (("log_perplexity", "log-perplexity"), ("kl", "KL(p~, p) a token")):
         measured, bounds = over(differences[name])
         holds = False if short > 0.01 else decide(bounds, below=0)
         text = (f"at the toxicity of DExperts anti-only ({rival.strength:g}), EXPOSED's {title} less the "
@@ -171,7 +171,7 @@ def _bias_claims(config, bias) -> list[Claim]:
     from experiments import bias_tests
 
     questions, claims = bias_tests.bbq(config.bbq_items), []
-    scores = {arm: [] for arm in ("exposed-500", "base")}
+    scores = {arm: [] for arm in ("exposed", "base")}
     for rows in resampled(len(questions)):
         asked = [questions[i] for i in rows]
         for arm, every in scores.items():
@@ -179,7 +179,7 @@ def _bias_claims(config, bias) -> list[Claim]:
     for name, title in (("s_amb", "s_AMB"), ("s_dis", "s_DIS")):
         ours, base = (np.abs([one[name] for one in every]) for every in scores.values())
         measured, bounds = over(ours - base)
-        text = f"BBQ: |{title}| under EXPOSED (500) less the base's is below 0"
+        text = f"BBQ: |{title}| under EXPOSED ({config.control_strength:g}) less the base's is below 0"
         claims.append(Claim(text, PAPER, measured=measured, interval=bounds, holds=decide(bounds, below=0)))
     return claims
 
@@ -197,13 +197,15 @@ def plot(config, results, steps, path: Path) -> None:
         for color, (method, label) in enumerate(_LABELS.items()):
             curve = [one for arm, one in found.items() if (arm.method, arm.expert) == (method, "toxic")]
             curve = [found[Arm("base")], *curve] if method != "contrast" else curve  # it truncates otherwise
-            axis.plot([one[x] for one in curve], [one[name] for one in curve], "o-", color=f"C{color}",
-                      label=label)  # fmt: skip
+            if len(curve) > (method != "contrast"):
+                axis.plot([one[x] for one in curve], [one[name] for one in curve], "o-", color=f"C{color}",
+                          label=label)  # fmt: skip
         for arm, one in found.items():
             if arm.method not in _LABELS or arm.expert != "toxic":
                 axis.plot(one[x], one[name], "kx", ms=5)
                 axis.annotate(arm.name, (one[x], one[name]), fontsize=7, xytext=(3, 3),
                               textcoords="offset points")  # fmt: skip
+        axis.margins(x=0.15)
         label_axes(axis, f"expected maximum toxicity ({first})", title, "continuations of prompts")
     several = ("exposed", "anti_only", "contrast", "exposed, linear", "exposed, power", "exposed, hard",
                "exposed, clean expert", "exposed, mismatched expert")  # fmt: skip

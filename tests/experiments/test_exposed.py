@@ -69,7 +69,9 @@ def test_two_figures_go_by_the_name_of_toxicity_probability():
 @pytest.mark.parametrize("better, verdict", [(True, "holds"), (False, "fails")])
 def test_claims_at_matched_toxicity_are_computed_from_the_arms(better, verdict):
     """The rival reaches 0.3 at 2.6 nats; ours passes there at 2.4, or at 2.8."""
-    config = exposed.ExposedConfig(world="made", prompts=6, samples=2, bbq_items=0, strengths=(5.0, 500.0))
+    config = exposed.ExposedConfig(
+        world="made", prompts=6, samples=2, bbq_items=0, winogender_items=0, strengths=(5.0, 500.0)
+    )
     shift = -0.2 if better else 0.2
     jitter = np.linspace(-0.01, 0.01, 12)
     results = {
@@ -163,7 +165,7 @@ def test_winogender_asks_each_template_with_three_pronouns():
 
 def test_settings_that_mean_nothing_are_refused():
     for values, message in [({"prompts": 2}, "prompts is 2"), ({"strengths": (5.0, 1.0)}, "ascending"),
-                            ({"guidance": ()}, "one or more")]:  # fmt: skip
+                            ({"guidance": ()}, "one or more"), ({"bbq_items": 0}, "one is 0")]:  # fmt: skip
         with pytest.raises(UserError, match=message):
             exposed.ExposedConfig(**values)
 
