@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from jaxllm.targets.forecast import Forecast
 from jaxllm.targets.tiled import Simulation
-from jaxllm.targets.units import as_size
+from jaxllm.targets.units import as_size, as_time
 
 _TITLES = ("", "precision", "optimizer", "remat", "offload", "parts", "data x fsdp x tensor", "peak", "step",
            "tokens/s", "MFU", "by", "why")  # fmt: skip
@@ -80,7 +80,7 @@ def _cells(number: int, row) -> tuple[str, ...]:
         str(number), c.precision, c.optim.name, c.model.remat, c.offload if c.engine == "jit" else "tiles",
         str(c.accumulate), f"{c.mesh.data} x {c.mesh.fsdp} x {c.mesh.tensor}",
         about + as_size(row.peak_bytes) if row.peak_bytes else "",
-        "" if endless else about + duration(row.seconds),
+        "" if endless else about + as_time(row.seconds),
         "" if endless else f"{about}{c.tokens_per_step / row.seconds:,.0f}",
         "" if endless else f"{100 * row.mfu:.0f} %", _judge_of(row), row.reason,
     )  # fmt: skip
@@ -92,12 +92,9 @@ def _judge_of(row) -> str:
     return "simulator" if isinstance(row.forecast, Simulation) else "compiler"
 
 
-def duration(seconds: float) -> str:
-    """Return a step's seconds as s or ms."""
-    return f"{seconds:.2f} s" if seconds >= 1 else f"{1000 * seconds:.1f} ms"
-
-
 def _long(seconds: float) -> str:
+    if seconds < 1:
+        return "less than a second"
     if seconds < 100:
         return f"{seconds:.0f} seconds"
     if seconds < 100 * 60:

@@ -18,7 +18,7 @@ from jaxllm.atomic import write_file
 from jaxllm.errors import UserError
 from jaxllm.models import ModelConfig
 from jaxllm.targets.analytic import Estimate, estimate
-from jaxllm.targets.candidates import Search, candidates
+from jaxllm.targets.candidates import OFFLOADS, Search, candidates
 from jaxllm.targets.catalog import Target, get_target
 from jaxllm.targets.forecast_cache import cached_forecast
 from jaxllm.targets.plan_table import plan_summary, plan_table
@@ -227,7 +227,7 @@ def _next(ranked, forecasts, asked: Sequence[int] = ()) -> int | None:
             continue
         if correct(config) * guess.peak_bytes > guess.hbm_bytes:
             continue
-        if any(_more_parts(config, ranked[i][0]) for i in fitting):
+        if any(_needless(config, ranked[i][0]) for i in (*fitting, *asked)):
             continue
         if kind not in known and guess.seconds <= within:
             return index
@@ -276,8 +276,9 @@ def _rows(ranked, forecasts, best: int, target: Target) -> list[Row]:
         factors = (1.0, 1.0) if forecast else (time_factor(config), correct(config))
         row = Row(config, guess, forecast, "", *factors)
         reason = "chosen: the fastest that fits" if index == best else _reason(row, forecasts[best], target)
-        if index != best and not forecast and row.fits and any(_more_parts(config, c) for c in fitting):
-            reason = "not compiled: a compiled plan in more parts than it needs"
+        needless = [why for compiled in fitting if (why := _needless(config, compiled))]
+        if not forecast and row.fits and needless:
+            reason = f"not compiled: {needless[0]}"
         rows.append(dataclasses.replace(row, reason=reason))
     chosen = rows.pop(best)
     return [chosen, *sorted(rows, key=lambda row: (not row.fits, row.seconds))]
@@ -318,10 +319,15 @@ def _time_factors(ranked, forecasts) -> Callable[[TrainConfig], float]:
     return factor
 
 
-def _more_parts(config: TrainConfig, other: TrainConfig) -> bool:
-    """Whether config is the other plan in more parts: never faster, and needless where the other fits."""
-    same = config.engine == other.engine and config.mesh == other.mesh and _kind(config) == _kind(other)
-    return same and config.accumulate > other.accumulate
+def _needless(config: TrainConfig, other: TrainConfig) -> str:
+    """Say why a plan saves memory that the other, which fits, shows that nobody needs; "" if it does not."""
+    if config.engine != other.engine or _kind(config)[:-1] != _kind(other)[:-1]:  # all but the offload
+        return ""
+    if OFFLOADS.index(config.offload) > OFFLOADS.index(other.offload):
+        return "a compiled plan with more in the host's memory than it needs"
+    if config.offload == other.offload and config.mesh == other.mesh and config.accumulate > other.accumulate:
+        return "a compiled plan in more parts than it needs"
+    return ""
 
 
 def _label(config: TrainConfig) -> str:

@@ -342,6 +342,15 @@ def test_the_summary_says_how_long_the_run_takes_and_where_the_bytes_go():
     assert where.endswith("other 5.00 MiB")
 
 
+def test_nothing_is_compiled_that_saves_memory_for_nothing():
+    """Where a plan fits, the same with moments in the host's memory, or in more parts, is never faster."""
+    compiler = FakeCompiler()
+    found = plan(GPT2, "v5e-8", Search(compiles=3), compile=compiler)
+    assert len(compiler.asked) == 3 and {config.offload for config in compiler.asked} == {"none"}
+    reasons = [row.reason for row in found.rows if row.config.offload == "optimizer" and row.fits]
+    assert reasons.count("not compiled: a compiled plan with more in the host's memory than it needs") > 5
+
+
 def test_plans_that_are_compiled_at_once_are_of_different_kinds():
     """Two threads wait for each other: with one at a time this would end in the barrier's timeout."""
     together, compiler = threading.Barrier(2, timeout=30), FakeCompiler()
