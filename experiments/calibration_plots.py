@@ -55,7 +55,9 @@ def _tasks(config, scores, methods):
     axes.set_xticks(np.arange(len(config.data)), config.data)
     axes.set_ylabel(f"macro-F1, {config.shots} shots")
     axes.set_ylim(0, 1)
-    axes.legend(ncol=len(methods), fontsize=8, loc="upper center", title="* sees the inputs to be classified")
+    figure.legend(
+        ncol=len(methods), fontsize=8, loc="outside upper center", title="* sees the inputs to be classified"
+    )
     return figure
 
 
@@ -82,7 +84,7 @@ def _chart(config, scores, published):
         axes.text(place + 0.2, 0.02, f"{mine:.2f}", ha="center", fontsize=8, color="white")
     axes.set_xticks(x, [_name(method) for method in published])
     axes.set_ylabel(f"macro-F1, {config.shots} shots, mean over tasks")
-    axes.legend(fontsize=8, loc="lower right")
+    figure.legend(ncol=2, fontsize=8, loc="outside upper center")
     return figure
 
 
@@ -158,5 +160,6 @@ def _imbalance(config, scores):
         axes.set_xticks(range(3), ["2 and 2", "3 and 1", "4 and 0"])
         axes.set_xlabel(f"{source}: exemplars of either label")
         axes.set_ylabel("macro-F1")
-        axes.legend(fontsize=8)
+        axes.set_ylim(0, 1)
+        axes.legend(fontsize=8, loc="lower left")
     return figure

@@ -82,8 +82,8 @@ def sample_inputs(
       most_rejected: give up after so many; None is four times `count`.
 
     Raises:
-      UserError: a count, a length or rows below 1; a context without room; or too many inputs that do not
-        end.
+      UserError: a count, a length or rows below 1; a context without room; a recurrent model; or too many
+        inputs that do not end.
 
     Examples:
       >>> from jaxllm import data
@@ -100,6 +100,11 @@ def sample_inputs(
     for name, value in (("count", count), ("max_new_tokens", max_new_tokens), ("rows", rows)):
         if value < 1:
             raise UserError(f"{name} is {value}; it must be at least 1")
+    if "valid" not in prompt.cache:
+        raise UserError(
+            "inputs are drawn after a transformer's cache, and this model has a recurrent state, which a row "
+            "cannot go back to the end of the prompt in; give a transformer"
+        )
     opening = prompt.markers[0]
     longest = min(max_new_tokens, prompt.room - len(opening))
     if longest < 1 + sum(map(len, prompt.markers[1:])):

@@ -134,5 +134,10 @@ def test_a_generator_that_never_ends_a_field_is_given_up_with_the_rejection_rate
         score.sample_inputs(prompt, 4, key=jax.random.key(0), max_new_tokens=20)
     with pytest.raises(UserError, match="room for 10 tokens after the exemplars, too few"):
         score.sample_inputs(prompt, 4, key=jax.random.key(0), max_new_tokens=10)
+    config = models.get_preset("mamba-nano", vocab_size=10)
+    mamba = Decoder(config, models.init(config, jax.random.key(0)))
+    prompt_of_mamba = score.FewShotPrompt(mamba, TinyTokenizer(), TASK, EXEMPLARS)
+    with pytest.raises(UserError, match="this model has a recurrent state"):
+        score.sample_inputs(prompt_of_mamba, 2, key=jax.random.key(0))
     with pytest.raises(UserError, match="count is 0; it must be at least 1"):
         score.sample_inputs(prompt, 0, key=jax.random.key(0))
