@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import optax
 
+from jaxllm.errors import UserError
 from jaxllm.parallel import losses_told
 from jaxllm.subnetwork import Schedule
 from jaxllm.text.config import TrainConfig
@@ -55,6 +56,8 @@ def train(
         wandb.init(project="mine")
         train(TrainConfig(data="my.txt"), on_metrics=lambda step, numbers: wandb.log(numbers, step=step))
     """
+    if config.sample_every and jax.process_count() > 1:
+        raise UserError("sample_every is of runs of one process; leave it out")
     with losses_told():
         kept = begun(config)
     run = prepare(config, loss=loss, optimizer=optimizer, subnetworks=subnetworks, views=views, start=start,

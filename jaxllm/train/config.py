@@ -24,10 +24,10 @@ class RunConfig(Config):
     eval_every: Count = 250  # steps; also at the end
     save_every: Count = 250  # steps; also at the end and when interrupted
     keep_last: Count = 2  # checkpoints
-    keep_best: CountOrZero = 1  # checkpoints, by held-out loss
+    keep_best: CountOrZero = 1  # checkpoints, by held-out loss; the best so far is saved for it
     keep_steps: tuple[Count, ...] = ()  # checkpoints of these steps are saved and kept
     log_every: Count = 10  # steps
-    progress: bool = True  # show a progress bar
+    progress: bool = True  # say what the run is, show a bar, and draw OUT/curves.png
     tensorboard: bool = False  # also write TensorBoard events
     profile: CountOrZero = 0  # trace this many steps with jax.profiler, into OUT/profile
 
