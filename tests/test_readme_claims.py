@@ -18,9 +18,11 @@ import numpy as np
 import optax
 import pytest
 
+from experiments import pretrain
 from experiments.benchmarks.published_steps import PUBLISHED
 from jaxllm import models
 from jaxllm.cli import _main as jaxllm
+from jaxllm.cli.parse import parse
 from jaxllm.cli.train import parse_config
 from jaxllm.data import load_tokenizer
 from jaxllm.pretrained import Pretrained
@@ -211,6 +213,19 @@ def test_a_pretrained_model_and_a_run_are_used_as_shown(monkeypatch, capsys):
     printed = re.fullmatch(r"(.*)\n([\d.]+)\n(\[.*\])\n", capsys.readouterr().out, re.DOTALL)
     one, bits, several = printed.groups()
     assert 5 < float(bits) < 12 and len(ast.literal_eval(several)) == 2 and not one.startswith("[")
+
+
+def test_the_picture_is_small_and_its_command_is_one_of_the_repository(monkeypatch):
+    [picture] = re.findall(r"!\[[^\]]+\]\(([^)]+\.png)\)", README)
+    assert (ROOT / picture).stat().st_size < 60_000
+    assert README.index(picture) < README.index("<!-- main job -->") < README.index("## ")
+    [options] = re.findall(r"the picture: python -m experiments\.pretrain ([^&]*)", README)
+    config, _ = parse(
+        pretrain.PretrainConfig, options.split(), prog="", description="", presets=pretrain.PRESETS,
+        default_preset="small",
+    )  # fmt: skip
+    assert config.steps == 200 and pretrain.PRESETS["small"]().steps == 1200  # as the words beside it say
+    assert f"cp {config.out}/curves.png {picture}" in README
 
 
 def test_the_first_screen_says_how_to_activate_the_environment_and_how_long_tests_take():

@@ -40,7 +40,7 @@ def plot_curves(folder, *, baselines: Mapping[str, float] | None = None) -> Path
         label_axes(axis, "step", title, whole=True)
     share_legend(figure, axes)
     path = Path(folder) / "curves.png"
-    write_figure(path, figure)
+    write_figure(path, figure, dpi=85)
     return path
 
 
