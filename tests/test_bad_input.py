@@ -103,6 +103,7 @@ FINE_TUNING = {
     "tokenizer": (ROWS, ["--tokenizer", "gpt2"], ["--tokenizer changes nothing", "leave out one"]),
     "preset": (ROWS, ["--model.remat", "full", "--preset=gpt2"], ["--preset changes nothing", "base'"]),
     "size": (ROWS, ["--model.num_layers", "2"], ["--model.num-layers changes nothing", "decides the model"]),
+    "groups": (ROWS, ["--vocab-groups", "random"], ["vocab_groups makes a head anew", "brings its own"]),
     "padded text": (
         [{"text": "words " * n} for n in range(9, 19)], ["--no-packed"], ["packed=False is of examples"]),
 }  # fmt: skip

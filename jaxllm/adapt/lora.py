@@ -12,11 +12,11 @@ from typing import Annotated
 import jax
 import jax.numpy as jnp
 
-from jaxllm.adapt.names import Path, choose_matrices, flat, nested
+from jaxllm.adapt.names import Path, choose_matrices, choose_params, flat, nested
 from jaxllm.axis_names import AxisNames
 from jaxllm.config import Config, Count, Positive, Range
 from jaxllm.errors import UserError
-from jaxllm.models import LanguageModel, LowRank, axes, is_apart, layers_apart, shapes
+from jaxllm.models import LanguageModel, LowRank, axes, init, is_apart, layers_apart, shapes
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ class LoraConfig(Config):
 
     rank: Count | None = None  # width of A and B; None: no adapter
     targets: str = "query,value"  # matrices, with commas: all, query, key, value, out, mlp_in, mlp_gate, ...
+    also: str | None = None  # parameters trained whole beside it, by name as of train_only: head, embed, ...
     alpha: Positive = 16.0  # A B is multiplied by alpha / rank
     dropout: Annotated[float, Range(0, below=1)] = 0.0  # of what A multiplies
     rslora: bool = False  # alpha / sqrt(rank) in place of alpha / rank
@@ -54,7 +55,7 @@ class LoraConfig(Config):
         return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
 
 
-_DEFAULTS = {name: getattr(LoraConfig, name) for name in ("targets", "alpha", "dropout", "rslora")}
+_DEFAULTS = {name: getattr(LoraConfig, name) for name in ("targets", "also", "alpha", "dropout", "rslora")}
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,9 @@ class Lora:
     """An adapter of a model: a view (adapter, base, key) -> parameters for any loss.
 
     The adapter is {path of a matrix: {"A": [L, in..., R], "B": [L, R, out...]}}, nested as the model's
-    parameters are, in float32. What the view returns holds `models.LowRank` in place of each matrix: W + A B
-    is never made, and W gets no gradient. Accumulated parts of a batch share one draw of the dropout.
+    parameters are, in float32, with the parameters that `config.also` names. What the view returns holds
+    `models.LowRank` in place of each matrix: W + A B is never made, and W gets no gradient. Accumulated parts
+    of a batch share one draw of the dropout.
 
     Raises:
       UserError: a target that the model does not have.
@@ -83,19 +85,32 @@ class Lora:
     config: LoraConfig
 
     def __post_init__(self):
-        choose_matrices(self.model, self.config.targets)
+        twice = self.whole & {path for path, _ in choose_matrices(self.model, self.config.targets).values()}
+        if twice:
+            raise UserError(
+                f"lora.also={self.config.also!r} trains '{'/'.join(min(twice))}' whole, and lora.targets "
+                "puts an adapter beside it; leave it out of one of them"
+            )
 
     @property
     def matrices(self) -> dict[str, tuple[Path, AxisNames]]:
         """The matrices that have an A and a B, by name."""
         return choose_matrices(self.model, self.config.targets)
 
+    @property
+    def whole(self) -> set[Path]:
+        """Where the parameters lie that are trained whole."""
+        also = self.config.also
+        return set() if also is None else choose_params(self.model, also, "lora.also")
+
     def begin(self, base: dict, key: jax.Array) -> tuple[dict, dict]:
         """Return (what is trained, what is frozen) of a model before the first step."""
-        return self.init(key), base
+        leaves = flat(base)
+        trained = flat(self._narrow(key)) | {path: _float32(leaves.pop(path)) for path in sorted(self.whole)}
+        return nested(trained), nested(leaves)
 
     def axes(self) -> dict:
-        """Return the logical names of the adapter's axes."""
+        """Return the logical names of the axes of what is trained."""
 
         def of(names):
             stack = names[: names.index(names.inputs[0])]
@@ -104,18 +119,29 @@ class Lora:
                 "B": AxisNames((*stack, "rank", *names.outputs), ("rank",)),
             }
 
-        return nested({path: of(names) for path, names in self.matrices.values()})
+        known = flat(axes(self.model))
+        narrow = {path: of(names) for path, names in self.matrices.values()}
+        return nested(narrow | {path: known[path] for path in self.whole})
 
     def frozen_axes(self, apart: bool = False) -> dict:
         """Return the logical names of the axes of the base, layers stacked or taken apart."""
-        names = axes(self.model)
+        names = nested({p: names for p, names in flat(axes(self.model)).items() if p not in self.whole})
         if not apart:
             return names
         one = {path: AxisNames(names[1:], names.inputs) for path, names in flat(names["layers"]).items()}
         return names | {"layers": (nested(one),) * self.model.num_layers}
 
     def init(self, key: jax.Array) -> dict:
-        """Draw an adapter that changes nothing yet: A uniform within 1 / sqrt(inputs) as in PEFT, B zero."""
+        """Draw what is trained: an adapter that changes nothing yet, the rest as `models.init` does.
+
+        A is uniform within 1 / sqrt(inputs), as in PEFT, and B zero.
+        """
+        if not self.whole:
+            return self._narrow(key)
+        drawn = flat(init(self.model, key))
+        return nested(flat(self._narrow(key)) | {path: _float32(drawn[path]) for path in self.whole})
+
+    def _narrow(self, key: jax.Array) -> dict:
         sizes = flat(shapes(self.model))
 
         def draw(number, path, names):
@@ -137,26 +163,34 @@ class Lora:
 
         Args:
           adapter: as `init` draws it.
-          base: the model's parameters, layers stacked or taken apart (`models.layers_apart`).
+          base: the model's parameters, layers stacked or taken apart (`models.layers_apart`); those that
+            are trained whole may be left out.
           key: of the dropout.
         """
         dropout = self.config.dropout if key is not None else 0.0
         narrow = flat(adapter)
         for number, (path, _) in enumerate(self.matrices.values() if dropout else ()):
-            keys = jax.random.split(jax.random.fold_in(key, number), self.model.num_layers)
+            keys = jax.random.split(jax.random.fold_in(key, number), len(narrow[(*path, "A")]))
             narrow[(*path, "key")] = jax.random.key_data(keys)
         beside = nested(narrow)
-        if is_apart(base):
-            pairs = zip(base["layers"], layers_apart(beside)["layers"], strict=True)
-            return base | {"layers": tuple(self._layers(*pair, dropout) for pair in pairs)}
-        return base | {"layers": self._layers(base["layers"], beside["layers"], dropout)}
+        if not is_apart(base):
+            return self._seen(base, beside, dropout)
+        layers, rest = base["layers"], {name: value for name, value in base.items() if name != "layers"}
+        if "layers" in beside:
+            pairs = zip(layers, layers_apart(beside)["layers"], strict=True)
+            stack = [self._seen({"layers": one}, {"layers": own}, dropout)["layers"] for one, own in pairs]
+            layers = tuple(stack)
+        rest = self._seen(rest, {name: value for name, value in beside.items() if name != "layers"}, dropout)
+        return rest | {"layers": layers}
 
-    def _layers(self, weights: dict, beside: dict, dropout: float) -> dict:
-        """Return a layer, or a stack of them, with its chosen matrices in `LowRank`."""
-        weights, beside = flat(weights), flat(beside)
-        for (_, *path), _ in self.matrices.values():
-            A, B, key = (beside.get((*path, name)) for name in ("A", "B", "key"))
-            weights[tuple(path)] = LowRank(weights[tuple(path)], A, B, key, self.config.scale, dropout)
+    def _seen(self, base: dict, beside: dict, dropout: float) -> dict:
+        """Return parameters with their chosen matrices in `LowRank`, and those that are trained whole."""
+        weights, beside = flat(base), flat(beside)
+        for path, _ in self.matrices.values():
+            if (*path, "A") in beside:
+                A, B, key = (beside.get((*path, name)) for name in ("A", "B", "key"))
+                weights[path] = LowRank(weights[path], A, B, key, self.config.scale, dropout)
+        weights |= {path: beside[path] for path in self.whole & beside.keys()}
         return nested(weights)
 
     def merge(self, adapter: dict, base: dict) -> dict:
@@ -164,9 +198,15 @@ class Lora:
         return _merge(self, adapter, base)
 
 
+def _float32(x: jax.Array) -> jax.Array:
+    return jnp.asarray(x, jnp.float32)
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def _merge(lora: Lora, adapter: dict, base: dict) -> dict:
-    seen = flat(lora(adapter, base, None))
+    seen, kind = flat(lora(adapter, base, None)), jnp.dtype(lora.model.param_dtype)
     for path, names in lora.matrices.values():
         seen[path] = seen[path].merged(len(names.inputs), stacked=True)
+    given = flat(base)
+    seen |= {path: seen[path].astype(given[path].dtype if path in given else kind) for path in lora.whole}
     return nested(seen)

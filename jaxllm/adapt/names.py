@@ -1,5 +1,7 @@
 """Names that users give to parts of a model."""
 
+from collections.abc import Collection
+
 from jaxllm.axis_names import AxisNames, is_names
 from jaxllm.errors import UserError, unknown
 from jaxllm.models import LanguageModel, axes
@@ -40,6 +42,8 @@ def split_names(text: str) -> list[str]:
 def layer_matrices(config: LanguageModel) -> dict[str, tuple[Path, AxisNames]]:
     """Return the weight matrices of a model's layers by name: (where they lie, their axes).
 
+    Those of an encoder beside the decoder are encoder_query ..., and of attention to it cross_query ...
+
     Examples:
       >>> from jaxllm.models import get_preset
       >>> list(layer_matrices(get_preset("llama-nano")))
@@ -47,9 +51,10 @@ def layer_matrices(config: LanguageModel) -> dict[str, tuple[Path, AxisNames]]:
     """
     found = {}
     for path, names in sorted(flat(axes(config)).items()):
-        if path[0] == "layers" and is_names(names) and names.inputs:
-            *_, block, last = path
-            found[last if block == "attn" else f"{block}_{last}"] = path, names
+        if "layers" in path and is_names(names) and names.inputs:
+            *above, block, last = path
+            name = last if block == "attn" else f"{block}_{last}"
+            found["_".join([*above[: above.index("layers")], name])] = path, names
     return found
 
 
@@ -68,8 +73,8 @@ def choose_matrices(config: LanguageModel, targets: str) -> dict[str, tuple[Path
     return {name: place for name, place in known.items() if name in chosen or "all" in chosen}
 
 
-def choose_params(config: LanguageModel, names: str) -> set[Path]:
-    """Return the paths of the parameters that a text names.
+def choose_params(config: LanguageModel, names: str, field: str = "train_only") -> set[Path]:
+    """Return the paths of the parameters that a text, the value of a field, names.
 
     A name is any part of a path (embed, layers, attn, mlp_norm, query_bias, head ...) or a matrix of
     `layer_matrices` (query, mlp_in ...).
@@ -82,12 +87,38 @@ def choose_params(config: LanguageModel, names: str) -> set[Path]:
       >>> sorted(choose_params(get_preset("llama-nano"), "final_norm,mlp_out"))
       [('final_norm', 'scale'), ('layers', 'mlp', 'out')]
     """
-    paths, chosen = set(flat(axes(config))), split_names(names)
-    known = {part: {path for path in paths if part in path} for path in sorted(paths) for part in path}
-    known |= {name: {path} for name, (path, _) in layer_matrices(config).items()}
+    known, chosen = _named_params(config), split_names(names)
     if not chosen:
-        raise UserError(f"train_only is {names!r}; name some of {', '.join(known)}")
+        raise UserError(f"{field} is {names!r}; name some of {', '.join(known)}")
     for name in chosen:
         if name not in known:
-            raise unknown("train_only name", name, known)
+            raise unknown(f"{field} name", name, known)
     return set().union(*(known[name] for name in chosen))
+
+
+def name_params(config: LanguageModel, paths: Collection[Path]) -> str:
+    """Return names for which `choose_params` returns these paths.
+
+    Raises:
+      UserError: there are none.
+
+    Examples:
+      >>> from jaxllm.models import get_preset
+      >>> name_params(get_preset("llama-nano"), [("final_norm", "scale"), ("layers", "mlp", "out")])
+      'final_norm,mlp_out'
+    """
+    left, chosen = set(paths), []
+    known = _named_params(config)
+    for name in sorted(known, key=lambda name: -len(known[name])):
+        if known[name] <= set(paths) and known[name] & left:
+            chosen.append(name)
+            left -= known[name]
+    if left:
+        raise UserError(f"no name of parameters stands for '{'/'.join(min(left))}' alone")
+    return ",".join(chosen)
+
+
+def _named_params(config: LanguageModel) -> dict[str, set[Path]]:
+    paths = set(flat(axes(config)))
+    known = {part: {path for path in paths if part in path} for path in sorted(paths) for part in path}
+    return known | {name: {path} for name, (path, _) in layer_matrices(config).items()}

@@ -15,6 +15,8 @@ _COMMANDS = {
     "plan": "find the fastest way to train on a machine that is not here",
     "generate": "continue a prompt with a trained model",
     "chat": "talk with a chat model",
+    "train_labels": "train an encoder to label texts, or their words",
+    "label": "label texts with such an encoder",
     "evaluate": "score a model on text, or on tasks of lm-evaluation-harness",
     "lm_eval": "lm-evaluation-harness's own command line, with `--model jaxllm`",
     "convert": "write a model as a Hugging Face folder",
@@ -30,7 +32,7 @@ def _main(argv: Sequence[str]) -> None:
     if not argv or argv[0] in ("-h", "--help"):
         print("usage: jaxllm COMMAND [options]\n")
         for name, what in _COMMANDS.items():
-            print(f"  {name:10} {what}")
+            print(f"  {name:13} {what}")
         print("\n`jaxllm COMMAND --help` shows a command's options and their defaults; `jaxllm --version`.")
         return
     if argv[0] in ("-V", "--version", "version"):

@@ -122,12 +122,13 @@ class _Drawn:
     def show(self, prompt: Prompt, number: int) -> None:
         """Print the continuations of a prompt; number 0, 1, ... decides what is drawn."""
         key = jax.random.fold_in(self._key, number) if number else self._key
+        begin = prompt.shown if self._model[0].start_id is None else ""  # an answer to it stands alone
         if self._config.samples > 1:
             copies = [prompt.content] * self._config.samples
             for place, text in enumerate(generate_text(*self._model, copies, key=key, **self._options), 1):
-                print(f"--- {place} ---\n{prompt.shown}{text}", flush=True)
+                print(f"--- {place} ---\n{begin}{text}", flush=True)
             return
-        print("" if self._config.interactive else prompt.shown, end="", flush=True)
+        print("" if self._config.interactive else begin, end="", flush=True)
         texts = stream_text(
             *self._model, [prompt.content], key=key, tokens_per_call=FLOWING, **self._options
         )

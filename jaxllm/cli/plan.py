@@ -5,9 +5,8 @@ import time
 from collections.abc import Sequence
 
 from jaxllm.cli.parse import take
-from jaxllm.cli.train import is_decoder, parse_config
+from jaxllm.cli.train import parse_config
 from jaxllm.errors import UserError
-from jaxllm.models import ModelConfig
 from jaxllm.targets.candidates import Search
 from jaxllm.targets.catalog import get_target
 from jaxllm.targets.planner import plan
@@ -45,8 +44,7 @@ def main(argv: Sequence[str]) -> None:
     if options["--batch"] is not None:
         argv = [*argv, "--batch-size", options["--batch"]]
     precisions, optimizers = _names(options["--precision"]), _names(options["--optimizer"])
-    listed = lambda run: is_decoder(run) and isinstance(run.model, ModelConfig)
-    config = parse_config(argv, prog="jaxllm plan", description=_DESCRIPTION, listed=listed)
+    config = parse_config(argv, prog="jaxllm plan", description=_DESCRIPTION)
     if options["--target"] is None:
         raise UserError("no machine to plan for; give one with --target, for example --target v5e-8")
     target = get_target(options["--target"])

@@ -20,7 +20,9 @@ from jaxllm.data.baselines import bigram_bits_per_byte, unigram_bits_per_byte
 from jaxllm.data.batches import Batches, batches, count_eval_batches, eval_batches
 from jaxllm.data.chat import ChatTemplate, chat_template
 from jaxllm.data.corpus import Corpus, fingerprint, prepare
+from jaxllm.data.labelled import Labelled, read_labelled
 from jaxllm.data.padded import encode_padded
+from jaxllm.data.pairs import pair_lengths
 from jaxllm.data.sources import open_source, read_documents
 from jaxllm.data.tokenizer import Tokenizer, is_trained, load_tokenizer, single_token, start_id
 from jaxllm.data.tokens import Tokens
@@ -29,6 +31,7 @@ __all__ = [
     "Batches",
     "ChatTemplate",
     "Corpus",
+    "Labelled",
     "Tokenizer",
     "Tokens",
     "batches",
@@ -41,8 +44,10 @@ __all__ = [
     "is_trained",
     "load_tokenizer",
     "open_source",
+    "pair_lengths",
     "prepare",
     "read_documents",
+    "read_labelled",
     "single_token",
     "start_id",
     "unigram_bits_per_byte",

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from jaxllm.data.packing import pack
+from jaxllm.data.pairs import gather_pairs, pair_lengths
 from jaxllm.data.tokens import Tokens
 from jaxllm.errors import UserError
 
@@ -32,6 +33,7 @@ def batches(
     shuffle: bool = True,
     epochs: int | None = None,
     packed: bool = True,
+    start_id: int | None = None,
     process_index: int = 0,
     process_count: int = 1,
 ) -> Batches:
@@ -53,6 +55,7 @@ def batches(
       epochs: how many passes; None never ends. A batch may hold the end of one pass and the start
         of the next; what is left after the last full batch is dropped.
       packed: of examples, several to a row; or each in a row of its own.
+      start_id: of pairs for an encoder-decoder, what answers begin with: batches are `pairs.gather_pairs`'s.
       process_index: this process, as jax.process_index() says.
       process_count: how many processes there are, as jax.process_count() says.
 
@@ -73,7 +76,7 @@ def batches(
     _check(tokens, batch_size, seq_len, process_index, process_count)
     if seed < 0 or (epochs is not None and epochs < 1):
         raise UserError(f"seed={seed}, epochs={epochs}: expected seed >= 0 and epochs >= 1 (or None)")
-    rows = _rows(tokens, seq_len, packed)
+    rows = _rows(tokens, seq_len, packed, start_id)
     num_rows = rows.whole
     if epochs is not None and num_rows * epochs < batch_size:
         raise UserError(
@@ -154,6 +157,7 @@ def eval_batches(
     batch_size: int,
     seq_len: int,
     packed: bool = True,
+    start_id: int | None = None,
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[Batch]:
@@ -165,7 +169,7 @@ def eval_batches(
       UserError: if the split is shorter than one sequence, or the numbers do not fit.
     """
     _check(tokens, batch_size, seq_len, process_index, process_count)
-    rows = _rows(tokens, seq_len, packed)
+    rows = _rows(tokens, seq_len, packed, start_id)
     mine = batch_size // process_count
     starts = range(process_index * mine, rows.all + process_index * mine, batch_size)
     return (rows.gather(start + np.arange(mine)) for start in starts)
@@ -188,7 +192,16 @@ class _Rows(NamedTuple):
     gather: Callable[[np.ndarray], Batch]  # numbers of rows -> these rows
 
 
-def _rows(tokens: Tokens, seq_len: int, packed: bool) -> _Rows:
+def _rows(tokens: Tokens, seq_len: int, packed: bool, start_id: int | None) -> _Rows:
+    if start_id is not None:
+        fits = np.flatnonzero(np.maximum(*pair_lengths(tokens)) <= seq_len)
+        if not len(fits):
+            count = tokens.num_documents
+            raise UserError(f"all {count} examples are longer than seq_len {seq_len}; raise it")
+        known = np.append(fits, tokens.num_documents)  # past the last there is none
+        place = lambda numbers_B: known[np.minimum(numbers_B, len(fits))]
+        pairs = lambda numbers_B: gather_pairs(tokens, place(numbers_B), seq_len, start_id)
+        return _Rows(len(fits), len(fits), pairs)
     if tokens.predicted is None:
         whole, rest = divmod(len(tokens) - 1, seq_len)
         return _Rows(whole, whole + bool(rest), lambda numbers_B: _windows(tokens, numbers_B, seq_len))

@@ -17,7 +17,8 @@ import numpy as np
 
 from jaxllm.atomic import new_folder
 from jaxllm.data.chat import chat_template
-from jaxllm.data.examples import MESSAGES, TEXT, no_template
+from jaxllm.data.examples import COMPLETIONS, MESSAGES, TEXT, no_template
+from jaxllm.data.pairs import pair_lengths
 from jaxllm.data.sources import Piece, Source, open_source
 from jaxllm.data.split import Split, assign, split_documents
 from jaxllm.data.tokenizer import Tokenizer, is_trained, load_tokenizer
@@ -45,6 +46,7 @@ def prepare(
     valid_source: str | os.PathLike | None = None,
     text_column: str | None = None,
     long_examples: Literal["refuse", "skip"] = "refuse",
+    pairs: bool = False,
     cache_dir: str | os.PathLike | None = None,
 ) -> Corpus:
     """Return the corpus, tokenising it the first time and mapping the cached result later.
@@ -60,6 +62,7 @@ def prepare(
       text_column: the column of rows that holds the text; None looks for examples first, see
         sources.open_source.
       long_examples: what to do with examples that are longer than a sequence.
+      pairs: prompts are sources, and completions answers to them, for an encoder-decoder.
       cache_dir: where to keep token files; if None, jaxllm/data in the user's cache folder
         (XDG_CACHE_HOME, or ~/.cache).
 
@@ -80,6 +83,11 @@ def prepare(
     opened = open_source(source, text_column, template)
     if opened.kind == MESSAGES and template is None:
         raise no_template(f"'{opened.name}'", f"the tokenizer{_named(tokenizer)}")
+    if pairs and opened.kind != COMPLETIONS:
+        raise UserError(
+            f"'{opened.name}' holds {opened.kind}, and an encoder-decoder learns to answer sources; give "
+            "rows with the columns prompt and completion"
+        )
     held = None if valid_source is None else open_source(valid_source, text_column, template)
     if held is not None and held.kind != opened.kind:
         raise UserError(
@@ -95,18 +103,18 @@ def prepare(
     reading = _Reading(opened, valid_fraction, held)
     if isinstance(tokenizer, (str, os.PathLike)):
         tokenizer = _trained_tokenizer(os.fspath(tokenizer), reading, root)
-    written_by = [template] if opened.kind == MESSAGES else []
+    written_by = [template] if opened.kind == MESSAGES else ["pairs"] * pairs
     folder = root / "tokens" / _key(*reading.decided_by, tokenizer.fingerprint, *written_by)
     splits = open_tokens(folder)
     if splits is None:
         with new_folder(folder, is_whole=lambda made: open_tokens(made) is not None) as partial:
             assigned, examples = reading.assigned("tokenise"), opened.kind != TEXT
-            write_tokens(assigned, tokenizer, partial, examples, reading.split.copies)
+            write_tokens(assigned, tokenizer, partial, examples, pairs, reading.split.copies)
         splits = open_tokens(folder)
     if opened.kind == TEXT:
         _check_length(reading, splits, seq_len)
     elif long_examples == "refuse":
-        _check_examples(reading, splits, seq_len)
+        _check_examples(reading, splits, seq_len, pairs)
     return Corpus(splits["train"], splits["valid"], tokenizer, opened.kind)
 
 
@@ -219,17 +227,22 @@ def _named(tokenizer) -> str:
     return f" '{tokenizer}'" if isinstance(tokenizer, (str, os.PathLike)) else ""
 
 
-def _check_examples(reading: _Reading, splits: dict[str, Tokens], seq_len: int) -> None:
+def _check_examples(reading: _Reading, splits: dict[str, Tokens], seq_len: int, pairs: bool) -> None:
     """Refuse examples that a row cannot hold: without its end, or its prompt, one teaches something else."""
-    long = {side: np.flatnonzero(tokens.lengths > seq_len + 1) for side, tokens in splits.items()}
+    # The tokens that a row must have room for: all but the last, which is predicted alone.
+    sizes = {
+        side: np.maximum(*pair_lengths(tokens)) if pairs else tokens.lengths - 1
+        for side, tokens in splits.items()
+    }
+    long = {side: np.flatnonzero(size > seq_len) for side, size in sizes.items()}
     count = sum(map(len, long.values()))
     if not count:
         return
     side = "train" if len(long["train"]) else "valid"
     number = reading.number(side, long[side][0])
-    first = splits[side].lengths[long[side][0]] - 1
+    first = sizes[side][long[side][0]]
     total = sum(tokens.num_documents for tokens in splits.values())
-    most = max(int(tokens.lengths.max()) for tokens in splits.values()) - 1
+    most = max(int(size.max()) for size in sizes.values())
     raise UserError(
         f"{count} of {total} examples of '{reading.name(side)}' are longer than seq_len {seq_len} (the first "
         f"is number {number}, of {first} tokens); raise seq_len to at least {most}, shorten them, or leave "

@@ -9,7 +9,7 @@ import numpy as np
 from jaxllm.data.bpe import HuggingFaceTokenizer
 from jaxllm.data.chat import ChatTemplate, Rendered, check_messages
 from jaxllm.data.rows import Row
-from jaxllm.data.tokenizer import Tokenizer, encode_prompt, stop_ids
+from jaxllm.data.tokenizer import Tokenizer, encode_prompt, encode_source, stop_ids
 from jaxllm.errors import UserError, brief, unknown
 
 TEXT, COMPLETIONS, MESSAGES = "text", "prompt and completion", "messages"  # what rows can hold
@@ -70,6 +70,14 @@ class Completion:
         completion = both[len(prompt) :] if follows else tokenizer.encode(self.completion).tolist()
         predicted = [False] * len(prompt) + [True] * len(completion)
         return _ended(tokenizer, [*prompt, *completion], predicted)
+
+
+    def encode_pair(self, tokenizer: Tokenizer) -> Encoded:
+        """Return the ids of the prompt as a source and of the completion, each alone and with its end."""
+        source = encode_source(tokenizer, self.prompt)
+        answer = [*tokenizer.encode(self.completion).tolist(), tokenizer.eos_id]
+        predicted = [False] * len(source) + [True] * len(answer)
+        return Encoded(np.array(source + answer, np.int32), np.array(predicted, bool))
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from jaxllm.data.bpe import HuggingFaceTokenizer
+from jaxllm.data.tokenizer import Tokenizer
 from jaxllm.errors import UserError
 
 
@@ -30,9 +31,15 @@ def encode_padded(
     T = max(len(ids) for ids, _ in encoded)
     if longest is not None and T > longest:
         raise UserError(f"a text of {T} tokens does not fit context_length={longest}; cut it up")
-    pad_id = next((i for i in map(tokenizer.backend.token_to_id, ("[PAD]", "<pad>")) if i is not None), 0)
-    tokens_BT = np.full((len(texts), T), pad_id, np.int32)
+    tokens_BT = np.full((len(texts), T), pad_id(tokenizer), np.int32)
     mask_BT, types_BT = np.zeros_like(tokens_BT), np.zeros_like(tokens_BT)
     for row, (ids, types) in enumerate(encoded):
         tokens_BT[row, : len(ids)], types_BT[row, : len(ids)], mask_BT[row, : len(ids)] = ids, types, 1
     return {"tokens": tokens_BT, "mask": mask_BT, "token_types": types_BT}
+
+
+def pad_id(tokenizer: Tokenizer) -> int:
+    """Return the id of padding: of [PAD] or <pad>, or 0; no token that is read sees it."""
+    if not isinstance(tokenizer, HuggingFaceTokenizer):
+        return 0
+    return next((i for i in map(tokenizer.backend.token_to_id, ("[PAD]", "<pad>")) if i is not None), 0)

@@ -26,7 +26,8 @@ class Row(NamedTuple):
 def row_reader(file: TextFile, column: str) -> Callable[[TextFile], Iterator[Row]] | None:
     """Return what reads a file by its suffix; None where it is not rows.
 
-    Other than the rest, .json is text, unless it holds a list of objects with the columns of rows.
+    Other than the rest, .json is text, unless it holds objects with the columns of rows: a list of them, or
+    several lines with one each.
 
     Args:
       file: the file.
@@ -34,21 +35,23 @@ def row_reader(file: TextFile, column: str) -> Callable[[TextFile], Iterator[Row
     """
     suffix = file.path.suffix.lower()
     if suffix == ".json":
-        return _json_list if _lists_rows(file, column) else None
+        return _json_reader(file, column)
     return {".jsonl": _jsonl, ".ndjson": _jsonl, ".csv": _csv, ".tsv": _tsv}.get(suffix)
 
 
-def _lists_rows(file: TextFile, column: str) -> bool:
+def _json_reader(file: TextFile, column: str) -> Callable[[TextFile], Iterator[Row]] | None:
     with open(file.path, encoding=file.encoding) as stream:
         begin = stream.read(_MAX_FIRST).lstrip()
-    if not begin.startswith("["):
-        return False
+    is_list = begin.startswith("[")
     try:
-        first, _ = json.JSONDecoder().raw_decode(begin[1:].lstrip())
+        first, end = json.JSONDecoder().raw_decode(begin[1:].lstrip() if is_list else begin)
     except (ValueError, RecursionError):
-        return False
+        return None
     columns = {column}, {"messages"}, {"prompt", "completion"}
-    return isinstance(first, dict) and any(names <= first.keys() for names in columns)
+    if not isinstance(first, dict) or not any(names <= first.keys() for names in columns):
+        return None
+    lines = begin[:end].count("\n") == 0 and begin[end:].lstrip().startswith("{")
+    return _json_list if is_list else _jsonl if lines else None
 
 
 def _json_list(file: TextFile) -> Iterator[Row]:

@@ -93,6 +93,12 @@ def single_token(tokenizer: Tokenizer, text: str) -> int:
     return ids[0]
 
 
+def encode_source(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Return the ids that an encoder reads to answer: those of a prompt, then the end of a document."""
+    ids = encode_prompt(tokenizer, text) if text else []
+    return ids if ids[-1:] == [tokenizer.eos_id] else [*ids, tokenizer.eos_id]
+
+
 def is_trained(spec: str) -> bool:
     """Say whether `spec` names a tokenizer that must be trained on text first."""
     return spec == "char" or spec.startswith("bpe:")

@@ -86,6 +86,7 @@ def write_tokens(
     tokenizer: Tokenizer,
     folder: Path,
     examples: bool = False,
+    pairs: bool = False,
     copies: Mapping[str, int] = dict.fromkeys(SPLITS, 0),
 ) -> None:
     """Tokenise pieces, as split.assign yields them, into the files that `open_tokens` reads.
@@ -97,6 +98,7 @@ def write_tokens(
       tokenizer: makes ids of them.
       folder: where the files go.
       examples: the pieces are examples, of which not every id is predicted.
+      pairs: what is predicted of them answers the rest, and stands apart from it.
       copies: of each side, how many documents are the same as an earlier one.
     """
     dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
@@ -115,7 +117,8 @@ def write_tokens(
         for batch in _batched(assigned):
             pieces = [piece for _, piece in batch]
             if examples:
-                encoded = [piece.example.encode(tokenizer) for piece in pieces]
+                encode = "encode_pair" if pairs else "encode"
+                encoded = [getattr(piece.example, encode)(tokenizer) for piece in pieces]
             else:
                 encoded = [(ids,) for ids in tokenizer.encode_batch([piece.text for piece in pieces])]
             for (name, piece), (ids, *predicted) in zip(batch, encoded, strict=True):

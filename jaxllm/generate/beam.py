@@ -72,15 +72,17 @@ def beam_search(
     if any(processor.select is None for processor in processors):
         raise UserError("a processor has no `select`, and beams reorder rows; give it one")
     decoder = Decoder(config, params)
-    packed = Prompts.pack(prompts, config.most_cached, max_new_tokens)
+    packed = Prompts.pack(prompts, config.most_cached, max_new_tokens, config.start_id)
     # One row of the cache a prompt, copied for each beam: beams change places at every token.
-    packed = Prompts(
-        packed.tokens_PT[packed.rows_B], packed.mask_PT[packed.rows_B], np.arange(len(prompts)), packed.room
+    packed = packed._replace(
+        tokens_PT=packed.tokens_PT[packed.rows_B],
+        mask_PT=packed.mask_PT[packed.rows_B],
+        rows_B=np.arange(len(prompts)),
     )
     states = tuple(processor.init(packed) for processor in processors)
     hidden_BD, cache = packed.read(decoder)
     free = ((0, 0), (0, max_new_tokens))
-    tokens_BS, seen_BS = np.pad(packed.tokens_PT, free), np.pad(packed.mask_PT, free)
+    tokens_BS, seen_BS = (np.pad(x_BT, free) for x_BT in packed.begun())
     ends = () if eos_id is None else tuple(np.atleast_1d(eos_id).tolist())
     drawn_BKN, log_prob_BK = jax.device_get(_search(
         *decoder, hidden_BD, cache, tokens_BS, seen_BS, states, tuple(p.weights for p in processors),

@@ -68,7 +68,13 @@ def combine_models(
 
 def _read_along(one: Beside, prompts):
     """Return the cache of a model that has read the prompts but for their last tokens."""
-    config, prompts = one.decoder.config, prompts.without_last().after(one.prefixes)
+    config = one.decoder.config
+    if (prompts.start_id is None) != (config.start_id is None):
+        raise UserError(
+            "one of the models answers sources and another continues prompts; give encoder-decoders alone, "
+            "or decoders alone"
+        )
+    prompts = prompts.without_last().after(one.prefixes)
     longest = prompts.mask_PT.sum(axis=1).max() + prompts.room
     if longest > config.most_cached:
         raise UserError(
@@ -79,7 +85,7 @@ def _read_along(one: Beside, prompts):
         models.check_ids(prompts.tokens_PT, config.known_vocab_size, "a prompt's ids")
     except UserError as error:
         raise UserError(f"{error}: those of the second model; both must share a tokenizer") from error
-    return prompts.read(one.decoder)[1]
+    return prompts.read_before(one.decoder)
 
 
 def _one_a_row(x, B):

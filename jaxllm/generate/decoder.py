@@ -19,8 +19,8 @@ class Decoder:
     `models.logits(*decoder, hidden)`. The parameters it was made from are not needed any more.
 
     A cache is what the model remembers of the rows of a batch: a pytree, made by `prefill` or `fork`, and
-    used up by `step` and `extend`, which return the next one. What a fork shares is never used up. An
-    encoder-decoder's begins with its context: `models.context_cache(*decoder, context, slots)`.
+    used up by `step` and `extend`, which return the next one. What a fork shares, and the context of an
+    encoder-decoder, is never used up.
 
     Examples:
       >>> config = models.get_preset("gpt2-nano")
@@ -51,23 +51,25 @@ class Decoder:
     def prefill(self, tokens_BT: jax.Array, mask_BT: jax.Array | None = None, *, slots: int):
         """Run prompts; return (hidden states of their last tokens [B, D], cache).
 
+        An encoder-decoder's prompts are sources, and what it returns is of its answer's first token.
+
         Args:
           tokens_BT: int32 [B, T].
           mask_BT: False at padding, which must be on the left; None: there is none.
-          slots: tokens that a row of the cache holds, prompts included.
+          slots: tokens that a row of the cache holds, prompts included; sources are not.
 
         Raises:
           UserError: no tokens, or more than slots; ids that the model does not know; rows that differ in
             length.
         """
         tokens_BT = _prompts(tokens_BT, self.config)
-        if tokens_BT.shape[1] > slots:
+        if tokens_BT.shape[1] > slots and self.config.start_id is None:
             raise UserError(
                 f"prompts of {tokens_BT.shape[1]} tokens do not fit a cache of {slots} slots; "
                 f"make slots {tokens_BT.shape[1]} at least"
             )
         mask_BT = np.ones(tokens_BT.shape, bool) if mask_BT is None else mask_BT
-        return _read(self.config, self.params, tokens_BT, mask_BT, slots=slots)
+        return _prefill(self.config, self.params, tokens_BT, mask_BT, slots=slots)
 
     def fork(self, cache: dict, rows: Any, *, slots: int) -> dict:
         """Return a cache whose rows continue rows of this one, which they share: it is held and read once.
@@ -109,10 +111,10 @@ class Decoder:
           cache: from `prefill`, `fork`, or the last call.
           mask_BT: False at padding on the left of a row's first token; None: there is none.
         """
-        shared = cache.get("shared", ())
-        own = {name: value for name, value in cache.items() if name != "shared"}
-        hidden_BTD, own = _extend(self.config, self.params, tokens_BT, own, shared, mask_BT)
-        return hidden_BTD, own | {"shared": shared} if shared else own
+        read = {name: value for name, value in cache.items() if name in ("shared", "context")}
+        own = {name: value for name, value in cache.items() if name not in read}
+        hidden_BTD, own = _extend(self.config, self.params, tokens_BT, own, read, mask_BT)
+        return hidden_BTD, own | read
 
     def cancel(self, cache: dict, rows: Any) -> dict:
         """Return the cache without some rows; the others move up, in their order.
@@ -155,17 +157,10 @@ def _rows(rows, cache) -> np.ndarray:
     return rows_B
 
 
-def read(config, params, tokens_BT, mask_BT, *, slots):
-    """Return (last tokens' hidden states [B, D], cache of so many slots), read from the first position on."""
-    cache = models.empty_cache(config, params, len(tokens_BT), slots)
-    hidden_BTD, cache = models.decode(config, params, tokens_BT, cache, mask_BT=mask_BT)
-    return hidden_BTD[:, -1], cache
-
-
-_read = jax.jit(read, static_argnames=("config", "slots"))
+_prefill = jax.jit(models.prefill, static_argnames=("config", "slots"))
 
 
 @partial(jax.jit, static_argnames="config", donate_argnames="own")
-def _extend(config, params, tokens_BT, own, shared, mask_BT):
-    hidden_BTD, cache = models.decode(config, params, tokens_BT, own | {"shared": shared}, mask_BT=mask_BT)
+def _extend(config, params, tokens_BT, own, read, mask_BT):
+    hidden_BTD, cache = models.decode(config, params, tokens_BT, own | read, mask_BT=mask_BT)
     return hidden_BTD, {name: cache[name] for name in own}

@@ -82,6 +82,8 @@ def stream(
     Rows that have ended repeat the token that ended them; when all have, the stream ends. What a row draws
     depends on its place among the prompts, never on the other rows.
 
+    An encoder-decoder's prompts are sources: each row begins its answer with `config.start_id`.
+
     Args:
       config: the model.
       params: its parameters. To lay them out once for many calls, make a `Decoder` and pass `*decoder`.
@@ -116,21 +118,23 @@ class Stream(Iterator[Drawn]):
     def __init__(self, decoder, prompts, processors, max_new_tokens, key, fixed):
         count, self.ends = fixed["count"], fixed["ends"]
         context, calls = decoder.config.most_cached, -(-max_new_tokens // count)
-        longest = min(max(map(len, prompts)), context)
+        start_id = decoder.config.start_id
+        longest = min(max(map(len, prompts)), context) if start_id is None else 1
         # A token is drawn after at most `context` others. A call that would draw past that reads windows.
         cached = min(calls, (context + 1 - longest) // count)
         if context + 1 - longest >= max_new_tokens:
             cached = calls
-        packed = Prompts.pack(prompts, context, calls * count)
+        packed = Prompts.pack(prompts, context, calls * count, start_id)
         self._states = tuple(processor.init(packed) for processor in processors)
         hidden_BD, cache = packed._replace(room=cached * count).read(decoder)
         free = ((0, 0), (0, calls * count))
+        tokens_BT, mask_BT = packed.begun()
         self._carried = Carried(
             cache,
             hidden_BD,
-            np.pad(packed.tokens_PT[packed.rows_B], free),
-            np.pad(packed.mask_PT[packed.rows_B], free),
-            np.int32(packed.tokens_PT.shape[1]),
+            np.pad(tokens_BT, free),
+            np.pad(mask_BT, free),
+            np.int32(tokens_BT.shape[1]),
             np.zeros(len(prompts), bool),
             np.arange(len(prompts), dtype=np.int32),
         )

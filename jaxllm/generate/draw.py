@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 
 from jaxllm import models
-from jaxllm.generate.decoder import read
 
 
 class Carried(NamedTuple):
@@ -115,4 +114,4 @@ def _read_window(config, params, tokens_BS, seen_BS, length):
     W = min(config.context_length, tokens_BS.shape[1])
     # Free slots come around to the left, where padding is allowed.
     tokens_BW, seen_BW = (jnp.roll(x, -length, axis=1)[:, -W:] for x in (tokens_BS, seen_BS))
-    return read(config, params, tokens_BW, seen_BW, slots=W)[0]
+    return models.prefill(config, params, tokens_BW, seen_BW, slots=W)[0]

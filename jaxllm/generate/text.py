@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import jax
 
 from jaxllm import models
-from jaxllm.data.tokenizer import encode_prompt, stop_ids
+from jaxllm.data.tokenizer import encode_prompt, encode_source, stop_ids
 from jaxllm.errors import UserError
 from jaxllm.generate.decoding import stream
 from jaxllm.generate.processors import Processor, SamplingConfig, StatefulProcessor
@@ -69,7 +69,7 @@ def stream_text(
       params: its parameters.
       tokenizer: from `jaxllm.data.load_tokenizer`. Its special tokens are recognised in prompts, BOS
         comes first if it asks for that, and any of its `stop_ids` ends a continuation. An empty prompt
-        begins a document.
+        begins a document. An encoder-decoder answers each, as a source.
       prompts: one text, or several; or lists of token ids, which are read as they are.
       max_new_tokens: how many to draw for each at most.
       sampling: how to draw.
@@ -85,7 +85,9 @@ def stream_text(
         prompts = [prompts]
     if not all(stop):
         raise UserError("a stop string is empty; give the text to stop before")
-    ids = [encode_prompt(tokenizer, one) if isinstance(one, str) else one for one in prompts]
+    answers = config.start_id is not None  # to sources, which end, and whose text is not gone on with
+    encode = encode_source if answers else encode_prompt
+    ids = [encode(tokenizer, one) if isinstance(one, str) else one for one in prompts]
     ends = stop_ids(tokenizer)
     rows: list[list[int]] = [[] for _ in prompts]
     texts, done = [""] * len(prompts), [False] * len(prompts)
@@ -100,7 +102,8 @@ def stream_text(
             kept = list(itertools.takewhile(lambda token: token not in ends, new))
             done[place] = len(kept) < len(new)
             rows[place] += kept
-            text = _continuation(tokenizer, ids[place] if prompts[place] else [], rows[place])
+            before = ids[place] if prompts[place] and not answers else []
+            text = _continuation(tokenizer, before, rows[place])
             cuts = [text.index(word) for word in stop if word in text]
             if cuts:
                 text, done[place] = text[: min(cuts)], True

@@ -17,11 +17,12 @@ Examples:
 """
 
 from jaxllm.models import transformer as transformer  # registers how a ModelConfig runs
-from jaxllm.models.architecture import cache_axes, capture, decode, init_cache, trunk
+from jaxllm.models.architecture import cache_axes, capture, decode, init_cache, prefill, trunk
 from jaxllm.models.cache import cache_rows, fork_cache, select_rows
 from jaxllm.models.config import LanguageModel, ModelConfig, check_decodes, check_transformer
+from jaxllm.models.context_cache import context_cache
 from jaxllm.models.decoding_layout import empty_cache, for_decoding
-from jaxllm.models.encoder_decoder import Context, EncoderDecoderConfig, context_cache, encode
+from jaxllm.models.encoder_decoder import Context, EncoderDecoderConfig, encode
 from jaxllm.models.grouped_head import draw_token
 from jaxllm.models.head import apply, logits
 from jaxllm.models.ids import check_ids
@@ -74,6 +75,7 @@ __all__ = [
     "logits",
     "loss",
     "mean_pool",
+    "prefill",
     "select_rows",
     "shapes",
     "token_log_probs",

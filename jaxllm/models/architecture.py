@@ -183,6 +183,19 @@ def init_cache(config, batch_size: int, max_length: int, *, apart: bool = False)
 
 
 @functools.singledispatch
+def prefill(config, params: dict, tokens_BT: jax.Array, mask_BT: jax.Array | None, *, slots: int):
+    """Read prompts; return (hidden states that predict the first token after them [B, D], a cache).
+
+    Args:
+      tokens_BT: int [B, T]; of an encoder-decoder the sources, and what follows begins anew.
+      mask_BT: False at padding, which must be on the left; None: there is none.
+      slots: tokens that a row of the cache holds, prompts included; of an encoder-decoder those of what
+        follows, `config.start_id` included.
+    """
+    return _unregistered(config)
+
+
+@functools.singledispatch
 def cache_axes(config) -> dict:
     """Return the logical axis names of each array of a stacked cache, structured like `init_cache`'s."""
     return _unregistered(config)

@@ -2,7 +2,7 @@
 
 Elsewhere a cache is a pytree that `init_cache` makes and the functions here fork and select from, with two
 keys that one may read: "length", the slots written, and, once keys and values were forked, "shared", the
-prompts that rows continue, which every step reads and none writes.
+prompts that rows continue, which every step reads and none writes, as "context" of an encoder-decoder.
 """
 
 import functools
@@ -12,16 +12,12 @@ import jax
 import jax.numpy as jnp
 from jaxllm_kernels import attention as kernel
 
-from jaxllm.errors import UserError
 from jaxllm.models.architecture import cache_axes, init_cache
 from jaxllm.models.config import ModelConfig, check_decodes
 from jaxllm.models.shared_prefix import Prefix, merge
 
 # The axis of the rows in each of a cache's entries, from the end: as in a stack of layers, so in a tuple.
-_ROWS = {
-    "key": -4, "value": -4, "valid": -2, "conv": -3, "state": -3,
-    "cross_key": -4, "cross_value": -4, "context_valid": -2,
-}  # fmt: skip
+_ROWS = {"key": -4, "value": -4, "valid": -2, "conv": -3, "state": -3}
 
 
 @init_cache.register
@@ -67,18 +63,25 @@ def fork_cache(cache: dict, rows_B, slots: int) -> dict:
       cache: of P rows.
       rows_B: which of them each new row continues, known to the host.
       slots: how many more tokens a row may hold.
-
-    Raises:
-      UserError: it is an encoder-decoder's.
     """
-    if "cross_key" in cache:
-        raise UserError("an encoder-decoder's cache is not forked; select its rows (models.select_rows)")
+    if "context" in cache:
+        return _forked_rows(cache, rows_B, slots)
     if "key" not in cache:
         return select_rows(cache, rows_B) | {"length": jnp.copy(cache["length"])}  # the fork is donated
     prefix = Prefix.of(cache["key"], cache["value"], cache["valid"], cache["length"], rows_B)
     shared = (prefix, *(older.continued(rows_B) for older in cache.get("shared", ())))
     written = {"key": cache["key"], "value": cache["value"]}
     return _empty_like(written, len(rows_B), slots) | {"shared": shared}
+
+
+def _forked_rows(cache: dict, rows_B, slots: int) -> dict:
+    context = cache["context"].continued(rows_B)
+    own = select_rows({name: x for name, x in cache.items() if name != "context"}, rows_B)
+    spread = lambda x, axis: jnp.pad(x, [(0, slots if at == axis else 0) for at in range(x.ndim)])
+    for name in ("key", "value"):
+        own[name] = jax.tree.map(lambda x: spread(x, x.ndim - 2), own[name])
+    valid_BS, length = spread(own["valid"], 1), jnp.copy(own["length"])  # the fork is donated
+    return own | {"valid": valid_BS, "length": length, "context": context}
 
 
 # As one program: one array at a time, the arrays of all layers take longer than a step.
@@ -105,6 +108,8 @@ def select_rows(cache: dict, rows_B) -> dict:
             )
     if "shared" in cache:
         selected["shared"] = tuple(prefix.continued(rows_B) for prefix in cache["shared"])
+    if "context" in cache:
+        selected["context"] = cache["context"].selected(rows_B)
     return selected
 
 
@@ -139,13 +144,7 @@ class LayerCache(NamedTuple):
         """Return a layer's view: of its own key and value, or of the stacks of all layers."""
         apart = isinstance(cache["key"], tuple)
 
-        def mine(prefix):
-            if apart:
-                return prefix._replace(key=prefix.key[index], value=prefix.value[index])
-            one = (jax.lax.dynamic_index_in_dim(x, index, keepdims=False) for x in (prefix.key, prefix.value))
-            return prefix._replace(**dict(zip(("key", "value"), one, strict=True)))
-
-        shared = tuple(mine(prefix) for prefix in cache.get("shared", ()))
+        shared = tuple(prefix.layer(index) for prefix in cache.get("shared", ()))
         return cls(*arrays, cache["valid"], cache["length"], None if apart else index, shared)
 
     @property

@@ -60,6 +60,7 @@ class LanguageModel(Config):
     # What is so of a class that has no such field; see `ModelConfig`.
     head: ClassVar[str] = "tokens"
     labels: ClassVar[tuple[str, ...]] = ()
+    start_id: ClassVar[int | None] = None  # of an encoder-decoder: what its answer to a source begins with
 
     def __post_init__(self):
         if self.vocab_groups is not None:  # in a JSON file a plain text

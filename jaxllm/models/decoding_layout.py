@@ -4,7 +4,7 @@ import functools
 
 import jax
 
-from jaxllm.models.architecture import init_cache
+from jaxllm.models.architecture import decode, init_cache, prefill
 from jaxllm.models.config import LanguageModel, check_decodes
 from jaxllm.models.layers_apart import is_apart, layers_apart
 from jaxllm.models.low_rank import LowRank
@@ -36,6 +36,13 @@ def for_decoding(config: LanguageModel, params: dict) -> dict:
     else:
         layers = _arranged(config, layers, stacked=True)
     return params | {"layers": layers}
+
+
+@prefill.register
+def _read_prompt(config: LanguageModel, params: dict, tokens_BT: jax.Array, mask_BT, *, slots: int):
+    cache = empty_cache(config, params, len(tokens_BT), slots)
+    hidden_BTD, cache = decode(config, params, tokens_BT, cache, mask_BT=mask_BT)
+    return hidden_BTD[:, -1], cache
 
 
 def empty_cache(config: LanguageModel, params: dict, batch_size: int, max_length: int) -> dict:

@@ -19,17 +19,9 @@ import jax
 import jax.numpy as jnp
 from jaxllm_kernels import attention as kernel
 
-from jaxllm.config import Positive, Range, Size
+from jaxllm.config import CountOrZero, Positive, Range, Size
 from jaxllm.errors import UserError
-from jaxllm.models.architecture import (
-    Declaration,
-    cache_axes,
-    capture,
-    declare,
-    decode,
-    init_cache,
-    stacked,
-)
+from jaxllm.models.architecture import Declaration, capture, declare, decode, stacked
 from jaxllm.models.cache import LayerCache
 from jaxllm.models.config import (
     ACTIVATIONS,
@@ -83,6 +75,7 @@ class EncoderDecoderConfig(LanguageModel):
     distance_buckets: Annotated[int, Range(4, 4096)] = 32
     longest_distance: Annotated[int, Range(2, 2**20)] = 128  # from here on all distances share a bucket
     norm_eps: Positive = 1e-6
+    start_id: CountOrZero = 0  # the token that the decoder begins with
     tie_embeddings: bool = False  # the head is the token table, of states divided by sqrt(embed_dim)
     vocab_groups: VocabGroups | None = None
     group_head: Literal[GROUP_HEADS] = "hidden"  # with vocab_groups alone
@@ -104,6 +97,11 @@ class EncoderDecoderConfig(LanguageModel):
     def derived(self) -> dict[str, Any]:
         """What fields that are None become."""
         return {"num_encoder_layers": self.num_layers}
+
+    @property
+    def most_cached(self) -> int:
+        """How many tokens a cache may hold: distances have no end."""
+        return 2**28
 
     @property
     def mlp(self) -> ModelConfig:
@@ -139,8 +137,8 @@ class Context(NamedTuple):
 def declare_encoder_decoder(config: EncoderDecoderConfig) -> dict:
     """Return the declarations of an encoder-decoder; see `architecture.declare`."""
     V, D = config.known_vocab_size, config.embed_dim
-    block = {"attn_norm": _norm(config), "attn": _attention(config)}
-    cross = {"cross_norm": _norm(config), "cross": _attention(config)}
+    block = {"attn_norm": _norm(config), "attn": declare_heads(config)}
+    cross = {"cross_norm": _norm(config), "cross": declare_heads(config)}
     mlp = {"mlp_norm": _norm(config), "mlp": _mlp(config)}
     return {
         "embed": {"tokens": Declaration((V, D), ("vocab", "embed"), ("vocab",), config.init_std)},
@@ -164,7 +162,8 @@ def _distances(config) -> Declaration:
     return Declaration(shape, ("buckets", "heads"), std=config.embed_dim**-0.5)
 
 
-def _attention(config) -> dict:
+def declare_heads(config) -> dict:
+    """Return one layer's parameters of attention, to the text itself or to the context."""
     D, H, K = config.embed_dim, config.num_heads, config.head_dim
     shape, names = (D, H, K), ("embed", "heads", "head_dim")
     return {
@@ -203,7 +202,7 @@ def encode(
         tap = Tap(None, index)
         normed_BSD = _normed(config, x_BSD, params["attn_norm"])
         query, *keys_values = _projected(config, params["attn"], normed_BSD, "query", "key", "value")
-        x_BSD = x_BSD + _attend(config, params["attn"], query, *keys_values, bias_HSS, allowed)
+        x_BSD = x_BSD + _out(config, params["attn"], _mixed(query, *keys_values, bias_HSS, allowed))
         x_BSD = x_BSD + mlp_block(config.mlp, params["mlp"], _normed(config, x_BSD, params["mlp_norm"]), tap)
         return constrain(x_BSD, "batch", "sequence", None), {}, cache
 
@@ -213,59 +212,6 @@ def encode(
             names=axes(config)["encoder"]["layers"],
         )  # fmt: skip
         return Context(normalize(x_BSD, own["final_norm"], "rmsnorm", config.norm_eps), mask_BS)
-
-
-def context_cache(config: EncoderDecoderConfig, params: dict, context: Context, max_length: int) -> dict:
-    """Return an empty cache for `max_length` tokens a row, with each layer's keys and values of the context.
-
-    Returns:
-      What a transformer's `init_cache` does, and "cross_key", "cross_value": [L, B, S, H, K], or tuples;
-      "context_valid": bool [B, S].
-    """
-    apart, declared = isinstance(params["layers"], tuple), _attention(config)
-    hidden_BSD, mask_BS = context
-    B, shape = len(mask_BS), (len(mask_BS), config.num_heads, max_length, config.head_dim)
-
-    def keys_and_values(layer):
-        return tuple(linears(hidden_BSD.astype(config.dtype), layer["cross"], declared, "key", "value"))
-
-    if apart:
-        cross_key, cross_value = zip(*map(keys_and_values, params["layers"]), strict=True)
-        empty = tuple(jnp.zeros(shape, config.dtype) for _ in params["layers"])
-    else:
-        cross_key, cross_value = jax.lax.map(keys_and_values, params["layers"])
-        empty = jnp.zeros((config.num_layers, *shape), config.dtype)
-    return {
-        "key": empty,
-        "value": jax.tree.map(jnp.zeros_like, empty),
-        "valid": jnp.zeros((B, max_length), bool),
-        "length": jnp.zeros((), jnp.int32),
-        "cross_key": cross_key,
-        "cross_value": cross_value,
-        "context_valid": mask_BS,
-    }
-
-
-@init_cache.register
-def _no_context(
-    config: EncoderDecoderConfig, batch_size: int, max_length: int, *, apart: bool = False
-) -> dict:
-    raise UserError(
-        "an encoder-decoder's cache begins with a context: models.context_cache(config, params, "
-        "models.encode(...), max_length) makes it"
-    )
-
-
-@cache_axes.register
-def context_cache_axes(config: EncoderDecoderConfig) -> dict:
-    """Return the names of an encoder-decoder's cache; see `architecture.cache_axes`."""
-    del config
-    own = ("layers", "batch", "heads", None, "head_dim")
-    cross = ("layers", "batch", None, "heads", "head_dim")
-    return {
-        "key": own, "value": own, "valid": ("batch", None), "length": (),
-        "cross_key": cross, "cross_value": cross, "context_valid": ("batch", None),
-    }  # fmt: skip
 
 
 @capture.register
@@ -299,13 +245,13 @@ def _capture(
     bias_HTT = distance_bias(config, params["distances"], place_T, T, bidirectional=False)
     allowed = (place_T[:, None] >= place_T[None])[None, None]
 
-    def cross_of(index, params):
+    def cross(index, params, query_BTHK):
         del index
-        return _projected(config, params["cross"], context.hidden_BSD.astype(config.dtype), "key", "value")
+        hidden_BSD = context.hidden_BSD.astype(config.dtype)
+        key_value = _projected(config, params, hidden_BSD, "key", "value")
+        return _mixed(query_BTHK, *key_value, None, context.mask_BS[:, None, None, :])
 
-    hidden_BTD, captured, _ = _run(
-        config, params, tokens_BT, sites, None, bias_HTT, allowed, cross_of, context.mask_BS
-    )
+    hidden_BTD, captured, _ = _run(config, params, tokens_BT, sites, None, bias_HTT, allowed, cross)
     return hidden_BTD, captured
 
 
@@ -329,26 +275,23 @@ def _decode(
     place_T = cache["length"] + jnp.arange(T, dtype=jnp.int32)
     bias_HTS = distance_bias(config, params["distances"], place_T, S, bidirectional=False)
 
-    def cross_of(index, params):
-        del params
-        if isinstance(cache["cross_key"], tuple):
-            return cache["cross_key"][index], cache["cross_value"][index]
-        stacks = cache["cross_key"], cache["cross_value"]
-        return [jax.lax.dynamic_index_in_dim(stack, index, keepdims=False) for stack in stacks]
+    context = cache["context"]
 
-    hidden_BTD, _, cache = _run(
-        config, params, tokens_BT, None, cache, bias_HTS, None, cross_of, cache["context_valid"]
-    )
+    def cross(index, params, query_BTHK):
+        del params
+        return context.layer(index).attend(query_BTHK, 0, 0, scale=1.0, causal=False)[0]
+
+    hidden_BTD, _, cache = _run(config, params, tokens_BT, None, cache, bias_HTS, None, cross)
     length = cache["length"] + T
     hidden_BTD = jnp.where(length <= S, hidden_BTD, jnp.nan)  # as a transformer's
     return hidden_BTD, cache | {"length": length}
 
 
-def _run(config, params, tokens_BT, sites, cache, bias_HTS, allowed, cross_of, context_BS):
+def _run(config, params, tokens_BT, sites, cache, bias_HTS, allowed, cross):
     """Run the decoder; return (hidden_BTD, captured, cache).
 
     Args:
-      cross_of: (index of a layer, its parameters) -> its keys and values of the context.
+      cross: (index of a layer, its parameters, queries) -> what these find in the context.
     """
     outer = Tap(sites)
 
@@ -362,12 +305,10 @@ def _run(config, params, tokens_BT, sites, cache, bias_HTS, allowed, cross_of, c
         if cache is not None:
             cache = cache.write(key, value)
             key, value, seen = cache.key_BSGK, cache.value_BSGK, cache.visible(x_BTD.shape[1], 0)[:, None]
-        x_BTD = x_BTD + _attend(config, params["attn"], query, key, value, bias_HTS, seen)
+        x_BTD = x_BTD + _out(config, params["attn"], _mixed(query, key, value, bias_HTS, seen))
         normed_BTD = _normed(config, x_BTD, params["cross_norm"])
         [query] = _projected(config, params["cross"], normed_BTD, "query")
-        key, value = cross_of(index, params)
-        seen = context_BS[:, None, None, :]
-        x_BTD = x_BTD + _attend(config, params["cross"], query, key, value, None, seen)
+        x_BTD = x_BTD + _out(config, params["cross"], cross(index, params["cross"], query))
         normed_BTD = tap("mlp_in", _normed(config, x_BTD, params["mlp_norm"]))
         x_BTD = x_BTD + mlp_block(config.mlp, params["mlp"], normed_BTD, tap)
         return tap("resid_post", constrain(x_BTD, "batch", "sequence", None)), tap.kept(), cache
@@ -392,15 +333,19 @@ def _normed(config, x_BTD, params):
 
 
 def _projected(config, params, x_BTD, *names):
-    heads = linears(x_BTD, params, _attention(config), *names)
+    heads = linears(x_BTD, params, declare_heads(config), *names)
     return [constrain(x_BTHK, "batch", None, "heads", None) for x_BTHK in heads]
 
 
-def _attend(config, params, query_BTHK, key_BSHK, value_BSHK, bias_HTS, allowed):
-    """Return what attention adds to the stream, [B, T, D]; scores of all pairs are in memory."""
+def _mixed(query_BTHK, key_BSHK, value_BSHK, bias_HTS, allowed):
+    """Return values mixed by attention, [B, T, H, K]; scores of all pairs are in memory."""
     scores_BHTS = kernel.attention_scores(query_BTHK, key_BSHK, 1.0)
     if bias_HTS is not None:
         scores_BHTS = scores_BHTS + bias_HTS[None].astype(scores_BHTS.dtype)
     probs_BHTS = kernel.attention_probs(scores_BHTS, allowed)
-    mixed_BTHK = constrain(kernel.mix(probs_BHTS, value_BSHK, query_BTHK.dtype), "batch", None, "heads", None)
-    return linear(mixed_BTHK, params, _attention(config), "out")
+    return kernel.mix(probs_BHTS, value_BSHK, query_BTHK.dtype)
+
+
+def _out(config, params, mixed_BTHK):
+    mixed_BTHK = constrain(mixed_BTHK, "batch", None, "heads", None)
+    return linear(mixed_BTHK, params, declare_heads(config), "out")

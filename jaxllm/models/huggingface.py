@@ -27,26 +27,39 @@ def params_from_state_dict(config: LanguageModel, family: str, state_dict: Mappi
     Raises:
       UserError: a tensor is missing, has the wrong shape, is not finite, or is left over.
     """
-    record = _record(family)
     check_left_over(config, family, state_dict)
+    paths = _flat(declare(config))
+    return _nested({path: param_from_state_dict(config, family, path, state_dict) for path in paths})
+
+
+def param_from_state_dict(
+    config: LanguageModel, family: str, path: str, state_dict: Mapping[str, np.ndarray]
+) -> np.ndarray:
+    """Return the parameter at a path such as "layers/attn/query", in `config.param_dtype`.
+
+    Raises:
+      UserError: its tensor is missing, has the wrong shape, or is not finite.
+    """
+    tensor, entry = _place(_record(family), config, path), _flat(declare(config))[path]
     dtype = jnp.dtype(config.param_dtype)
+    # Filled layer by layer: a state dict that reads from disk is never in memory as a whole.
+    array = np.empty(entry.shape, dtype)
+    for layer, one in enumerate(array if "layers" in entry.axes else [array]):
+        name = tensor.name.format(layer=layer)
+        with np.errstate(over="ignore"):
+            one[...] = _from_theirs(state_dict, name, tensor, one.shape, entry)
+        if not np.isfinite(one).all():
+            raise UserError(
+                f"the tensor '{name}' holds NaN or numbers beyond {dtype}; the file is damaged, or its "
+                "model did not train"
+            )
+    return array
 
-    def read(path: str, entry: Declaration) -> np.ndarray:
-        tensor = _place(record, path)
-        # Filled layer by layer: a state dict that reads from disk is never in memory as a whole.
-        array = np.empty(entry.shape, dtype)
-        for layer, one in enumerate(array if "layers" in entry.axes else [array]):
-            name = tensor.name.format(layer=layer)
-            with np.errstate(over="ignore"):
-                one[...] = _from_theirs(state_dict, name, tensor, one.shape, entry)
-            if not np.isfinite(one).all():
-                raise UserError(
-                    f"the tensor '{name}' holds NaN or numbers beyond {dtype}; the file is damaged, or its "
-                    "model did not train"
-                )
-        return array
 
-    return _nested({path: read(path, entry) for path, entry in _flat(declare(config)).items()})
+def tensor_names(config: LanguageModel, family: str, path: str) -> list[str]:
+    """Return the names of the tensors that hold the parameter at a path: one, or one a layer."""
+    name, entry = _place(_record(family), config, path).name, _flat(declare(config))[path]
+    return [name.format(layer=layer) for layer in range(entry.shape[0] if "layers" in entry.axes else 1)]
 
 
 def tensor_shapes(config: LanguageModel, family: str) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -58,7 +71,7 @@ def tensor_shapes(config: LanguageModel, family: str) -> Iterator[tuple[str, tup
     record = _record(family)
     outside, layered, layers = {}, {}, 0
     for path, entry in _flat(declare(config)).items():
-        tensor, in_layer = _place(record, path), "layers" in entry.axes
+        tensor, in_layer = _place(record, config, path), "layers" in entry.axes
         shape = _their_shape(entry.shape[in_layer:], tensor, entry)
         if in_layer:
             layered[tensor.name], layers = (entry.shape[0], shape), max(layers, entry.shape[0])
@@ -72,7 +85,7 @@ def tensor_shapes(config: LanguageModel, family: str) -> Iterator[tuple[str, tup
 
 
 def state_dict_from_params(config: LanguageModel, family: str, params: dict) -> dict[str, np.ndarray]:
-    """Return the Hugging Face state dict of our parameters: undo `params_from_state_dict`.
+    """Return the Hugging Face state dict of our parameters, or of some: undo `params_from_state_dict`.
 
     Raises:
       UserError: a parameter the family has no place for, such as a learned sink, or that the config does
@@ -82,7 +95,7 @@ def state_dict_from_params(config: LanguageModel, family: str, params: dict) -> 
     state_dict: dict[str, np.ndarray] = {}
     fused: dict[tuple[str, bool], dict[int, np.ndarray]] = {}  # by (name, output_first) and part
     for path, array in _flat(params).items():
-        tensor, array = _place(record, path), np.asarray(array)
+        tensor, array = _place(record, config, path), np.asarray(array)
         if path not in declared:
             raise UserError(f"the config declares no parameter {path}; give both of one model")
         for layer, one in enumerate(array if "layers" in declared[path].axes else [array]):
@@ -102,8 +115,9 @@ def state_dict_from_params(config: LanguageModel, family: str, params: dict) -> 
         whole = np.stack([parts[part] for part in sorted(parts)], axis=-2)
         whole = whole.reshape(*whole.shape[:-3], -1)
         state_dict[name] = whole.T if output_first else whole
-    if config.tie_embeddings:
-        state_dict[record.head] = state_dict[record.tensors["embed/tokens"].name]
+    table = record.tensors["embed/tokens"].name
+    if config.tie_embeddings and table in state_dict:
+        state_dict[record.head] = state_dict[table]
     return state_dict
 
 
@@ -207,10 +221,11 @@ def _merged(shape: tuple[int, ...], entry: Declaration) -> tuple[int, ...]:
     return (math.prod(shape),) if shape else ()
 
 
-def _place(family: Family, path: str) -> Tensor:
-    if path not in family.tensors:
+def _place(family: Family, config: LanguageModel, path: str) -> Tensor:
+    places = family.places(config)
+    if path not in places:
         raise UserError(f"family '{family.name}' has no place for parameter {path}")
-    return family.tensors[path]
+    return places[path]
 
 
 def _record(family: str) -> Family:

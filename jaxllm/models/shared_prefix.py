@@ -33,6 +33,22 @@ class Prefix(NamedTuple):
         """Return which prompt each row continues."""
         return self.place_B // self.grid_PR.shape[1]
 
+    def layer(self, index) -> "Prefix":
+        """Return one layer's, of a stack of them or a tuple."""
+        if isinstance(self.key, tuple):
+            return self._replace(key=self.key[index], value=self.value[index])
+        one = (jax.lax.dynamic_index_in_dim(x, index, keepdims=False) for x in (self.key, self.value))
+        return self._replace(**dict(zip(("key", "value"), one, strict=True)))
+
+    def selected(self, rows_B) -> "Prefix":
+        """Return what `continued` does; of prompts that one row each continues, without the others."""
+        if self.grid_PR.shape[1] > 1:
+            return self.continued(rows_B)
+        index_P = self.place_B[jnp.asarray(rows_B)]
+        key, value = jax.tree.map(lambda x: jnp.take(x, index_P, axis=x.ndim - 4), (self.key, self.value))
+        valid_PS = jnp.take(self.valid_PS, index_P, axis=0)
+        return self.of(key, value, valid_PS, self.length, np.arange(len(index_P)))
+
     def continued(self, rows_B) -> "Prefix":
         """Return the same prompts, continued by other rows: those that continued the rows given."""
         parent_B = np.asarray(self.place_B)[np.asarray(rows_B)] // self.grid_PR.shape[1]

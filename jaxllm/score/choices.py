@@ -37,7 +37,8 @@ def score_choices(
 
     A context is read once, into a key-value cache that its continuations share; one with a single
     continuation is read together with that. Contexts of similar length share a batch. The head computes the
-    logits that predict a continuation's tokens, and no others.
+    logits that predict a continuation's tokens, and no others. Of an encoder-decoder contexts are sources,
+    and continuations answers.
 
     Args:
       config: the model.
@@ -60,9 +61,10 @@ def score_choices(
     """
     params = prepare(config, params)
     check_contexts(config, contexts, choices)
+    contexts, answers = _with_start(config, contexts), config.start_id is not None
     results: list[list[Choice]] = [[] for _ in contexts]
-    alone = [row for row, some in enumerate(choices) if len(some) == 1]
-    several = [row for row, some in enumerate(choices) if len(some) > 1]
+    alone = [row for row, some in enumerate(choices) if len(some) == 1 and not answers]
+    several = [row for row, some in enumerate(choices) if len(some) > 1 or (answers and some)]
     with progress_bar(sum(map(len, choices)), progress) as bar:
         for rows, hidden_RTD in _read_whole(config, params, contexts, choices, alone, tokens_per_batch):
             starts = [len(contexts[row]) - 1 for row in rows]
@@ -93,6 +95,8 @@ def check_contexts(config: models.LanguageModel, contexts, choices) -> None:
     check_ids(config, contexts, "a context")
     check_ids(config, [one for some in choices for one in some], "a continuation")
     for context, some in zip(contexts, choices, strict=True):
+        if config.start_id is not None:  # no distance is too long
+            continue
         longest = len(context) + max((len(one) for one in some), default=1) - 1
         if longest > config.context_length:
             raise UserError(
@@ -103,7 +107,7 @@ def check_contexts(config: models.LanguageModel, contexts, choices) -> None:
 
 def continuation_states(config, params, contexts, choices, tokens_per_batch: int) -> np.ndarray:
     """Return the hidden state that predicts each token of each continuation, in their order: [N, D]."""
-    params, found = prepare(config, params), {}
+    params, found, contexts = prepare(config, params), {}, _with_start(config, contexts)
     which = [row for row, some in enumerate(choices) if some]
     for rows, arrays in _forks(contexts, choices, which, tokens_per_batch):
         hidden_RTD = np.asarray(_read_forked(config, params, arrays))
@@ -112,6 +116,13 @@ def continuation_states(config, params, contexts, choices, tokens_per_batch: int
             found[row] = [hidden_RTD[place + n, : len(one)] for n, one in enumerate(choices[row])]
             place += len(choices[row])
     return np.concatenate([x_nD for row in which for x_nD in found[row]])
+
+
+def _with_start(config, contexts) -> list[Sequence[int]]:
+    """Return what comes before continuations; of answers to a source, what they begin with too."""
+    if config.start_id is None:
+        return list(contexts)
+    return [[*context, config.start_id] for context in contexts]
 
 
 def label_log_probs(
@@ -214,6 +225,10 @@ _trunk = jax.jit(models.trunk, static_argnums=0)
 def _read_forked(config, params, fork: _Fork):
     """Return the hidden states [R, T, D] that predict the continuations' tokens."""
     prefix_CP, mask_CP, parent_R, inputs_RT = fork
+    if config.start_id is not None:
+        context = models.encode(config, params, prefix_CP, mask_CP)
+        context = jax.tree.map(lambda x: x[parent_R], context)
+        return models.trunk(config, params, inputs_RT, context=context)
     slots = prefix_CP.shape[1] + inputs_RT.shape[1]
     cache = models.empty_cache(config, params, len(prefix_CP), slots)
     _, cache = models.decode(config, params, prefix_CP, cache, mask_BT=mask_CP)

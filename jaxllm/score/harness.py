@@ -74,6 +74,8 @@ class HarnessModel(TemplateLM):
                 )
             choices.append(choice[-self.max_length :])
             kept = max(1, self.max_length + 1 - len(choices[-1]))  # as the harness's own backends truncate
+            if self.config.start_id is not None:  # a source, with its end
+                context, kept = [*context, self._ids.eos_id], len(context) + 1
             groups.setdefault(tuple(context[-kept:]), []).append(number)
         scores = score_choices(
             self.config,

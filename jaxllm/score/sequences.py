@@ -43,6 +43,11 @@ def score_sequences(
       >>> [len(row) for row in score_sequences(config, params, [[1, 2, 3], [4], [5, 6]])]
       [2, 0, 1]
     """
+    if config.start_id is not None:
+        raise UserError(
+            "an encoder-decoder says nothing of a text alone; score its answers to sources: "
+            "score.score_choices, or data with prompt and completion"
+        )
     score = partial(_score, config, prepare(config, params))
     return map_sequences(config, sequences, score, tokens_per_batch, progress)
 

@@ -11,6 +11,7 @@ from jaxllm import models
 from jaxllm.data import start_id
 from jaxllm.data.examples import Example
 from jaxllm.errors import UserError
+from jaxllm.score.choices import score_choices
 from jaxllm.score.sequences import TOKENS_PER_BATCH, check_tokenizer, score_sequences
 
 
@@ -148,6 +149,8 @@ def score_examples(
       UserError: no tokenizer, or an example that is longer than the model's context.
     """
     check_tokenizer(tokenizer)
+    if config.start_id is not None:
+        return _score_answers(config, params, tokenizer, examples, tokens_per_batch, progress)
     encoded = [example.encode(tokenizer) for example in examples]
     for number, (ids, _) in enumerate(encoded, 1):
         if len(ids) > config.context_length + 1:
@@ -165,6 +168,22 @@ def score_examples(
             len(example.predicted_text.split()),
         )
         for log_probs, (_, predicted), example in zip(scored, encoded, examples, strict=True)
+    ]
+
+
+def _score_answers(config, params, tokenizer, examples, tokens_per_batch, progress) -> list[TextScore]:
+    for example in examples:
+        if not hasattr(example, "encode_pair"):
+            raise UserError("an encoder-decoder answers sources; give rows with prompt and completion")
+    encoded = [example.encode_pair(tokenizer) for example in examples]
+    sources = [ids[~predicted].tolist() for ids, predicted in encoded]
+    answers = [[ids[predicted].tolist()] for ids, predicted in encoded]
+    options = dict(tokens_per_batch=tokens_per_batch, progress=progress)
+    scored = score_choices(config, params, sources, answers, **options)
+    texts = [example.predicted_text for example in examples]
+    return [
+        TextScore(one.log_prob, one.tokens, len(text.encode()), len(text.split()))
+        for [one], text in zip(scored, texts, strict=True)
     ]
 
 

@@ -13,22 +13,16 @@ import math
 from dataclasses import dataclass
 
 from jaxllm.errors import UserError
-from jaxllm.models import ModelConfig, check_transformer
+from jaxllm.models import LanguageModel
 from jaxllm.parallel import MeshConfig
 from jaxllm.parallel.streaming import BLOCK_BYTES
 from jaxllm.targets.catalog import Target, get_target
+from jaxllm.targets.stacks import ITEMSIZE, KEEP_INPUTS, stacks
 from jaxllm.targets.trained import StateBytes, Trained, count_state, model_flops, trained_products
 from jaxllm.text import TrainConfig
 from jaxllm.text.precision import with_precision
 
-_ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
-# Arrays of [rows, F] that a plain feed-forward block keeps for its backward pass; a gated one keeps
-# two more. Counted from jax's autodiff of each activation.
-_KEPT_BY_ACTIVATION = {"gelu_tanh": 6, "gelu": 4, "silu": 4, "relu": 2.5}
-_KEEP_INPUTS = ("full", "nothing_saveable", "offload")  # remats that keep layers' inputs alone
 _LOGITS_AT_A_TIME = 64 * 2**20  # elements: linear_cross_entropy's LOGITS_BYTES in float32
-_CAUSAL_PART = 5 / 8  # of the square of scores: attention cuts it into four blocks
-_SCORE_BLOCKS = 4
 # Part of the memory traffic that no matrix product hides. Steps of GPT-2 small compiled for v5e have
 # 0.73 (remat full) and 0.78 (none) of it, by their operations' rooflines added up.
 _EXPOSED = 0.75
@@ -103,8 +97,7 @@ def estimate(config: TrainConfig, target: Target | str) -> Estimate:
       target: a machine or its name.
 
     Raises:
-      UserError: the mesh does not cover the target's devices, the batch cannot be split, or the model is no
-        transformer.
+      UserError: the mesh does not cover the target's devices, or the batch cannot be split.
 
     Examples:
       >>> from jaxllm.text.presets import TRAIN_PRESETS
@@ -114,7 +107,6 @@ def estimate(config: TrainConfig, target: Target | str) -> Estimate:
       >>> one.bound, one.fits
       ('memory', True)
     """
-    check_transformer(config.model, "the estimate of a step")
     target = get_target(target)
     config = with_precision(config)
     mesh = mesh_sizes(config.mesh, target.num_devices)
@@ -148,43 +140,23 @@ def estimate(config: TrainConfig, target: Target | str) -> Estimate:
     )
 
 
-def matmul_flops(model: ModelConfig, seq_len: int, tensor: int = 1, trained: Trained = Trained()) -> float:
+def matmul_flops(model: LanguageModel, seq_len: int, tensor: int = 1, trained: Trained = Trained()) -> float:
     """Count the FLOPs of matrix products that training does per token, recomputation included.
 
     Unlike `ModelConfig.flops_per_token` this leaves out the scores that a causal mask lets attention
     skip, and adds what the backward pass computes again.
     """
-    D, F, HK = model.embed_dim, model.mlp_dim, model.num_heads * model.head_dim
-    layer = model.layer_weights
-    attend = 4 * HK * _keys_computed(model, seq_len)  # scores and the mix of values
-    forward = 2 * (layer + trained.beside) + attend
-    # Of the inputs and of the weights; scores once more, and four products.
-    backward = 2 * layer * (1 + trained.layer) + 4 * trained.beside + 2.5 * attend
-    again = {"none": 0.0, "everything_saveable": 0.0, "dots_saveable": 0.0}
-    again |= dict.fromkeys(("dots", "dots_with_no_batch_dims_saveable"), attend)
-    # The last product of a layer is not needed for its gradients.
-    everything = forward - 2 * D * F
-    layers = model.num_layers * (forward + backward + again.get(model.remat, everything))
+    layers = 0.0
+    for stack in stacks(model, seq_len, tensor):
+        forward = 2 * (stack.weights + trained.beside) + stack.attend
+        # Of the inputs and of the weights.
+        backward = 2 * stack.weights * (1 + trained.layer) + 4 * trained.beside + stack.attend_backward
+        again = {"none": 0.0, "everything_saveable": 0.0, "dots_saveable": 0.0}
+        again |= dict.fromkeys(("dots", "dots_with_no_batch_dims_saveable"), stack.attend)
+        layers += stack.layers * (forward + backward + again.get(model.remat, forward - stack.last))
     vocabulary = model.logits_per_token
     head_ways = tensor if vocabulary % tensor == 0 else 1
-    return layers / tensor + (4 + 2 * trained.head) * D * vocabulary / head_ways
-
-
-def kept_bytes(model: ModelConfig, remat: str, tensor: int = 1) -> float:
-    """Count the bytes that one layer keeps for the backward pass, per row and tensor shard."""
-    a = _ITEMSIZE[model.dtype]
-    D, F = model.embed_dim, model.mlp_dim
-    HK, GK = model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
-    if remat in _KEEP_INPUTS:
-        return a * D / tensor  # each shard has a part of a sequence's tokens
-    if remat in ("dots", "dots_with_no_batch_dims_saveable"):
-        products = (HK + 2 * GK + F * (1 + model.gated_mlp)) / tensor
-        return a * (2 * D + products)  # the layer's input and attention's output projection
-    # Without rematerialisation, and with policies that save about as much.
-    norm = 12 * D + 8 + (a * D if a < 4 or model.norm_bias or model.norm != "layernorm" else 0)
-    attention = (a * 2 * (HK + GK) + 4 * model.num_heads) / tensor
-    arrays = _KEPT_BY_ACTIVATION[model.activation] + 2 * model.gated_mlp
-    return 2 * norm + attention + a * arrays * F / tensor
+    return layers / tensor + (4 + 2 * trained.head) * model.embed_dim * vocabulary / head_ways
 
 
 class _Rows:
@@ -208,8 +180,9 @@ class _Host:
     def __init__(self, config: TrainConfig, rows: _Rows, mesh: dict[str, int], state: StateBytes):
         model, kept = config.model, 0.0
         parameters, optimizer = state.host_trained, state.host_rest
+        layers = stacks(model, config.seq_len, mesh["tensor"])
         if model.remat == "offload":
-            kept = kept_bytes(model, "full", mesh["tensor"]) * model.num_layers
+            kept = sum(stack.kept("full") * stack.layers for stack in layers)
         gradients = parameters
         self.bytes = parameters + gradients + optimizer
         self.bytes += kept * (rows.step if config.offload == "state" else rows.part)
@@ -218,7 +191,8 @@ class _Host:
         weights, slopes = 4, 3
         self.bytes_moved = weights * parameters + slopes * gradients + 2 * optimizer + 2 * kept * rows.step
         # While they are updated: a block of rows of each array, and of two layers what is computed with.
-        self.block_bytes = 2 * BLOCK_BYTES * (optimizer > 0) + 4 * parameters / model.num_layers
+        count = sum(stack.layers for stack in layers)
+        self.block_bytes = 2 * BLOCK_BYTES * (optimizer > 0) + 4 * parameters / count
 
 
 def mesh_sizes(mesh: MeshConfig, devices: int) -> dict[str, int]:
@@ -241,70 +215,62 @@ def mesh_sizes(mesh: MeshConfig, devices: int) -> dict[str, int]:
     return sizes
 
 
-def _keys_computed(model: ModelConfig, seq_len: int) -> float:
-    """Return how many keys a query is multiplied with, averaged over queries and layers."""
-    block = seq_len / _SCORE_BLOCKS
-    full = _CAUSAL_PART * seq_len
-    keys = [min(full, window + block) if window else full for window in model.windows]
-    return sum(keys) / len(keys)
-
-
 def _gradient_bytes(config: TrainConfig, trained: int) -> int:
     if config.accumulate == 1 or config.offload == "state":
         return trained
-    itemsize = 4 if config.lora.rank is not None else _ITEMSIZE[config.model.param_dtype]
+    itemsize = 4 if config.lora.rank is not None else ITEMSIZE[config.model.param_dtype]
     return trained + trained * 4 // itemsize
 
 
 def _activation_bytes(config: TrainConfig, rows: _Rows, mesh: dict[str, int]) -> float:
     model = config.model
-    layers = min(2, model.num_layers) if model.remat == "offload" else model.num_layers
     # Layers that are streamed take the batch's parts one after another, each layer all of them.
     held = rows.step if config.offload == "state" else rows.part
-    kept = layers * held * kept_bytes(model, model.remat, mesh["tensor"])
-    if model.remat == "none" and model.param_dtype != model.dtype:
-        # The weights as they were multiplied with are kept as well.
-        shards = mesh["fsdp"] * mesh["tensor"]
-        kept += model.num_layers * model.layer_weights * _ITEMSIZE[model.dtype] / shards
+    kept, shards = 0.0, mesh["fsdp"] * mesh["tensor"]
+    for stack in stacks(model, config.seq_len, mesh["tensor"]):
+        layers = min(2, stack.layers) if model.remat == "offload" else stack.layers
+        kept += layers * held * stack.kept(model.remat)
+        if model.remat == "none" and model.param_dtype != model.dtype:
+            # The weights as they were multiplied with are kept as well.
+            kept += stack.layers * stack.weights * ITEMSIZE[model.dtype] / shards
     return kept
 
 
 def _temporary_bytes(config: TrainConfig, rows: _Rows, mesh: dict[str, int]) -> float:
     model, tensor = config.model, mesh["tensor"]
-    a, D, F = _ITEMSIZE[model.dtype], model.embed_dim, model.mlp_dim
+    a, D = ITEMSIZE[model.dtype], model.embed_dim
     # One layer's backward pass: what it keeps, made again unless it was kept, and its gradients.
-    layer = rows.part * (a * F * 2 * (1 + model.gated_mlp) / tensor + 4 * 4 * D)
-    if model.remat != "none":
-        layer += rows.part * kept_bytes(model, "none", tensor)
-    scores = 3 * 4 * rows.part * model.num_heads / tensor * config.seq_len / _SCORE_BLOCKS
-    if mesh["fsdp"] > 1:
-        layer += 2 * model.layer_weights * a / tensor  # gathered: this layer's and the next one's
+    widest = 0.0
+    for stack in stacks(model, config.seq_len, tensor):
+        again = stack.kept("none") if model.remat != "none" else 0.0
+        layer = rows.part * (stack.working + again + stack.scores)
+        if mesh["fsdp"] > 1:
+            layer += 2 * stack.weights * a / tensor  # gathered: this layer's and the next one's
+        widest = max(widest, layer)
     V = model.logits_per_token
     head_ways = tensor if V % tensor == 0 else 1
     logits = min(rows.part * V / head_ways, _LOGITS_AT_A_TIME * tensor / head_ways)
     head = (4 + 4 + a) * logits + 4 * V * D / head_ways / mesh["fsdp"] + 2 * a * rows.part * D
-    return max(layer + scores, head)
+    return max(widest, head)
 
 
 def _bytes_moved(config: TrainConfig, rows: _Rows, mesh: dict[str, int], state: int) -> float:
     model, tensor = config.model, mesh["tensor"]
-    a, D, F = _ITEMSIZE[model.dtype], model.embed_dim, model.mlp_dim
-    HK, GK = model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
-    # Every product reads its input and writes its output once; the rest fuses with a neighbour.
-    streams = a * (8 * D + (3 * HK + 4 * GK + F * (2 + 2 * model.gated_mlp)) / tensor)
+    a = ITEMSIZE[model.dtype]
     passes = 3 + (model.remat not in ("none", "everything_saveable"))
-    layers = model.num_layers * rows.step
-    activations = layers * (passes * streams + 2 * kept_bytes(model, model.remat, tensor))
-    weights = rows.parts * passes * model.num_layers * model.layer_weights * a / tensor
+    layers = 0.0
+    for stack in stacks(model, config.seq_len, tensor):
+        activations = rows.step * (passes * stack.streams + 2 * stack.kept(model.remat))
+        layers += stack.layers * (activations + rows.parts * passes * stack.weights * a / tensor)
     head_ways = tensor if model.logits_per_token % tensor == 0 else 1
     logits = rows.step * model.logits_per_token / head_ways * (2 * 4 + 3 * a)
-    return activations + weights + logits + 2 * state
+    return layers + logits + 2 * state
 
 
 def _collective_bytes(config, rows: _Rows, mesh: dict[str, int], state: StateBytes, target: Target):
     """Count what a device sends in a step, by mesh axis; rings: a gather sends (n - 1) / n of the whole."""
     model = config.model
-    a, wide = _ITEMSIZE[model.dtype], _ITEMSIZE[model.param_dtype]
+    a, wide = ITEMSIZE[model.dtype], ITEMSIZE[model.param_dtype]
     data, fsdp, tensor = mesh["data"], mesh["fsdp"], mesh["tensor"]
     whole, slopes = state.parameters * fsdp, state.trained * fsdp  # bytes over the fsdp axis
     gathers = 2  # for the forward and the backward pass
@@ -316,11 +282,14 @@ def _collective_bytes(config, rows: _Rows, mesh: dict[str, int], state: StateByt
         # Each part of the batch sums its gradients: the loop over parts cannot put it off.
         "data": rows.parts * 2 * (data - 1) / data * state.trained,
     }
-    # Before and after each of a layer's two blocks tokens are gathered, or summed and scattered, and so
+    # Before and after each of a layer's blocks tokens are gathered, or summed and scattered, and so
     # backward; all but the last once more where the layer is recomputed.
-    exchanges = 8 + 3 * (model.remat in _KEEP_INPUTS)
-    row = a * model.embed_dim
-    sent["tensor"] = model.num_layers * exchanges * (tensor - 1) / tensor * rows.step * row
+    again = model.remat in KEEP_INPUTS
+    exchanges = sum(
+        stack.layers * (4 * stack.blocks + (2 * stack.blocks - 1) * again)
+        for stack in stacks(model, config.seq_len, tensor)
+    )
+    sent["tensor"] = exchanges * (tensor - 1) / tensor * rows.step * a * model.embed_dim
     return {axis: float(b) for axis, b in sent.items() if b}
 
 

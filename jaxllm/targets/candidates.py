@@ -14,6 +14,7 @@ from jaxllm.optim.config import keeps_small_updates
 from jaxllm.parallel import MeshConfig
 from jaxllm.targets.analytic import mesh_sizes
 from jaxllm.targets.catalog import Target
+from jaxllm.targets.stacks import tensor_ways
 from jaxllm.text import PRECISIONS, TrainConfig
 from jaxllm.text.config import ENGINES
 from jaxllm.text.precision import get_precision
@@ -111,14 +112,15 @@ def _memories(config: TrainConfig, target: Target, search: Search) -> Iterator[t
     offloads = OFFLOADS if host else ("none",)
     for remat in search.remats or (REMATS if host else REMATS[:-1]):
         for offload in search.offloads or offloads:
-            if offload != "state" or (remat != "none" and not config.adapts):
+            streams = remat != "none" and not config.adapts and config.model.start_id is None
+            if offload != "state" or streams:
                 yield remat, offload
 
 
 def _meshes(config: TrainConfig, target: Target) -> Iterator[MeshConfig]:
     """Yield the meshes whose axes divide what they split."""
     model, count = config.model, target.num_devices
-    for tensor in _divisors(math.gcd(count, math.gcd(model.num_kv_heads, model.mlp_dim))):
+    for tensor in _divisors(math.gcd(count, tensor_ways(model))):
         # Two sums a layer wait for each other: they stay on the fast network.
         if tensor > target.fast_devices:
             continue

@@ -16,7 +16,6 @@ from tqdm import tqdm
 
 from jaxllm.atomic import write_file
 from jaxllm.errors import UserError
-from jaxllm.models import ModelConfig
 from jaxllm.targets.analytic import Estimate, estimate
 from jaxllm.targets.candidates import OFFLOADS, Search, candidates
 from jaxllm.targets.catalog import Target, get_target
@@ -128,11 +127,6 @@ def plan(
     Raises:
       UserError: nothing fits; says the smallest change that would.
     """
-    if not isinstance(config.model, ModelConfig):
-        raise UserError(
-            f"the model's architecture is {config.model.architecture}, and plans are made of transformers "
-            "alone; choose a preset of one, such as gpt2"
-        )
     target = get_target(target)
     asked, config = config, with_vocabulary(config)
     engines, ranked, forecasts = search.engines or ENGINES, [], {}

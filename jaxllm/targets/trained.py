@@ -10,8 +10,8 @@ import jax
 from jax.sharding import AbstractMesh, AxisType
 
 from jaxllm.adapt import LoraConfig
-from jaxllm.adapt.names import flat
-from jaxllm.models import ModelConfig, axes, shapes
+from jaxllm.adapt.names import flat, layer_matrices
+from jaxllm.models import LanguageModel, axes, shapes
 from jaxllm.optim import OptimConfig, make_optimizer
 from jaxllm.parallel import HOST_MEMORY
 from jaxllm.text import TrainConfig
@@ -63,7 +63,7 @@ def _count(model, optim: OptimConfig, precision: str, adapter, mesh_items, offlo
 
 
 @functools.lru_cache(maxsize=64)
-def _shapes(model: ModelConfig, optim: OptimConfig, precision: str, adapter):
+def _shapes(model: LanguageModel, optim: OptimConfig, precision: str, adapter):
     lora, train_only = adapter
     config = TrainConfig(model=model, seq_len=1, lora=lora, train_only=train_only)
     task = text_task(config, None)
@@ -85,19 +85,28 @@ class Trained:
 
 
 @functools.lru_cache(maxsize=64)
-def trained_products(model: ModelConfig, lora: LoraConfig, train_only: str | None) -> Trained:
+def trained_products(model: LanguageModel, lora: LoraConfig, train_only: str | None) -> Trained:
     """Return which products of a run have a gradient of their weights."""
     view = adaptation(model, lora, train_only)
     if view is None:
         return Trained()
     if lora.rank is not None:
         adapter = jax.eval_shape(view.init, jax.random.key(0))
-        return Trained(0.0, False, sum(x.size for x in jax.tree.leaves(adapter)) // model.num_layers)
+        narrow = sum(x.size for path, x in flat(adapter).items() if path not in view.whole)
+        return Trained(0.0, any(path[0] == "head" for path in view.whole), narrow // _layers(model)[0])
     sizes, names = flat(shapes(model)), flat(axes(model))
     chosen = flat(view.axes())
-    trained = sum(sizes[path].size for path in chosen if path[0] == "layers" and names[path].inputs)
+    trained = sum(sizes[path].size for path in chosen if "layers" in path and names[path].inputs)
     head = any(path[0] == "head" or (model.tie_embeddings and path[0] == "embed") for path in chosen)
-    return Trained(trained / model.num_layers / model.layer_weights, head)
+    return Trained(trained / _layers(model)[1], head)
+
+
+def _layers(model: LanguageModel) -> tuple[int, int]:
+    """Return (how many layers there are in all stacks, the weights of their products)."""
+    sizes = flat(shapes(model))
+    stacked = {path[: path.index("layers") + 1]: sizes[path].shape[0] for path in sizes if "layers" in path}
+    weights = sum(sizes[path].size for path, _ in layer_matrices(model).values())
+    return sum(stacked.values()), weights
 
 
 def model_flops(config: TrainConfig) -> float:
@@ -110,7 +119,8 @@ def model_flops(config: TrainConfig) -> float:
     if not config.adapts:
         return model.flops_per_token(config.seq_len) * config.tokens_per_step
     trained = trained_products(model, config.lora, config.train_only)
-    frozen = model.num_layers * model.layer_weights * (1 - trained.layer)
+    layers, weights = _layers(model)
+    frozen = weights * (1 - trained.layer)
     frozen += 0 if trained.head else model.embed_dim * model.logits_per_token
-    beside = 6 * model.num_layers * trained.beside
+    beside = 6 * layers * trained.beside
     return (model.flops_per_token(config.seq_len) - 2 * frozen + beside) * config.tokens_per_step

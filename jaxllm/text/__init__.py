@@ -8,10 +8,14 @@ Start with `train(TrainConfig(data="my.txt"))`, which is `jaxllm train`; `load_r
 `prepare` builds a run and takes no step; `prepare_shapes` one to compile. `PRECISIONS` names the policies.
 `next_token_loss` and `evaluate` are the task's own loss and scores. `load_model` reads a run or a
 pretrained model, `load_adapted` one with an adapter.
+
+Labels of texts or words are another task: `train_labels` trains an encoder, a `Labeller` says them.
 """
 
 from jaxllm.text.cached_result import cached_result
 from jaxllm.text.config import TrainConfig, plain_run
+from jaxllm.text.labeller import Labeller
+from jaxllm.text.labels import LabelConfig, TrainedLabels, train_labels
 from jaxllm.text.load import load_adapted, load_model, load_run
 from jaxllm.text.precision import PRECISIONS
 from jaxllm.text.prepare import TextRun, prepare, prepare_shapes, unstacked
@@ -20,8 +24,11 @@ from jaxllm.text.training import train
 
 __all__ = [
     "PRECISIONS",
+    "LabelConfig",
+    "Labeller",
     "TextRun",
     "TrainConfig",
+    "TrainedLabels",
     "cached_result",
     "evaluate",
     "load_adapted",
@@ -32,5 +39,6 @@ __all__ = [
     "prepare",
     "prepare_shapes",
     "train",
+    "train_labels",
     "unstacked",
 ]

@@ -1,5 +1,7 @@
 """What a run on text is, in the words that it starts with."""
 
+import numpy as np
+
 from jaxllm import data
 from jaxllm.data.examples import TEXT
 from jaxllm.text.config import TrainConfig
@@ -39,7 +41,9 @@ def about_data(config: TrainConfig, corpus: data.Corpus) -> str:
     else:
         splits = train, valid
         predicted, ids = sum(s.num_predicted for s in splits), sum(map(len, splits))
-        long = sum(int((s.lengths > config.seq_len + 1).sum()) for s in splits)
+        pairs = config.model.start_id is not None
+        sizes = [np.maximum(*data.pair_lengths(s)) if pairs else s.lengths - 1 for s in splits]
+        long = sum(int((size > config.seq_len).sum()) for size in sizes)
         said = (
             f"{corpus.kind}, {train.num_documents:,} examples to train on and {valid.num_documents:,}"
             f"{held_name} held out; {predicted:,} of {ids:,} tokens are predicted"

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -118,3 +119,24 @@ def merged(
             f"'{names[0][0]}'); give the one that it was trained on"
         )
     return view.merge(trained, base)
+
+
+def with_label_head(
+    model: models.LanguageModel, params: Any, head: str, labels: Sequence[str], key: jax.Array
+) -> tuple[models.LanguageModel, Any]:
+    """Return (model, parameters) with a head of labels: its own where it has that one, else one drawn anew.
+
+    Args:
+      model: of an encoder, whatever its head.
+      params: its parameters; None: there are none yet.
+      head: "text_labels" or "token_labels".
+      labels: their names.
+      key: of what is drawn.
+    """
+    labels = tuple(labels)
+    wanted = dataclasses.replace(model, head=head, labels=labels, tie_embeddings=True)
+    if params is None or (model.head, model.labels) == (head, labels):
+        return wanted, params
+    drawn = jax.jit(models.init, static_argnums=0)(wanted, key)["head"]
+    kind = jnp.dtype(model.param_dtype)
+    return wanted, params | {"head": jax.tree.map(lambda x: x.astype(kind), drawn)}

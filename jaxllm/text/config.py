@@ -81,6 +81,11 @@ class TrainConfig(RunConfig):
             )
         if self.vocab_groups is not None:
             parse_groups(self.vocab_groups)
+            if self.start is not None:
+                raise UserError(
+                    f"vocab_groups makes a head anew, and start='{self.start}' brings its own; leave it out, "
+                    "or fit groups to it with jaxllm.vocabulary.to_grouped_head and give start= in Python"
+                )
         if self.engine == "tiles":
             check_transformer(self.model, "engine=tiles")
         if self.subnetwork is not None:
@@ -120,6 +125,11 @@ def _check_offload(config: TrainConfig) -> None:
         )
     if kind != "state" or config.engine == "tiles":
         return
+    if config.model.start_id is not None:
+        raise UserError(
+            "offload=state fetches one stack of layers, and an encoder-decoder has two; set offload to "
+            "optimizer or none"
+        )
     if config.model.remat in ("none", "everything_saveable"):
         raise UserError(
             "offload=state fetches a layer's weights again in the backward pass, and model.remat="

@@ -12,7 +12,7 @@ from jaxllm import data, models
 from jaxllm.adapt import Lora, load_adapter, read_about, save_adapter
 from jaxllm.errors import UserError
 from jaxllm.pretrained import Pretrained, from_pretrained, hub, is_pretrained
-from jaxllm.text.adapted import merged, saved_adaptation
+from jaxllm.text.adapted import merged, saved_adaptation, with_label_head
 from jaxllm.text.config import model_from_dict
 from jaxllm.train.checkpoint import Checkpoints, Damaged
 from jaxllm.train.folder import run_folder
@@ -49,7 +49,9 @@ def load_run(folder, which: Literal["latest", "best"] = "latest", base: str | No
                 "to, as in: jaxllm generate MODEL --adapter RUN"
             )
         try:
-            given = load_model(base, param_dtype=model.param_dtype)[1]
+            begun, given, _ = load_model(base, param_dtype=model.param_dtype)
+            if model.labels:  # its base may have none
+                given = with_label_head(begun, given, model.head, model.labels, jax.random.key(0))[1]
         except UserError as error:
             raise UserError(
                 f"{folder} holds a part of the model '{base}', which cannot be read: {error}"
@@ -77,6 +79,9 @@ def load_adapted(source: str, adapter: str, which: Literal["latest", "best"] = "
         return load_run(adapter, which, base=source)
     about = read_about(adapter)
     model, params, tokenizer = load_model(source, which, (about or {}).get("param_dtype", "float32"))
+    if about is not None and "labels" in about:
+        head = about["head"], about["labels"]
+        model, params = with_label_head(model, params, *head, jax.random.key(0))
     lora, trained = load_adapter(adapter, model)
     if about is not None:
         return Pretrained(model, merged(about, lora, trained, params, source, f"'{adapter}'"), tokenizer)
@@ -106,16 +111,24 @@ def export_adapter(
         lambda step: _load(kept, step), first=kept.best() if which == "best" else None
     )
     about = {"param_dtype": model.param_dtype, "frozen": saved["frozen"]}
+    if model.labels:  # which its base may not have
+        about |= {"head": model.head, "labels": list(model.labels)}
     tokenizer = data.load_tokenizer(str(run_folder(run) / TOKENIZER_FILE))
     base = saved["start"] or ""
     save_adapter(folder, view, trained, base=base, about=about, tokenizer=tokenizer, card=card)
     return view
 
 
+def saved_config(folder) -> dict:
+    """Return the config that the newest checkpoint of a run remembers, as plain values."""
+    kept = Checkpoints(run_folder(folder) / "checkpoints")
+    return kept.newest_whole(kept.config)[1]
+
+
 def _last(folder):
     """Return (the view of the run in a folder, None if it trained all of a model; its checkpoints)."""
+    saved = saved_config(folder)
     kept = Checkpoints(run_folder(folder) / "checkpoints")
-    saved = kept.newest_whole(kept.config)[1]
     return saved_adaptation(saved, model_from_dict(saved["model"])), kept
 
 

@@ -87,7 +87,7 @@ def prepare(
     corpus = data.prepare(
         config.data, tokenizer or config.tokenizer, seq_len=config.seq_len, text_column=config.text_column,
         long_examples=config.long_examples, valid_fraction=config.valid_fraction,
-        valid_source=config.valid_data,
+        valid_source=config.valid_data, pairs=config.model.start_id is not None,
     )  # fmt: skip
     _tell_examples(config, corpus)
     config = _with_vocabulary(config, corpus, begun.vocab_groups)

@@ -11,9 +11,10 @@ def _preset(name: str) -> TrainConfig:
     """Return a sensible run for a model preset; what a recipe fixes, `_RECIPES` says."""
     small = models.get_preset(name).embed_dim <= 384
     model = models.get_preset(name, vocab_size=None) if small else models.get_preset(name)
+    large = "gpt2" if model.start_id is None else f"bpe:{model.vocab_size}"  # T5's has fewer ids than GPT-2's
     return TrainConfig(
         model=model,
-        tokenizer="bpe:1024" if small else "gpt2",
+        tokenizer="bpe:1024" if small else large,
         seq_len=min(model.context_length, 256 if small else 1024),
         precision="float32" if small else "mixed_o1",
         optim=OptimConfig(learning_rate=2e-3 if small else 6e-4),
@@ -34,9 +35,5 @@ def _shakespeare_char() -> TrainConfig:
     )  # fmt: skip
 
 
-TRAIN_PRESETS = {
-    name: partial(_preset, name)
-    for name, model in models.PRESETS.items()
-    if model.architecture != "encoder_decoder"  # which reads pairs of texts
-}
+TRAIN_PRESETS = {name: partial(_preset, name) for name in models.PRESETS}
 TRAIN_PRESETS["shakespeare-char"] = _shakespeare_char

@@ -58,6 +58,7 @@ class TextBatches:
             seq_len=config.seq_len,
             seed=config.seed,
             packed=config.packed,
+            start_id=config.model.start_id,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )

@@ -33,12 +33,14 @@ def text_task(config: TrainConfig, corpus: data.Corpus | None, loss: LossFunctio
     if loss is None:
         models.check_decodes(config.model)
     shape = (config.batch_size, config.seq_len)
-    types = {"tokens": "int32", "targets": "int32", "segment_ids": "int32", "mask": "float32"}
+    answers = config.model.start_id is not None
+    types = {"tokens": "int32", "targets": "int32", "mask": "float32"}
+    types |= {"source": "int32", "source_mask": "int32"} if answers else {"segment_ids": "int32"}
     return Task(
         init=partial(models.init, config.model),
         axes=models.axes(config.model),
         batches=lambda: TextBatches(config, corpus),
-        loss=loss or next_token_loss(config),
+        loss=loss or (answer_loss(config) if answers else next_token_loss(config)),
         evaluate=lambda params, mean_loss: held_out(config, corpus, params, mean_loss, config.eval_batches),
         evaluate_last=_evaluate_last(config, corpus),
         batch_shapes={name: jax.ShapeDtypeStruct(shape, np.dtype(kind)) for name, kind in types.items()},
@@ -90,6 +92,19 @@ def next_token_loss(config: TrainConfig) -> LossFunction:
     return loss
 
 
+def answer_loss(config: TrainConfig) -> LossFunction:
+    """Return the loss of an encoder-decoder's answers, (params, batch, key) -> (mean, sums)."""
+
+    def loss(params, batch, key):
+        del key  # nothing is dropped
+        context = models.encode(config.model, params, batch["source"], batch["source_mask"] > 0)
+        hidden_BTD = models.trunk(config.model, params, batch["tokens"], context=context)
+        options = dict(mask=batch["mask"], z_loss=config.z_loss)
+        return models.hidden_loss(config.model, params, hidden_BTD, batch["targets"], **options)
+
+    return loss
+
+
 def evaluate(run: Run, params: Any, *, max_batches: int = 0) -> dict[str, float]:
     """Score parameters on the held-out documents.
 
@@ -137,6 +152,7 @@ def held_out_batches(
         batch_size=config.batch_size,
         seq_len=config.seq_len,
         packed=config.packed,
+        start_id=config.model.start_id,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )

@@ -178,6 +178,10 @@ def prepare(
     check_axes("axes", task.axes, shapes.params)
     if frozen is not None:
         check_axes("frozen_axes", task.frozen_axes, frozen)
+    elif task.frozen_axes is not None:
+        raise UserError(
+            "frozen_axes= names axes of frozen=, and there is none; give the arrays, or leave it out"
+        )
     places = state_shardings(
         shapes, optimizer, task.axes, mesh, offload=config.offload, frozen_axes=task.frozen_axes
     )

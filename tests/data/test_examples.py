@@ -96,7 +96,9 @@ def test_a_json_file_is_rows_where_it_lists_objects_with_their_columns(tmp_path)
     assert [piece.text for piece in open_source(path, "prompt").pieces()] == ["0+0=", "1+1=", "2+2="]
     path.write_text(json.dumps([{"text": "one"}, {"text": "two"}]))
     assert [piece.text for piece in open_source(path).pieces()] == ["one", "two"]
-    for text in ('[{"name": "a"}]', '{"text": "one"}', "[1, 2]", "[]", "[{"):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))  # lines, as in .jsonl
+    assert [piece.example for piece in open_source(path).pieces()] == [Completion(**row) for row in rows]
+    for text in ('[{"name": "a"}]', '{"text": "one"}', "[1, 2]", "[]", "[{", '{"name": 1}\n{"name": 2}'):
         path.write_text(text)
         assert [piece.text for piece in open_source(path).pieces()] == [text]
     for text, said in (

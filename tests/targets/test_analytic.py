@@ -15,7 +15,7 @@ from jaxllm.models import transformer
 from jaxllm.models.rotary import rotary_table
 from jaxllm.optim import OptimConfig, make_optimizer
 from jaxllm.parallel import MeshConfig
-from jaxllm.targets import analytic
+from jaxllm.targets import analytic, stacks
 from jaxllm.targets.analytic import estimate
 from jaxllm.targets.candidates import Search, candidates
 from jaxllm.targets.catalog import get_target
@@ -132,7 +132,7 @@ def test_kept_bytes_are_what_autodiff_saves(model, remat, dtype):
     kept = [v for v in _distinct(jax.make_jaxpr(residuals)(params, x).jaxpr) if v.shape != table]
     of_rows = [v for v in kept if v.shape[:2] == shape or v.shape[:1] == (rows,)]
     counted = sum(v.size * v.dtype.itemsize for v in of_rows) / rows
-    assert analytic.kept_bytes(config, remat) == pytest.approx(counted, rel=0.03)
+    assert stacks.kept_bytes(config, remat) == pytest.approx(counted, rel=0.03)
 
 
 def _distinct(jaxpr):

@@ -103,6 +103,11 @@ def test_what_is_given_stays_the_users(tmp_path):
     np.testing.assert_array_equal(start["w"] + frozen["w"], 2)
 
 
+def test_axes_of_nothing_frozen_are_refused(tmp_path):
+    with pytest.raises(UserError, match="frozen_axes= names axes of frozen=, and there is none"):
+        run(tmp_path, dataclasses.replace(TASK, frozen_axes={"w": ("embed",)}))
+
+
 def test_chosen_steps_are_kept(tmp_path):
     run(tmp_path, steps=20, keep_steps=(1, 2, 4, 8), keep_last=1, keep_best=0, save_every=5)
     assert Checkpoints(tmp_path / "run" / "checkpoints").steps() == [1, 2, 4, 8, 20]

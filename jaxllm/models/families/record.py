@@ -55,12 +55,18 @@ class Family:
     write: Callable[[Any], dict[str, Any]]  # the reverse; what it cannot say is found by reading it
     presets: Mapping[str, LanguageModel]
     config: type[LanguageModel] = ModelConfig  # whose fields `read` returns
+    # config -> places that depend on it, instead of those in `tensors`
+    other_tensors: Callable[[Any], Mapping[str, Tensor]] = lambda config: {}
     prefix: str | None = None  # of the base model's tensors in the whole model; None: the final norm's
     # (config.json, where it came from) raises a UserError where fields are malformed beyond their types
     check: Callable[[Mapping[str, Any], str], None] = lambda theirs, source: None
     buffers: Mapping[str, Buffer] = field(default_factory=dict)  # by the end of the tensor's name
     spellings: Mapping[str, str] = field(default_factory=dict)  # ends of names in old files: what they became
     gguf: Gguf | None = None
+
+    def places(self, config: LanguageModel) -> Mapping[str, Tensor]:
+        """Return the tensors of a model, by the path of our parameter."""
+        return {**self.tensors, **self.other_tensors(config)}
 
     @property
     def head(self) -> str:

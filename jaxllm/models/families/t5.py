@@ -1,10 +1,9 @@
-"""T5 1.1 and Flan-T5, whose feed-forward blocks are gated; the first T5's are not, and are not read."""
+"""T5, the first and 1.1, and Flan-T5: the first has no gates, and its head is the token table."""
 
-from jaxllm.config import Count, Positive, Size
-from jaxllm.errors import UserError
+from jaxllm.config import Count, CountOrZero, Positive, Size
 from jaxllm.models.config import Layers
 from jaxllm.models.encoder_decoder import EncoderDecoderConfig
-from jaxllm.models.families.record import THEIR_ACTIVATIONS, Family, Tensor, read_activation
+from jaxllm.models.families.record import BYTES, THEIR_ACTIVATIONS, Family, Tensor, read_activation
 
 _DISTANCES = ".block.0.layer.0.SelfAttention.relative_attention_bias.weight"
 
@@ -26,6 +25,15 @@ def _block(ours: str, theirs: str, mlp_place: int) -> dict[str, Tensor]:
     }
 
 
+def _ungated(config: EncoderDecoderConfig) -> dict[str, Tensor]:
+    """Return the places of the first T5's feed-forward blocks where they have other names."""
+    names = {"encoder/layers": "encoder.block.{layer}.layer.1", "layers": "decoder.block.{layer}.layer.2"}
+    places = {
+        f"{ours}/mlp/in": Tensor(f"{theirs}.DenseReluDense.wi.weight", True) for ours, theirs in names.items()
+    }
+    return {} if config.gated_mlp else places
+
+
 _TENSORS = {
     "embed/tokens": Tensor("shared.weight"),
     "encoder/distances": Tensor("encoder" + _DISTANCES, axes=("buckets", "heads")),
@@ -40,16 +48,9 @@ _TENSORS = {
 }
 
 
-def _check(theirs, source):
-    kind = theirs.get("feed_forward_proj", "relu")
-    if not str(kind).startswith("gated-"):
-        raise UserError(
-            f"{source}: feed_forward_proj is {kind!r}; of T5 the gated models are read, 1.1 and Flan"
-        )
-
-
 def _read(theirs):
-    activation = theirs["feed_forward_proj"].removeprefix("gated-")
+    kind = theirs.get("feed_forward_proj", "relu")
+    activation = kind.removeprefix("gated-")
     # As transformers does: the first T5 scaled its outputs, and its head was the token table.
     scaled = theirs.get("scale_decoder_outputs", theirs.get("tie_word_embeddings", True))
     return dict(
@@ -61,22 +62,25 @@ def _read(theirs):
         num_heads=theirs["num_heads"],
         head_dim=theirs["d_kv"],
         mlp_dim=theirs["d_ff"],
-        activation="gelu_tanh" if activation == "gelu" else read_activation({"act": activation}, "act"),
+        # As transformers has it: of a gate, "gelu" is the tanh approximation.
+        activation="gelu_tanh" if kind == "gated-gelu" else read_activation({"act": activation}, "act"),
+        gated_mlp=kind.startswith("gated-"),
         distance_buckets=theirs.get("relative_attention_num_buckets", 32),
         longest_distance=theirs.get("relative_attention_max_distance", 128),
         norm_eps=theirs.get("layer_norm_epsilon", 1e-6),
+        start_id=theirs.get("decoder_start_token_id", 0),
         tie_embeddings=scaled,
         init_std=theirs.get("initializer_factor", 1.0),
     )
 
 
 def _write(config):
-    activation = THEIR_ACTIVATIONS[config.activation]
+    kind = "gated-" * config.gated_mlp + THEIR_ACTIVATIONS[config.activation]
     return dict(
         model_type="t5",
         architectures=["T5ForConditionalGeneration"],
         is_encoder_decoder=True,
-        decoder_start_token_id=0,
+        decoder_start_token_id=config.start_id,
         pad_token_id=0,
         vocab_size=config.vocab_size,
         n_positions=config.context_length,
@@ -86,7 +90,7 @@ def _write(config):
         num_heads=config.num_heads,
         d_kv=config.head_dim,
         d_ff=config.mlp_dim,
-        feed_forward_proj="gated-gelu" if config.activation == "gelu_tanh" else f"gated-{activation}",
+        feed_forward_proj="gated-gelu" if kind == "gated-gelu_new" else kind,
         relative_attention_num_buckets=config.distance_buckets,
         relative_attention_max_distance=config.longest_distance,
         layer_norm_epsilon=config.norm_eps,
@@ -100,35 +104,43 @@ def _again(config, name, found):
     return True, "the table of tokens"
 
 
-def _model(layers: int, width: int, heads: int, mlp: int) -> EncoderDecoderConfig:
-    return EncoderDecoderConfig(num_layers=layers, embed_dim=width, num_heads=heads, mlp_dim=mlp)
+def _model(layers: int, width: int, heads: int, mlp: int, **rest) -> EncoderDecoderConfig:
+    return EncoderDecoderConfig(num_layers=layers, embed_dim=width, num_heads=heads, mlp_dim=mlp, **rest)
+
+
+_FIRST = dict(activation="relu", gated_mlp=False, tie_embeddings=True)
 
 
 T5 = Family(
     name="t5",
-    title="T5 1.1",
+    title="T5",
     config=EncoderDecoderConfig,
     tensors=_TENSORS,
     required=dict(
         vocab_size=Size, num_layers=Layers, d_model=Size, num_heads=Size, d_kv=Size, d_ff=Size,
-        feed_forward_proj=str,
     ),
     optional=dict(
+        feed_forward_proj=str,
         num_decoder_layers=Layers, n_positions=Size, relative_attention_num_buckets=Count,
         relative_attention_max_distance=Count, layer_norm_epsilon=Positive, tie_word_embeddings=bool,
         scale_decoder_outputs=bool, initializer_factor=Positive,
+        decoder_start_token_id=CountOrZero,
     ),
     read=_read,
     write=_write,
-    check=_check,
+    other_tensors=_ungated,
     prefix="",
     # The table of tokens under two more names; a bias that transformers does not read.
     buffers={"embed_tokens.weight": _again, "EncDecAttention.relative_attention_bias.weight": _again},
     presets={
+        "t5-small": _model(6, 512, 8, 2048, **_FIRST),
+        "t5-base": _model(12, 768, 12, 3072, **_FIRST),
+        "t5-large": _model(24, 1024, 16, 4096, **_FIRST),
         "flan-t5-small": _model(8, 512, 6, 1024),
         "flan-t5-base": _model(12, 768, 12, 2048),
         "flan-t5-large": _model(24, 1024, 16, 2816),
         "flan-t5-xl": _model(24, 2048, 32, 5120),
         "flan-t5-xxl": _model(24, 4096, 64, 10240),
+        "t5-nano": _model(2, 64, 4, 128, head_dim=16, context_length=128, **BYTES),
     },
 )  # fmt: skip
