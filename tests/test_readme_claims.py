@@ -49,10 +49,13 @@ def codes(text):
     return re.findall(r"`([^`]+)`", text)
 
 
+NAMED = ("train", "train_labels", "label", "generate", "chat", "evaluate", "convert", "plan")
+
+
 def commands():
     """Yield the words after `jaxllm` of every command line."""
     for line in "\n".join(blocks("sh")).replace("\\\n", " ").splitlines():
-        found = re.search(r"jaxllm ((?:train|generate|chat|evaluate|convert|plan) [^#]*)", line)
+        found = re.search(rf"jaxllm ((?:{'|'.join(NAMED)}) [^#]*)", line)
         if found:
             quoted = "--command" in line  # all of it, for another shell
             yield shlex.split(found.group(1).rstrip().removesuffix('"') if quoted else found.group(1))
@@ -76,7 +79,8 @@ def test_every_command_line_is_understood(words, monkeypatch, tmp_path):
 
     for place in ("train.train", "plan.plan", "generate.load_model_and_tokenizer", "convert.load_model",
                   "chat.load_model_and_tokenizer", "convert.export_adapter",
-                  "evaluate.load_model_and_tokenizer", "evaluate._tasks"):  # fmt: skip
+                  "evaluate.load_model_and_tokenizer", "evaluate._tasks", "train_labels.read_labelled",
+                  "label.Labeller.load"):  # fmt: skip
         monkeypatch.setattr(f"jaxllm.cli.{place}", reached)
     monkeypatch.setattr("jaxllm.compilation_cache.enable", lambda: None)
     monkeypatch.setattr("jaxllm.parallel.initialize", lambda: None)
@@ -88,7 +92,7 @@ def test_every_command_line_is_understood(words, monkeypatch, tmp_path):
 def test_the_commands_are_found():
     assert len(COMMANDS) >= 10
     named = {words[0] for words in COMMANDS}
-    assert named == {"train", "generate", "chat", "evaluate", "convert", "plan"}
+    assert named == set(NAMED)
 
 
 def test_every_flag_of_the_table_is_one(monkeypatch):

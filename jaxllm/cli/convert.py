@@ -55,8 +55,12 @@ def main(argv: Sequence[str]) -> None:
     save_pretrained(
         config.folder, model, params, tokenizer, max_shard_size=config.max_shard_size, card=card
     )
+    folder = shlex.quote(config.folder)
+    use = f"sample with: jaxllm generate {folder} --prompt 'The '"
+    if model.labels:
+        use = f"label with: jaxllm label {folder} --text 'A text.'"
     print(
         f"{model.num_params:,} parameters in {config.dtype}"
         f"{'' if tokenizer is not None else ', no tokenizer,'} written to {config.folder}\n"
-        f"sample with: jaxllm generate {shlex.quote(config.folder)} --prompt 'The '"
+        f"{use}"
     )

@@ -25,7 +25,8 @@ def model_card(
     """
     saved, step, loss = _saved(source, which) if is_run(source) else ({}, 0, None)
     base = source if not saved else saved.get("start")
-    front = {"library_name": "peft" if adapter else "transformers", "pipeline_tag": "text-generation"}
+    task, auto = _kind(saved.get("model", {}))
+    front = {"library_name": "peft" if adapter else "transformers"} | ({"pipeline_tag": task} if task else {})
     if base is not None and not Path(base).exists() and not os.path.isabs(base):  # a name of the hub
         front["base_model"] = base
     front["tags"] = ["jaxllm"] + ["lora"] * adapter
@@ -35,20 +36,32 @@ def model_card(
         return "\n".join([*lines, f"Written by jaxllm from {_name(base)}, whose terms go with it.", ""])
     lines += [_what(saved, base, adapter), ""]
     optim = saved["optim"]
+    length = f"x {saved['seq_len']} tokens" if "seq_len" in saved else "texts"
+    unit = "label" if saved["model"].get("labels") else "token"
     rows = {
-        "data": _name(saved["data"]),
-        "steps": f"{step} of {saved['batch_size']} x {saved['seq_len']} tokens",
+        "data": _name(saved["data"]) if "data" in saved else None,
+        "steps": f"{step} of {saved['batch_size']} {length}",
         "optimizer": f"{optim['name']}, learning rate {optim['learning_rate']:g}, {optim['schedule']}",
         "precision": saved["precision"],
-        "held-out loss": None if loss is None else f"{loss:.4f} nats a token",
+        "held-out loss": None if loss is None else f"{loss:.4f} nats a {unit}",
     }
     lines += ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items() if value)]
-    use = 'AutoModelForCausalLM.from_pretrained("THIS_FOLDER")'
+    use = f'{auto}.from_pretrained("THIS_FOLDER")'
     if adapter:
         place = _name(base) if base is None or _name(base) == base else f"PATH_TO/{_name(base)}"
-        use = f'model = AutoModelForCausalLM.from_pretrained("{place}")\n'
+        use = f'model = {auto}.from_pretrained("{place}")\n'
         use += 'PeftModel.from_pretrained(model, "THIS_FOLDER")'
     return "\n".join([*lines, "", "```python", use, "```", ""])
+
+
+def _kind(model: dict[str, Any]) -> tuple[str | None, str]:
+    """Return (the hub's name of what a model is for, the class of transformers that reads it)."""
+    if model.get("architecture") == "encoder_decoder":
+        return "text2text-generation", "AutoModelForSeq2SeqLM"
+    return {
+        "text_labels": ("text-classification", "AutoModelForSequenceClassification"),
+        "token_labels": ("token-classification", "AutoModelForTokenClassification"),
+    }.get(model.get("head", "tokens"), ("text-generation", "AutoModelForCausalLM"))
 
 
 def _saved(source: str, which: str) -> tuple[dict[str, Any], int, float | None]:

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import jax
 import optax
@@ -24,7 +24,7 @@ import optax
 from jaxllm import models
 from jaxllm.adapt import LoraConfig
 from jaxllm.adapt.names import split_names
-from jaxllm.config import Count, OneOf, Size, UserPath
+from jaxllm.config import Count, Size, UserPath
 from jaxllm.data import Labelled, Tokenizer
 from jaxllm.data.labelled import LabelledBatches, encode_texts
 from jaxllm.errors import UserError, brief
@@ -58,7 +58,7 @@ class LabelConfig(RunConfig):
     marked: Literal["first", "last"] = "first"  # which of a word's tokens carries its label
     steps: Count = 500
     batch_size: Size = 32  # texts a step, over all devices
-    precision: Annotated[str, OneOf(tuple(PRECISIONS))] = "float32"
+    precision: Literal[tuple(PRECISIONS)] = "float32"
     optim: OptimConfig = OptimConfig(learning_rate=1e-4, warmup_steps=50, weight_decay=0.01, beta2=0.999)
     lora: LoraConfig = LoraConfig()  # train an adapter, and the head, beside the encoder
     train_only: str | None = None  # train these parameters alone: head, ...

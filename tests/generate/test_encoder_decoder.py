@@ -9,8 +9,9 @@ import pytest
 
 from jaxllm import models
 from jaxllm.errors import UserError
-from jaxllm.generate import Decoder, SamplingConfig, combine_models, generate
+from jaxllm.generate import Decoder, SamplingConfig, beam_search, combine_models, generate
 from jaxllm.pretrained import save_pretrained
+from jaxllm.score import score_choices
 from tests.models.random_params import random_params
 
 CONFIG = models.EncoderDecoderConfig(
@@ -112,13 +113,21 @@ def test_two_models_answer_together(params):
     assert drawn.tokens == generate(*other, SOURCES, max_new_tokens=5, sampling=GREEDY).tokens
     decoder = models.get_preset("gpt2-nano", vocab_size=37)
     second = combine_models(Decoder(decoder, models.init(decoder, jax.random.key(0))), _second)
-    with pytest.raises(UserError, match="one of the two models answers sources"):
+    with pytest.raises(UserError, match="one of the models answers sources"):
         generate(CONFIG, params, SOURCES, max_new_tokens=5, processors=[second])
 
 
-def _second(first_BV, second_BV):
-    del first_BV
-    return second_BV
+def _second(log_p_BV, log_q_MBV, state):
+    del log_p_BV, state
+    return log_q_MBV[0]
+
+
+def test_the_best_beam_is_the_likeliest_answer_of_all(params):
+    [found] = beam_search(CONFIG, params, SOURCES[:1], beams=37, max_new_tokens=2)
+    scores = score_choices(CONFIG, params, SOURCES[:1], [[[a, b] for a in range(37) for b in range(37)]])[0]
+    best = max(range(37 * 37), key=lambda number: scores[number].log_prob)
+    assert found[0].tokens == list(divmod(best, 37))  # as wide as the vocabulary a beam misses none
+    np.testing.assert_allclose(found[0].log_prob, scores[best].log_prob, atol=1e-4)
 
 
 @pytest.mark.torch

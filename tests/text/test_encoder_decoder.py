@@ -86,6 +86,7 @@ def test_it_learns_goes_on_and_answers(config, capsys):
         model, params, tokenizer, [s for s, _ in pairs], max_new_tokens=6, sampling=GREEDY
     )
     assert answers == [answer for _, answer in pairs]
+    capsys.readouterr()
     command.main([long.out, "--prompt", pairs[0][0], "--temperature", "0", "--max-new-tokens", "6"])
     assert capsys.readouterr().out.strip() == pairs[0][1]  # the answer alone
 
