@@ -148,23 +148,27 @@ def _traced_stack(config, field, seq_len, tensor, last, *, attend, blocks) -> St
     )
 
 
-@functools.lru_cache(maxsize=256)
 def _kept(config, field: str, seq_len: int) -> float:
     """Return the bytes a row that one more layer saves for the backward pass, by jax's own account."""
-
-    def saved(layers, rows):
-        sizes = {name: 2 for name in ("num_layers", "num_encoder_layers") if hasattr(config, name)}
-        model = replace(config, **(sizes | {field: layers}))
-        tokens = jax.ShapeDtypeStruct((rows, seq_len), jnp.int32)
-
-        def forward(params, tokens):
-            context = models.encode(model, params, tokens) if model.start_id is not None else None
-            return models.trunk(model, params, tokens, context=context)
-
-        residuals = lambda params, tokens: jax.vjp(lambda p: forward(p, tokens), params)[1]
-        found = jax.eval_shape(residuals, models.shapes(model), tokens)
-        return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(found))
-
+    few = {name: 2 for name in ("num_layers", "num_encoder_layers") if hasattr(config, name)}
     # The difference of rows leaves out weights; that of layers leaves out what is no layer's.
-    of_layers = [saved(layers, 2) - saved(layers, 1) for layers in (2, 4)]
+    of_layers = [
+        _saved(replace(config, **(few | {field: layers})), seq_len, 2)
+        - _saved(replace(config, **(few | {field: layers})), seq_len, 1)
+        for layers in (2, 4)
+    ]
     return (of_layers[1] - of_layers[0]) / 2 / seq_len
+
+
+@functools.lru_cache(maxsize=256)
+def _saved(config, seq_len: int, rows: int) -> int:
+    """Return the bytes that the backward pass of hidden states takes from the forward pass."""
+    tokens = jax.ShapeDtypeStruct((rows, seq_len), jnp.int32)
+
+    def forward(params, tokens):
+        context = models.encode(config, params, tokens) if config.start_id is not None else None
+        return models.trunk(config, params, tokens, context=context)
+
+    residuals = lambda params, tokens: jax.vjp(lambda p: forward(p, tokens), params)[1]
+    found = jax.eval_shape(residuals, models.shapes(config), tokens)
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(found))

@@ -151,3 +151,23 @@ def test_sharding_follows_the_weights_axes():
 def test_bad_values(make, said):
     with pytest.raises(UserError, match=said):
         make()
+
+
+def test_parameters_trained_whole_beside_it_are_no_part_of_what_is_frozen():
+    config = CONFIGS["llama"]
+    lora = Lora(config, LoraConfig(rank=2, targets="query", also="final_norm,mlp_out,embed"))
+    base = models.init(config, jax.random.key(0))
+    trained, frozen = lora.begin(base, jax.random.key(1))
+    assert "embed" not in frozen and "out" not in frozen["layers"]["mlp"]
+    jax.tree.map(lambda x, axes: len(axes) == x.ndim or pytest.fail(f"{axes}"), trained, lora.axes())
+    trained = jax.tree.map(lambda x: x + 0.1, trained)
+    tokens = jnp.arange(10).reshape(2, 5)
+    run = jax.jit(lambda seen: models.apply(config, seen, tokens))
+    expected = run(lora.merge(trained, base))
+    assert np.abs(expected - run(base)).max() > 0.1
+    np.testing.assert_allclose(run(lora(trained, frozen, None)), expected, atol=1e-5)
+    np.testing.assert_allclose(run(lora(trained, models.layers_apart(frozen), None)), expected, atol=1e-5)
+    with pytest.raises(UserError, match="trains 'layers/attn/query' whole, and lora.targets puts"):
+        Lora(config, LoraConfig(rank=2, targets="query", also="attn"))
+    with pytest.raises(UserError, match="unknown lora.also name 'haed'"):
+        Lora(config, LoraConfig(rank=2, also="haed"))

@@ -84,6 +84,49 @@ def test_matmul_flops_are_those_of_the_traced_step(model):
         assert analytic.matmul_flops(config, 256) == pytest.approx(counted, rel=1e-3), remat
 
 
+@pytest.mark.parametrize("model", [
+    pytest.param("t5", marks=pytest.mark.slow), pytest.param("t5-first", marks=pytest.mark.slow), "mamba",
+])  # fmt: skip
+def test_matmul_flops_of_other_architectures_are_those_of_the_traced_step(model):
+    """Both stacks of an encoder-decoder with all scores; a Mamba's but for the small ones in its scan."""
+    shape = dict(num_layers=3, embed_dim=64, vocab_size=640)
+    if model == "mamba":
+        config = models.MambaConfig(**shape, inner_dim=160)
+    else:
+        first = dict(gated_mlp=False, tie_embeddings=True) if model == "t5-first" else {}
+        config = models.EncoderDecoderConfig(
+            **shape, num_encoder_layers=2, num_heads=4, head_dim=24, mlp_dim=96, **first
+        )
+    for remat in ("none", "full", "dots"):
+        traced = dataclasses.replace(config, remat=remat)
+        tokens = jax.ShapeDtypeStruct((1, 256), jnp.int32)
+
+        def loss(params, tokens):
+            encoded = models.encode(traced, params, tokens) if traced.start_id is not None else None  # noqa: B023
+            hidden = models.trunk(traced, params, tokens, context=encoded)  # noqa: B023
+            return models.hidden_loss(traced, params, hidden, tokens)[0]  # noqa: B023
+
+        jaxpr = jax.make_jaxpr(jax.grad(loss))(models.shapes(traced), tokens)
+        counted = sum(_dots(jaxpr.jaxpr)) / 256
+        assert analytic.matmul_flops(traced, 256) == pytest.approx(counted, rel=0.05), remat
+
+
+@pytest.mark.parametrize("model", ["mamba-130m", pytest.param("flan-t5-small", marks=pytest.mark.slow)])
+def test_estimates_of_other_architectures_follow_what_is_kept_split_and_trained(model):
+    plain = estimate(run(model, precision="mixed_o1", remat="none"), "v5e-1")
+    full = estimate(run(model, precision="mixed_o1", remat="full"), "v5e-1")
+    assert plain.parameters == 4 * models.PRESETS[model].num_params
+    assert full.activations < plain.activations / 5 and full.matmul_flops > plain.matmul_flops
+    twice = estimate(run(model, precision="mixed_o1", remat="none", batch_size=16), "v5e-1")
+    assert twice.matmul_flops == pytest.approx(2 * plain.matmul_flops)
+    adapted = run(model, precision="mixed_o1", remat="none", lora=LoraConfig(rank=4, targets="all"))
+    lora = estimate(adapted, "v5e-1")
+    assert lora.gradients < plain.gradients / 20 and lora.model_flops < plain.model_flops
+    found = candidates(run(model, batch_size=16), get_target("v5e-8"), Search(remats=("full",)))
+    assert {c.mesh.tensor for c in found} > {1} and {c.offload for c in found} >= {"none", "optimizer"}
+    assert ("state" in {c.offload for c in found}) == (model == "mamba-130m")
+
+
 def _dots(jaxpr, times=1):
     for equation in jaxpr.eqns:
         repeat = times * equation.params["length"] if equation.primitive.name == "scan" else times

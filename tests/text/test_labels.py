@@ -125,6 +125,22 @@ def test_words_are_labelled_by_the_token_that_is_marked(start, tmp_path):
     assert [one.shape for one in again.log_probs([["the", "unlikely", "man"], ["good"]])] == [(3, 3), (1, 3)]
 
 
+@pytest.mark.slow
+def test_an_encoder_that_nobody_trained_learns_from_words_alone(tmp_path):
+    """Any transformer that reads both ways, any tokenizer; the last byte of a word carries its label."""
+    model = models.ModelConfig(
+        vocab_size=257, num_layers=2, embed_dim=32, num_heads=2, causal=False, position="rotary",
+        context_length=64, tie_embeddings=True,
+    )  # fmt: skip
+    draw, words = np.random.default_rng(1), ["so", "it", "goes", "on"]
+    rows = [draw.choice(words, draw.integers(1, 5)).tolist() for _ in range(96)]
+    data = Labelled(rows, [["O"] * (len(row) - 1) + ["PERIOD"] for row in rows])
+    made = config(None, tmp_path, marked="last", steps=150)
+    trained = train_labels(made, data, start=(model, None, load_tokenizer("bytes")))
+    assert trained.evaluation["accuracy"] >= 0.95
+    assert Labeller.load(tmp_path / "run").predict([["it", "goes"]]) == [["O", "PERIOD"]]
+
+
 def test_a_run_goes_on_bit_for_bit_and_other_examples_are_refused(start, tmp_path):
     whole = train_labels(config(start, tmp_path / "a"), texts(20))
     train_labels(config(start, tmp_path / "b", stop_after=41), texts(20))
