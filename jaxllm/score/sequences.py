@@ -106,7 +106,7 @@ def check_ids(config: models.LanguageModel, sequences: Sequence[Sequence[int]], 
             models.check_ids(np.asarray(ids), config.known_vocab_size, f"{what}'s ids")
         except UserError as error:
             raise UserError(f"{error}; use the tokenizer that the model was trained with") from error
-        if len(ids) - 1 > config.context_length:
+        if len(ids) - 1 > config.context_length and config.start_id is None:  # whose distances have no end
             raise UserError(
                 f"{what} has {len(ids)} tokens and the model's context holds {config.context_length}; "
                 "shorten it, or score it in windows (score.score_texts)"

@@ -256,5 +256,5 @@ def test_bad_input_is_told_in_a_sentence_before_anything_is_compiled(start, tmp_
         LabelConfig(labels=("a", "a"))
     with pytest.raises(UserError, match="says no labels"):
         Labeller.load(start)
-    with pytest.raises(UserError, match="trains 'layers/attn/value' whole"):
+    with pytest.raises(UserError, match="trains 'layers/attn/query' whole"):
         train_labels(config(start, tmp_path, lora=LoraConfig(rank=2, also="attn")), good)
