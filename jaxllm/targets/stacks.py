@@ -143,7 +143,7 @@ def _traced_stack(config, field, seq_len, tensor, last, *, attend, blocks) -> St
         blocks=blocks,
         kept=kept,
         streams=a * moved / tensor + 4 * config.embed_dim * blocks,
-        working=kept("none") + 4 * 4 * config.embed_dim,
+        working=a * moved / tensor + 4 * 4 * config.embed_dim,
         scores=0.0,  # they are kept, and counted there
     )
 
