@@ -1,5 +1,7 @@
 """One few-shot prompt, measured once: every label probability that any calibrator needs."""
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -8,6 +10,7 @@ import numpy as np
 from experiments.few_shot_tasks import Dataset, Row
 from jaxllm import score
 from jaxllm.generate import Decoder
+from jaxllm.kept_result import kept_result
 
 
 def draw_exemplars(data: Dataset, shots: int, seed: int, counts: tuple[int, ...] | None = None) -> list[Row]:
@@ -66,6 +69,26 @@ def measure_neutral(decoder: Decoder, tokenizer, data: Dataset) -> dict[str, Any
     prompt = score.FewShotPrompt(decoder, tokenizer, data.task, [])
     ids = tokenizer.encode(data.task.neutral_query()).tolist()
     return {"neutral": prompt.label_log_probs_of_ids([ids]).tolist()}
+
+
+def keep_measured(
+    path: Path, measure: Callable, load: Callable, data: Dataset, *exemplars, **options
+) -> dict[str, Any]:
+    """Return what `measure(decoder, tokenizer, data, *exemplars, **options)` says, or said with all the same.
+
+    Args:
+      path: the file that keeps it.
+      measure: one of the functions above.
+      load: returns (decoder, tokenizer); only called where something is to be measured.
+      data: the task.
+      exemplars: as `measure` takes them.
+      options: those of `measure`, and `model`, a name that stands for the weights.
+    """
+    size = {name: value for name, value in options.items() if name != "model"}
+    return kept_result(
+        path, lambda: measure(*load(), data, *exemplars, **size), what=measure.__name__,
+        data=data.fingerprint, exemplars=exemplars, **options,
+    )  # fmt: skip
 
 
 def calibrated(found: dict[str, Any], methods: tuple[str, ...] | None = None) -> dict[str, np.ndarray]:

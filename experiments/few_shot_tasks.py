@@ -12,6 +12,7 @@ import lzma
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +55,12 @@ class Dataset:
     task: FewShotTask
     pool: list[Row]  # exemplars come from here
     queries: list[Row]  # and what is classified from here
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the task and of every row."""
+        everything = [self.task.fields, self.task.labels, self.pool, self.queries]
+        return sha256(json.dumps(everything).encode()).hexdigest()
 
 
 def load_dataset(source: str, most_words: int) -> Dataset:

@@ -15,9 +15,13 @@ exemplars come from the other half of the data, with replacement. Every label is
 
 An oracle stands beside the real tasks: a closed-form language whose p(y), p(x | y) and p(y | x) are known
 (`experiments/closed_form_world.py`), with a skewed p(y), which calibration must repair, and with another
-p(x | y), which it must not. Each prompt's probabilities are kept in OUT/cells: an interrupted run goes on.
+p(x | y), which it must not. Each prompt's probabilities are kept in OUT/cells; what was interrupted goes on.
+
+RESULT: the small run waits for a quiet machine. Two of its prompts (29 November 2026, mr, 4 shots, seeds 0
+and 1): macro-F1 0.78 and 0.33 as given, 0.87 and 0.75 calibrated; macro-AUROC 0.95 and 0.81 either way.
 """
 
+import functools
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +32,13 @@ from tqdm import tqdm
 
 from experiments.calibration_plots import draw_plots
 from experiments.closed_form_world import prior_errors, repair
-from experiments.few_shot_cells import calibrated, draw_exemplars, measure_neutral, measure_prompt
+from experiments.few_shot_cells import (
+    calibrated,
+    draw_exemplars,
+    keep_measured,
+    measure_neutral,
+    measure_prompt,
+)
 from experiments.few_shot_tasks import load_dataset
 from experiments.grid import check_seeds, mean_interval, publish
 from jaxllm import compilation_cache, models, score
@@ -37,7 +47,6 @@ from jaxllm.config import Config, Count, CountOrZero, Seed, UserPath
 from jaxllm.data import load_tokenizer
 from jaxllm.errors import UserError
 from jaxllm.generate import Decoder
-from jaxllm.kept_result import kept_result
 from jaxllm.pretrained import fetch_smollm2, from_pretrained
 from jaxllm.report import Claim, Report, decide, markdown_table, t_interval
 
@@ -128,49 +137,35 @@ def measure(config: CalibrationConfig, data: dict) -> dict[tuple, dict]:
         for seed in _extra(config):
             for counts in ((2, 2), (3, 1), (4, 0)):
                 wanted.append((source, counts if seed % 2 else counts[::-1], seed))
-    decoder = tokenizer = None
-    cells, neutral = {}, {}
+    load = functools.cache(lambda: _load(config, data))  # not called by a run that only reads what is kept
+    cells = {}
     for source, shots, seed in tqdm(wanted, desc="prompts", unit="prompt"):
         dataset, counts = data[source], shots if isinstance(shots, tuple) else None
-        size = dict(queries=config.queries, samples=config.samples, sample_rows=config.sample_rows,
-                    max_new_tokens=config.max_new_tokens, fillers=config.fillers,
-                    channel=shots == config.shots)  # fmt: skip
         exemplars = draw_exemplars(dataset, shots if counts is None else sum(counts), seed, counts)
-
-        def once(name, function, **decisive):
-            nonlocal decoder, tokenizer
-
-            def run():
-                nonlocal decoder, tokenizer
-                if decoder is None:  # a run that only reads kept cells loads no model
-                    decoder, tokenizer = _load(config, data)
-                return function()
-
-            path = Path(config.out, "cells", f"{name}.json")
-            return kept_result(path, run, model=config.model, words=config.most_words, **decisive)
-
         label = "-".join(map(str, shots)) if counts else shots
-        cells[source, shots, seed] = once(
-            f"{dataset.name}-{label}-{seed}",
-            lambda: measure_prompt(decoder, tokenizer, dataset, exemplars, seed=seed, **size),  # noqa: B023
-            exemplars=exemplars, seed=seed, task=vars(dataset.task), **size,
+        found = keep_measured(
+            _cell(config, dataset, f"{label}-{seed}"), measure_prompt, load, dataset, exemplars, seed=seed,
+            queries=config.queries, samples=config.samples, sample_rows=config.sample_rows,
+            max_new_tokens=config.max_new_tokens, fillers=config.fillers, channel=shots == config.shots,
+            model=config.model,
         )  # fmt: skip
-        if source not in neutral:
-            neutral[source] = once(
-                f"{dataset.name}-neutral", lambda: measure_neutral(decoder, tokenizer, dataset),  # noqa: B023
-                task=vars(dataset.task),
-            )  # fmt: skip
-        cells[source, shots, seed]["neutral"] = neutral[source]["neutral"]
+        neutral = keep_measured(
+            _cell(config, dataset, "neutral"), measure_neutral, load, dataset, model=config.model
+        )
+        cells[source, shots, seed] = found | neutral
     if config.curve_samples:
-        source, seed = config.data[0], config.seeds[0]
-        exemplars = draw_exemplars(data[source], config.shots, seed)
-        size = dict(queries=2, samples=config.curve_samples, sample_rows=config.sample_rows,
-                    max_new_tokens=config.max_new_tokens, fillers=0, channel=False)  # fmt: skip
-        cells["curve",] = once(
-            "curve", lambda: measure_prompt(decoder, tokenizer, data[source], exemplars, seed=99, **size),
-            exemplars=exemplars, **size,
+        dataset, seed = data[config.data[0]], config.seeds[0]
+        cells["curve",] = keep_measured(
+            _cell(config, dataset, "curve"), measure_prompt, load, dataset,
+            draw_exemplars(dataset, config.shots, seed), seed=99, queries=2, samples=config.curve_samples,
+            sample_rows=config.sample_rows, max_new_tokens=config.max_new_tokens, fillers=0, channel=False,
+            model=config.model,
         )  # fmt: skip
     return cells
+
+
+def _cell(config, dataset, name: str) -> Path:
+    return Path(config.out, "cells", f"{dataset.name}-{name}.json")
 
 
 def score_cell(found: dict) -> dict[str, float]:
