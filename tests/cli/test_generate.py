@@ -59,7 +59,7 @@ def test_a_prompt_comes_from_a_flag_a_file_a_pipe_or_the_keyboard(command, plain
 
 def test_many_prompts_are_answered_by_lines_of_json(command, plain, tmp_path):
     """More than are drawn at once, each several times; what a row held goes along."""
-    rows = [{"prompt": "a" * (1 + n % 5), "id": n} for n in range(9)]
+    rows = [{"prompt": chr(97 + n) * (1 + n % 5), "id": n} for n in range(10)]
     rows[2] |= {"completion": "gold"}
     source, out = tmp_path / "prompts.jsonl", tmp_path / "answers.jsonl"
     source.write_text("".join(json.dumps(row) + "\n\n" for row in rows))
