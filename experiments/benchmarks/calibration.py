@@ -65,7 +65,7 @@ class BenchmarkConfig(Config):
 PRESETS = {
     "small": BenchmarkConfig,
     "debug": lambda: BenchmarkConfig(
-        model="nano", data="words", shots=2, samples=4, queries=4, max_new_tokens=64, rows=4, most_words=4,
+        model="nano", data="words", shots=2, samples=2, queries=4, max_new_tokens=64, rows=2, most_words=4,
         repeats=1, out="runs/calibration_benchmark-debug",
     ),
 }  # fmt: skip
