@@ -1,0 +1,56 @@
+"""The commands that train a labeller, say its labels and write it for transformers."""
+
+import csv
+import json
+
+import jax
+import pytest
+
+from jaxllm import models
+from jaxllm.cli import convert, label, train_labels
+from jaxllm.errors import UserError
+from jaxllm.pretrained import save_pretrained
+from jaxllm.text import Labeller
+from tests.text.test_labels import texts, word_pieces
+
+
+@pytest.mark.slow
+def test_from_a_file_of_rows_to_labels_and_a_folder_for_transformers(tmp_path, capsys):
+    tokenizer = word_pieces(tmp_path / "tokenizer")
+    model = models.get_preset("bert-nano", vocab_size=18, context_length=24, num_layers=1, embed_dim=32)
+    save_pretrained(tmp_path / "start", model, models.init(model, jax.random.key(0)), tokenizer)
+    rows, out = texts(96), str(tmp_path / "run")
+    with open(tmp_path / "rows.csv", "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["review", "mood"])
+        writer.writerows(zip(rows.texts, rows.labels, strict=True))
+    columns = ["--text-column", "review", "--label-column", "mood"]
+    train_labels.main([
+        "--start", str(tmp_path / "start"), "--data", str(tmp_path / "rows.csv"), "--out", out, *columns,
+        "--steps", "60", "--batch-size", "16", "--lora.rank", "4", "--lora.targets", "all",
+        "--optim.learning-rate", "3e-3", "--optim.warmup-steps", "5", "--no-progress",
+    ])  # fmt: skip
+    said = capsys.readouterr().out
+    assert "held-out accuracy 1.0000, macro-F1 1.0000" in said and "over 9 labels" in said
+    label.main([out, "--text", "the film is fine", "--text", "a bad story"])
+    assert [line.split("\t")[0] for line in capsys.readouterr().out.splitlines()] == ["pos", "neg"]
+    label.main([out, "--data", str(tmp_path / "rows.csv"), *columns, "--out", str(tmp_path / "said.jsonl")])
+    assert "over 96 labels" in capsys.readouterr().out.splitlines()[-1]
+    written = [json.loads(line) for line in (tmp_path / "said.jsonl").read_text().splitlines()]
+    right = [row["label"] == label for row, label in zip(written, rows.labels, strict=True)]
+    assert sum(right) >= 90 and [row["text"] for row in written] == rows.texts
+    convert.main([out, str(tmp_path / "exported")])
+    assert "label with: jaxllm label" in capsys.readouterr().out
+    exported = Labeller.load(tmp_path / "exported").predict(rows.texts)
+    assert exported == [row["label"] for row in written]
+    assert "text-classification" in (tmp_path / "exported" / "README.md").read_text()
+    convert.main([out, str(tmp_path / "adapter"), "--adapter"])
+    theirs = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert theirs["task_type"] == "SEQ_CLS" and theirs["modules_to_save"] == ["bert.pooler", "classifier"]
+
+
+def test_what_is_missing_is_told(tmp_path):
+    with pytest.raises(UserError, match="give --data FILE, with a text and a label"):
+        train_labels.main(["--start", str(tmp_path)])
+    with pytest.raises(UserError, match="give --text TEXT or --data FILE"):
+        label.main([str(tmp_path)])
