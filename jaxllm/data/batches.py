@@ -175,13 +175,15 @@ def eval_batches(
     return (rows.gather(start + np.arange(mine)) for start in starts)
 
 
-def count_eval_batches(tokens: Tokens, *, batch_size: int, seq_len: int, packed: bool = True) -> int:
+def count_eval_batches(
+    tokens: Tokens, *, batch_size: int, seq_len: int, packed: bool = True, start_id: int | None = None
+) -> int:
     """Return how many batches `eval_batches` yields.
 
     Args:
       tokens: and the others as of `eval_batches`.
     """
-    return -(-_rows(tokens, seq_len, packed).all // batch_size)
+    return -(-_rows(tokens, seq_len, packed, start_id).all // batch_size)
 
 
 class _Rows(NamedTuple):

@@ -53,8 +53,9 @@ def _evaluate_last(config: TrainConfig, corpus: data.Corpus | None):
     if corpus is None or config.final_eval_batches == config.eval_batches:
         return None
     there = data.count_eval_batches(
-        corpus.valid, batch_size=config.batch_size, seq_len=config.seq_len, packed=config.packed
-    )
+        corpus.valid, batch_size=config.batch_size, seq_len=config.seq_len, packed=config.packed,
+        start_id=config.model.start_id,
+    )  # fmt: skip
     before, last = (min(n or there, there) for n in (config.eval_batches, config.final_eval_batches))
     if before == last:
         return None
