@@ -1,7 +1,7 @@
 """Find what makes a model answer A whatever it is asked, and take it out without knowing the answers.
 
-    python -m experiments.anchored_answers                              # small: TODO on 2 CPU cores
-    python -m experiments.anchored_answers --preset debug               # a minute
+    python -m experiments.anchored_answers                              # small: not yet run as a whole
+    python -m experiments.anchored_answers --preset debug               # 45 seconds of CPU
     python -m experiments.anchored_answers --preset paper               # GPT-2 small to XL, of the hub
     python -m experiments.anchored_answers --subjects openai-community/gpt2
 
@@ -20,6 +20,11 @@ answer. So here it is called an oracle, and what is asked first is whether an ed
 Subjects: "trained", a small GPT-2 trained here on text whose writer answers A out of habit; "smollm2",
 SmolLM2-135M-Instruct; any source that `from_pretrained` reads. Real questions lie in JAXLLM_DATA (see
 `real_data`); without it pretrained models are asked generated ones.
+
+RESULT (29 November 2026, SmolLM2 alone with 8 questions a set, the row ranked by its own norm as in the paper):
+it says A to 81 % of prompts, of which 28 % should. The edit lowers the held-out anchored-bias rate from 0.77 by
+0.31 (0.12 to 0.50) and changes accuracy by -0.03 (-0.11 to 0.05): a model that does not know the answers has
+none to show. Rows as active as the chosen one lower the rate more.
 """
 
 import time
@@ -56,9 +61,9 @@ class AnchoredConfig(Config):
 
     subjects: tuple[str, ...] = ("trained", "smollm2")  # or sources of `from_pretrained`
     seeds: tuple[Seed, ...] = (0, 1, 2)  # of the trained model, and of its questions; others take the first
-    questions: Count = 12  # of each set for pretrained models; half of them choose the edit
+    questions: Count = 8  # of each set for pretrained models; half of them choose the edit
     trained_questions: Count = 40  # of each set for the trained one
-    random_edits: Count = 3  # rows, and layers, drawn for the control
+    random_edits: Count = 2  # rows, and layers, drawn for the control
     swap_heads: tuple[Count, ...] = (1, 3, 6)  # whose attention is exchanged, the most biased first
     steps: Count = 2000  # of training
     model: models.ModelConfig = models.ModelConfig(
@@ -87,10 +92,10 @@ def _debug() -> AnchoredConfig:
 
 
 def _paper() -> AnchoredConfig:
-    """The paper's models, a thousand questions of each task where there are so many."""
+    """The paper's models; so many questions of each task as BIG-Bench Hard has of logical deduction."""
     sizes = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
     return AnchoredConfig(
-        subjects=tuple(f"openai-community/{size}" for size in sizes), questions=1000, plain_texts=64,
+        subjects=tuple(f"openai-community/{size}" for size in sizes), questions=250, plain_texts=64,
         swap_heads=(1, 4, 16, 64), out="runs/anchored-answers-paper",
     )  # fmt: skip
 
@@ -243,7 +248,11 @@ def _plain(subject: study.Subject, params: dict) -> dict[str, np.ndarray]:
 
 
 def _oracle(config, subject, resumed, row, anchor, failing, draw) -> dict[str, np.ndarray]:
-    """Put each letter into the row by the paper's lambdas; see how often it is said, right or wrong."""
+    """Put each letter into the row by the paper's lambdas; see how often it is said, right or wrong.
+
+    With the sign of the row's coefficient: as it stands the paper's edit of a row with a negative one would
+    put the anchor in.
+    """
     asked, vectors_KD = resumed.asked, unembedding(subject.config, subject.params, subject.letters)
     random = int(draw.choice(np.delete(np.arange(subject.config.mlp_dim), row.row)))
     found = {}
@@ -251,7 +260,7 @@ def _oracle(config, subject, resumed, row, anchor, failing, draw) -> dict[str, n
         right, wrong, right_full = np.zeros(len(failing)), np.zeros(len(failing)), np.zeros(len(failing))
         for letter in set(range(len(LETTERS))) - {anchor}:
             shift_D = _LAMBDAS[1] * vectors_KD[letter] - _LAMBDAS[0] * vectors_KD[anchor]
-            said = resumed.answer(row.layer, place, shift_D)
+            said = resumed.answer(row.layer, place, row.sign * shift_D)
             mine = asked.gold_P == letter
             right += mine & (said.letter_P == letter)
             right_full += mine & (said.top_P == subject.letters[letter])
@@ -295,8 +304,8 @@ def _maps(subject, asked, answers, anchor) -> dict[str, np.ndarray]:
 
 
 def _top_words(subject: study.Subject, row: study.Row) -> str:
-    """Return what a row's vector says most through the lens, with the MLP's bias as in the paper."""
-    vector_D = row_vectors(subject.config, subject.params)[row.layer, row.row]
+    """Return what a row says most through the lens, with its sign, and the MLP's bias as in the paper."""
+    vector_D = row.sign * row_vectors(subject.config, subject.params)[row.layer, row.row]
     bias = subject.params["layers"]["mlp"].get("out_bias")
     vector_D = vector_D if bias is None else vector_D + bias[row.layer]
     logits = lens(subject.config, subject.params, vector_D[None], norm="own")[0]

@@ -79,6 +79,9 @@ def judge(name: str, runs: list[dict]) -> list[Claim]:
         lambda run: -gain("no edit", "accuracy_on_anchor")(run), at_most=0.05)  # fmt: skip
     add("it raises the loss of plain text by at most 0.01 nats",
         lambda run: run["plain"][EDIT]["loss"] - run["plain"]["no edit"]["loss"], at_most=0.01)  # fmt: skip
+    add("it raises the loss of the word A in plain text, the English article, by at most 0.1 nats",
+        lambda run: run["plain"][EDIT]["article"] - run["plain"]["no edit"]["article"],
+        at_most=0.1)  # fmt: skip
     oracle = lambda what: lambda run: run["oracle"][what]
     add("ORACLE: with each prompt's right letter put into the row, failing prompts are right",
         oracle("right letter put in"), _PAPER, paper=1.0, at_least=0.9)  # fmt: skip
@@ -169,7 +172,7 @@ def set_table(runs: list[dict]) -> str:
 
 
 def row_table(runs: list[dict]) -> str:
-    """Return the rows that a lens finds, and what each says."""
+    """Return the rows that a lens finds, and what each says; then the paper's scores of all rows."""
     rows = [
         (run["anchor"], one.layer, one.row, f"{one.score:.2f}", f"{own:.2f}", f"{one.share:.0%}", words)
         for run in runs
@@ -177,4 +180,10 @@ def row_table(runs: list[dict]) -> str:
     ]
     head = ("anchor", "layer", "row", "adds to the logit", "the paper's score", "in its layer's 10 largest",
             "says")  # fmt: skip
-    return markdown_table(head, rows)
+    scores = np.concatenate([run["maps"]["rows"].ravel() for run in runs])
+    said = (
+        f"The paper's scores of all rows: median {np.median(scores):.2f}, 99th percentile "
+        f"{np.quantile(scores, 0.99):.2f}, largest {scores.max():.2f}; {np.mean(scores > 4):.2%} are above "
+        "its threshold of 4."
+    )
+    return f"{markdown_table(head, rows)}\n\n{said}"

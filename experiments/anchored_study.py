@@ -189,6 +189,7 @@ class Row(NamedTuple):
     row: int
     score: float  # mean over prompts: what it adds to the anchor's logit over another letter's
     share: float  # of prompts in which it is among its layer's largest
+    sign: int  # of its coefficient k_i: where it is negative, what is added to the row is taken off
 
 
 def rank_rows(parts: list[ComponentScores], count: int) -> list[Row]:
@@ -198,17 +199,21 @@ def rank_rows(parts: list[ComponentScores], count: int) -> list[Row]:
     most often. The paper ranks by each row's own norm. Its scores hold the MLP's bias, so that a row which
     writes next to nothing scores what the bias does: no place to put an edit. So here: norm="final".
     """
-    score_LF, share_LF = 0.0, 0.0
+    score_LF, share_LF, size_LF = 0.0, 0.0, 0.0
     for part, rows in zip(parts, batches(count), strict=True):
         new = np.concatenate([[True], np.diff(rows) > 0])  # not what fills the last batch up
         size_LBF = np.abs(part.row_sizes_LBF[:, new])
         least = np.partition(size_LBF, -LARGEST, axis=-1)[..., -LARGEST, None]
         share_LF += (size_LBF >= least).sum(1) / count
         score_LF += part.rows_LBF[:, new].sum(1) / count
+        size_LF += part.row_sizes_LBF[:, new].sum(1)
     fit_LF = share_LF >= min(0.5, share_LF.max())
     order = np.argsort(np.where(fit_LF, -score_LF, np.inf), axis=None)[: int(fit_LF.sum())]
     places = zip(*np.unravel_index(order, score_LF.shape), strict=True)
-    return [Row(int(i), int(j), float(score_LF[i, j]), float(share_LF[i, j])) for i, j in places]
+    return [
+        Row(int(i), int(j), float(score_LF[i, j]), float(share_LF[i, j]), int(np.sign(size_LF[i, j])))
+        for i, j in places
+    ]
 
 
 def gap(answers: Answers, asked: Asked, anchor: int) -> float:

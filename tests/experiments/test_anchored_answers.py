@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from experiments import anchored_answers, anchored_study
-from experiments.anchored_claims import figures
+from experiments.anchored_claims import edit_table, figures, judge, row_table, set_table, summary
+from experiments.anchored_plots import plot
 from experiments.anchored_questions import (
     COLORS,
     GENERATED,
@@ -136,7 +137,7 @@ def test_the_strength_closes_the_gap_and_reads_no_answer(world, asked):
     before = anchored_study.gap(base, blind, anchor)
     resumed = anchored_study.Resumed(subject, blind, row.layer)
     strength, left = anchored_study.fit_strength(resumed, row, at_others - at_anchor, anchor, before)
-    assert abs(before) > 0.05 and abs(left) < 0.2 * abs(before)
+    assert strength and abs(left) < 0.2 * abs(before)
     said = resumed.answer(row.layer, row.row, strength * (at_others - at_anchor))
     assert anchored_study.gap(said, blind, anchor) == pytest.approx(left, abs=1e-5)
 
@@ -233,6 +234,58 @@ def test_figures_are_a_seeds_mean_or_a_questions():
     runs = [{"x": np.array([1.0, np.nan, 3.0])}, {"x": np.array([5.0])}]
     np.testing.assert_array_equal(figures(runs, lambda run: run["x"]), [2, 5])
     np.testing.assert_array_equal(figures(runs[:1], lambda run: run["x"]), [1, 3])
+
+
+def fabricated(seed, questions=6):
+    """Return what `examine` might find; the edit gains 0.25 everywhere, the oracle rights all prompts."""
+    draw = np.random.default_rng(seed)
+    base = {name: draw.uniform(0.2, 0.5, questions) for name in
+            ("accuracy", "accuracy_full", "anchored", "anchored_full", "accuracy_on_anchor",
+             "accuracy_on_others")}  # fmt: skip
+    better = {name: x + (-0.1 if name.startswith("anchored") else 0.25) for name, x in base.items()}
+    loss = {"loss": draw.uniform(1, 2, 4), "article": np.full(4, np.nan)}
+    half = np.linspace(0, 1, questions)
+    oracle = {}
+    right = "right letter put in"
+    for end in (right, f"{right}, whole vocabulary", "wrong letter put in, and said"):
+        oracle |= {end: np.ones(questions), f"{end}, random row": half}
+    row = anchored_study.Row(1, 5, 2.0, 0.75, 1)
+    return {
+        "anchor": "A", "row": row, "rows": [(row, 3.5, "'A'")], "strength": 2.0, "gap": 3.0, "gap_left": 0.1,
+        "share": np.array([0.6, 0.1, 0.1, 0.1, 0.1]), "sets": np.repeat(["ioi", "kind"], questions // 2),
+        "all_sets": np.repeat(["ioi", "kind"], questions // 2), "everything": base, "oracle": oracle,
+        "variants": {"no edit": base, "gold-free edit": better, "random row 0": base, "random row 1": base,
+                     "other active row 0": better, "random layer 0": base, "output calibrated": better,
+                     "its part against the anchor": base, "its part for the others": base},
+        "plain": {"no edit": loss, "gold-free edit": {n: x + 0.5 for n, x in loss.items()}},
+        "swaps": {1: {"biased": half, "random": half}},
+        "maps": {"heads": draw.normal(size=(2, 2)), "rows": draw.normal(size=(2, 8)),
+                 "mlp_failing": draw.normal(size=(2, 5)), "mlp_succeeding": draw.normal(size=(2, 4))},
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("seeds", [(0,), (0, 1, 2)])
+def test_claims_follow_from_what_was_found(tmp_path, seeds):
+    runs = [fabricated(seed) for seed in seeds]
+    claims = {claim.claim.partition(": ")[2]: claim for claim in judge("gpt2", runs)}
+    verdicts = {text: claim.verdict for text, claim in claims.items()}
+    found = lambda start: next(verdicts[text] for text in verdicts if text.startswith(start))
+    headline = next(iter(claims.values()))
+    assert headline.measured == pytest.approx(0.25) and headline.verdict == "holds"
+    assert found("the gold-free edit lowers the held-out anchored-bias rate") == "holds"
+    assert found("... in other rows") == "fails" == found("... above that of the letters' mean logits")
+    assert found("it raises the loss of plain text") == "fails"
+    assert not any("the English article" in text for text in verdicts)  # the plain texts had none
+    assert found("ORACLE: with each prompt's right letter") == "holds" == found("ORACLE: a wrong letter")
+    assert [claim.paper for text, claim in claims.items() if "failing prompts are right" in text] == [1]
+    assert found("anchored-bias rate on ioi, whole vocabulary") in ("holds", "fails", "undecided")
+    assert "**no**" not in edit_table(runs) and "other active row" in edit_table(runs)
+    assert "| kind |" in set_table(runs) and "above its threshold of 4" in row_table(runs)
+    assert summary(runs)["accuracy/random row"] == pytest.approx(
+        np.mean([run["variants"]["no edit"]["accuracy"] for run in runs])
+    )
+    plot(tmp_path, "gpt2", runs)
+    assert {path.name for path in tmp_path.iterdir()} == {"gpt2-edits.png", "gpt2-components.png"}
 
 
 def test_real_questions_have_their_answers_among_their_options():
