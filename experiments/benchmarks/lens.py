@@ -8,6 +8,9 @@ keeps nothing but what the scores need, at the last position alone. By the final
 `stack_head_results`, `logit_attrs` and `stack_neuron_results(project_output_onto=...)`, by components' own
 norms with its final norm on the same stacks: that is where every row's vector is written out. Both have
 answered once before they are timed, turn by turn. Extras: torch, parity.
+
+RESULT (29 November 2026, on a machine with other work, so ratios alone): 3.9 times its prompts a second by
+the final norm (3.2 to 4.7), 6.7 by components' own (5.0 to 7.8); the largest difference of any score 5e-6.
 """
 
 import copy
