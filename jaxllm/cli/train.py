@@ -20,7 +20,7 @@ from jaxllm.text.config_file import read_config
 from jaxllm.text.load import has_tokenizer
 from jaxllm.text.prepare import OURS
 from jaxllm.text.presets import TRAIN_PRESETS
-from jaxllm.text.samples import held_out_prompt
+from jaxllm.text.samples import prompt_text
 from jaxllm.train.checkpoint import Checkpoints
 from jaxllm.train.folder import run_folder
 
@@ -99,7 +99,7 @@ def main(argv: Sequence[str]) -> None:
     scores = trained.evaluation
     out = shlex.quote(config.out)
     corpus = trained.run.corpus
-    prompt = corpus.tokenizer.decode(held_out_prompt(corpus)) or "The "
+    prompt = prompt_text(corpus) or "The "
     prompt = shlex.quote(prompt if prompt.isprintable() and len(prompt) <= _SHOWN else "...")
     use = f"sample with: jaxllm generate {out} --prompt {prompt}"
     if corpus.kind == MESSAGES:

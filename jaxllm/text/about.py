@@ -65,8 +65,9 @@ def _model(config: TrainConfig) -> str:
     model = config.model
     words = [f"{model.num_layers} layers x {model.embed_dim}"]
     heads, kv_heads = getattr(model, "num_heads", None), getattr(model, "num_kv_heads", None)
+    shared = kv_heads not in (None, heads)
     if heads:
-        words.append(f"{heads} heads" + (f" ({kv_heads} of keys and values)" if kv_heads != heads else ""))
+        words.append(f"{heads} heads" + f" ({kv_heads} of keys and values)" * shared)
     words += [f"context {model.context_length:,}", f"vocabulary {model.vocab_size:,}"]
     return f"{model.architecture}, {', '.join(words)}"
 

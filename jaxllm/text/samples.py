@@ -22,6 +22,12 @@ def held_out_prompt(corpus: data.Corpus) -> list[int]:
     return [] if valid.predicted is None else valid.document(0)[: int(np.argmax(valid.predicted))].tolist()
 
 
+def prompt_text(corpus: data.Corpus) -> str:
+    """Return that prompt as a person writes it: what an encoder reads is closed by an end."""
+    prompt, end = held_out_prompt(corpus), corpus.tokenizer.eos_id
+    return corpus.tokenizer.decode(prompt[:-1] if prompt[-1:] == [end] else prompt)
+
+
 def print_samples(run: TextRun) -> Callable[[int, Any], None]:
     """Return a function (step, params) that prints a sample.
 
@@ -33,7 +39,7 @@ def print_samples(run: TextRun) -> Callable[[int, Any], None]:
     """
     tokenizer = run.corpus.tokenizer
     prompt = held_out_prompt(run.corpus)
-    shown = tokenizer.decode(prompt)
+    shown = prompt_text(run.corpus)
     prompt = prompt or encode_prompt(tokenizer, "")
 
     def show(step, params):
