@@ -21,10 +21,13 @@ Subjects: "trained", a small GPT-2 trained here on text whose writer answers A o
 SmolLM2-135M-Instruct; any source that `from_pretrained` reads. Real questions lie in JAXLLM_DATA (see
 `real_data`); without it pretrained models are asked generated ones.
 
-RESULT (29 November 2026, SmolLM2 alone, 8 questions a set, the row ranked by its own norm as in the paper):
-it says A to 81 % of prompts; in 28 % that is right. The edit lowers the held-out anchored-bias rate, 0.77, by
-0.31 (0.12 to 0.50) and changes accuracy by -0.03 (-0.11 to 0.05): a model that does not know the answers has
-none to show. Rows as active as the chosen one lower the rate more.
+RESULT (29 November 2026, parts of the small run; intervals over held-out questions). Trained, seed 0: the
+edit raises accuracy by 0.19 (0.12 to 0.25) to 0.51, random rows by 0.03, the output's calibration by
+0.17; rows as active as the chosen one do as well, and where A is right it costs 0.83. With each prompt's
+letter put in, 97 % of failing prompts are right; a random row: 0.4 %. SmolLM2 (8 questions a set, the row
+ranked by its own norm as in the paper) says A to 81 % of prompts, in 28 % rightly; the edit lowers the
+anchored-bias rate, 0.77, by 0.31 (0.12 to 0.50), and accuracy changes by -0.03 (-0.11 to 0.05): it does
+not know the answers.
 """
 
 import time
