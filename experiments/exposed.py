@@ -4,6 +4,11 @@
     python -m experiments.exposed --preset debug    # a made-up language whose toxicity is known exactly
     python -m experiments.exposed --toxic-data hf:NAME --text-column text --expert-steps 2000
 
+small is planned for 12 minutes on 2 CPU cores, five experts included; it has not yet run to its end.
+RESULT of debug, 2026-11-29, half a minute of CPU once compiled: at the toxicity of DExperts anti-only neither
+perplexity nor KL is told apart from its own (undecided); EXPOSED at 5000 lowers the expected maximum toxicity
+from 0.51 by 0.21 (0.13 to 0.31); an expert of neutral text, the control, raises it.
+
 "Expert-Guided Extinction of Toxic Tokens for Debiased Generation" (Sun et al., arXiv 2405.19299) continues a
 language model on toxic text and reweights another one's distribution wherever that expert is likelier. The
 paper's formulas, constants and figures are not public: what runs here is a RECONSTRUCTION after Self-Debias
@@ -102,7 +107,7 @@ PRESETS = {
     ),
     "small": lambda: ExposedConfig(out="runs/exposed-small"),
     "paper": lambda: ExposedConfig(
-        expert_steps=2000, batch_size=64, seq_len=128, learning_rate=5e-5, prompts=1000, samples=25,
+        expert_steps=2000, batch_size=16, seq_len=128, learning_rate=5e-5, prompts=1000, samples=25,
         new_tokens=20, strengths=(1.0, 5.0, 10.0, 50.0, 100.0, 500.0), guidance=(0.25, 0.5, 1.0, 2.0),
         prefixes=6, rows_per_call=250, positions=2000, checked=3728,
         bbq_items=10_000, winogender_items=720, out="runs/exposed-paper",
@@ -186,8 +191,6 @@ class _Experts:
         else:
             data = write_texts(self._out / "texts" / f"{corpus}.jsonl", self._world.texts[corpus])
         adapts = name in ("lora", "mismatched")
-        lora = config.lora if adapts else LoraConfig()
-        rate = config.lora_learning_rate if adapts else config.learning_rate
         source, start = self._world.base, None
         options = dict(start=source, tokenizer=f"{source}/tokenizer.json")
         if name == "half":
@@ -196,19 +199,21 @@ class _Experts:
             layers = jax.tree.map(lambda x: x[:half], params["layers"])
             start = params | {"layers": layers}
             options = dict(model=replace(model, num_layers=half), tokenizer=f"{source}/tokenizer.json")
-        train(
-            TrainConfig(
-                data=data, text_column=column, lora=lora, seq_len=config.seq_len,
-                batch_size=config.batch_size, steps=config.expert_steps, eval_every=config.expert_steps,
-                save_every=config.expert_steps, keep_best=0, keep_last=1, eval_batches=2,
-                final_eval_batches=4, seed=config.seed,
-                optim=OptimConfig(learning_rate=rate, warmup_steps=min(5, config.expert_steps - 1),
-                                  weight_decay=0.0),
-                out=str(folder), **options,
-            ),
-            start=start, devices=jax.devices()[:1],
-        )  # fmt: skip
+        run = expert_run(config, adapts, data=data, text_column=column, out=str(folder), **options)
+        train(run, start=start, devices=jax.devices()[:1])
         return str(folder)
+
+
+def expert_run(config: ExposedConfig, adapts: bool, **options) -> TrainConfig:
+    """Return the run that continues the base on a corpus, all of it or an adapter."""
+    rate = config.lora_learning_rate if adapts else config.learning_rate
+    return TrainConfig(
+        lora=config.lora if adapts else LoraConfig(), seq_len=config.seq_len, batch_size=config.batch_size,
+        steps=config.expert_steps, eval_every=config.expert_steps, save_every=config.expert_steps,
+        keep_best=0, keep_last=1, eval_batches=2, final_eval_batches=4, seed=config.seed,
+        optim=OptimConfig(learning_rate=rate, warmup_steps=min(5, config.expert_steps - 1), weight_decay=0.0),
+        **options,
+    )  # fmt: skip
 
 
 def _modules() -> str:
