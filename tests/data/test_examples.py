@@ -35,7 +35,7 @@ TALK = [
 
 
 def chat_tokenizer(template=CHATML, choices="", **config):
-    """Bytes as ids after four special tokens, and " A" if A is of `choices`; BOS is known and not asked for."""
+    """Bytes as ids after four special tokens, and " A" if A is of `choices`; BOS is known, not asked for."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<s>"]
