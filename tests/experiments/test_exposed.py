@@ -13,6 +13,7 @@ from experiments.exposed_arms import NUCLEUS, Arm
 from experiments.exposed_report import claims_of, figures
 from experiments.exposed_worlds import TOPICS, TOXIC, World, is_toxic, sentence
 from experiments.toxicity_scorers import area_under_curve, find_lexicon, lexicon_scorer, words_of
+from jaxllm import models, targets
 from jaxllm.errors import UserError
 
 rng = np.random.default_rng(0)
@@ -188,3 +189,12 @@ def test_in_the_made_up_world_the_toxic_expert_helps_and_a_neutral_one_harms(tmp
     assert {path: path.stat().st_mtime_ns for path in arms} == arms and again.claims == report.claims
     kept = json.loads(next(iter(arms)).read_text())["result"]
     assert not any(isinstance(x, str) for values in kept.values() if isinstance(values, list) for x in values)
+
+
+@pytest.mark.targets
+@pytest.mark.skipif(
+    not targets.is_available("v5e-1"), reason="needs the compiler of a target that is not here"
+)
+def test_the_paper_presets_expert_trains_within_one_v5e():
+    run = exposed.expert_run(exposed.PRESETS["paper"](), False, model=models.get_preset("smollm2-135m"))
+    assert targets.compile_train_step(dataclasses.replace(run, tokenizer="gpt2"), "v5e-1").fits
