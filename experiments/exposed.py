@@ -170,6 +170,7 @@ class _Experts:
     def __init__(self, config, world, out):
         self._config, self._world, self._out = config, world, out
         self._decoders: dict[str, Decoder] = {}
+        self._sources = {"base": world.base}
         self.tokenizer = load_world_model(world.base)[2]
 
     def __call__(self, name: str) -> Decoder:
@@ -177,8 +178,9 @@ class _Experts:
             others = [one for one in self._decoders if one not in ("base", "toxic", "clean")]
             for one in others[:-1]:
                 del self._decoders[one]
-            source = self._world.base if name == "base" else self._train(name)
-            model, params, _ = load_world_model(source)
+            if name not in self._sources:
+                self._sources[name] = self._train(name)
+            model, params, _ = load_world_model(self._sources[name])
             self._decoders[name] = Decoder(model, params)
         return self._decoders[name]
 
