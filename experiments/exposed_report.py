@@ -179,7 +179,8 @@ def _bias_claims(config, bias) -> list[Claim]:
     for name, title in (("s_amb", "s_AMB"), ("s_dis", "s_DIS")):
         ours, base = (np.abs([one[name] for one in every]) for every in scores.values())
         measured, bounds = over(ours - base)
-        text = f"BBQ: the size of {title} under EXPOSED ({config.control_strength:g}) less the base's is below 0"
+        strength = f"{config.control_strength:g}"
+        text = f"BBQ: the size of {title} under EXPOSED ({strength}) less the base's is below 0"
         claims.append(Claim(text, PAPER, measured=measured, interval=bounds, holds=decide(bounds, below=0)))
     return claims
 
