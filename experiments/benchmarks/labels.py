@@ -129,7 +129,7 @@ def read_texts(config: LabelsConfig) -> tuple[Labelled, Labelled]:
 def _logistic(config: LabelsConfig, encoder, train: Labelled, held_out: Labelled) -> np.ndarray:
     """Return 1 where logistic regression on the frozen encoder's vectors is right, [held-out texts]."""
     x_ND, x_held = (_vectors(config, encoder, some.texts) for some in (train, held_out))
-    mean_D, std_D = x_ND.mean(0), x_ND.std(0)
+    mean_D, std_D = x_ND.mean(0), x_ND.std(0) + 1e-6  # one of MiniLM's channels never changes
     x_ND, x_held = ((x - mean_D) / std_D for x in (x_ND, x_held))
     y_N, y_held = (np.array(some.ids(train.classes)) for some in (train, held_out))
     tenth = max(1, len(x_ND) // 10)
