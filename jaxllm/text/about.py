@@ -86,7 +86,12 @@ def _steps(config: TrainConfig, corpus: data.Corpus) -> str:
     batch = f"{config.batch_size:,} x {config.seq_len:,} tokens"
     parts = f", a batch in {config.accumulate} parts" if config.accumulate > 1 else ""
     epochs = tokens / len(corpus.train)
-    return f"{config.steps:,} of {batch}: {tokens:,} tokens, {epochs:.2g} epochs{parts}"
+    return f"{config.steps:,} of {batch}: {tokens:,} tokens, {_round(epochs)} epochs{parts}"
+
+
+def _round(epochs: float) -> str:
+    """Return two figures, and all of those before the point."""
+    return f"{epochs:,.0f}" if epochs >= 10 else f"{epochs:.2g}"
 
 
 def _precision(name: str) -> str:

@@ -71,8 +71,9 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     Loader.add_implicit_resolver(
         "tag:yaml.org,2002:float", re.compile(r"[-+]?\d[\d_]*(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
     )
+    content = read_bounded(path, _MOST_BYTES)
     try:
-        values = yaml.load(read_bounded(path, _MOST_BYTES), Loader)
+        values = yaml.load(content, Loader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"'{path}' is not YAML ({bare(' '.join(str(error).split()), 160)})") from error
     if not isinstance(values, dict):

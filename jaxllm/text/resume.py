@@ -138,6 +138,11 @@ def check_length(config: TrainConfig, subnetworks: Schedule | None, own_rates: b
                     f"{then[at]:.3g} at step {at + 1}); keep steps={steps}, or choose another --out (a "
                     "constant schedule, or wsd before its decay, can be extended)"
                 )
+        if step > config.steps:
+            raise UserError(
+                f"the run in {folder} has taken {step} of {steps} steps already, more than "
+                f"steps={config.steps}; ask for more, or choose another --out"
+            )
 
         def ends(n):
             name, layers = config.subnetwork, config.model.num_layers

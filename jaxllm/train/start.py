@@ -36,7 +36,10 @@ def begin(run: Run, kept: Checkpoints, batches) -> Start:
     if kept.latest() is not None:
         step, state, damaged = _read(run, kept, batches)
         kept.set_aside(damaged)
-        return Start(state, step, f"resuming {config.out} after step {step}")
+        how = f"resuming {config.out} after step {step}"
+        if step >= config.steps:
+            how = f"{config.out} has all of its {config.steps} steps: nothing is trained, only evaluated"
+        return Start(state, step, how)
     if config.restore is not None:
         step, state = _restore(run, batches)
         return Start(state, step, f"restoring {config.restore} after step {step}, into {config.out}")

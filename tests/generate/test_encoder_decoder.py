@@ -70,6 +70,7 @@ def test_rows_that_end_drop_out_and_change_no_other(params):
         assert tokens == (all_of_it[: all_of_it.index(end)] if end in all_of_it else all_of_it)
 
 
+@pytest.mark.slow
 def test_many_answers_to_one_source_hold_its_context_once(params):
     decoder, plain = Decoder(CONFIG, params), SamplingConfig(temperature=1.0)
     key = jax.random.key(4)
@@ -122,6 +123,7 @@ def _second(log_p_BV, log_q_MBV, state):
     return log_q_MBV[0]
 
 
+@pytest.mark.slow
 def test_the_best_beam_is_the_likeliest_answer_of_all(params):
     [found] = beam_search(CONFIG, params, SOURCES[:1], beams=37, max_new_tokens=2)
     scores = score_choices(CONFIG, params, SOURCES[:1], [[[a, b] for a in range(37) for b in range(37)]])[0]

@@ -59,7 +59,9 @@ def processors(prefixes=((),)):
     return [combine_models(Beside(decoder(OTHER), prefixes), Suppress(), STATE)]
 
 
-@pytest.mark.parametrize("prompts, prefixes", [(PROMPTS, ((),)), ([PROMPTS[0]] * 3, PREFIXES)])
+@pytest.mark.parametrize(
+    "prompts, prefixes", [pytest.param(PROMPTS, ((),), marks=pytest.mark.slow), ([PROMPTS[0]] * 3, PREFIXES)]
+)
 def test_greedy_and_sampling_draw_from_the_steps_distribution(prompts, prefixes):
     options = dict(max_new_tokens=NEW, processors=processors(prefixes))
     greedy = generate(*decoder(CONFIG), prompts, sampling=GREEDY, **options)
@@ -82,6 +84,7 @@ def test_greedy_and_sampling_draw_from_the_steps_distribution(prompts, prefixes)
     assert differs
 
 
+@pytest.mark.slow
 def test_beams_sum_the_steps_log_probabilities_and_the_score_of_choices_is_the_same():
     found = beam_search(*decoder(CONFIG), PROMPTS, beams=3, max_new_tokens=NEW, processors=processors())
     choices = [[beam.tokens for beam in beams] for beams in found]
@@ -96,6 +99,7 @@ def test_beams_sum_the_steps_log_probabilities_and_the_score_of_choices_is_the_s
             np.testing.assert_allclose(score.log_prob, sum(steps), atol=2e-3)
 
 
+@pytest.mark.slow
 def test_a_beam_is_the_exhaustive_search_over_a_loop():
     """Width 4, by hand: every extension of every beam, in float64."""
     prompt, K = PROMPTS[0], 4
@@ -127,6 +131,7 @@ def test_an_ended_beam_keeps_its_score_and_others_compile_nothing_anew():
     assert _search._cache_size() == before
 
 
+@pytest.mark.slow
 def test_rows_of_a_batch_are_what_each_is_alone():
     strengths = [0.0, 6.0, 80.0]
     several = [combine_models(decoder(OTHER), Suppress(), suppression(strengths, FLOOR))]

@@ -20,6 +20,8 @@ from jaxllm.pretrained import (
     fetch_smollm2,
     from_pretrained,
     gemma3,
+    is_pretrained,
+    remote,
     save_pretrained,
     smollm2,
     wheels,
@@ -131,6 +133,13 @@ def test_a_hub_id_is_downloaded(model, hub, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     hub.folder = model
     assert from_pretrained("owner/name@v1").config == FAMILIES["llama"]
+
+
+def test_a_model_of_the_package_index_is_a_source_like_others(model, monkeypatch):
+    monkeypatch.setitem(remote.ON_PYPI, "smollm2", lambda: model)
+    assert is_pretrained("pypi:smollm2") and from_pretrained("pypi:smollm2").config == FAMILIES["llama"]
+    with pytest.raises(UserError, match="unknown model of PyPI 'smollm'; did you mean 'smollm2'?"):
+        from_pretrained("pypi:smollm")
 
 
 def test_without_a_network_the_sentence_says_both(hub, tmp_path, monkeypatch, capsys):

@@ -18,6 +18,8 @@ from jaxllm.pretrained import from_pretrained, save_pretrained
 
 from .conftest import FAMILIES, make_params
 
+MODEL = FAMILIES["llama"]
+
 END = {"__type": "AddedToken", "content": "<|im_end|>"}
 TEMPLATE = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
 CHAT = "<|im_start|>user\nHi<|im_end|>\n"
@@ -139,18 +141,18 @@ def test_a_continuation_keeps_its_space_and_stop_strings_match(tmp_path, monkeyp
     tokenizer = data.load_tokenizer(write_sentencepiece(tmp_path / "llama"))
     ids = tokenizer.encode("the and the.").tolist()
     seen = scripted(monkeypatch, [ids])
-    pieces = [text for [text] in stream_text(None, None, tokenizer, ["the"])]
+    pieces = [text for [text] in stream_text(MODEL, None, tokenizer, ["the"])]
     assert seen == {"prompts": [[1, *ids[:1]]], "eos_id": (2,)}
     assert pieces[-1] == " the and the."  # after a prompt; at the start of a document there is no space
-    assert list(stream_text(None, None, tokenizer, [""]))[-1] == ["the and the."]
-    assert list(stream_text(None, None, tokenizer, ["the"], stop=[" and"]))[-1] == [" the"]
-    assert list(stream_text(None, None, tokenizer, ["the"], stop=[" the"]))[-1] == [""]
+    assert list(stream_text(MODEL, None, tokenizer, [""]))[-1] == ["the and the."]
+    assert list(stream_text(MODEL, None, tokenizer, ["the"], stop=[" and"]))[-1] == [" the"]
+    assert list(stream_text(MODEL, None, tokenizer, ["the"], stop=[" the"]))[-1] == [""]
 
 
 def test_a_turn_that_ends_ends_the_text(tmp_path, monkeypatch):
     tokenizer = data.load_tokenizer(write_chat(tmp_path / "chat"))
     scripted(monkeypatch, [tokenizer.encode(f"Hello{end}more").tolist() for end in ("<|im_end|>", "!")])
-    *_, texts = stream_text(None, None, tokenizer, [CHAT, CHAT])
+    *_, texts = stream_text(MODEL, None, tokenizer, [CHAT, CHAT])
     assert texts == ["Hello", "Hello!more"]
 
 
@@ -159,7 +161,8 @@ def test_the_command_prints_every_character_once(stop, tmp_path, monkeypatch, ca
     tokenizer = data.load_tokenizer(write_sentencepiece(tmp_path / "llama"))
     text = "the 日本語 🙂 né the"
     scripted(monkeypatch, [tokenizer.encode(f"{text}.").tolist()])
-    monkeypatch.setattr(cli, "load_model_and_tokenizer", lambda *_, **options: (None, None, tokenizer))
+    model = (MODEL, make_params(MODEL), tokenizer)
+    monkeypatch.setattr(cli, "load_model_and_tokenizer", lambda *_, **options: model)
     monkeypatch.setattr(cli.compilation_cache, "enable", lambda: None)
     flags = [word for string in stop for word in ("--stop", string)]
     cli.main(["RUN", "--prompt", "né", *flags[:1], *stop])

@@ -77,6 +77,7 @@ def test_the_prior_is_within_three_standard_errors_of_the_truth_and_its_error_fa
     assert -0.62 < slope < -0.38
 
 
+@pytest.mark.slow
 def test_labels_are_read_after_the_colon_as_without_a_cache():
     config, params, _ = tiny_model()
     some = drawn().tokens[:32]
@@ -105,6 +106,7 @@ def pair_prompt(vocab_size=None):
     return config, params, tokenizer, head, prompt
 
 
+@pytest.mark.slow
 def test_samples_depend_on_their_key_alone_and_pairs_have_both_fields():
     """Longer than the first cache, so that it is moved, made longer and, in the end, narrower."""
     config, params, tokenizer, head, prompt = pair_prompt()

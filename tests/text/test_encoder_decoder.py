@@ -75,6 +75,7 @@ def test_the_loss_is_that_of_each_answer_alone(config):
         score_sequences(run.model, params, [[1, 2]])
 
 
+@pytest.mark.slow
 def test_it_learns_goes_on_and_answers(config, capsys):
     long = dataclasses.replace(config, steps=220)
     train(long, devices=ONE)

@@ -92,7 +92,9 @@ def config(start, tmp_path, **changes):
 ADAPTER = LoraConfig(rank=4, targets="all")
 
 
-@pytest.mark.parametrize("lora", [LoraConfig(), ADAPTER], ids=["whole", "lora"])
+@pytest.mark.parametrize(
+    "lora", [LoraConfig(), pytest.param(ADAPTER, marks=pytest.mark.slow)], ids=["whole", "lora"]
+)
 def test_texts_are_labelled_and_the_run_says_the_same_again(start, tmp_path, lora):
     trained = train_labels(config(start, tmp_path, lora=lora), texts(96), held_out=texts(40, seed=1))
     assert trained.evaluation["accuracy"] >= 0.9 and trained.evaluation["macro_f1"] >= 0.9
@@ -112,6 +114,7 @@ def test_texts_are_labelled_and_the_run_says_the_same_again(start, tmp_path, lor
     )
 
 
+@pytest.mark.slow
 def test_words_are_labelled_by_the_token_that_is_marked(start, tmp_path):
     draw, found = np.random.default_rng(0), []
     for _ in range(96):
@@ -141,6 +144,7 @@ def test_an_encoder_that_nobody_trained_learns_from_words_alone(tmp_path):
     assert Labeller.load(tmp_path / "run").predict([["it", "goes"]]) == [["O", "PERIOD"]]
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_bit_for_bit_and_other_examples_are_refused(start, tmp_path):
     whole = train_labels(config(start, tmp_path / "a"), texts(20))
     train_labels(config(start, tmp_path / "b", stop_after=41), texts(20))

@@ -13,9 +13,9 @@ import pytest
 from jaxllm.data import load_tokenizer
 from jaxllm.errors import UserError
 from jaxllm.optim import OptimConfig
-from jaxllm.text import prepare, train
+from jaxllm.text import TrainConfig, prepare, train
 from jaxllm.text.load import TOKENIZER_FILE
-from jaxllm.text.resume import begun
+from jaxllm.text.resume import begun, check_length
 from jaxllm.train import to_dict
 from jaxllm.train.checkpoint import Checkpoints
 from jaxllm.train.start import begin
@@ -162,3 +162,12 @@ def test_stages_of_subnetworks_are_not_moved(run):
     write(run)
     with pytest.raises(UserError, match="the stages of its subnetworks end elsewhere"):
         resume(dataclasses.replace(run, steps=60))
+
+
+def test_a_run_past_the_steps_asked_for_says_so(tmp_path):
+    """Not of subnetworks, which it has none of, where the rates so far are the same."""
+    optim = OptimConfig(schedule="constant")
+    check = check_length(TrainConfig(steps=30, optim=optim), None, own_rates=True)
+    check({"steps": 1500}, 20, tmp_path)
+    with pytest.raises(UserError, match="has taken 77 of 1500 steps already, more than steps=30"):
+        check({"steps": 1500}, 77, tmp_path)
