@@ -136,7 +136,7 @@ def test_a_hub_id_is_downloaded(model, hub, tmp_path, monkeypatch):
 
 
 def test_a_model_of_the_package_index_is_a_source_like_others(model, monkeypatch):
-    monkeypatch.setitem(remote.ON_PYPI, "smollm2", lambda: model)
+    monkeypatch.setitem(remote.ON_PYPI, "smollm2", lambda: Path(model))
     assert is_pretrained("pypi:smollm2") and from_pretrained("pypi:smollm2").config == FAMILIES["llama"]
     with pytest.raises(UserError, match="unknown model of PyPI 'smollm'; did you mean 'smollm2'?"):
         from_pretrained("pypi:smollm")
