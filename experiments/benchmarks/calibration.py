@@ -14,7 +14,6 @@ Needs torch and transformers (extra: torch), gguf, and the folder of real data t
 """
 
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -28,6 +27,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from experiments.benchmarks.resident_memory import resident_megabytes
 from experiments.few_shot_cells import draw_exemplars, draw_queries
 from experiments.few_shot_tasks import load_dataset
 from experiments.grid import publish
@@ -148,7 +148,7 @@ def _run_side(config: BenchmarkConfig) -> dict[str, float]:
     before = side.imported_megabytes
     side.job(data.task, exemplars, inputs, config, seed=0)
     found = side.job(data.task, exemplars, inputs, config, seed=1)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    peak = resident_megabytes("VmHWM")
     return {
         **found,
         "draws_per_second": config.samples / found["seconds/draw"],
@@ -167,7 +167,7 @@ class _Ours:
     def __init__(self, config: BenchmarkConfig):
         compilation_cache.enable()
         jax.devices()
-        self.imported_megabytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        self.imported_megabytes = resident_megabytes("VmHWM")
         loaded = from_pretrained(config.weights)
         self.decoder, self.tokenizer = Decoder(loaded.config, loaded.params), loaded.tokenizer
 

@@ -1,11 +1,11 @@
 """Generative calibration's procedure on transformers, as somebody who knows it well would write it."""
 
-import resource
 import time
 
 import torch
 import transformers
 
+from experiments.benchmarks.resident_memory import resident_megabytes
 from jaxllm.score.few_shot import FewShotTask
 
 
@@ -13,7 +13,7 @@ class Rival:
     """A model in float32; its methods are those of the benchmark's other side."""
 
     def __init__(self, folder: str, rows: int):
-        self.imported_megabytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        self.imported_megabytes = resident_megabytes("VmHWM")
         self.model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
         self.tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_file=f"{folder}/tokenizer.json")
         self.rows = rows
