@@ -27,7 +27,8 @@ def model_card(
     base = source if not saved else saved.get("start")
     task, auto = _kind(saved.get("model", {}))
     front = {"library_name": "peft" if adapter else "transformers"} | ({"pipeline_tag": task} if task else {})
-    if base is not None and not Path(base).exists() and not os.path.isabs(base):  # a name of the hub
+    is_local = base is None or Path(base).exists() or os.path.isabs(base)
+    if not is_local and not base.startswith("pypi:"):  # a name of the hub
         front["base_model"] = base
     front["tags"] = ["jaxllm"] + ["lora"] * adapter
     lines = ["---", *(f"{name}: {json.dumps(value)}" for name, value in front.items()), "---", ""]
@@ -49,8 +50,11 @@ def model_card(
     use = f'{auto}.from_pretrained("THIS_FOLDER")'
     if adapter:
         place = _name(base) if base is None or _name(base) == base else f"PATH_TO/{_name(base)}"
-        use = f'model = {auto}.from_pretrained("{place}")\n'
-        use += 'PeftModel.from_pretrained(model, "THIS_FOLDER")'
+        first = ""
+        if base is not None and base.startswith("pypi:"):  # which transformers cannot read
+            place, first = "base", f"# jaxllm convert {base} base\n"
+        use = f"from peft import PeftModel\nfrom transformers import {auto}\n\n{first}"
+        use += f'model = {auto}.from_pretrained("{place}")\nPeftModel.from_pretrained(model, "THIS_FOLDER")'
     return "\n".join([*lines, "", "```python", use, "```", ""])
 
 

