@@ -234,7 +234,7 @@ def test_the_picture_is_small_and_its_command_is_one_of_the_repository(monkeypat
 
 def test_the_first_screen_says_how_to_activate_the_environment_and_how_long_tests_take():
     first = README.split("\n## ", 1)[0]
-    assert ". .venv/bin/activate" in first and "5 to 8 minutes" in first and "colab-badge.svg" in first
+    assert ". .venv/bin/activate" in first and "5 to 12 minutes" in first and "colab-badge.svg" in first
     assert README.index("## The house") > README.index("## What runs where")  # the layout is last
 
 
