@@ -27,7 +27,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from experiments.benchmarks.resident_memory import resident_megabytes
+from experiments.benchmarks.resident_memory import resident_bytes
 from experiments.few_shot_cells import draw_exemplars, draw_queries
 from experiments.few_shot_tasks import load_dataset
 from experiments.grid import publish
@@ -148,7 +148,7 @@ def _run_side(config: BenchmarkConfig) -> dict[str, float]:
     before = side.imported_megabytes
     side.job(data.task, exemplars, inputs, config, seed=0)
     found = side.job(data.task, exemplars, inputs, config, seed=1)
-    peak = resident_megabytes("VmHWM")
+    peak = resident_bytes("VmHWM") / 2**20
     return {
         **found,
         "draws_per_second": config.samples / found["seconds/draw"],
@@ -167,7 +167,7 @@ class _Ours:
     def __init__(self, config: BenchmarkConfig):
         compilation_cache.enable()
         jax.devices()
-        self.imported_megabytes = resident_megabytes("VmHWM")
+        self.imported_megabytes = resident_bytes("VmHWM") / 2**20
         loaded = from_pretrained(config.weights)
         self.decoder, self.tokenizer = Decoder(loaded.config, loaded.params), loaded.tokenizer
 

@@ -5,7 +5,7 @@ import time
 import torch
 import transformers
 
-from experiments.benchmarks.resident_memory import resident_megabytes
+from experiments.benchmarks.resident_memory import resident_bytes
 from jaxllm.score.few_shot import FewShotTask
 
 
@@ -13,7 +13,7 @@ class Rival:
     """A model in float32; its methods are those of the benchmark's other side."""
 
     def __init__(self, folder: str, rows: int):
-        self.imported_megabytes = resident_megabytes("VmHWM")
+        self.imported_megabytes = resident_bytes("VmHWM") / 2**20
         self.model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
         self.tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_file=f"{folder}/tokenizer.json")
         self.rows = rows

@@ -20,6 +20,7 @@ from pathlib import Path
 import jax
 from tqdm import tqdm
 
+from experiments.benchmarks.resident_memory import resident_bytes
 from jaxllm import models, targets
 from jaxllm.cli.experiment import run_experiment
 from jaxllm.config import Config, Count, UserPath
@@ -90,17 +91,12 @@ def measure(name: str, batch_size: int, seq_len: int) -> dict[str, int]:
     for _ in range(3):
         time.sleep(0.5)  # the buffers of the run before are freed by another thread
         ctypes.CDLL(None).malloc_trim(0)  # and what the allocator keeps of them goes back to the kernel
-        before = _resident("VmRSS")
+        before = resident_bytes("VmRSS")
         Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again from here
         state, _ = jax.block_until_ready(step(state, batch))
-        measured.append(_resident("VmHWM") - before)
+        measured.append(resident_bytes("VmHWM") - before)
     passing = forecast.compiler_temporaries + forecast.breakdown.get("outputs", 0)
     return {"forecast": passing, "measured": max(measured), "forecast_peak": forecast.peak_bytes}
-
-
-def _resident(field: str) -> int:
-    line = next(row for row in Path("/proc/self/status").read_text().splitlines() if row.startswith(field))
-    return int(line.split()[1]) * 1024
 
 
 if __name__ == "__main__":

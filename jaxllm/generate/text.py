@@ -38,7 +38,7 @@ def generate_text(
       >>> len(generate_text(*model, ["Once", "Twice"], max_new_tokens=5))
       2
     """
-    texts = [""] * len(prompts)
+    texts = [""] * (1 if isinstance(prompts, str) else len(prompts))
     for texts in stream_text(  # noqa: B007
         config, params, tokenizer, prompts, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop,
         processors=processors, key=key, tokens_per_call=tokens_per_call,

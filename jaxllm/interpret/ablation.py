@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxllm import models
-from jaxllm.errors import UserError
+from jaxllm.interpret.edits import check_place
 
 
 def without_head(params: dict, layer: int, head: int) -> dict:
@@ -23,7 +23,8 @@ def without_head(params: dict, layer: int, head: int) -> dict:
       UserError: no such layer or head.
     """
     out_LHKD = params["layers"]["attn"]["out"]
-    check_head(out_LHKD.shape[0], out_LHKD.shape[1], layer, head)
+    check_place("layer", layer, out_LHKD.shape[0])
+    check_place("head", head, out_LHKD.shape[1])
     attn = params["layers"]["attn"] | {"out": out_LHKD.at[layer, head].set(0)}
     return params | {"layers": params["layers"] | {"attn": attn}}
 
@@ -51,7 +52,8 @@ def hidden_without_head(
       keep_patterns: force attention weights to those of the whole model.
     """
     if not isinstance(layer, jax.core.Tracer) and not isinstance(head, jax.core.Tracer):
-        check_head(config.num_layers, config.num_heads, int(layer), int(head))
+        check_place("layer", int(layer), config.num_layers)
+        check_place("head", int(head), config.num_heads)
     this_H1 = (jnp.arange(config.num_heads, dtype=jnp.int32) == head)[:, None]
     edits: dict[str, Any] = {
         "head_out": lambda value, at: jnp.where((at == layer) & this_H1, jnp.zeros((), value.dtype), value)
@@ -61,16 +63,3 @@ def hidden_without_head(
         probs_LBHTT = models.capture(config, params, tokens_BT, sites)[1]["attn_probs"]
         edits["attn_probs"] = lambda value, at: probs_LBHTT[at]
     return models.capture(config, params, tokens_BT, models.Sites(edits=edits))[0]
-
-
-def check_head(num_layers: int, num_heads: int, layer: int, head: int) -> None:
-    """Check that a model has a head.
-
-    Raises:
-      UserError: it has not.
-    """
-    if not (0 <= layer < num_layers and 0 <= head < num_heads):
-        raise UserError(
-            f"layer {layer}, head {head} was asked for; the model has layers 0 to {num_layers - 1} of heads "
-            f"0 to {num_heads - 1}"
-        )

@@ -36,8 +36,8 @@ def shift_row(config: models.ModelConfig, params: dict, layer: int, row: int, sh
     """
     models.check_transformer(config, "an edit of an MLP's row")
     models.check_params(config, params)
-    _check_place("layer", layer, config.num_layers)
-    _check_place("row", row, config.mlp_dim)
+    check_place("layer", layer, config.num_layers)
+    check_place("row", row, config.mlp_dim)
     if np.shape(shift_D) != (config.embed_dim,):
         raise UserError(
             f"shift_D has shape {np.shape(shift_D)}; it must be ({config.embed_dim},), the model's width"
@@ -65,8 +65,8 @@ def head_mask(config: models.ModelConfig, heads: Sequence[tuple[int, int]]) -> n
     models.check_transformer(config, "an edit of attention")
     mask_LH = np.zeros((config.num_layers, config.num_heads), bool)
     for layer, head in heads:
-        _check_place("layer", layer, config.num_layers)
-        _check_place("head", head, config.num_heads)
+        check_place("layer", layer, config.num_layers)
+        check_place("head", head, config.num_heads)
         mask_LH[layer, head] = True
     return mask_LH
 
@@ -112,7 +112,12 @@ def swap_attention(
     return {"attn_probs": edit}
 
 
-def _check_place(name: str, value: int, count: int) -> None:
+def check_place(name: str, value: int, count: int) -> None:
+    """Check that a model has a layer, head or row of this number.
+
+    Raises:
+      UserError: it has not.
+    """
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or not 0 <= value < count:
         raise UserError(
             f"{name} is {brief(value)}; the model has {count}, so it must be from 0 to {count - 1}"

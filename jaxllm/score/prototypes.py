@@ -1,4 +1,4 @@
-"""Prototypical calibration: clusters of label probabilities, each of which is a label."""
+"""Prototypical calibration: cluster the label probabilities of inputs, and take each cluster for a label."""
 
 from dataclasses import dataclass
 

@@ -76,7 +76,7 @@ def test_many_answers_to_one_source_hold_its_context_once(params):
     key = jax.random.key(4)
     many = generate(*decoder, [SOURCES[0]] * 6, max_new_tokens=7, sampling=plain, key=key)
     assert len({tuple(tokens) for tokens in many.tokens}) > 1
-    # The same draws from sources that are there unequally often, each of which has a row of its own.
+    # Sources repeated unequally often: the same draws as when each repeat has a row of its own.
     alone = generate(*decoder, [SOURCES[0]] * 6 + [SOURCES[1]], max_new_tokens=7, sampling=plain, key=key)
     assert many.tokens == alone.tokens[:6]
     np.testing.assert_allclose(many.log_probs, alone.log_probs[:6], atol=1e-4)

@@ -71,9 +71,12 @@ def test_one_program_serves_all_heads():
     assert run._cache_size() == 1
 
 
-@pytest.mark.parametrize("layer,head", [(2, 0), (-1, 0), (0, 2)])
-def test_a_head_beyond_the_model_is_named(layer, head):
-    message = f"layer {layer}, head {head} was asked for; the model has layers 0 to 1 of heads 0 to 1"
+BEYOND = [(2, 0, "layer is 2"), (-1, 0, "layer is -1"), (0, 2, "head is 2")]
+
+
+@pytest.mark.parametrize("layer,head,wrong", BEYOND)
+def test_a_head_beyond_the_model_is_named(layer, head, wrong):
+    message = f"{wrong}; the model has 2, so it must be from 0 to 1"
     with pytest.raises(UserError, match=message):
         interpret.without_head(random_model(), layer, head)
     with pytest.raises(UserError, match=message):

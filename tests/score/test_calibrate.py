@@ -10,7 +10,7 @@ from jaxllm.errors import UserError
 
 
 def random_log_probs(n, labels, seed=0):
-    """Return log-probabilities over a vocabulary, of which labels are a small and varying part."""
+    """Return log-probabilities of labels; their sum, a part of the vocabulary's, varies from row to row."""
     random = np.random.default_rng(seed)
     return np.log(random.dirichlet(np.ones(labels + 1), n)[:, :labels]) - 3 * random.random((n, 1))
 

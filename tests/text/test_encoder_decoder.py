@@ -66,7 +66,7 @@ def test_the_loss_is_that_of_each_answer_alone(config):
     given = [Completion(*pair) for pair in held_out]
     scored = score_examples(run.model, params, run.corpus.tokenizer, given)
     np.testing.assert_allclose(-sum(one.log_prob for one in scored), total, rtol=1e-5)
-    # Several answers to a source share it; each has the probability that it has alone.
+    # Answers that share a source: each has the probability that it has with a source of its own.
     sources = [[*source.encode(), 256] for source, _ in held_out]
     answers = [[*answer.encode(), 256] for _, answer in held_out]
     several = score_choices(run.model, params, sources, [[answer, [97], answer] for answer in answers])

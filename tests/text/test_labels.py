@@ -71,7 +71,7 @@ def start(tmp_path_factory):
 
 
 def texts(count, seed=0):
-    """Return texts of which one word says the label, which the rest does not tell."""
+    """Return texts whose label is told by one word; the other words are random."""
     draw, found = np.random.default_rng(seed), []
     for number in range(count):
         rest = draw.choice(["the", "film", "is", "a", "story", "of", "man"], draw.integers(2, 9)).tolist()
