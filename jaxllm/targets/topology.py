@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterator
 
 import jax
-from jax._src import xla_bridge
+from jax._src import compilation_cache, xla_bridge
 
 from jaxllm.errors import UserError
 from jaxllm.quiet_start import held_stderr
@@ -31,6 +31,8 @@ _LIBTPU = {
 }
 _LOADING = threading.Lock()
 _ONE_CHIP = {"chips_per_host_bounds": [1, 1, 1]}  # a host has four, unless told otherwise
+# What jax calls the client of such a machine. It can write a program to the cache on disk but not read it.
+_COMPILE_ONLY = "compile_only_runtime"
 _CUDA_PLUGINS = ("jax_plugins.xla_cuda12", "jax_plugins.xla_cuda13")
 
 
@@ -38,7 +40,8 @@ def devices(target: Target | str) -> list[jax.Device]:
     """Return the devices of a target, to lower and compile for.
 
     Nothing can be placed or run on them, except on those of `cpu`, which are this process's own. The
-    process's default backend stays what it is, and several processes may compile at once.
+    process's default backend stays what it is, and several processes may compile at once. What is compiled
+    for a machine that is not here stays out of jax's compilation cache on disk.
 
     Raises:
       UserError: the compiler of the target is not installed, or this process has too few CPU devices.
@@ -96,6 +99,7 @@ def _cpu_devices(target: Target) -> list[jax.Device]:
 
 def _compile_only_devices(platform: str, chip: str, topology: str) -> tuple[jax.Device, ...]:
     with _LOADING:  # a compiler is loaded once, whichever thread asks first
+        _keep_out_of_the_cache()
         return _described(platform, chip, topology)
 
 
@@ -134,6 +138,19 @@ def _described(platform: str, chip: str, topology: str) -> tuple[jax.Device, ...
                     "pip install 'jaxllm[cuda-targets]'"
                 ) from error
     return tuple(found.devices)
+
+
+def _keep_out_of_the_cache() -> None:
+    """Tell jax to leave out of its cache on disk what it compiles for a machine that is not here.
+
+    By the client, so that this process's own programs are cached as before, in whichever thread.
+    """
+    compilation_cache._UNSUPPORTED_RUNTIMES.add(_COMPILE_ONLY)
+    logging.getLogger(compilation_cache.__name__).addFilter(_is_news)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    return _COMPILE_ONLY not in record.getMessage()  # jax warns at each program that it leaves out
 
 
 def _load_libtpu() -> None:

@@ -1,5 +1,6 @@
 """Targets by name, their devices, and what is said when there are none."""
 
+import os
 import subprocess
 import sys
 
@@ -113,6 +114,37 @@ def test_two_processes_compile_at_once_and_print_nothing_of_their_own():
         # jax's CUDA package says on import that there is no driver.
         said = [line for line in errors.splitlines() if "cudart_stub" not in line and "absl" not in line]
         assert run.returncode == 0 and not said, errors
+
+
+CACHED = """
+import os, sys, jax, jax.numpy as jnp
+from jaxllm import targets
+folder = os.environ["JAX_COMPILATION_CACHE_DIR"]
+x = jax.ShapeDtypeStruct((128, 128), jnp.float32)
+for name in sys.argv[1:]:
+    forecasts, written = [], []
+    for _ in range(2):
+        jax.clear_caches()
+        forecasts.append(targets.compile(lambda x: jnp.sin(x @ x), [x], name))
+        written.append(len(os.listdir(folder)))
+    assert forecasts[0].breakdown == forecasts[1].breakdown and forecasts[0].flops == forecasts[1].flops
+    print(*written)
+"""
+
+
+@pytest.mark.targets
+def test_a_program_for_a_machine_that_is_not_here_stays_out_of_the_cache_on_disk(tmp_path):
+    """jax writes such a program there, cannot read it back, and says so; a CPU's own is cached after it."""
+    names = [name for name in ("h100", "v5e-1") if targets.is_available(name)]
+    if not names:
+        pytest.skip("needs jaxllm[tpu-targets] or jaxllm[cuda-targets]")
+    env = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    command = [sys.executable, "-W", "always", "-c", CACHED, *names, "cpu"]
+    run = subprocess.run(command, env=os.environ | env, capture_output=True, text=True, timeout=300)
+    said = [words for words in ("compilation cache", "Unsupported runtime") if words in run.stderr]
+    assert run.returncode == 0 and not said, run.stderr
+    *absent, own = run.stdout.splitlines()
+    assert absent == ["0 0"] * len(names) and own == "1 1"
 
 
 @pytest.mark.parametrize(
