@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 
 # folder -> the folders that it may import. One that is not here fails the test: say where it belongs.
 _TECHNIQUES = {"subnetwork", "tiles", "quantize", "interpret", "generate", "score", "pretrained",
-               "vocabulary", "adapt"}  # fmt: skip
+               "vocabulary", "adapt", "retrieve"}  # fmt: skip
 _LOWER = {"models", "data", "optim", "parallel"}
 MAY_IMPORT = {
     "parallel": set(),
@@ -19,11 +19,12 @@ MAY_IMPORT = {
     "data": set(),
     "models": {"parallel"},
     "train": {"optim", "parallel"},  # neither models nor text: it trains a task
-    "adapt": {"models", "data", "pretrained"},
+    "adapt": {"models", "data", "pretrained", "score"},
     "generate": {"models", "data"},
     "pretrained": {"models", "data"},
     "interpret": {"models"},
     "quantize": {"models"},
+    "retrieve": {"models", "data", "score"},
     "score": {"generate", "models", "data"},
     "subnetwork": {"models"},
     "tiles": {"models", "optim"},
