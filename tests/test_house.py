@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "adapt": {"models", "data", "pretrained", "score"},
     "generate": {"models", "data"},
     "pretrained": {"models", "data"},
-    "interpret": {"models"},
+    "interpret": {"models", "train"},  # small networks that probe states are trained like all else
     "quantize": {"models"},
     "retrieve": {"models", "data", "score"},
     "score": {"generate", "models", "data"},

@@ -1,0 +1,137 @@
+"""Running from states within a model, and slopes at sites, against whole runs and finite differences."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxllm import models
+from jaxllm.errors import UserError
+from jaxllm.interpret import forward_from, pooled_states, site_gradients
+from tests.models.random_params import random_params
+
+B, T = 2, 6
+TOKENS = np.random.default_rng(1).integers(0, 256, (B, T))
+MASK = np.array([[1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0]], np.int32)
+
+
+@functools.cache
+def whole(family):
+    """Return (config, params, the mask that its texts take, hidden states, the stream at every depth)."""
+    windows = {"num_layers": 3, "windows": (4, 2, 0)} if family == "gemma-nano" else {}
+    config = models.get_preset(family, **windows)
+    params = random_params(config, 0.15)
+    mask = MASK if getattr(config, "causal", True) is False else None
+    sites = models.Sites(("embed", "resid_post"))
+    hidden, seen = models.capture(config, params, TOKENS, sites, segment_ids=mask)
+    return config, params, mask, hidden, np.concatenate([seen["embed"][None], seen["resid_post"]])
+
+
+@pytest.mark.parametrize("family", ["llama-nano", "gemma-nano", "deberta-nano", "mamba-nano"])
+def test_states_go_on_as_the_whole_model_does_from_every_depth(family):
+    """Rotary, windows of several sizes, an encoder whose stream is normed after blocks and padded, Mamba.
+
+    float32: the same sums in the same order, 1e-5.
+    """
+    config, params, mask, hidden, streams = whole(family)
+    run = jax.jit(functools.partial(forward_from, config, segment_ids=mask))  # the layer is traced
+    for depth, states in enumerate(streams):
+        np.testing.assert_allclose(run(params, depth, states), hidden, atol=1e-5, err_msg=str(depth))
+
+
+def test_an_edit_within_and_one_by_sites_are_the_same_and_layers_keep_their_numbers():
+    config, params, _, hidden, streams = whole("llama-nano")
+    shift = np.zeros((B, T, config.embed_dim), np.float32)
+    shift[:, 3] = np.random.default_rng(2).normal(size=config.embed_dim)
+    by_site = lambda value, layer: value + jnp.where(layer == 0, 1.0, 0.0) * shift
+    expected = models.trunk(config, params, TOKENS, sites=models.Sites(edits={"resid_post": by_site}))
+    assert np.abs(expected - hidden).max() > 1e-2
+    np.testing.assert_allclose(forward_from(config, params, 1, streams[1] + shift), expected, atol=1e-5)
+    apart = models.layers_apart(params)
+    np.testing.assert_allclose(forward_from(config, apart, 1, streams[1] + shift), expected, atol=1e-5)
+    halved = models.Sites(edits={"mlp_out": lambda value, layer: value * jnp.where(layer == 1, 0.5, 7.0)})
+    once = models.Sites(edits={"mlp_out": lambda value, layer: value * jnp.where(layer == 1, 0.5, 1.0)})
+    np.testing.assert_allclose(
+        forward_from(config, params, 1, streams[1], sites=halved),  # what layer 0 does is over
+        models.trunk(config, params, TOKENS, sites=once), atol=1e-5,
+    )  # fmt: skip
+
+
+def test_slopes_at_sites_are_finite_differences():
+    """Of a float32 model, by central differences of 1e-3 along a random direction: 2 %."""
+    config, params, *_, streams = whole("llama-nano")
+    reader = np.random.default_rng(3).normal(size=config.embed_dim).astype(np.float32)
+    scalar = lambda hidden: jnp.sum(hidden[:, -1] @ reader)
+    sites = models.Sites(("head_out", "resid_post", "final"))
+    value, slopes = jax.jit(lambda params: site_gradients(config, params, TOKENS, sites, scalar))(params)
+    np.testing.assert_allclose(value, scalar(whole("llama-nano")[3]), rtol=1e-5)
+    draw = np.random.default_rng(4)
+    for site in sites.capture:
+        direction = draw.normal(size=slopes[site].shape).astype(np.float32)
+        pick = direction if site == "final" else direction[1]
+
+        @jax.jit
+        def moved(by, site=site, pick=pick):
+            at = 0 if site == "final" else 1
+            edit = lambda value, layer: value + jnp.where(layer == at, by, 0.0) * pick
+            return scalar(models.trunk(config, params, TOKENS, sites=models.Sites(edits={site: edit})))
+
+        slope = slopes[site] if site == "final" else slopes[site][1]
+        np.testing.assert_allclose((moved(1e-3) - moved(-1e-3)) / 2e-3, np.sum(slope * pick), rtol=0.02)
+    # The slope of what enters layer 1 is that of running on from there.
+    onward = jax.jit(jax.grad(lambda states: scalar(forward_from(config, params, 1, states))))(streams[1])
+    np.testing.assert_allclose(slopes["resid_post"][0], onward, atol=1e-4)
+
+
+def test_pooled_states_are_means_over_spans_whatever_the_batches(tmp_path):
+    config, params, *_ = whole("llama-nano")
+    draw = np.random.default_rng(5)
+    rows = [draw.integers(0, 256, n).tolist() for n in (3, 9, 1, 6, 9, 2)]
+    spans = [(1, 3), (8, 9), (0, 1), (2, 5), (0, 9), (0, 2)]
+    found = pooled_states(config, params, rows, spans, tokens_per_batch=24, path=tmp_path / "states.npy")
+    assert isinstance(found, np.memmap) and found.shape == (config.num_layers + 1, 6, config.embed_dim)
+    tokens = np.array([row + [0] * (9 - len(row)) for row in rows])
+    seen = models.capture(config, params, tokens, models.Sites(("embed", "resid_post")))[1]
+    streams = np.concatenate([seen["embed"][None], seen["resid_post"]])
+    for n, (first, end) in enumerate(spans):
+        np.testing.assert_allclose(found[:, n], streams[:, n, first:end].mean(1), atol=1e-5)
+    some = pooled_states(config, params, rows[:1], spans[:1], depths=[2, 0], tokens_per_batch=24)
+    np.testing.assert_allclose(some[:, 0], found[[2, 0], 0], atol=1e-5)
+
+
+def test_padding_of_an_encoder_is_not_seen():
+    config, params, mask, _, streams = whole("deberta-nano")
+    rows = [TOKENS[0].tolist(), TOKENS[1, :4].tolist()]
+    found = pooled_states(config, params, rows, [(0, 6), (1, 4)])
+    np.testing.assert_allclose(found[:, 0], streams[:, 0].mean(1), atol=1e-5)
+    np.testing.assert_allclose(found[:, 1], streams[:, 1, 1:4].mean(1), atol=1e-5)
+
+
+def test_what_cannot_be_run_from_is_told_in_one_sentence():
+    config, params, *_, streams = whole("llama-nano")
+    run = functools.partial(forward_from, config, params)
+    for layer in (3, -1, 1.0, True, "1"):
+        with pytest.raises(UserError, match=r"layer is .*; the model has 2, so it must be from 0 .* to 2"):
+            run(layer, streams[1])
+    with pytest.raises(UserError, match=r"states_BTD has shape \(2, 6, 63\); it must be \[B, T, 64\]"):
+        run(1, streams[1][..., 1:])
+    with pytest.raises(UserError, match="sites edit embed, which the states replace"):
+        run(1, streams[1], sites=models.Sites(edits={"embed": lambda value, layer: value}))
+    with pytest.raises(UserError, match="sites capture"):
+        run(1, streams[1], sites=models.Sites(("resid_post",)))
+    with pytest.raises(UserError, match="an encoder-decoder has two"):
+        forward_from(models.get_preset("t5-nano"), {}, 1, streams[1])
+    with pytest.raises(UserError, match="sites capture nothing"):
+        site_gradients(config, params, TOKENS, models.Sites(), jnp.sum)
+    with pytest.raises(UserError, match=r"scalar returned shape \(2, 6\)"):
+        site_gradients(config, params, TOKENS, models.Sites(("final",)), lambda hidden: hidden.sum(-1))
+    with pytest.raises(UserError, match=r"the span of text 0 is \(1, 3\), and the text has 2 tokens"):
+        pooled_states(config, params, [[1, 2]], [(1, 3)])
+    with pytest.raises(UserError, match="0 texts and 0 spans"):
+        pooled_states(config, params, [], [])
+    with pytest.raises(UserError, match="text 0's ids .*use the model's own tokenizer"):
+        pooled_states(config, params, [[999]], [(0, 1)])
+    with pytest.raises(UserError, match="layer is 3"):
+        pooled_states(config, params, [[1]], [(0, 1)], depths=[3])
