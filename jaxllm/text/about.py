@@ -104,6 +104,8 @@ def _optimizer(config: TrainConfig) -> str:
     optim = config.optim
     end = "" if optim.schedule == "constant" else f" to {optim.learning_rate * optim.final_fraction:g}"
     warmup = f", {optim.warmup_steps:,} steps of warmup" if optim.warmup_steps else ""
+    if optim.warmup_steps > config.steps:
+        warmup += ", more than the run has"
     words = [f"{optim.name}, learning rate {optim.learning_rate:g} ({optim.schedule}{end}{warmup})"]
     words += [f"weight decay {optim.weight_decay:g}"] * bool(optim.weight_decay)
     words += [f"clipped at {optim.clip_norm:g}"] * bool(optim.clip_norm)

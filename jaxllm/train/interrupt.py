@@ -7,6 +7,8 @@ import threading
 import jax
 from jax.experimental import multihost_utils
 
+_SAID = b"\nstopping after this step, and saving; Ctrl-C once more stops at once\n"
+
 
 class Interrupted(Exception):
     """A run was asked to stop, and saved a checkpoint first."""
@@ -31,6 +33,8 @@ class StopRequest:
     def _note(self, signum, frame):
         if self.signum is not None and signum == signal.SIGINT:
             raise KeyboardInterrupt
+        if self.signum is None:  # not by print, which a handler may have interrupted
+            os.write(2, _SAID)
         self.signum = signum
 
     def __enter__(self):

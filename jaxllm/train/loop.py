@@ -26,7 +26,7 @@ from jaxllm.train.log import MetricsLog, NonFiniteLoss
 from jaxllm.train.plot import curves_drawn
 from jaxllm.train.prepare import Run, prepare
 from jaxllm.train.profiler import Profiler
-from jaxllm.train.start import begin, saved_config, state_after
+from jaxllm.train.start import Start, begin, saved_config, state_after
 from jaxllm.train.step import is_sound
 from jaxllm.train.task import Every, OnMetrics, Stage, Task, View, check_evaluation
 from jaxllm.train.timing import Stopwatch, seconds_since_process_start
@@ -121,9 +121,8 @@ def train_run(
     check_room(out, run.shapes, copies=config.keep_last + config.keep_best + len(config.keep_steps) + 1)
     with losses_told():
         check_shared(out)
-    work, unit = config.work_per_step
-    watch, seconds_to_first_step, evaluation, shows = Stopwatch(work), 0.0, {}, config.progress
-
+    tells = jax.process_index() == 0
+    shows = tells and config.progress
     with (
         losses_told(),
         only_trainer(out),
@@ -131,141 +130,201 @@ def train_run(
                     keep_steps=config.keep_steps, together=True) as kept,
     ):  # fmt: skip
         batches = run.batches()
-        state, start, how = begin(run, kept, batches)
-        if jax.process_index() == 0:
-            for line in (*(describe(run) if shows else ()), how):
+        begun = begin(run, kept, batches)
+        if tells:
+            for line in (*(describe(run) if shows else ()), begun.how):
                 tqdm.write(line, file=sys.stderr)  # above whatever bar there is
             write_config(run, out)
             if run.task.save is not None:
                 run.task.save(out)
-        last = min(config.steps, start + config.stop_after) if config.stop_after else config.steps
         with (
-            curves_drawn(out, shows and jax.process_index() == 0),
-            Writers(out, steps=config.steps, start=start, progress=config.progress,
+            curves_drawn(out, shows),
+            Writers(out, steps=config.steps, start=begun.step, progress=config.progress,
                     tensorboard=config.tensorboard, on_metrics=on_metrics) as writers,
             Profiler(out / "profile", config.profile) as profiler,
             StopRequest() as stop,
         ):  # fmt: skip
-            log = MetricsLog(writers, watch, every=config.log_every, last=last, unit=unit,
-                             learning_rates=run.learning_rates())  # fmt: skip
-            remembered = saved_config(run)
-
-            def save(step, position, heldout_loss=math.inf):
-                if "sound" not in log.last and not is_sound(state.params, state.opt_state):
-                    raise NonFiniteLoss(step, position, log.last, saved=False)
-                kept.save(state, step=step, data=position, config=remembered, heldout_loss=heldout_loss)
-
-            @contextlib.contextmanager
-            def saving(step, position=None):
-                try:
-                    yield
-                except NonFiniteLoss:
-                    raise
-                except Exception:  # of the task's own functions, which must not cost the steps taken
-                    # Saving waits for all processes, and one of several may have failed alone.
-                    if step > start and jax.process_count() == 1:
-                        log.flush()
-                        save(step, batches.state() if position is None else position)
-                    raise
-
-            def batch_at(step, position):
-                with saving(step - 1, position):
-                    return run.put(_next(batches, step))
-
-            def evaluate_at(step):
-                def before_batch():
-                    if stop.signum is not None:  # there may be little time left
-                        save(step, batches.state())
-
-                mean_loss = partial(run.mean_loss, frozen=state.frozen, before_batch=before_batch)
-                with saving(step):
-                    evaluation = check_evaluation(run.task.evaluate(state.params, mean_loss))
-                writers.evaluated(step, evaluation)
-                return evaluation
-
-            def evaluation_is_due(step):
-                return run.task.evaluate is not None and (step % config.eval_every == 0 or step == last)
-
-            def save_is_due(step):
-                return step % config.save_every == 0 or step == last or step in config.keep_steps
-
-            def call_back(step):
-                for callback in callbacks:
-                    if step % callback.steps == 0 or step == last:
-                        log.flush()
-                        with saving(step):
-                            callback.call(step, state.params)
-
-            best_loss = kept.best_loss()
-            if start and evaluation_is_due(start) and writers.lacks_evaluation(start):
-                evaluation = evaluate_at(start)  # the run was ended during it
-                kept.rank(start, evaluation.get("loss", math.inf))
-                best_loss = min(best_loss, evaluation.get("loss", math.inf))
-            try:
-                compiling = Compiling(shows and start < last and jax.process_index() == 0)
-                for step in range(start + 1, last + 1):
-                    position = batches.state()
-                    with jax.profiler.StepTraceAnnotation("train", step_num=step):
-                        state, metrics = run.train_step_at(step - 1)(state, batch_at(step, position))
-                    if step == start + 1:
-                        metrics["loss"].block_until_ready()
-                        seconds_to_first_step = seconds_since_process_start()
-                        compiling.done(step)
-                    with saving(step):
-                        log.push(step, position, metrics)
-                    profiler.step(metrics["loss"])
-
-                    stopping = stop.received(step)
-                    heldout_loss = math.inf
-                    if evaluation_is_due(step):
-                        log.flush()
-                        evaluation = evaluate_at(step)
-                        heldout_loss = evaluation.get("loss", math.inf)
-                        stopping |= stop.signum is not None
-                    if not stopping:
-                        call_back(step)
-                    is_best, best_loss = heldout_loss < best_loss, min(best_loss, heldout_loss)
-                    if stopping or save_is_due(step) or (is_best and config.keep_best):
-                        log.flush()
-                        save(step, batches.state(), heldout_loss)
-                    if stopping:
-                        kept.wait()
-                        raise Interrupted(stop.signum, f"stopped after step {step}; the state is saved "
-                                          f"in {kept.folder}: run the same command to go on")  # fmt: skip
-            except NonFiniteLoss as failure:
-                if failure.overwritten:
-                    state = None  # its memory is needed
-                    kept.wait()
-                    state = state_after(run, kept, failure.updates)
-                if failure.saved:
-                    save(failure.updates, failure.position)
-                kept.wait()
-                raise
-            kept.wait()
-            writers.end_bar()
-            evaluate = run.task.evaluate_last or run.task.evaluate
-            if evaluate is not None and (run.task.evaluate_last or not evaluation):
-
-                def leave_if_asked():
-                    if stop.signum is not None:
-                        raise Interrupted(stop.signum, "stopped in the evaluation after the last step; the "
-                                          f"state is saved in {kept.folder}")  # fmt: skip
-
-                mean_loss = partial(run.mean_loss, frozen=state.frozen, before_batch=leave_if_asked)
-                evaluation = check_evaluation(evaluate(state.params, mean_loss))
-                if run.task.evaluate_last and last > start:
-                    writers.evaluated_last(last, evaluation)
-    if last < config.steps and jax.process_index() == 0:
-        text = f"stopped after step {last} of {config.steps}, as stop_after={config.stop_after} says"
+            loop = _Loop(run, begun, batches, kept, writers, profiler, stop, callbacks)
+            loop.take_steps()
+            loop.evaluate_last()
+    if loop.last < config.steps and tells:
+        text = f"stopped after step {loop.last} of {config.steps}, as stop_after={config.stop_after} says"
         tqdm.write(f"{text}; the same command goes on", file=sys.stderr)
     return Trained(
         run=run,
-        params=state.params,
-        steps=max(0, last - start),
-        speed=watch.overall_speed,
-        seconds_to_first_step=seconds_to_first_step,
-        evaluation=evaluation,
+        params=loop.state.params,
+        steps=max(0, loop.last - begun.step),
+        speed=loop.watch.overall_speed,
+        seconds_to_first_step=loop.seconds_to_first_step,
+        evaluation=loop.evaluation,
     )
+
+
+class _Loop:
+    """A run between its first step and its last: its state, and what is due after each step."""
+
+    def __init__(
+        self,
+        run: Run,
+        begun: Start,
+        batches: Any,
+        kept: Checkpoints,
+        writers: Writers,
+        profiler: Profiler,
+        stop: StopRequest,
+        callbacks: Sequence[Every],
+    ):
+        config = run.config
+        self.run, self.batches, self.kept, self.writers = run, batches, kept, writers
+        self.profiler, self.stop, self.callbacks = profiler, stop, callbacks
+        self.state, self.start = begun.state, begun.step
+        self.last = config.steps
+        if config.stop_after:
+            self.last = min(config.steps, self.start + config.stop_after)
+        self.evaluation: dict[str, float] = {}
+        self.best_loss = kept.best_loss()
+        self.seconds_to_first_step = 0.0
+        work, unit = config.work_per_step
+        self.watch = Stopwatch(work)
+        self.log = MetricsLog(writers, self.watch, every=config.log_every, last=self.last, unit=unit,
+                              learning_rates=run.learning_rates())  # fmt: skip
+        self._remembered = saved_config(run)
+
+    def take_steps(self) -> None:
+        """Take all steps, and wait until their last checkpoint is on disk."""
+        self._make_up_for_evaluation()
+        shows = self.run.config.progress and self.start < self.last and jax.process_index() == 0
+        compiling = Compiling(shows)
+        try:
+            for step in range(self.start + 1, self.last + 1):
+                loss = self._take(step)
+                if step == self.start + 1:
+                    loss.block_until_ready()
+                    self.seconds_to_first_step = seconds_since_process_start()
+                    compiling.done(step)
+                self._after(step)
+        except NonFiniteLoss as failure:
+            self._save_before(failure)
+            raise
+        self.kept.wait()
+        self.writers.end_bar()
+
+    def evaluate_last(self) -> None:
+        """Take the evaluation after the last step, where the task has one or none was due before."""
+        task = self.run.task
+        evaluate = task.evaluate_last or task.evaluate
+        if evaluate is None or (self.evaluation and not task.evaluate_last):
+            return
+
+        def leave_if_asked():
+            if self.stop.signum is not None:
+                raise Interrupted(self.stop.signum, "stopped in the evaluation after the last step; the "
+                                  f"state is saved in {self.kept.folder}")  # fmt: skip
+
+        self.evaluation = self._evaluated(evaluate, leave_if_asked)
+        if task.evaluate_last and self.last > self.start:
+            self.writers.evaluated_last(self.last, self.evaluation)
+
+    def _take(self, step: int) -> jax.Array:
+        position = self.batches.state()
+        with self._saving(step - 1, position):
+            batch = self.run.put(_next(self.batches, step))
+        with jax.profiler.StepTraceAnnotation("train", step_num=step):
+            self.state, metrics = self.run.train_step_at(step - 1)(self.state, batch)
+        with self._saving(step):
+            self.log.push(step, position, metrics)
+        self.profiler.step(metrics["loss"])
+        return metrics["loss"]
+
+    def _after(self, step: int) -> None:
+        """Evaluate, call back, save and stop, where that is due."""
+        stopping, heldout_loss = self.stop.received(step), math.inf
+        if self._evaluation_is_due(step):
+            self.log.flush()
+            heldout_loss = self._evaluate(step)
+            stopping |= self.stop.signum is not None
+        if not stopping:
+            self._call_back(step)
+        is_best = heldout_loss < self.best_loss
+        self.best_loss = min(self.best_loss, heldout_loss)
+        if stopping or self._save_is_due(step) or (is_best and self.run.config.keep_best):
+            self.log.flush()
+            self._save(step, self.batches.state(), heldout_loss)
+        if stopping:
+            self.kept.wait()
+            raise Interrupted(self.stop.signum, f"stopped after step {step}; the state is saved "
+                              f"in {self.kept.folder}: run the same command to go on")  # fmt: skip
+
+    def _evaluation_is_due(self, step: int) -> bool:
+        return self.run.task.evaluate is not None and (
+            step % self.run.config.eval_every == 0 or step == self.last
+        )
+
+    def _save_is_due(self, step: int) -> bool:
+        config = self.run.config
+        return step % config.save_every == 0 or step == self.last or step in config.keep_steps
+
+    def _evaluate(self, step: int) -> float:
+        """Evaluate after a step; return the loss that ranks its checkpoint."""
+
+        def save_if_asked():
+            if self.stop.signum is not None:  # there may be little time left
+                self._save(step, self.batches.state())
+
+        with self._saving(step):
+            self.evaluation = self._evaluated(self.run.task.evaluate, save_if_asked)
+        self.writers.evaluated(step, self.evaluation)
+        return self.evaluation.get("loss", math.inf)
+
+    def _evaluated(self, evaluate, before_batch) -> dict[str, float]:
+        mean_loss = partial(self.run.mean_loss, frozen=self.state.frozen, before_batch=before_batch)
+        return check_evaluation(evaluate(self.state.params, mean_loss))
+
+    def _make_up_for_evaluation(self) -> None:
+        """Evaluate what was due when the run was ended."""
+        start = self.start
+        if start and self._evaluation_is_due(start) and self.writers.lacks_evaluation(start):
+            heldout_loss = self._evaluate(start)
+            self.kept.rank(start, heldout_loss)
+            self.best_loss = min(self.best_loss, heldout_loss)
+
+    def _call_back(self, step: int) -> None:
+        for callback in self.callbacks:
+            if step % callback.steps == 0 or step == self.last:
+                self.log.flush()
+                with self._saving(step):
+                    callback.call(step, self.state.params)
+
+    def _save(self, step: int, position: dict[str, Any], heldout_loss: float = math.inf) -> None:
+        if "sound" not in self.log.last and not is_sound(self.state.params, self.state.opt_state):
+            raise NonFiniteLoss(step, position, self.log.last, saved=False)
+        self.kept.save(
+            self.state, step=step, data=position, config=self._remembered, heldout_loss=heldout_loss
+        )
+
+    @contextlib.contextmanager
+    def _saving(self, step: int, position: dict[str, Any] | None = None):
+        """Save the state of a step before an error of the task's own functions passes through."""
+        try:
+            yield
+        except NonFiniteLoss:
+            raise
+        except Exception:
+            # Saving waits for all processes, and one of several may have failed alone.
+            if step > self.start and jax.process_count() == 1:
+                self.log.flush()
+                self._save(step, self.batches.state() if position is None else position)
+            raise
+
+    def _save_before(self, failure: NonFiniteLoss) -> None:
+        """Save the state from before a step that failed."""
+        if failure.overwritten:
+            self.state = None  # its memory is needed
+            self.kept.wait()
+            self.state = state_after(self.run, self.kept, failure.updates)
+        if failure.saved:
+            self._save(failure.updates, failure.position)
+        self.kept.wait()
 
 
 def _next(batches, step: int):

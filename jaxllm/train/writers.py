@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import sys
 from pathlib import Path
 
 import jax
@@ -54,7 +55,7 @@ class Writers:
             return
         if self._bar is None:
             self._bar = tqdm(total=self._steps, initial=self._done, unit="step", disable=not self._progress,
-                             dynamic_ncols=True)  # fmt: skip
+                             dynamic_ncols=True, mininterval=_seconds_between_redraws())  # fmt: skip
         else:
             self._bar.update()
         shown = f"{speed:,.0f}" if speed >= 10 else f"{speed:.2g}"
@@ -111,6 +112,12 @@ class Writers:
                 self._file.close()
             with contextlib.suppress(AttributeError):
                 self._tensorboard.close()
+
+
+def _seconds_between_redraws() -> float:
+    """Return a moment where somebody watches the bar; more where each redrawing is a line of a log."""
+    watched = sys.stderr.isatty() or "ipykernel" in sys.modules
+    return 0.1 if watched else 30.0
 
 
 def _shown(scores: dict[str, float]) -> str:

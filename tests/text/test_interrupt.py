@@ -125,10 +125,13 @@ def test_an_evaluation_during_which_a_run_is_stopped_is_not_lost(tiny, monkeypat
     assert heldout_curve(config.out) == heldout_curve(config.out + "-whole")
 
 
-def test_a_hangup_is_noted_like_sigterm_unless_it_is_ignored():
+def test_a_hangup_is_noted_like_sigterm_unless_it_is_ignored(capfd):
     with StopRequest() as stop:
-        os.kill(os.getpid(), signal.SIGHUP)
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGHUP)
         assert stop.received(1) and Interrupted(stop.signum, "").exit_code == 129
+    said = capfd.readouterr().err  # at once, once: a step may take a minute
+    assert said == "\nstopping after this step, and saving; Ctrl-C once more stops at once\n"
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # nohup
     try:
         with StopRequest() as stop:
