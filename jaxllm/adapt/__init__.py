@@ -7,20 +7,36 @@ what is trained; the frozen rest has no gradient and no moments. A run takes it 
     trained = lora.init(jax.random.key(0))
     params = lora(trained, base_params, None)       # for models.apply; lora.merge(trained, base) for good
 
-`TrainOnly` trains parameters by name. `save_adapter` and `load_adapter` write and read peft's folders.
+`TrainOnly` trains parameters by name, `LastLayers` the last layers. `save_adapter` and `load_adapter` write
+and read peft's folders. `score_adapted_texts` trains a copy for each text on its neighbours, scores it and
+forgets: test-time training.
 """
 
+from jaxllm.adapt.last_layers import LastLayers
 from jaxllm.adapt.lora import Lora, LoraConfig
 from jaxllm.adapt.names import layer_matrices
 from jaxllm.adapt.peft import load_adapter, read_about, save_adapter
+from jaxllm.adapt.per_document import (
+    Adapted,
+    PerDocumentConfig,
+    adapt_and_score,
+    score_adapted_texts,
+    split_document,
+)
 from jaxllm.adapt.train_only import TrainOnly
 
 __all__ = [
+    "Adapted",
+    "LastLayers",
     "Lora",
     "LoraConfig",
+    "PerDocumentConfig",
     "TrainOnly",
+    "adapt_and_score",
     "layer_matrices",
     "load_adapter",
     "read_about",
     "save_adapter",
+    "score_adapted_texts",
+    "split_document",
 ]

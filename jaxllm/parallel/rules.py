@@ -81,12 +81,12 @@ def shardings(axes, shapes, mesh, rules=RULES):
 
 
 def constrain(x, *axes, rules=RULES):
-    """Constrain an activation's sharding by logical names; do nothing outside a mesh.
+    """Constrain an activation's sharding by logical names; do nothing outside a mesh or in `jax.shard_map`.
 
     The mesh is the one of `jax.set_mesh`. Axes of size 1 cost nothing.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1:
+    if mesh.empty or mesh.size == 1 or jax.sharding.AxisType.Manual in mesh.axis_types:
         return x
     spec = partition_spec(axes, x.shape, mesh, rules)
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
