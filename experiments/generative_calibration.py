@@ -17,8 +17,11 @@ An oracle stands beside the real tasks: a closed-form language whose p(y), p(x |
 (`experiments/closed_form_world.py`), with a skewed p(y), which calibration must repair, and with another
 p(x | y), which it must not. Each prompt's probabilities are kept in OUT/cells; what was interrupted goes on.
 
-RESULT: the small run waits for a quiet machine. Two of its prompts (29 November 2026, mr, 4 shots, seeds 0
-and 1): macro-F1 0.78 and 0.33 as given, 0.87 and 0.75 calibrated; macro-AUROC 0.95 and 0.81 either way.
+RESULT (29 November 2026, small: 7 tasks, 5 seeds, 23 minutes on 2 CPU cores at work on other things too):
+mean macro-F1 0.735, plain in-context learning 0.500 (difference 0.24, 0.13 to 0.34), contextual calibration
+0.607 (0.13, 0.08 to 0.17); not told apart from domain-context (0.733) and batch calibration (0.729), which
+see the inputs to be classified, nor from the noisy channel (0.683). Macro-AUROC 0.852 throughout. It varies
+over prompts by 0.095 and plain learning by 0.159 (undecided).
 """
 
 import functools
@@ -48,7 +51,7 @@ from jaxllm.data import load_tokenizer
 from jaxllm.errors import UserError
 from jaxllm.generate import Decoder
 from jaxllm.pretrained import fetch_smollm2, from_pretrained
-from jaxllm.report import Claim, Report, decide, markdown_table, t_interval
+from jaxllm.report import Claim, Report, decide, format_figure, markdown_table, t_interval
 
 PAPER = "arXiv 2310.10266"
 METHODS = ("icl", "channel", "prototypical", "contextual", "domain", "pmi", "batch", "generative")
@@ -289,14 +292,17 @@ def _sections(config, cells, scores) -> dict[str, str]:
         mean, (low, high) = mean_interval([scores[source, config.shots, seed][name] for seed in config.seeds])
         return f"{mean:.3f} ± {(high - low) / 2:.3f}"
 
+    def published(figures, method):
+        return format_figure(figures[method]) if method in figures else "-"
+
     columns = (*METHODS, "generative_normalised", "auroc")
     tasks = [(s, *(shown(s, name) for name in columns)) for s in config.data]
     over = {name: np.mean([scores[s, config.shots, seed][name] for s in config.data for seed in config.seeds])
             for name in columns}  # fmt: skip
     mean = ("mean", *(f"{over[name]:.3f}" for name in columns))
     chart = [
-        ("12 models, 12 tasks (published)", *(f"{PUBLISHED.get(m, np.nan):.3f}" for m in METHODS)),
-        ("GPT2-Large, 12 tasks (published)", *(f"{PUBLISHED_SMALLEST.get(m, np.nan):.2f}" for m in METHODS)),
+        ("12 models, 12 tasks (published)", *(published(PUBLISHED, m) for m in METHODS)),
+        ("GPT2-Large, 12 tasks (published)", *(published(PUBLISHED_SMALLEST, m) for m in METHODS)),
         (f"{config.model}, {len(config.data)} tasks (here)", *(f"{over[m]:.3f}" for m in METHODS)),
     ]  # fmt: skip
     key = (config.data[0], config.shots, config.seeds[0])

