@@ -21,6 +21,7 @@ MAY_IMPORT = {
     "train": {"optim", "parallel"},  # neither models nor text: it trains a task
     "adapt": {"models", "data", "pretrained", "score"},
     "generate": {"models", "data"},
+    "in_context": {"train", "pretrained", "generate", "score", "models", "data"},
     "pretrained": {"models", "data"},
     "interpret": {"models", "train"},  # small networks that probe states are trained like all else
     "quantize": {"models"},

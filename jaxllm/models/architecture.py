@@ -119,7 +119,8 @@ def trunk(
     """Return hidden states after the final norm: [B, T, D] in `config.dtype`.
 
     Args:
-      tokens_BT: int [B, T].
+      tokens_BT: int [B, T]; or, of a transformer of one stack, float [B, T, D]: vectors in place of those
+        that its table has for tokens.
       positions: int [B, T]; None counts from 0, anew in each segment.
       segment_ids: int [B, T], one number a document of a packed row; documents do not see each
         other. A mask of padding is one too: where it is 0 nothing is seen by what is text.
@@ -153,7 +154,7 @@ def decode(
     """Run the next T tokens after those in the cache: the prompt at once, then one at a time.
 
     Args:
-      tokens_BT: int [B, T].
+      tokens_BT: int [B, T], or vectors as of `trunk`.
       cache: from `init_cache` or the last call. Donated to a jitted step, it is updated in place.
       mask_BT: False at padding, which must be on the left of a row's first token; None: all True.
 

@@ -36,7 +36,7 @@ def _capture(
     microbatches: int = 1,
     key: jax.Array | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    check_ids(tokens_BT, config.known_vocab_size)
+    _check_inputs(config, tokens_BT)
     if token_types is not None:
         check_ids(token_types, config.num_token_types, "token_types")
     if positions is None:
@@ -54,12 +54,12 @@ def _decode(
     config: ModelConfig, params: dict, tokens_BT: jax.Array, cache: dict, *, mask_BT: jax.Array | None = None
 ) -> tuple[jax.Array, dict]:
     check_decodes(config)
-    check_ids(tokens_BT, config.known_vocab_size)
+    _check_inputs(config, tokens_BT)
     T = tokens_BT.shape[1]
     if T > cache["valid"].shape[1]:
         raise UserError(f"{T} tokens do not fit a cache of {cache['valid'].shape[1]}")
     if mask_BT is None:
-        mask_BT = jnp.ones(tokens_BT.shape, bool)
+        mask_BT = jnp.ones(tokens_BT.shape[:2], bool)
     positions_BT = seen_B1(cache) + jnp.cumsum(mask_BT, axis=1, dtype=jnp.int32) - 1
     valid_BS = jax.lax.dynamic_update_slice_in_dim(cache["valid"], mask_BT, cache["length"], axis=1)
     cache = cache | {"valid": valid_BS}
@@ -70,8 +70,18 @@ def _decode(
     return hidden_BTD, cache | {"length": length}
 
 
+def _check_inputs(config, tokens_BT):
+    if tokens_BT.ndim < 3:
+        check_ids(tokens_BT, config.known_vocab_size)
+    elif tokens_BT.shape[2] != config.embed_dim or not jnp.issubdtype(tokens_BT.dtype, jnp.floating):
+        raise UserError(
+            f"vectors in place of tokens are {tokens_BT.dtype}{list(tokens_BT.shape)}; give floats "
+            f"[B, T, {config.embed_dim}], as embed_dim says"
+        )
+
+
 def _positions(tokens_BT, segment_ids):
-    index_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1], dtype=jnp.int32), tokens_BT.shape)
+    index_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1], dtype=jnp.int32), tokens_BT.shape[:2])
     if segment_ids is None:
         return index_BT
     starts_BT = jnp.pad(segment_ids[:, 1:] != segment_ids[:, :-1], ((0, 0), (1, 0)))
@@ -120,13 +130,16 @@ def _relative(config, params):
 
 def _embed(config, params, tokens_BT, positions_BT, types_BT):
     names = axes(config)["embed"]
-    x_BTD = look_up(params["tokens"], names["tokens"], tokens_BT, config.dtype)
-    if config.scale_embeddings:  # by a number of their type, as transformers rounds it
-        x_BTD = x_BTD * jnp.asarray(config.embed_dim**0.5, x_BTD.dtype)
+    if tokens_BT.ndim == 3:
+        x_BTD = tokens_BT.astype(config.dtype)
+    else:
+        x_BTD = look_up(params["tokens"], names["tokens"], tokens_BT, config.dtype)
+        if config.scale_embeddings:  # by a number of their type, as transformers rounds it
+            x_BTD = x_BTD * jnp.asarray(config.embed_dim**0.5, x_BTD.dtype)
     if config.position == "learned":
         x_BTD = x_BTD + look_up(params["positions"], names["positions"], positions_BT, config.dtype)
     if config.num_token_types:
-        types_BT = jnp.zeros(tokens_BT.shape, jnp.int32) if types_BT is None else types_BT
+        types_BT = jnp.zeros(tokens_BT.shape[:2], jnp.int32) if types_BT is None else types_BT
         x_BTD = x_BTD + look_up(params["token_types"], names["token_types"], types_BT, config.dtype)
     if config.embed_norm:
         x_BTD = normalize(x_BTD, params["norm"], config.norm, config.norm_eps)

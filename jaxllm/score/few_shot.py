@@ -48,11 +48,11 @@ class FewShotTask:
         Raises:
           UserError: not a value for each field, or one that holds a line end, where a model's inputs end.
         """
-        return self._input(values) + f"\n{self.fields[-1]}: {self.labels[label]}\n"
+        return self.input_text(values) + f"\n{self.fields[-1]}: {self.labels[label]}\n"
 
     def query(self, values: Values) -> str:
         """Return an input whose label is to be said; raises what `exemplar` does."""
-        return self._input(values) + f"\n{self.fields[-1]}:"
+        return self.input_text(values) + f"\n{self.fields[-1]}:"
 
     def neutral_query(self) -> str:
         """Return the label's field alone, for pointwise mutual information (Holtzman et al. 2021)."""
@@ -60,17 +60,18 @@ class FewShotTask:
 
     def channel_exemplar(self, values: Values, label: int) -> str:
         """Return a labelled input, label first, for a noisy channel (Min et al. 2022)."""
-        return f"\n{self.fields[-1]}: {self.labels[label]}" + self._input(values) + "\n"
+        return f"\n{self.fields[-1]}: {self.labels[label]}" + self.input_text(values) + "\n"
 
     def channel_query(self, values: Values, label: int) -> tuple[str, str]:
         """Return (a label's line, the input that is to be scored after it)."""
-        return f"\n{self.fields[-1]}: {self.labels[label]}", self._input(values)
+        return f"\n{self.fields[-1]}: {self.labels[label]}", self.input_text(values)
 
     def markers(self) -> list[str]:
         """Return what begins each field, the first included."""
         return [f"\n{field}:" for field in self.fields]
 
-    def _input(self, values: Values) -> str:
+    def input_text(self, values: Values) -> str:
+        """Return an input's fields without the label's; raises what `exemplar` does."""
         if isinstance(values, str) or len(values) != len(self.fields) - 1:
             raise UserError(
                 f"an input is {brief(values)}; give a list of {len(self.fields) - 1} texts, one for each of "

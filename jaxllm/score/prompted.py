@@ -134,6 +134,26 @@ class FewShotPrompt:
                 log_probs_N[row] = token_BT[place, -scored[row] :].sum()
         return log_probs_N.reshape(len(inputs), len(self.labels))
 
+    def input_vectors(self, inputs: Sequence[Values]) -> np.ndarray:
+        """Return the mean hidden state of each input's tokens, the label's field left out: float32 [N, D].
+
+        Raises:
+          UserError: what `label_log_probs` refuses.
+        """
+        texts = [self.task.input_text(values) for values in inputs]
+        queries = self._encode([self.task.query(values) for values in inputs])
+        counts = [len(ids) for ids in self._encode(texts)]
+        self._check_room(queries, 0)
+        vectors_ND = np.zeros((len(inputs), self.decoder.config.embed_dim), np.float32)
+        for rows, (tokens_BT, mask_BT) in _batches(queries):
+            inside_BT = np.zeros_like(mask_BT)
+            for place, row in enumerate(rows):
+                begin = tokens_BT.shape[1] - len(queries[row])
+                inside_BT[place, begin : begin + counts[row]] = True
+            hidden_BTD, _ = self._read(tokens_BT, mask_BT)
+            vectors_ND[rows] = np.asarray(models.mean_pool(hidden_BTD, inside_BT))[: len(rows)]
+        return vectors_ND
+
     def _encode(self, texts: list[str]) -> list[list[int]]:
         return [ids.tolist() for ids in self.tokenizer.encode_batch(texts)]
 

@@ -1,0 +1,68 @@
+"""A module is a task of the ordinary loop, kept in two files that are read strictly."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from experiments.tart_oracle import fit_logistic
+from jaxllm.errors import UserError
+from jaxllm.in_context import (
+    Curriculum,
+    Reasoner,
+    ReasonerConfig,
+    ReasonerRun,
+    draw_problems,
+    init,
+    load_reasoner,
+    save_reasoner,
+    train_reasoner,
+)
+
+SIZES = ReasonerConfig(features=2, max_pairs=6, num_layers=1, embed_dim=16, num_heads=2)
+
+
+def small_run(out, **change):
+    grown = Curriculum(first_features=2, first_pairs=3, more_pairs=3, stage_steps=2)
+    options = dict(module=SIZES, problems=grown, steps=4, batch_size=8, held_out=8, eval_every=4)
+    return ReasonerRun(**options | dict(out=str(out), progress=False) | change)
+
+
+@pytest.mark.slow
+def test_a_run_is_resumed_bit_for_bit_and_learns(tmp_path):
+    straight, run = train_reasoner(small_run(tmp_path / "whole"))
+    train_reasoner(small_run(tmp_path / "halves", stop_after=3))
+    resumed, _ = train_reasoner(small_run(tmp_path / "halves"))
+    jax.tree.map(np.testing.assert_array_equal, straight.params, resumed.params)
+    assert set(run.evaluation) == {"loss", "accuracy"}
+    _, trained = train_reasoner(small_run(tmp_path / "long", steps=300, held_out=64), start=straight)
+    assert trained.evaluation["accuracy"] > 0.65 and trained.evaluation["loss"] < 0.6
+
+
+def test_a_module_is_kept_and_read_strictly(tmp_path):
+    kept = Reasoner(SIZES, init(SIZES, jax.random.key(0)))
+    save_reasoner(tmp_path, kept, about={"steps": 0})
+    config, params = load_reasoner(tmp_path)
+    assert config == SIZES
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-3), params, kept.params)
+    told = json.loads((tmp_path / "reasoner.json").read_text())
+    told["config"]["features"] = 3
+    (tmp_path / "reasoner.json").write_text(json.dumps(told))
+    with pytest.raises(
+        UserError, match=r"'read_in/kernel' has the shape \(3, 16\), and its config .* \(4, 16\)"
+    ):
+        load_reasoner(tmp_path)
+    with pytest.raises(UserError, match="holds no reasoner.json; give a folder that save_reasoner wrote"):
+        load_reasoner(tmp_path / "nowhere")
+
+
+def test_the_fitted_oracle_is_scikit_learns():
+    linear_model = pytest.importorskip("sklearn.linear_model")
+    drawn = draw_problems(np.random.default_rng(0), 8, 21, 4, alphas=(3.0,))
+    for ridge in (0.1, 3.0):
+        found = fit_logistic(drawn.x_BKF[:, :-1], drawn.y_BK[:, :-1], ridge)
+        for b in range(8):
+            theirs = linear_model.LogisticRegression(C=1 / ridge, fit_intercept=False, tol=1e-9, max_iter=500)
+            theirs.fit(drawn.x_BKF[b, :-1], drawn.y_BK[b, :-1])
+            np.testing.assert_allclose(found[b], theirs.coef_[0], atol=2e-3)
