@@ -63,7 +63,7 @@ class AnchoredConfig(Config):
     """Which models are asked, how many questions, and how the small one is trained."""
 
     subjects: tuple[str, ...] = ("trained", "smollm2")  # or sources of `from_pretrained`
-    seeds: tuple[Seed, ...] = (0, 1, 2)  # of the trained model, and of its questions; others take the first
+    seeds: tuple[Seed, ...] = tuple(range(6))  # of the trained model and its questions; others: the first
     questions: Count = 8  # of each set for pretrained models; half of them choose the edit
     trained_questions: Count = 40  # of each set for the trained one
     random_edits: Count = 2  # rows, and layers, drawn for the control
