@@ -46,7 +46,8 @@ def axes(config: LanguageModel) -> dict:
 
 def shapes(config: LanguageModel) -> dict:
     """Return a ShapeDtypeStruct for each parameter, computing nothing."""
-    return jax.eval_shape(lambda: init(config, jax.random.key(0)))
+    shaped = lambda one: jax.ShapeDtypeStruct(one.shape, config.param_dtype)
+    return jax.tree.map(shaped, declare(config), is_leaf=is_declaration)
 
 
 def check_params(config: LanguageModel, params: dict) -> None:

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 import math
 import pickle
 
@@ -72,6 +73,17 @@ def old_merged(shape, path):
     if path == "layers/attn/out":
         return (math.prod(shape[:-1]), shape[-1])
     return (math.prod(shape),) if path.startswith("layers/attn/") else tuple(shape)
+
+
+def test_shapes_are_those_of_what_is_drawn():
+    groups = models.VocabGroups.of(range(48), 5)
+    grouped = [dataclasses.replace(CONFIGS[0], vocab_groups=groups, group_head=kind)
+               for kind in ("hidden", "logits", "own")]  # fmt: skip
+    others = [config for name, config in models.PRESETS.items() if name not in PRESETS]
+    for config in (*CONFIGS.values(), *grouped, *others):
+        config = dataclasses.replace(config, param_dtype="bfloat16")
+        drawn = jax.eval_shape(functools.partial(models.init, config), jax.random.key(0))
+        assert models.shapes(config) == drawn, config
 
 
 @pytest.mark.parametrize("name", PRESETS)
