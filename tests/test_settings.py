@@ -229,26 +229,42 @@ for name, *flags in json.loads(sys.argv[1]):
 """
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", RUNS)
-def test_a_run_and_what_reads_it_are_the_same_under_settings(name, tmp_path):
-    (tmp_path / "text.txt").write_text("Four score and seven years ago our fathers brought forth. " * 300)
+@pytest.fixture(scope="module")
+def said(tmp_path_factory):
+    """Return what each run's three commands print, {name: plain then with settings}, of one process each.
+
+    The runs share most of what they compile, and a process costs seconds to start.
+    """
+    folder = tmp_path_factory.mktemp("runs")
+    (folder / "text.txt").write_text("Four score and seven years ago our fathers brought forth. " * 300)
     flags = ["--preset", "gpt2-nano", "--tokenizer", "bytes", "--data", "text.txt", "--steps", "4",
-             "--seq-len", "32", "--batch-size", "4", "--no-progress", *RUNS[name]]  # fmt: skip
-    said = []
+             "--seq-len", "32", "--batch-size", "4", "--no-progress"]  # fmt: skip
     flags_here = os.environ["XLA_FLAGS"]  # with which programs compile in a third of the time
     one_device = {"XLA_FLAGS": re.sub(r"\S+device_count=\d+", "", flags_here)}
-    for out, environment in (("plain", one_device), ("settings", SETTINGS | one_device)):
-        commands = (["train", *flags, "--out", out], ["generate", out, "--temperature", "0"],
-                    ["evaluate", out, "--data", "text.txt"])  # fmt: skip
+    said = {name: [] for name in RUNS}
+    for environment in (one_device, SETTINGS | one_device):
+        kind = "settings" if len(environment) > 1 else "plain"
+        commands = []
+        for name, own in RUNS.items():
+            out = f"{kind}/{name.replace(' ', '-')}"
+            commands += (["train", *flags, *own, "--out", out], ["generate", out, "--temperature", "0"],
+                         ["evaluate", out, "--data", "text.txt"])  # fmt: skip
         done = subprocess.run(
-            [sys.executable, "-c", IN_ONE_PROCESS, json.dumps(commands)], cwd=tmp_path,
+            [sys.executable, "-c", IN_ONE_PROCESS, json.dumps(commands)], cwd=folder,
             env=os.environ | environment, capture_output=True, text=True, encoding="utf-8",
         )  # fmt: skip
         assert done.returncode == 0, done.stderr[-2000:]
-        said += done.stdout.replace(out, "OUT").split("\f")[:-1]
-    assert len(said) == 6
-    losses = [[float(x) for x in re.findall(r"\b\d+\.\d{4}\b", text)] for text in said]
+        texts = done.stdout.replace(f"{kind}/", "").split("\f")[:-1]
+        for at, name in enumerate(RUNS):
+            said[name] += texts[3 * at : 3 * at + 3]
+    return said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_and_what_reads_it_are_the_same_under_settings(name, said):
+    assert len(said[name]) == 6
+    losses = [[float(x) for x in re.findall(r"\b\d+\.\d{4}\b", text)] for text in said[name]]
     assert losses[0] and losses[2]
     for plain, under in zip(losses[:3], losses[3:], strict=True):
         np.testing.assert_allclose(under, plain, atol=2e-4)
