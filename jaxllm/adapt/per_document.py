@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
 from jaxllm import models
@@ -232,7 +232,12 @@ class _Runner:
         fixed = dataclasses.replace(how, learning_rate=1.0, most_seconds=None, seed=0, most_chunks=None)
         self.static = config, self.view, fixed, plan, together, mesh
         rate = jnp.asarray(how.learning_rate, jnp.float32)
-        self.state = _optimizer(how, rate).init(self.trained)
+        # Placed as what a document returns: else the second document, with a carried state, compiles again.
+        state = _optimizer(how, 1.0).init(self.trained)
+        if mesh is not None:
+            whole = NamedSharding(mesh, PartitionSpec())
+            self.trained, self.frozen = jax.device_put((self.trained, self.frozen), whole)
+        self.state = jax.device_put(state, jax.tree.leaves(self.trained)[0].sharding)
         ends = np.full(plan.neighbours * plan.slots, -1, np.int32)
         for place, number in enumerate(plan.after):
             if number:

@@ -153,6 +153,9 @@ def test_other_texts_rates_and_seeds_compile_nothing(case):
     other = dataclasses.replace(HOW, learning_rate=1e-3, seed=5)
     again = adapt_and_score(CONFIG, params, documents[1:], [neighbours[2], neighbours[0]], other, after=AFTER)
     assert _program._cache_size() == programs and np.isfinite(again.log_probs).all()
+    carried, placed = dataclasses.replace(HOW, optimizer="carried"), jax.device_put(params, jax.devices()[0])
+    adapt_and_score(CONFIG, placed, documents, neighbours, carried, after=AFTER)
+    assert _program._cache_size() == programs + 1
 
 
 @pytest.mark.slow

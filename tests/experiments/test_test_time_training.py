@@ -1,0 +1,169 @@
+"""Test-time training: domains, baselines by hand, claims on made figures, a debug run."""
+
+import dataclasses
+import json
+import lzma
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import neighbour_baselines as baselines
+from experiments import test_time_report as told
+from experiments import test_time_training as experiment
+from experiments.domain_texts import made_domains, real_domains
+from experiments.stories260k import load_stories260k, tiny_stories
+from jaxllm import data, models, targets
+from jaxllm.adapt import PerDocumentConfig
+from jaxllm.adapt import per_document as inside
+from jaxllm.errors import UserError
+from jaxllm.pretrained.load import Pretrained
+from jaxllm.score import score_sequences, score_texts
+
+
+@pytest.fixture(scope="module")
+def model():
+    config = models.get_preset("gpt2-nano", vocab_size=257, num_layers=1, embed_dim=16, num_heads=2)
+    return Pretrained(config, models.init(config, jax.random.key(0)), data.load_tokenizer("bytes"))
+
+
+def test_domains_are_read_from_a_file_and_share_no_text(tmp_path):
+    rows = [
+        dict(domain=d, split=s, text=f"{d} {s} {n}")
+        for d in "ab"
+        for s in ("index", "test")
+        for n in range(3)
+    ]
+    path = tmp_path / "texts.jsonl.xz"
+    path.write_bytes(lzma.compress("\n".join(map(json.dumps, rows)).encode()))
+    domains = real_domains(str(path)).some(2, 1)
+    assert {name: len(texts) for name, texts in domains.index.items()} == {"a": 2, "b": 2}
+    assert not {t for some in domains.index.values() for t in some} & {
+        t for some in domains.test.values() for t in some
+    }
+    path.write_bytes(b"{")
+    with pytest.raises(UserError, match="expected jsonl with the columns domain"):
+        real_domains(str(path))
+    made = made_domains()
+    assert made.unseen == ("made_2", "made_3") and made == made_domains()
+
+
+def test_stories260k_is_the_published_model():
+    try:
+        model, stories = load_stories260k(), tiny_stories()
+    except UserError as error:
+        pytest.skip(str(error))
+    assert sum(leaf.size for leaf in jax.tree.leaves(model.params)) == 260_032
+    assert model.tokenizer.encode("Once upon a time").tolist() == [403, 407, 261, 378]  # as llama2.c says
+    score = score_texts(*model, stories[3][:400])
+    assert 0.5 < score.bits_per_byte < 1.3  # SOURCE.md: 1.005 over all of them
+
+
+def test_interpolation_is_that_of_probabilities_and_its_share_comes_from_others(model):
+    documents, neighbours = [[0, 5, 6, 7, 5], [0, 9, 9]], [[[5, 5, 6], [1]], [[9], [9]]]
+    distances = [[0.0, np.log(3)], [1.0, 1.0]]
+    totals = baselines.interpolated(model, documents, neighbours, distances, window=2)
+    [first, second] = score_sequences(model.config, model.params, [[0, 5, 6], [6, 7, 5]])
+    ours = np.exp(np.concatenate([first, second]).astype(float))
+    theirs = np.array([0.75 * 2 / 3, 0.75 / 3, 0, 0.75 * 2 / 3])  # the nearer weighs 3/4
+    for share, total in zip(baselines.SHARES, totals[0], strict=True):
+        assert total == pytest.approx(np.log((1 - share) * ours + share * theirs).sum(), rel=1e-5)
+    made = np.array([[0.0, 1.0, 5.0], [3.0, 2.0, 1.0], [0.0, 9.0, 5.0]])
+    assert baselines.chosen_on_others(made).tolist() == [0.0, 2.0, 0.0]
+
+
+def test_context_keeps_the_nearest_next_to_the_document(model):
+    assert baselines.in_context([[1, 2, 3], [4, 5], [6]], 4) == [5, 1, 2, 3]
+    assert baselines.in_context([[1, 2, 3]], 2) == [2, 3]
+    ids, context = [0, 5, 6, 7, 8, 9], [3, 4]
+    [total] = baselines.half_window_log_probs(model, [ids], [context], window=8)
+    whole = [([0, 3, 4], [5, 6, 7, 8]), ([0, 3, 4, 8], [9])]  # room for one token of the document
+    expected = sum(
+        score_sequences(model.config, model.params, [[*read, *piece]])[0][-len(piece) :].sum()
+        for read, piece in whole
+    )
+    assert total == pytest.approx(expected, rel=1e-5)
+
+
+def made_results(draw, gain):
+    """Documents of which half are unseen, whose bits fall to `gain` of them at k = 20."""
+    before = draw.uniform(900, 1100, 40)
+    falls = np.linspace(0, 1, 4)[None] * np.where(np.arange(40)[:, None] % 2, *gain)
+    near = -np.log(2) * before[:, None] * (1 - falls)
+    found = {
+        "bytes": np.full(40, 500),
+        "unseen": np.arange(40) % 2 == 1,
+        "domains": np.array(["a", "b"] * 20),
+    }
+    for name, factor in (("near", 1.0), ("random", 1.05), ("far", 1.0)):
+        found[name] = {"log_probs": (near * factor).tolist(), "steps": [20] * 40, "seconds": 2.0}
+    return found
+
+
+def test_claims_are_decided_by_the_figures(tmp_path):
+    found = made_results(np.random.default_rng(0), (0.4, 0.1))
+    after = (0, 1, 20, 50)
+    claims = {claim.claim: claim for claim in told.judge({"m": found}, {"m": after}, 20)}
+    assert claims[
+        "m: bits after 20 neighbours over bits before, unseen domains, below 1"
+    ].measured == pytest.approx(1 - 0.4 * 2 / 3)
+    assert claims["m: relative gain on unseen domains above that on seen ones, by"].holds
+    assert claims["m: random documents above neighbours, bits per byte after 20, by"].holds
+    assert not claims["m: far-first above near-first, bits per byte after 20, by"].holds
+    share = claims["m: 20 neighbours bring this share of the gain of 50, at least half"]
+    assert share.measured == pytest.approx(2 / 3) and share.holds
+    narrow = told.narrowing(found, made_results(np.random.default_rng(0), (0.4, 0.1)), 2)
+    assert np.isnan(narrow.measured) and not narrow.holds  # equal models: no distance to cover
+    table = told.curve_table({"m": found}, {"m": after})
+    assert "m, unseen" in table and "published: GPT-2 large" in table
+    assert "| a | seen |" in told.domain_table(found, after)
+    told.plot(tmp_path, {"m": found}, {"m": after})
+    assert (tmp_path / "curves.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_a_debug_run_writes_its_report_and_is_resumed(tmp_path):
+    config = dataclasses.replace(experiment.PRESETS["debug"](), out=str(tmp_path))
+    report = experiment.main(config, "debug")
+    written = json.loads((tmp_path / "report.json").read_text())
+    assert {claim["claim"] for claim in written["claims"]} >= {
+        "the small model after its neighbours covers this part of the distance to one 8 times its size"
+    }
+    assert report.metrics["leaks/planted_found"] == 1 and report.metrics["leaks/rate_without_plants"] == 0
+    assert report.metrics["leaks/ratio_of_planted"] < report.metrics["leaks/ratio_of_the_same_without"]
+    assert (tmp_path / "curves.png").is_file() and list((tmp_path / "kept").iterdir())
+    again = experiment.main(config, "debug")
+    same = lambda report: {name: value for name, value in report.metrics.items() if "break_even" not in name}
+    assert same(again) == same(report)
+
+
+def test_wrong_settings_are_told_in_a_sentence():
+    with pytest.raises(UserError, match="subjects is empty"):
+        experiment.TestTimeConfig(subjects=())
+
+
+@pytest.mark.targets
+@pytest.mark.parametrize("preset, target", [("gpt2", "v5e-1"), ("gpt2-large", "v5p-8")])
+def test_the_papers_models_adapt_within_a_devices_memory(preset, target):
+    """All weights, 50 neighbours of a window each, documents of two: base, copy and moments on one device."""
+    config = models.get_preset(preset)
+    how = PerDocumentConfig(window=1024)
+    plan = inside._Plan(50, 1, 2, 1024, (0, 1, 2, 5, 10, 20, 50))
+    params = jax.eval_shape(lambda: models.init(config, jax.random.key(0)))
+    state = jax.eval_shape(inside._optimizer(how, 1.0).init, params)
+    of = jax.ShapeDtypeStruct
+    shared = of((), "float32"), of((50,), "int32")
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1))
+    arrays = (
+        of((1, 50, 1024), "int32"),
+        of((1, 50), "int32"),
+        of((1, 2, 1025), "int32"),
+        of((1, 2, 1024), "float32"),
+    )
+
+    def adapt(*args):
+        return inside._program(config, inside._Whole(), how, plan, 1, None, *args)
+
+    forecast = targets.compile(jax.jit(adapt), (params, {}, state, shared, keys, *arrays), target)
+    print(forecast)
+    assert forecast.fits
