@@ -3,6 +3,7 @@
 import functools
 
 import jax
+import numpy as np
 
 from jaxllm.models.architecture import decode, init_cache, prefill
 from jaxllm.models.config import LanguageModel, check_decodes
@@ -20,7 +21,9 @@ def for_decoding(config: LanguageModel, params: dict) -> dict:
     the slice is read where it lies, and the scan stays.
 
     What is laid out already is returned as it is, the same arrays: a second call costs nothing, and what no
-    layer holds (embeddings, head) is never copied. Layers may be stacked or a tuple (`layers_apart`).
+    layer holds (embeddings, head) is never copied. On a CPU a stack that needs no cast is not copied either:
+    its layers are views of its memory, which a step that would take it then leaves alone. Layers may be
+    stacked or a tuple (`layers_apart`).
 
     Raises:
       UserError: the model is one that cannot decode.
@@ -32,7 +35,8 @@ def for_decoding(config: LanguageModel, params: dict) -> dict:
             return params
         layers = tuple(_arranged(config, layer, stacked=False) for layer in layers)
     elif jax.default_backend() == "cpu":
-        layers = _unstacked(config, layers)
+        as_it_is = _is_arranged(config, layers) and all(map(_is_on_one_device, jax.tree.leaves(layers)))
+        layers = _views(layers) if as_it_is else _unstacked(config, layers)
     else:
         layers = _arranged(config, layers, stacked=True)
     return params | {"layers": layers}
@@ -48,6 +52,21 @@ def _read_prompt(config: LanguageModel, params: dict, tokens_BT: jax.Array, mask
 def empty_cache(config: LanguageModel, params: dict, batch_size: int, max_length: int) -> dict:
     """Return the `init_cache` that goes with parameters, whichever way they are laid out."""
     return init_cache(config, batch_size, max_length, apart=is_apart(params))
+
+
+def _is_on_one_device(w) -> bool:
+    return isinstance(w, jax.Array) and not isinstance(w, jax.core.Tracer) and len(w.devices()) == 1
+
+
+def _views(layers) -> tuple:
+    """Return a stack's layers as arrays that share its memory, where it is aligned; only a CPU can."""
+    leaves, structure = jax.tree.flatten(layers)
+
+    def parts(w):
+        place = w.sharding if w.committed else None
+        return [jax.device_put(row, place, may_alias=True) for row in np.asarray(w)]
+
+    return tuple(jax.tree.unflatten(structure, layer) for layer in zip(*map(parts, leaves), strict=True))
 
 
 # As one program, so that no copy of the stack lies between it and the layers.

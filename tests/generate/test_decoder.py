@@ -19,7 +19,7 @@ OPTIONS = dict(max_new_tokens=6, tokens_per_call=6, sampling=SamplingConfig(temp
 def test_generation_lays_out_weights_once(monkeypatch):
     plain = generate(CONFIG, PARAMS, [[5, 9, 200], [17]], **OPTIONS)
     decoder = Decoder(CONFIG, PARAMS)
-    monkeypatch.setattr("jaxllm.models.decoding_layout._unstacked", None)  # any new layout raises
+    monkeypatch.setattr("jaxllm.models.decoding_layout._views", None)  # any new layout raises
     for _ in range(2):
         assert generate(*decoder, [[5, 9, 200], [17]], **OPTIONS) == plain
     with pytest.raises(TypeError):

@@ -77,3 +77,28 @@ def test_layers_that_are_apart_are_laid_out_as_stacked_ones_are():
     apart = models.for_decoding(config, models.layers_apart(params))
     assert jax.tree.structure(stacked) == jax.tree.structure(apart)
     jax.tree.map(np.testing.assert_array_equal, stacked, apart)
+
+
+def test_a_stack_that_needs_no_cast_is_not_copied_and_outlives_a_step_that_takes_it():
+    config = models.get_preset("gpt2-nano")
+    params = jax.tree.map(jax.numpy.array, random_params(config))
+    stack = params["layers"]["mlp"]["in"]
+    before = np.array(stack)
+    laid_out = models.for_decoding(config, params)
+    for layer, w in enumerate(laid_out["layers"]):
+        offset = w["mlp"]["in"].unsafe_buffer_pointer() - stack.unsafe_buffer_pointer()
+        assert offset == layer * stack[0].nbytes
+    step = jax.jit(lambda layers: jax.tree.map(lambda w: w + 1, layers), donate_argnums=0)
+    jax.block_until_ready(step(step(params["layers"])))
+    del params, stack
+    for layer, w in enumerate(laid_out["layers"]):
+        np.testing.assert_array_equal(w["mlp"]["in"], before[layer])
+
+
+def test_a_model_in_numpys_arrays_does_not_change_with_them():
+    config = models.get_preset("gpt2-nano")
+    params = jax.tree.map(np.array, random_params(config))
+    laid_out = models.for_decoding(config, params)
+    before = np.array(laid_out["layers"][1]["mlp"]["in"])
+    params["layers"]["mlp"]["in"][:] = 7
+    np.testing.assert_array_equal(laid_out["layers"][1]["mlp"]["in"], before)
