@@ -8,6 +8,7 @@ import shutil
 import sys
 import tempfile
 from importlib.metadata import version
+from unittest import mock
 
 import pytest
 
@@ -38,6 +39,24 @@ def pytest_collection_finish(session):
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 20)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _trace_for_this_cpu(request):
+    """Trace no implementation for a TPU or a GPU where a module runs on this CPU alone: a third of tracing.
+
+    A module that lowers for another platform without a mark says `EVERY_PLATFORM = True`.
+    """
+    here = [item for item in request.session.items if item.path == request.path]
+    others = any(item.get_closest_marker(mark) for item in here for mark in ("targets", "gpu"))
+    others |= bool({"kernels", "targets"} & set(request.path.relative_to(request.config.rootpath).parts))
+    if others or os.environ["JAX_PLATFORMS"] != "cpu" or hasattr(request.module, "EVERY_PLATFORM"):
+        yield
+        return
+    from jaxllm_kernels import dispatch
+
+    with mock.patch.dict(dispatch._WRITTEN_FOR, clear=True):
+        yield
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -21,6 +21,8 @@ from jaxllm.text import TrainConfig, prepare_shapes
 from jaxllm.train.checkpoint import Checkpoints
 from tests.optim.rotate_oracle import AXES, STRATEGIES, assert_trees, ortho_adam, run, tree
 
+EVERY_PLATFORM = True  # a test lowers for a TPU
+
 
 @pytest.mark.parametrize(
     ("kind", "strategy"),
