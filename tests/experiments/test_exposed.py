@@ -173,7 +173,8 @@ def test_settings_that_mean_nothing_are_refused():
 
 @pytest.mark.slow
 def test_in_the_made_up_world_the_toxic_expert_helps_and_a_neutral_one_harms(tmp_path):
-    config = dataclasses.replace(exposed.PRESETS["debug"](), out=str(tmp_path))
+    fewer = dict(strengths=(5.0, 500.0, 5000.0), guidance=(0.5, 2.0))  # each one is a program more
+    config = dataclasses.replace(exposed.PRESETS["debug"](), out=str(tmp_path), **fewer)
     report = exposed.main(config, "debug")
     written = json.loads((tmp_path / "report.json").read_text())
     assert len(written["claims"]) == len(report.claims) == 5
