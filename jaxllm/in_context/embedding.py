@@ -57,7 +57,7 @@ def embed_in_prompt(
       tokenizer: the model's.
       task: fields and labels of the prompt.
       examples: labelled, in their order.
-      queries: test items: each comes after all examples, without a label.
+      queries: test items: each comes after all examples, without a label; there may be none.
 
     Raises:
       UserError: a prompt that is longer than the model's context, or what `FewShotTask` refuses.
@@ -86,9 +86,11 @@ def embed_leave_one_out(
 
 
 def _queries(config, params, tokenizer, task, examples, queries) -> np.ndarray:
+    if not queries:
+        return np.zeros((0, config.embed_dim), np.float32)
     if config.why_not_decode is None:
         prompt = FewShotPrompt(Decoder(config, params), tokenizer, task, examples)
-        return prompt.input_vectors(queries)
+        return prompt.read(queries).vectors_ND
     rows = []
     for values in queries:
         text, spans = _prompt(task, examples, values)

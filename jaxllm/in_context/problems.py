@@ -7,7 +7,7 @@ that are not yet in use are 0, and a batch has as many pairs as are: a program i
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -22,6 +22,7 @@ class Problems(NamedTuple):
     y_BK: np.ndarray  # float32, 0 or 1
     w_BF: np.ndarray  # float32, what decides the labels
     b_B: np.ndarray  # float32, added to x . w
+    chance_BK: np.ndarray  # float32, of the label 1
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,10 @@ class Curriculum(Config):
     more_features: Count = 4  # at each stage
     first_pairs: Count = 18
     more_pairs: Count = 30
-    stage_steps: Count = 1000
+    feature_steps: Count = 1000  # until there are more features
+    pair_steps: Count = 1000  # until there are more pairs
+    mixed: bool = False  # a problem has any number of features from the first on, and any of them
+    targets: Literal["labels", "chances"] = "labels"  # what the loss compares with; chances are less noisy
 
     def __post_init__(self):
         super().__post_init__()
@@ -48,9 +52,9 @@ class Curriculum(Config):
           >>> [Curriculum().at(step, 16, 257) for step in (0, 1000, 3000, 8000)]
           [(4, 18), (8, 48), (16, 108), (16, 257)]
         """
-        stage = step // self.stage_steps
-        used = self.first_features + stage * self.more_features, self.first_pairs + stage * self.more_pairs
-        return min(used[0], features), min(used[1], pairs)
+        used_features = self.first_features + step // self.feature_steps * self.more_features
+        used_pairs = self.first_pairs + step // self.pair_steps * self.more_pairs
+        return min(used_features, features), min(used_pairs, pairs)
 
 
 def draw_problems(
@@ -62,6 +66,7 @@ def draw_problems(
     alphas: tuple[float, ...] = (10.0,),
     bias: float = 0.0,
     used_features: int | None = None,
+    fewest_features: int | None = None,
 ) -> Problems:
     """Return problems of so many pairs.
 
@@ -73,6 +78,8 @@ def draw_problems(
       alphas: one is drawn for each problem, all as likely.
       bias: of b ~ alpha * bias * N(0, 1).
       used_features: the others are 0; None: all.
+      fewest_features: how many are used, from these on, and which, is drawn for each problem; None: the
+        first `used_features` are.
 
     Examples:
       >>> problems = draw_problems(np.random.default_rng(0), 2, 5, 3)
@@ -80,13 +87,19 @@ def draw_problems(
       ((2, 5, 3), (2, 5))
     """
     x_BKF = draw.standard_normal((rows, pairs, features), np.float32)
-    x_BKF[:, :, features if used_features is None else used_features :] = 0
+    used = features if used_features is None else used_features
+    if fewest_features is None:
+        x_BKF[:, :, used:] = 0
+    else:
+        count_B1 = draw.integers(fewest_features, used, (rows, 1), endpoint=True)
+        x_BKF *= (np.argsort(draw.random((rows, features)), axis=1) < count_B1)[:, None]
     alpha_B = draw.choice(np.asarray(alphas, np.float32), rows)
     w_BF = draw.standard_normal((rows, features), np.float32) * alpha_B[:, None]
     b_B = draw.standard_normal(rows, np.float32) * alpha_B * np.float32(bias)
     z_BK = np.einsum("bkf,bf->bk", x_BKF, w_BF) + b_B[:, None]
-    y_BK = draw.random((rows, pairs)) < 1 / (1 + np.exp(-z_BK.astype(np.float64)))
-    return Problems(x_BKF, y_BK.astype(np.float32), w_BF, b_B)
+    chance_BK = 1 / (1 + np.exp(-z_BK.astype(np.float64)))
+    y_BK = (draw.random((rows, pairs)) < chance_BK).astype(np.float32)
+    return Problems(x_BKF, y_BK, w_BF, b_B, chance_BK.astype(np.float32))
 
 
 class ProblemBatches:
@@ -123,11 +136,15 @@ class ProblemBatches:
         used_features, used_pairs = self._curriculum.at(self._step, features, pairs)
         draw = np.random.default_rng([self._seed, self._step])
         self._step += 1
+        fewest = min(self._curriculum.first_features, features) if self._curriculum.mixed else None
         drawn = draw_problems(
             draw, rows, used_pairs + 1, features, alphas=self._curriculum.alphas,
             bias=self._curriculum.bias, used_features=used_features,
+            fewest_features=fewest,
         )  # fmt: skip
-        return {"x": np.array_split(drawn.x_BKF, parts)[part], "y": np.array_split(drawn.y_BK, parts)[part]}
+        target_BK = drawn.y_BK if self._curriculum.targets == "labels" else drawn.chance_BK
+        batch = {"x": drawn.x_BKF, "y": drawn.y_BK, "target": target_BK}
+        return {name: np.array_split(value, parts)[part] for name, value in batch.items()}
 
     def state(self) -> dict[str, Any]:
         """Return where it stands."""

@@ -16,9 +16,11 @@ import jax.numpy as jnp
 
 from jaxllm import models
 from jaxllm.axis_names import AxisNames
-from jaxllm.config import Config, Size
+from jaxllm.config import Config, Positive, Size
 from jaxllm.errors import UserError
 from jaxllm.models.config import Layers
+
+_FEW_LAYERS = 6  # which compile fast one by one
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,7 @@ class ReasonerConfig(Config):
     num_layers: Layers = 4
     embed_dim: Size = 64
     num_heads: Size = 4
+    init_std: Positive = 0.125  # embed_dim ** -0.5; GPT-2's and the paper's 0.02 stands still for longer
 
     def __post_init__(self):
         super().__post_init__()
@@ -57,6 +60,7 @@ class ReasonerConfig(Config):
         return models.ModelConfig(
             vocab_size=1, context_length=2 * self.max_pairs + 1, num_layers=self.num_layers,
             embed_dim=self.embed_dim, num_heads=self.num_heads, position=self.position,
+            init_std=self.init_std,
         )  # fmt: skip
 
     @property
@@ -104,9 +108,11 @@ def logits(config: ReasonerConfig, params: dict, x_BKF: jax.Array, y_BK: jax.Arr
     """
     check_pairs(config, x_BKF.shape[1] - 1)
     tokens_BTD = pair_tokens(config, params, x_BKF, y_BK)[:, :-1]
-    apart = models.layers_apart(params["decoder"])  # few and small: a scan would cost a quarter more
-    hidden_BTD = models.trunk(config.decoder, apart, tokens_BTD)
-    return models.logits(config.decoder, apart, hidden_BTD[:, ::2])[..., 0]
+    weights = params["decoder"]
+    if config.num_layers <= _FEW_LAYERS:  # a scan would cost small layers a quarter more
+        weights = models.layers_apart(weights)
+    hidden_BTD = models.trunk(config.decoder, weights, tokens_BTD)
+    return models.logits(config.decoder, weights, hidden_BTD[:, ::2])[..., 0]
 
 
 def check_pairs(config: ReasonerConfig, pairs: int) -> None:

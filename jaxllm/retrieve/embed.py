@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from jaxllm import models
 from jaxllm.data import start_id
+from jaxllm.data.bpe import HuggingFaceTokenizer
 from jaxllm.data.padded import pad_id
 from jaxllm.errors import UserError
 from jaxllm.score.sequences import TOKENS_PER_BATCH, batches, check_tokenizer
@@ -134,6 +135,8 @@ class Encoder:
     @functools.cached_property
     def _around(self) -> tuple[list[int], list[int]]:
         """What an encoder's tokenizer puts before and after a text."""
+        if not isinstance(self.tokenizer, HuggingFaceTokenizer):
+            return [], []
         text = "a"
         whole, bare = self.tokenizer.encode_pair(text)[0], list(self.tokenizer.encode(text))
         at = next((i for i in range(len(whole)) if whole[i : i + len(bare)] == bare), 0)

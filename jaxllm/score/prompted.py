@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,14 @@ from jaxllm.score.sequences import check_tokenizer
 
 _ROWS = 16  # queries of a call of the model; fewer are padded to it, so that few programs are compiled
 _LEAST_PROMPT, _LEAST_QUERY = 256, 32  # tokens
+
+
+class Readings(NamedTuple):
+    """What a model says after each input of a prompt."""
+
+    log_probs_NY: np.ndarray  # float64, of each label, over the whole vocabulary
+    likeliest_N: np.ndarray  # the token that it would write, a label or not
+    vectors_ND: np.ndarray  # float32, the mean hidden state of the input's tokens without the label's field
 
 
 class FewShotPrompt:
@@ -134,25 +143,32 @@ class FewShotPrompt:
                 log_probs_N[row] = token_BT[place, -scored[row] :].sum()
         return log_probs_N.reshape(len(inputs), len(self.labels))
 
-    def input_vectors(self, inputs: Sequence[Values]) -> np.ndarray:
-        """Return the mean hidden state of each input's tokens, the label's field left out: float32 [N, D].
+    def read(self, inputs: Sequence[Values]) -> "Readings":
+        """Return what one pass over each input says: labels, the likeliest token, the input's vector.
 
         Raises:
           UserError: what `label_log_probs` refuses.
         """
-        texts = [self.task.input_text(values) for values in inputs]
         queries = self._encode([self.task.query(values) for values in inputs])
-        counts = [len(ids) for ids in self._encode(texts)]
-        self._check_room(queries, 0)
-        vectors_ND = np.zeros((len(inputs), self.decoder.config.embed_dim), np.float32)
+        counts = [len(ids) for ids in self._encode([self.task.input_text(values) for values in inputs])]
+        several = max(map(len, self.labels)) - 1
+        self._check_room(queries, several)
+        log_probs_NY = np.zeros((len(queries), len(self.labels)))
+        likeliest_N = np.zeros(len(queries), np.int64)
+        vectors_ND = np.zeros((len(queries), self.decoder.config.embed_dim), np.float32)
         for rows, (tokens_BT, mask_BT) in _batches(queries):
             inside_BT = np.zeros_like(mask_BT)
             for place, row in enumerate(rows):
                 begin = tokens_BT.shape[1] - len(queries[row])
                 inside_BT[place, begin : begin + counts[row]] = True
-            hidden_BTD, _ = self._read(tokens_BT, mask_BT)
+            hidden_BTD, cache = self._read(tokens_BT, mask_BT)
+            log_probs_NY[rows] = self._labels_after(hidden_BTD[:, -1])[: len(rows)]
+            if several:
+                log_probs_NY[rows] += self._rest_of_labels(cache, several)[: len(rows)]
+            likeliest_B = _likeliest(*self.decoder, hidden_BTD[:, -1])
+            likeliest_N[rows] = np.asarray(likeliest_B)[: len(rows)]
             vectors_ND[rows] = np.asarray(models.mean_pool(hidden_BTD, inside_BT))[: len(rows)]
-        return vectors_ND
+        return Readings(log_probs_NY, likeliest_N, vectors_ND)
 
     def _encode(self, texts: list[str]) -> list[list[int]]:
         return [ids.tolist() for ids in self.tokenizer.encode_batch(texts)]
@@ -227,6 +243,11 @@ def _log_probs(config, params, hidden_BD, tokens_Y):
     """Return log p of some tokens [B, Y], in float32 over the whole vocabulary."""
     logits_BV = models.logits(config, params, hidden_BD).astype(jnp.float32)
     return logits_BV[:, tokens_Y] - jax.nn.logsumexp(logits_BV, axis=1, keepdims=True)
+
+
+@partial(jax.jit, static_argnames="config")
+def _likeliest(config, params, hidden_BD):
+    return jnp.argmax(models.logits(config, params, hidden_BD), axis=-1)
 
 
 @partial(jax.jit, static_argnames="config")

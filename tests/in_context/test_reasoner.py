@@ -131,10 +131,14 @@ def test_problems_are_of_logistic_regression():
         some = (chance >= low) & (chance < low + 0.2)
         assert abs(drawn.y_BK[some].mean() - chance[some].mean()) < 4.5 * 0.5 / some.sum() ** 0.5
     assert not draw_problems(draw, 10, 5, 2).b_B.any()
+    mixed = draw_problems(draw, 300, 4, 4, used_features=3, fewest_features=2).x_BKF != 0
+    assert set(mixed[:, 0].sum(axis=1)) == {2, 3} and (mixed == mixed[:, :1]).all()
+    assert abs(mixed[:, 0].mean(axis=0) - 2.5 / 4).max() < 0.12
 
 
 def test_batches_grow_and_go_on_where_they_stood():
-    grown = Curriculum(first_features=2, more_features=1, first_pairs=2, more_pairs=2, stage_steps=2)
+    grown = Curriculum(first_features=2, more_features=1, first_pairs=2, more_pairs=2, feature_steps=2,
+                       pair_steps=2)  # fmt: skip
     options = dict(rows=4, pairs=5, features=3, seed=7)
     whole, again = ProblemBatches(grown, **options), ProblemBatches(grown, **options)
     taken = [next(whole) for _ in range(6)]

@@ -24,7 +24,7 @@ SIZES = ReasonerConfig(features=2, max_pairs=6, num_layers=1, embed_dim=16, num_
 
 
 def small_run(out, **change):
-    grown = Curriculum(first_features=2, first_pairs=3, more_pairs=3, stage_steps=2)
+    grown = Curriculum(first_features=2, first_pairs=3, more_pairs=3, pair_steps=2)
     options = dict(module=SIZES, problems=grown, steps=4, batch_size=8, held_out=8, eval_every=4)
     return ReasonerRun(**options | dict(out=str(out), progress=False) | change)
 

@@ -37,6 +37,10 @@ def test_labels_after_a_prompt_are_as_of_whole_rows():
     queries = [TinyTokenizer().encode(TASK.query(values)).tolist() for values in INPUTS]
     table = uncached_log_probs(config, params, [head + ids for ids in queries])
     expected = np.array([table[i, len(head + ids) - 1, [8, 9]] for i, ids in enumerate(queries)])
+    found = tiny_prompt().read(INPUTS)
+    np.testing.assert_allclose(found.log_probs_NY, expected, atol=2e-6)
+    likeliest = [table[i, len(head + ids) - 1].argmax() for i, ids in enumerate(queries)]
+    np.testing.assert_array_equal(found.likeliest_N, likeliest)
     np.testing.assert_allclose(tiny_prompt().label_log_probs(INPUTS), expected, atol=2e-5)
     # The paper's reading is the same where labels are one token.
     np.testing.assert_array_equal(
