@@ -45,14 +45,17 @@ def matched_edits(
 
     Each step follows the direction at the state reached, then puts the state back where it is exactly as long
     as the one it began as, and exactly so far from it as the step's share of the displacement asks: a point
-    of a circle on a sphere. So all five can be compared, whatever the size of a gradient.
+    of a circle on a sphere. So all five can be compared, whatever the size of a gradient. Towards a target a
+    walk ends at the step where the probe is nearest to it, for past that it would lead away again; a sample's
+    controls go as far as it went.
 
     Args:
       probe: such as a `LinearProbe`; a pytree of arrays.
       shuffled: of the same class, fitted to targets that were dealt out at random.
       x_BD: the states, none of them 0.
       target_BO: what the probe should say after the edit: a sample's own target, or that of another place.
-      displacement: |x' - x| / |x|, above 0 and at most 2 (the opposite point); one, or one a sample [B].
+      displacement: |x' - x| / |x|, above 0 and at most 2 (the opposite point), or less where a target is
+        reached; one, or one a sample [B].
       key: draws the directions, and which sample is another's.
       away: move away from the target: up the gradient.
       steps: in which the displacement is reached.
@@ -65,7 +68,7 @@ def matched_edits(
       >>> probe = LinearProbe(jnp.eye(8)[:, :2], jnp.zeros(2))
       >>> other = LinearProbe(jnp.eye(8)[:, 2:4], jnp.zeros(2))
       >>> x = jax.random.normal(jax.random.key(0), (5, 8))
-      >>> moved = matched_edits(probe, other, x, jnp.ones((5, 2)), 0.1, key=jax.random.key(1))
+      >>> moved = matched_edits(probe, other, x, 9 * jnp.ones((5, 2)), 0.1, key=jax.random.key(1))
       >>> [round(float(jnp.linalg.norm(y[0] - x[0]) / jnp.linalg.norm(x[0])), 4) for y in moved]
       [0.1, 0.1, 0.1, 0.1, 0.1]
     """
@@ -118,16 +121,24 @@ def _matched(probe, shuffled, x_BD, target_BO, displacement_B, key, sign, steps)
     unseen_BD -= jnp.einsum("bdo,beo,be->bd", basis_BDO, basis_BDO, unseen_BD)
 
     size_B1 = jnp.linalg.norm(x_BD, axis=1, keepdims=True)
-    stride_B1 = size_B1 * displacement_B[:, None] / steps
+    shares = jnp.arange(1, steps + 1, dtype=jnp.float32) / steps
+
+    def proposed(y_XBD, way_XBD):
+        length_XB1 = jnp.linalg.norm(way_XBD, axis=-1, keepdims=True)
+        return y_XBD + size_B1 * displacement_B[:, None] / steps * way_XBD / jnp.maximum(length_XB1, 1e-30)
+
+    def tried(y_BD, share):
+        y_BD = _placed(x_BD, proposed(y_BD, downhill(probe, y_BD)), share * displacement_B[:, None])
+        return y_BD, probe_errors(probe, y_BD, target_BO)
+
+    errors_SB = jax.lax.scan(tried, x_BD, shares)[1]
+    displacement_B *= jnp.where(sign > 0, shares[jnp.argmin(errors_SB, axis=0)], 1.0)
 
     def step(y, share):
         ways = (downhill(probe, y.gradient), another_BD, downhill(shuffled, y.shuffled), unseen_BD, random_BD)
-        ways_5BD = jnp.stack(ways)
-        ways_5BD /= jnp.maximum(jnp.linalg.norm(ways_5BD, axis=2, keepdims=True), 1e-30)
-        proposed_5BD = jnp.stack(y) + stride_B1 * ways_5BD
-        return MatchedEdits(*_placed(x_BD, proposed_5BD, share * displacement_B[:, None])), None
+        ahead_5BD = proposed(jnp.stack(y), jnp.stack(ways))
+        return MatchedEdits(*_placed(x_BD, ahead_5BD, share * displacement_B[:, None])), None
 
-    shares = jnp.arange(1, steps + 1, dtype=jnp.float32) / steps
     return jax.lax.scan(step, MatchedEdits(*[x_BD] * 5), shares)[0]
 
 

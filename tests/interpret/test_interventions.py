@@ -25,11 +25,38 @@ def moved(displacement, **options):
 @pytest.mark.parametrize("away", [False, True])
 def test_every_edit_keeps_norms_and_goes_exactly_as_far(away):
     """To 1e-5 of a state's length, from small steps to the opposite side, one distance a sample too."""
+    size = np.linalg.norm(X, axis=1)
     for far in (0.02, 0.5, 1.9, np.linspace(0.01, 2, B).astype(np.float32)):
-        for name, y in moved(far, away=away).items():
-            size = np.linalg.norm(X, axis=1)
+        found = moved(far, away=away)
+        went = np.linalg.norm(found["gradient"] - X, axis=1) / size
+        assert (went < far + 2e-5).all() and (went > far / 8 - 2e-5).all()
+        if away:
+            np.testing.assert_allclose(went, far, atol=2e-5)
+        for name, y in found.items():
             np.testing.assert_allclose(np.linalg.norm(y, axis=1) / size, 1, atol=1e-5, err_msg=name)
-            np.testing.assert_allclose(np.linalg.norm(y - X, axis=1) / size, far, atol=2e-5, err_msg=name)
+            np.testing.assert_allclose(np.linalg.norm(y - X, axis=1) / size, went, atol=2e-5, err_msg=name)
+
+
+def test_a_walk_towards_a_target_ends_where_the_probe_is_nearest():
+    """By hand: the same walk, looked at after each of its steps, of which the best is where it ends."""
+    found = moved(1.0)["gradient"]
+    size = np.linalg.norm(X, axis=1, keepdims=True)
+    y, errors, chords = X.astype(np.float64), [], []
+    for share in np.arange(1, 9) / 8:
+        slope = -(y @ W + 1 - TARGET) @ W.T
+        ahead = y + size / 8 * slope / np.linalg.norm(slope, axis=1, keepdims=True)
+        unit = X / size
+        across = ahead - np.sum(ahead * unit, 1, keepdims=True) * unit
+        angle = 2 * np.arcsin(share / 2)
+        across /= np.linalg.norm(across, axis=1, keepdims=True)
+        y = size * (np.cos(angle) * unit + np.sin(angle) * across)
+        errors.append(np.mean((y @ W + 1 - TARGET) ** 2, axis=1))
+        chords.append(np.linalg.norm(y - X, axis=1) / size[:, 0])
+    best = np.argmin(errors, axis=0)
+    assert len(set(best)) > 3
+    went = np.linalg.norm(found - X, axis=1) / size[:, 0]
+    agree = np.abs(went - np.array(chords)[best, np.arange(B)]) < 1e-4
+    assert agree.mean() > 0.95  # of two steps that are nearly as good float32 may take the other
 
 
 def test_the_slope_is_the_closed_form_and_controls_are_what_they_say():
@@ -82,7 +109,7 @@ def test_an_oracle_that_reads_places_is_told_from_one_that_reads_something_else(
     for name, columns in (("place", mix[:3].T), ("other", mix[3:6].T)):
         country = np.argmax(x @ columns @ centres.T, axis=1)
         edits = matched_edits(probe, shuffled, x, place, 0.4, key=KEY, away=True)
-        for arm, y in edits._asdict().items():
+        for arm, y in edits._asdict().items():  # away: no walk ends early
             lost[name, arm] = np.mean(np.argmax(np.asarray(y) @ columns @ centres.T, 1) != country)
     controls = ("random", "orthogonal", "shuffled")
     assert lost["place", "gradient"] > max(lost["place", arm] for arm in controls) + 0.3
