@@ -34,7 +34,13 @@ from tqdm import tqdm
 
 from experiments.grid import check_seeds, publish
 from experiments.tart_ablations import ablate
-from experiments.tart_module import check_hidden_labels, cost, oracle_cells, trained_reasoner
+from experiments.tart_module import (
+    check_hidden_labels,
+    cost,
+    oracle_cell,
+    oracle_cells,
+    trained_reasoner,
+)
 from experiments.tart_report import draw_plots, judge, sections
 from experiments.tart_rivals import probe, tune_decoder, tune_encoder
 from experiments.tart_texts import (
@@ -68,11 +74,19 @@ class TartConfig(Config):
     """The module, the models and tasks it is tried on, and how much of each."""
 
     module: ReasonerRun = ReasonerRun()
-    oracle_features: tuple[Count, ...] = (4, 8, 16)  # of fresh problems
+    # The claim's: as noise-free as the paper's problems, and of few features, for which it is trained alone.
+    plain: ReasonerRun = ReasonerRun(
+        module=ReasonerConfig(features=8, max_pairs=32),
+        problems=Curriculum(
+            first_features=4, more_features=4, feature_steps=150, first_pairs=32, targets="chances"
+        ),
+        steps=1500, batch_size=64,
+    )  # fmt: skip
+    oracle_features: tuple[Count, ...] = (8, 16)  # of fresh problems
     oracle_pairs: tuple[Count, ...] = (8, 16, 32, 64, 128)
     oracle_alphas: tuple[Positive, ...] = (1.0, 3.0, 10.0)  # 3 is none that the module is trained on
-    judged: tuple[Count, ...] = (8, 32)  # features and pairs of the claim, at the largest alpha
     problems: Count = 1024  # of each
+    judged_problems: Count = 8192  # of the claim: its interval is a point wide
     decoder: str = "smollm2"  # or "nano" (random), or what from_pretrained reads
     encoder: str = "minilm"
     data: tuple[str, ...] = BINARY
@@ -87,7 +101,7 @@ class TartConfig(Config):
     tuned_decoder_steps: Count = 12  # of all `prompt_shots` examples
     probe_components: Count = 16
     seeds: tuple[Seed, ...] = (0, 1, 2)
-    test: Count = 60  # items of a task, the same for all seeds
+    test: Count = 80  # items of a task, the same for all seeds
     pool: Count = 192  # labelled texts that examples are drawn from
     most_words: Count = 16  # of a text
     fillers: Count = 10  # of domain-context calibration
@@ -116,31 +130,33 @@ class TartConfig(Config):
             raise UserError("data is empty; name a binary task, such as mr")
 
 
+_TINY = ReasonerRun(
+    module=ReasonerConfig(features=4, max_pairs=20, num_layers=1, embed_dim=16, num_heads=2),
+    problems=Curriculum(first_features=4, first_pairs=20), steps=20, batch_size=8, held_out=8, progress=False,
+)  # fmt: skip
+_PAPER = ReasonerRun(
+    module=ReasonerConfig(
+        label_tokens="alone", position="learned", max_pairs=257, num_layers=12, embed_dim=256, num_heads=8,
+        init_std=0.02,
+    ),
+    problems=Curriculum(), steps=24_000, batch_size=128, learning_rate=1e-4,
+)  # fmt: skip
+
 PRESETS = {
     "small": TartConfig,
     "debug": lambda: TartConfig(
-        module=ReasonerRun(
-            module=ReasonerConfig(features=4, max_pairs=20, num_layers=1, embed_dim=16, num_heads=2),
-            problems=Curriculum(first_features=4, first_pairs=20), steps=20, batch_size=8, held_out=8,
-            progress=False,
-        ),
+        module=_TINY, plain=_TINY,
         decoder="nano", encoder="nano", data=("words",), many=("bank",), shots=(10, 20),
         prompt_shots=6, leave_one_out=("words",), tuned=("words",), tuned_decoder=("words",), tuned_shots=8,
         tuned_steps=2, tuned_decoder_steps=2, probe_components=4, oracle_features=(4,), oracle_pairs=(8, 20),
-        oracle_alphas=(1.0, 10.0), judged=(4, 20), problems=32, seeds=(0, 1), test=8, pool=24, most_words=6,
-        fillers=2, out="runs/tart-debug",
+        oracle_alphas=(1.0, 10.0), problems=32, judged_problems=64, seeds=(0, 1),
+        test=8, pool=24, most_words=6, fillers=2, out="runs/tart-debug",
     ),
     "paper": lambda: TartConfig(
-        module=ReasonerRun(
-            module=ReasonerConfig(
-                label_tokens="alone", position="learned", max_pairs=257, num_layers=12, embed_dim=256,
-                num_heads=8, init_std=0.02,
-            ),
-            problems=Curriculum(), steps=24_000, batch_size=128, learning_rate=1e-4,
-        ),
+        module=_PAPER, plain=_PAPER,
         shots=(18, 32, 48, 64, 128, 256), leave_one_out=(*BINARY, *MANY), tuned=(*BINARY, *MANY),
         tuned_decoder=BINARY, tuned_shots=64, tuned_steps=400, tuned_decoder_steps=100, seeds=(42, 69, 128),
-        test=500, pool=1000, most_words=25, oracle_features=(4, 8, 16), oracle_pairs=(18, 32, 64, 128, 256),
+        test=500, pool=1000, most_words=25, oracle_features=(8, 16), oracle_pairs=(18, 32, 64, 128, 256),
         out="runs/tart-paper",
     ),
 }  # fmt: skip
@@ -156,11 +172,23 @@ def main(config: TartConfig, preset: str = "custom") -> Report:
         reasoner, config.oracle_features, config.oracle_pairs, config.oracle_alphas,
         problems=config.problems, seed=config.seeds[0],
     )  # fmt: skip
+    plain, plain_seconds = reasoner, seconds
+    if config.plain != config.module:
+        plain, plain_seconds = trained_reasoner(dataclasses.replace(config.plain, out=f"{config.out}/plain"))
+    sizes, alpha = plain.config, max(config.plain.problems.alphas)
+    judged = {
+        name: oracle_cell(
+            one, features=sizes.features, pairs=sizes.max_pairs, alpha=alpha, problems=config.judged_problems,
+            seed=config.seeds[0],
+        )
+        for name, one in (("plain", plain), ("module", reasoner))
+    }  # fmt: skip
     study = Study(config, reasoner)
     outcomes = study.measure()
     ablations = ablate(study)
-    metrics, claims = judge(config, oracle, outcomes, ablations)
+    metrics, claims = judge(config, oracle, judged, outcomes, ablations)
     metrics |= {"module/cpu_seconds_of_training": seconds, **cost(reasoner)}
+    metrics["plain/cpu_seconds_of_training"] = plain_seconds
     metrics |= check_hidden_labels(reasoner, config.seeds[0])
     draw_plots(config, oracle, outcomes, ablations)
     report = Report(

@@ -1,5 +1,6 @@
 """The module of TART's study: trained, kept, and put beside logistic regressions of the same pairs."""
 
+import functools
 import time
 from pathlib import Path
 
@@ -49,9 +50,9 @@ def oracle_cell(
     drawn = draw_problems(np.random.default_rng([seed, 3]), problems, pairs + 1, features, alphas=(alpha,))
     truth_B = drawn.y_BK[:, -1]
     wide = np.pad(drawn.x_BKF, ((0, 0), (0, 0), (0, reasoner.config.features - features)))
-    step = jax.jit(lambda x, y: logits(*reasoner, x, y)[:, -1])
     parts = np.array_split(np.arange(problems), max(1, problems // 128))
-    found = {"module": np.concatenate([np.asarray(step(wide[p], drawn.y_BK[p]), np.float64) for p in parts])}
+    said = [np.asarray(_last_logits(*reasoner, wide[p], drawn.y_BK[p]), np.float64) for p in parts]
+    found = {"module": np.concatenate(said)}
     found |= {f"ridge {r:g}": last_log_odds(drawn.x_BKF, drawn.y_BK, r) for r in RIDGES}
     found["true weights"] = np.einsum("bf,bf->b", drawn.x_BKF[:, -1], drawn.w_BF).astype(np.float64)
     right = {name: (z > 0) == truth_B for name, z in found.items()}
@@ -80,6 +81,11 @@ def oracle_cells(
         for alpha in alphas
         if f <= sizes.features and k <= sizes.max_pairs
     }
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def _last_logits(config, params, x_BKF, y_BK):
+    return logits(config, params, x_BKF, y_BK)[:, -1]
 
 
 def check_hidden_labels(reasoner: Reasoner, seed: int) -> dict[str, float]:

@@ -10,7 +10,10 @@ import pytest
 from experiments import tart, tart_report
 from experiments.tart_rivals import probe
 from experiments.tart_texts import abstaining_accuracy, draw_examples, draw_pool, draw_test, icl_log_probs
+from jaxllm import targets
 from jaxllm.errors import UserError
+from jaxllm.in_context import reasoner_optimizer, reasoner_task
+from jaxllm.train import prepare
 from tests.experiments.test_generative_calibration import toy_dataset
 
 needs_data = pytest.mark.skipif(
@@ -69,7 +72,9 @@ def test_claims_and_the_split_of_the_gap_follow_the_scores():
     cell = dict(module=0.88, oracle=0.89, bayes=0.97, gap=-0.01, half=0.005, ridge=0.1, module_loss=0.3,
                 oracle_loss=0.3, bayes_loss=0.1)  # fmt: skip
     for better, holds in ((0.1, True), (-0.1, False)):
-        metrics, claims = tart_report.judge(config, {(8, 32, 10.0): cell}, made_up(config, better), {})
+        metrics, claims = tart_report.judge(
+            config, {(8, 32, 10.0): cell}, {"plain": cell}, made_up(config, better), {}
+        )
         by_name = {claim.claim: claim for claim in claims}
         assert by_name[next(name for name in by_name if "within 0.02" in name)].holds is True
         for said in ("no label an error", "likeliest label", "best of three calibrated"):
@@ -80,7 +85,7 @@ def test_claims_and_the_split_of_the_gap_follow_the_scores():
         assert metrics["gap/representation"] == pytest.approx(0.05)
         assert metrics["gap/reasoning"] == pytest.approx(0.10)
     far = dict(cell, gap=-0.05)
-    assert tart_report.judge(config, {(8, 32, 10.0): far}, made_up(config, 0), {})[1][0].holds is False
+    assert tart_report.judge(config, {}, {"plain": far}, made_up(config, 0), {})[1][0].holds is False
 
 
 def test_a_config_that_cannot_work_is_refused_in_a_sentence():
@@ -110,3 +115,14 @@ def test_the_debug_run_writes_its_report_and_keeps_what_it_measured(tmp_path):
     assert {path.name for path in tmp_path.glob("*.png")} == {
         "oracle.png", "tasks.png", "shots.png", "choices.png",
     }  # fmt: skip
+
+
+@pytest.mark.targets
+@pytest.mark.skipif(not targets.is_available("a100-40gb"), reason="needs the compiler of an A100")
+def test_the_paper_s_module_trains_within_an_a100():
+    run = tart.PRESETS["paper"]().module
+    job = prepare(
+        reasoner_task(run), run, optimizer=reasoner_optimizer(run), devices=targets.devices("a100-40gb")
+    )
+    forecast = targets.compile(job.steps[0][1], (job.shapes, job.batch_shapes), "a100-40gb")
+    assert forecast.fits and forecast.peak_bytes > 3 * 4 * run.module.num_params
