@@ -244,6 +244,7 @@ def _examine(
     if whole:
         found["map"] = space_study.predictions(states_PND[middle], places, "regions", seed)
         found["map"]["depth"] = middle
+        found["exchange"] = space_study.exchanged(states_PND[middle], places, seed)
     if subject.reads_on and (whole or subject.name.startswith(WORLD)):
         depths = depths_of(layers, config.edit_depths)
         settings = space_study.EditSettings(

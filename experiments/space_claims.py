@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from experiments.space_exchange import WAYS
 from experiments.space_study import ARMS, CONTROLS, SPLITS
 from jaxllm.interpret import bootstrap_interval
 from jaxllm.report import Claim, decide, markdown_table, t_interval
@@ -60,7 +61,7 @@ def mean_of(runs: list[dict], read: Callable[[dict], np.ndarray]) -> tuple[float
         means = [float(values.mean()) for values in found]
         return float(np.mean(means)), t_interval(means)
     [values] = found
-    countries = runs[0]["edits"]["country"]
+    countries = runs[0].get("edits", {}).get("country", ())
     blocks = countries if len(countries) == len(values) else None
     return float(values.mean()), bootstrap_interval(values, blocks)
 
@@ -105,6 +106,9 @@ def judge(name: str, runs: list[dict]) -> list[Claim]:
             over("away", "classified"), _PAPER, above=0)  # fmt: skip
         add("without blocks between, the same (what probe and classifier share)",
             over("away", "classified_here", between=False), _PAPER, above=0)  # fmt: skip
+    moved = lambda run, way: np.array(run["exchange"][way]["displacement"])
+    add("100 steps of the paper's own control, exchanged gradients, go at least half as far as its ascent",
+        mean_of(runs, lambda run: moved(run, "exchanged") / moved(run, "ascent")), at_least=0.5)  # fmt: skip
     for kind in runs[0]["peers"]:
         peers = [run["peers"][kind] for run in runs]
         add(f"R2 of a probe at half depth, regions held out, above the model's {kind} peer",
@@ -142,6 +146,12 @@ def summary(runs: list[dict]) -> dict[str, float]:
     found["similarity/kendall, without its diagonal"] = float(
         np.mean([run["similarity"]["kendall"]["score"] for run in runs])
     )
+    for way in WAYS:
+        one = [run["exchange"][way] for run in runs]
+        found[f"paper's {way}/displacement"] = float(np.mean([np.mean(x["displacement"]) for x in one]))
+        found[f"paper's {way}/loss after 10 steps, of that before"] = float(
+            np.mean([x["loss"][10] / x["loss"][0] for x in one])
+        )
     if "edits" in runs[0]:
         for figure in ("name", "greedy", "template", "classified"):
             read = lambda run: before(run, "towards", figure)  # noqa: B023

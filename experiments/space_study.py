@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
+from experiments.space_exchange import published_edits
 from experiments.space_places import Places, Prompts, prompts, spoken
 from jaxllm import interpret, models
 from jaxllm.data import Tokenizer
@@ -123,6 +124,15 @@ def predictions(states_ND: np.ndarray, places: Places, split: str, seed: int) ->
     return {
         name: [x.round(2).tolist() for x in pair] for name, pair in zip(("true", "said"), told, strict=True)
     }
+
+
+def exchanged(states_ND: np.ndarray, places: Places, seed: int, steps: int = 100) -> dict[str, dict]:
+    """Return how far the paper's own edits move places that its probe has not seen."""
+    held, _ = held_out(places, "regions", seed)
+    known, rows = ~held, np.flatnonzero(held)
+    fit = interpret.fit_ridge(states_ND[known], places.vectors[known], penalties=PENALTIES)
+    rows = np.random.default_rng([seed, 65]).permutation(rows)[:200]
+    return published_edits(fit.probe, states_ND[rows], places.vectors[rows], steps)
 
 
 def similarities(

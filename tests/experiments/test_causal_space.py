@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from experiments import causal_space, space_claims, space_places, space_study, space_world
+from experiments.space_exchange import published_edits
 from experiments.space_plots import outline
 from jaxllm import data, interpret, models
 from jaxllm.errors import UserError
@@ -161,6 +162,23 @@ def test_edits_are_read_as_a_whole_run_with_the_state_exchanged(tiny):
     assert len(found["edits"]) == 2 * 3 * 5 and all(len(e["name"]) == len(chosen) for e in found["edits"])
     last = [e for e in found["edits"] if e["depth"] == 2]  # no block reads what is edited there
     np.testing.assert_allclose(last[0]["name"], found["before"]["name"], atol=1e-4)
+
+
+def test_the_papers_control_climbs_as_ascent_does():
+    """The spec's algebra: with equal singular values a pair's summed error grows by 1 + a, a = 0.224."""
+    draw = np.random.default_rng(0)
+    w = np.linalg.qr(draw.normal(size=(400, 3)))[0]
+    x, target = draw.normal(size=(60, 400)) * 100, draw.normal(size=(60, 3)) * 30
+    probe = interpret.LinearProbe(w, np.zeros(3))
+    found = published_edits(probe, x, target, 3)
+    assert found["descent"]["loss"][1] / found["descent"]["loss"][0] == pytest.approx(267 / 443, abs=0.02)
+    error = x @ w - target
+    summed = error + error[np.arange(60) ^ 1]
+    a = 1 - np.sqrt(267 / 443)
+    grown = np.mean((summed * (1 + a) ** 3 / 2) ** 2) + np.mean(((error - summed / 2) * (1 - a) ** 3) ** 2)
+    assert found["exchanged"]["loss"][3] == pytest.approx(grown, rel=0.15)  # the norm is kept besides
+    far = {way: np.mean(one["displacement"]) for way, one in published_edits(probe, x, target, 40).items()}
+    assert far["exchanged"] > 0.7 * far["ascent"] > 2 * far["descent"]
 
 
 def test_an_encoder_is_asked_for_no_next_word(tiny):
