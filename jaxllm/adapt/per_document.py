@@ -1,8 +1,9 @@
 """Test-time training: a copy of a model for each document, trained on its neighbours, then forgotten.
 
 Hardt and Sun, "Test-Time Training on Nearest Neighbors for Large Language Models" (arXiv 2305.18466). One
-`lax.scan` takes the steps, one for each chunk of each neighbour, and scores the document between them. The
-parameters are an argument that nothing writes to, so that forgetting is not keeping the result.
+`lax.scan` goes through the numbers of neighbours after which the document is scored; inside it a loop takes
+the steps between them, one for each chunk of each neighbour. Nothing writes to the parameters, so that to
+forget is not to keep the result.
 """
 
 import dataclasses
@@ -62,7 +63,7 @@ class Adapted(NamedTuple):
     after: tuple[int, ...]  # E numbers of neighbours; one that has fewer is scored after all of its own
     steps: np.ndarray  # int [N], that were taken
     cut: np.ndarray  # bool [N], where most_seconds left steps out
-    seconds: float  # of all documents, compilation apart
+    seconds: float  # of all documents; what compiling took is left out where there are several
 
 
 def adapt_and_score(
@@ -89,8 +90,8 @@ def adapt_and_score(
       neighbours: of each document, the ids of its neighbours, nearest first as in the paper.
       how: learning rate, what is trained, chunks.
       after: numbers of neighbours after which the document is scored.
-      together: documents that a device trains at once, each with its copy of what is trained; a step that
-        only some of them take costs as much as one that all do.
+      together: documents that a device trains at once, each with its copy of what is trained; all wait for
+        the one with the most steps.
       mesh: whose devices share the documents; parameters are on each.
       progress: show a bar.
 
@@ -99,23 +100,23 @@ def adapt_and_score(
     """
     window, after = _check(config, documents, neighbours, how, after, together, mesh)
     most, chunks = max(after), [_chunks(some, window, how.most_chunks) for some in neighbours]
-    slots = max([1, *(len(c) for each in chunks for c in each[:most])])
+    steps = np.array([sum(map(len, each[:most])) for each in chunks])
     windows = max(len(rolling_windows(len(ids), window)) for ids in documents)
-    plan = _Plan(most, slots, windows, window, tuple(after))
+    plan = _Plan(max(1, int(steps.max())), windows, window, tuple(after))
     run = _Runner(config, params, how, plan, together, mesh)
     limit = None if how.most_seconds is None else run.steps_within(how.most_seconds, documents[0], chunks)
-    group = together * (1 if mesh is None else mesh.size)
-    steps = np.array([sum(map(len, each[:most])) for each in chunks])
     cut = np.zeros(len(documents), bool) if limit is None else steps > limit
-    totals, seconds = np.zeros((len(documents), len(after))), 0.0
-    run.compile(group)
+    totals, seconds, group = np.zeros((len(documents), len(after))), {}, run.group
     for start in tqdm(range(0, len(documents), group), desc="documents", disable=not progress):
         numbers = range(start, min(start + group, len(documents)))
-        begun = time.perf_counter()
+        begun, programs = time.perf_counter(), _program._cache_size()
         totals[numbers] = run([documents[n] for n in numbers], [chunks[n] for n in numbers], numbers, limit)
-        seconds += time.perf_counter() - begun
+        compiled = _program._cache_size() > programs
+        seconds.setdefault(compiled, []).append(time.perf_counter() - begun)
+    count = sum(map(len, seconds.values()))
     taken = steps if limit is None else np.minimum(steps, limit)
-    return Adapted(totals, tuple(after), taken, cut, seconds)
+    usual = float(np.mean(seconds.get(False) or seconds[True])) * count
+    return Adapted(totals, tuple(after), taken, cut, usual)
 
 
 def score_adapted_texts(
@@ -175,8 +176,7 @@ def split_document(ids: Sequence[int], most: int) -> tuple[list[int], list[int]]
 class _Plan(NamedTuple):
     """The shapes that all documents of a call share."""
 
-    neighbours: int
-    slots: int  # chunks of a neighbour
+    steps: int  # of the document with the most
     windows: int  # of a document
     window: int
     after: tuple[int, ...]
@@ -231,72 +231,57 @@ class _Runner:
         # What does not change the program does not compile it again.
         fixed = dataclasses.replace(how, learning_rate=1.0, most_seconds=None, seed=0, most_chunks=None)
         self.static = config, self.view, fixed, plan, together, mesh
-        rate = jnp.asarray(how.learning_rate, jnp.float32)
-        # Placed as what a document returns: else the second document, with a carried state, compiles again.
-        state = _optimizer(how, 1.0).init(self.trained)
+        self.group = together * (1 if mesh is None else mesh.size)
+        self.rate, self.state = jnp.asarray(how.learning_rate, jnp.float32), None
         if mesh is not None:
             whole = NamedSharding(mesh, PartitionSpec())
             self.trained, self.frozen = jax.device_put((self.trained, self.frozen), whole)
-        self.state = jax.device_put(state, jax.tree.leaves(self.trained)[0].sharding)
-        ends = np.full(plan.neighbours * plan.slots, -1, np.int32)
-        for place, number in enumerate(plan.after):
-            if number:
-                ends[number * plan.slots - 1] = place
-        self.shared = rate, jnp.asarray(ends)
+        if how.optimizer == "carried":
+            # Placed as what a document returns: else the second document would compile again.
+            state = _optimizer(how, 1.0).init(self.trained)
+            self.state = jax.device_put(state, jax.tree.leaves(self.trained)[0].sharding)
 
     def __call__(self, documents, chunks, numbers, limit=None) -> np.ndarray:
-        """Return the log-probabilities [B, E] of some documents; those that fill the group are dropped."""
-        group = self.together * (1 if self.mesh is None else self.mesh.size)
+        """Return the log-probabilities [B, E] of some documents, a group at most."""
+        missing = self.group - len(documents)
         packed = [self._pack(ids, some, limit) for ids, some in zip(documents, chunks, strict=True)]
-        packed += [packed[-1]] * (group - len(packed))
+        packed += [packed[-1]] * missing
         key = jax.random.key(self.how.seed)
-        keys = jnp.stack([jax.random.fold_in(key, n) for n in (*numbers, *[0] * (group - len(documents)))])
+        keys = jnp.stack([jax.random.fold_in(key, n) for n in (*numbers, *[0] * missing)])
         arrays = [np.stack(each) for each in zip(*packed, strict=True)]
-        totals, state = _program(
-            *self.static, self.trained, self.frozen, self.state, self.shared, keys, *arrays
-        )
-        if self.how.optimizer == "carried":
-            self.state = state
+        given = self.trained, self.frozen, self.state, self.rate, keys, *arrays
+        totals, self.state = _program(*self.static, *given)
         return np.asarray(totals, np.float64).sum(-1)[: len(documents)]
-
-    def compile(self, group: int) -> None:
-        """Compile; take no step and score nothing."""
-        kept = self.state
-        self([[0]] * group, [[]] * group, range(group))
-        self.state = kept
 
     def steps_within(self, seconds: float, document, chunks) -> int:
         """Return how many steps a document can take in some seconds, measured on one."""
         some = next((each for each in chunks if any(each)), None)
         if some is None:
             return 0
-        kept, taken = self.state, []
-        for steps in (0, 0, 3):
+        kept, taken, chunk = self.state, [], next(c for each in some for c in each)
+        count = min(3, self.plan.steps)
+        for steps in (0, 0, count):  # the first compiles
             begun = time.perf_counter()
-            chunk = next(c for each in some for c in each)
-            self([document], [[[chunk]] * min(steps, self.plan.neighbours)], [0])
+            self([document], [[[chunk] * steps]], [0])
             taken.append(time.perf_counter() - begun)
         self.state = kept
-        step = max(taken[2] - taken[1], 1e-6) / min(3, self.plan.neighbours)
+        step = max(taken[2] - taken[1], 1e-6) / count
         return max(0, int((seconds - taken[1]) / (1.1 * step)))
 
     def _pack(self, ids, chunks, limit):
         plan = self.plan
-        tokens_ST = np.zeros((plan.neighbours * plan.slots, plan.window), np.int32)
-        lengths_S, taken = np.zeros(len(tokens_ST), np.int32), 0
-        for number, parts in enumerate(chunks[: plan.neighbours]):
-            for slot, part in enumerate(parts):
-                if limit is not None and taken >= limit:
-                    break
-                place, taken = number * plan.slots + slot, taken + 1
-                tokens_ST[place, : len(part)], lengths_S[place] = part, len(part)
+        tokens_ST, lengths_S = np.zeros((plan.steps, plan.window), np.int32), np.zeros(plan.steps, np.int32)
+        parts = [part for each in chunks[: plan.after[-1]] for part in each][:limit]
+        for place, part in enumerate(parts):
+            tokens_ST[place, : len(part)], lengths_S[place] = part, len(part)
+        ends_E = [min(len(parts), sum(map(len, chunks[:count]))) for count in plan.after]
         windows_WU = np.zeros((plan.windows, plan.window + 1), np.int32)
         scored_WT = np.zeros((plan.windows, plan.window), np.float32)
         for row, one in enumerate(rolling_windows(len(ids), plan.window)):
             count = one.end - one.begin
             windows_WU[row, :count] = ids[one.begin : one.end]
             scored_WT[row, count - 1 - one.scored : count - 1] = 1
-        return tokens_ST, lengths_S, windows_WU, scored_WT
+        return tokens_ST, lengths_S, np.array(ends_E, np.int32), windows_WU, scored_WT
 
 
 class _Whole(NamedTuple):
@@ -325,34 +310,35 @@ def _optimizer(how, learning_rate) -> optax.GradientTransformation:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4, 5))
-def _program(
-    config, view, how, plan, together, mesh, trained, frozen, state, shared, keys_B, tokens_BST, lengths_BS,
-    windows_BWU, scored_BWT,
-):  # fmt: skip
-    """Return (log-probabilities [B, E, W], the last document's optimizer state)."""
+def _program(config, view, how, plan, together, mesh, trained, frozen, state, rate, *arrays):
+    """Return (log-probabilities [B, E, W], the optimizer's state to carry on, or None).
+
+    Args:
+      arrays: keys [B], tokens [B, S, T], lengths [B, S], ends [B, E], windows [B, W, T + 1],
+        scored [B, W, T].
+    """
     one = functools.partial(_one_document, config, view, how, plan)
-    given = (trained, frozen, state, shared)
 
     def some(given, *arrays):
-        if together == 1:
-            totals, state = one(*given, *(x[0] for x in arrays))
-            return totals[None], state
-        return jax.vmap(functools.partial(one, *given))(*arrays)
+        if together > 1:
+            return jax.vmap(functools.partial(one, *given))(*arrays)
+        totals_EW, state = one(*given, *(x[0] for x in arrays))
+        return totals_EW[None], state
 
-    arrays = keys_B, tokens_BST, lengths_BS, windows_BWU, scored_BWT
+    given = trained, frozen, state, rate
     if mesh is None:
         return some(given, *arrays)
     split, whole = PartitionSpec(mesh.axis_names), PartitionSpec()
     on_part = lambda given, *arrays: some(given, *arrays)[0]
     specs = dict(in_specs=(whole, *[split] * len(arrays)), out_specs=split)
-    return jax.shard_map(on_part, mesh=mesh, check_vma=False, **specs)(given, *arrays), state
+    return jax.shard_map(on_part, mesh=mesh, check_vma=False, **specs)(given, *arrays), None
 
 
 def _one_document(
-    config, view, how, plan, trained, frozen, state, shared, key, tokens_ST, lengths_S, windows_WU, scored_WT
+    config, view, how, plan, trained, frozen, state, rate, key, tokens_ST, lengths_S, ends_E, windows_WU,
+    scored_WT,
 ):  # fmt: skip
-    rate, ends_S = shared
-    optimizer = _optimizer(how, rate)
+    optimizer, carried = _optimizer(how, rate), state is not None
 
     def score(trained):
         params = view(trained, frozen, None)
@@ -368,30 +354,24 @@ def _one_document(
 
         return jax.lax.map(unless_padding, (windows_WU, scored_WT))
 
-    def step(trained, state, tokens_T, length, key):
-        mask_T = jnp.arange(1, plan.window, dtype=jnp.int32) < length
+    def step(number, carry):
+        trained, state = carry
+        tokens_T, at = tokens_ST[number], jax.random.fold_in(key, number)
+        mask_T = jnp.arange(1, plan.window, dtype=jnp.int32) < lengths_S[number]
 
         def loss(trained):
-            params = view(trained, frozen, key)
-            options = dict(mask=mask_T[None], key=key)
+            params = view(trained, frozen, at)
+            options = dict(mask=mask_T[None], key=at)
             return models.loss(config, params, tokens_T[None, :-1], tokens_T[None, 1:], **options)[0]
 
         updates, state = optimizer.update(jax.grad(loss)(trained), state, trained)
         return optax.apply_updates(trained, updates), state
 
-    def slot(carry, given):
-        trained, state, totals_EW = carry
-        number, tokens_T, length, end = given
-        keep = lambda trained, state, *_: (trained, state)
-        at = jax.random.fold_in(key, number)
-        trained, state = jax.lax.cond(length > 1, step, keep, trained, state, tokens_T, length, at)
-        scored = lambda: totals_EW.at[end].set(score(trained))
-        return (trained, state, jax.lax.cond(end >= 0, scored, lambda: totals_EW)), None
+    def steps_and_score(carry, given):
+        carry = jax.lax.fori_loop(*given, step, carry)
+        return carry, score(carry[0])
 
-    totals_EW = jnp.zeros((len(plan.after), plan.windows), jnp.float32)
-    if plan.after[0] == 0:
-        totals_EW = totals_EW.at[0].set(score(trained))
-    numbers_S = jnp.arange(len(lengths_S), dtype=jnp.int32)
-    given = numbers_S, tokens_ST, lengths_S, ends_S
-    (_, state, totals_EW), _ = jax.lax.scan(slot, (trained, state, totals_EW), given)
-    return totals_EW, state
+    begins_E = jnp.concatenate([jnp.zeros(1, jnp.int32), ends_E[:-1]])
+    carry = trained, state if carried else optimizer.init(trained)
+    (_, state), totals_EW = jax.lax.scan(steps_and_score, carry, (begins_E, ends_E))
+    return totals_EW, state if carried else None
