@@ -209,7 +209,7 @@ class Study:
 
     def __init__(self, config: TartConfig, reasoner: in_context.Reasoner):
         self.config, self.reasoner, self.tasks = config, reasoner, {}
-        self._apart, self._stacked = {}, {}
+        self._apart, self._stacked, self._vectors = {}, {}, {}
         for source in (*config.data, *config.many):
             data = load_task(source, config.most_words)
             pool, test = draw_pool(data, config.pool), draw_test(data, config.test)
@@ -236,14 +236,12 @@ class Study:
     def vectors(self, name: str, source: str) -> tuple[np.ndarray, np.ndarray]:
         """Return vectors of a task's texts by themselves, by the decoder or encoder: (pool, test items)."""
         texts = self.tasks[source]
-        path = self.path(f"vectors-{name}-{source}")
-        whole = keep_vectors(
-            path,
-            functools.partial(self.load, name),
-            getattr(self.config, name),
-            [*texts.pool, *texts.test],
-            256,
-        )
+        if (name, source) not in self._vectors:
+            self._vectors[name, source] = keep_vectors(
+                self.path(f"vectors-{name}-{source}"), functools.partial(self.load, name),
+                getattr(self.config, name), [*texts.pool, *texts.test], 256,
+            )  # fmt: skip
+        whole = self._vectors[name, source]
         return whole[: len(texts.pool)], whole[len(texts.pool) :]
 
     def order(self, source: str, seed: int, shots: int) -> np.ndarray:
@@ -265,13 +263,13 @@ class Study:
         """Return (config, parameters with layers apart, tokenizer) of the decoder or the encoder."""
         if name not in self._apart:
             model, params, tokenizer = self.stacked(name)
-            self._apart = {name: (model, jax.jit(models.layers_apart)(params), tokenizer)}  # one in memory
+            self._apart[name] = model, jax.jit(models.layers_apart)(params), tokenizer
         return self._apart[name]
 
     def stacked(self, name: str):
         """Return the same with layers stacked."""
         if name not in self._stacked:
-            self._stacked = {name: _load(getattr(self.config, name), name, self.tasks.values())}
+            self._stacked[name] = _load(getattr(self.config, name), name, self.tasks.values())
         return self._stacked[name]
 
     def _on_vectors(self, source, seed, shots) -> dict[str, float]:
