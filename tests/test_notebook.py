@@ -148,6 +148,21 @@ def test_understand_calibrates_and_keeps_the_order(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+def test_adapt_learns_from_neighbours(tmp_path, monkeypatch):
+    tokenizer = chat_tokenizer()
+    config = models.get_preset("llama-nano", vocab_size=tokenizer.vocab_size, context_length=192)
+    save_pretrained(tmp_path / "base", config, models.init(config, jax.random.key(0)), tokenizer)
+    monkeypatch.setenv("JAXLLM_BASE", str(tmp_path / "base"))
+    monkeypatch.setenv("JAXLLM_PRESET", "debug")
+    monkeypatch.setenv("JAXLLM_OUT", str(tmp_path / "out"))
+    text = run("adapt.ipynb", monkeypatch)
+    for kind in ("code", "addresses"):
+        curve = re.search(rf"{kind}: ([\d.]+) bits per byte, ([\d.]+) after 4 neighbours", text)
+        assert float(curve[2]) < float(curve[1])
+    assert re.search(r"copies of a document among its neighbours: \d+%", text)
+
+
+@pytest.mark.slow
 def test_tpu_trains_on_all_devices_and_goes_on_with_another_split(tmp_path, monkeypatch):
     monkeypatch.setenv("JAXLLM_PRESET", "debug")
     monkeypatch.setenv("JAXLLM_OUT", str(tmp_path / "run"))

@@ -269,10 +269,22 @@ def test_a_task_is_trained_as_shown(tmp_path, monkeypatch):
     assert Checkpoints("runs/regression/checkpoints").steps() == [1, 10, 100, 200]
 
 
+def test_a_copy_is_fitted_to_each_document_as_shown(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = models.get_preset("gpt2-nano", vocab_size=257, num_layers=1, embed_dim=16, num_heads=2,
+                               context_length=256)  # fmt: skip
+    model = config, models.init(config, jax.random.key(0)), load_tokenizer("bytes")
+    library = [f"{n} {'abc' * (n % 5 + 1)} {'xyz' * (n % 3)}" for n in range(24)]
+    shown = dict(model=model, library=library, documents=["abcabcabc", "xyz abc"])
+    shown["from_pretrained"] = lambda source: model
+    exec(python_block("from jaxllm.adapt"), shown)
+    assert all(some[2].bits_per_byte < some[0].bits_per_byte for some in shown["scores"])
+
+
 def test_every_block_of_python_is_run_by_a_test():
     arrays = "import jax, jax.numpy as jnp"
-    beginnings = ("from jaxllm.generate", "import wandb", "import jax\nfrom", "from jaxllm.text",
-                  f"{arrays}, numpy", f"{arrays}, optax")  # fmt: skip
+    beginnings = ("from jaxllm.generate", "import wandb", "from jaxllm.adapt", "import jax\nfrom",
+                  "from jaxllm.text", f"{arrays}, numpy", f"{arrays}, optax")  # fmt: skip
     assert [python_block(one) for one in beginnings] == blocks("python")  # the last in test_readme.py
 
 
