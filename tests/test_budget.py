@@ -11,6 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 TESTS = Path(__file__).parent
+CI = (ROOT / ".ci" / "run").read_text()
 MARKERS = ("slow", "torch", "targets", "gpu")  # that the default run deselects
 
 # What the fast suite keeps of each kind: a test, or the tests of a file that share one fixture. Processes
@@ -157,12 +158,19 @@ def test_no_smoke_test_is_slow():
 def test_each_marker_is_left_out_by_default_and_run_by_ci():
     options = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]
     [default] = re.findall(r"-m '([^']+)'", options["addopts"])
-    ci = (ROOT / ".ci" / "run").read_text()
-    assert "<!-- tests -->" in ci  # README's line, which names no marker
-    asked = [a or b for a, b in re.findall(r'-m (?:"([^"]+)"|(\w+))$', ci, re.MULTILINE)]
+    assert "<!-- tests -->" in CI  # README's line, which names no marker
+    asked = [a or b for a, b in re.findall(r'-m (?:"([^"]+)"|(\w+))$', CI, re.MULTILINE)]
     assert asked
     for flags in itertools.product((False, True), repeat=len(MARKERS)):
         test = dict(zip(MARKERS, flags, strict=True), smoke=False)
         assert eval(default, {}, test) == (not any(flags)), test
         if not test["gpu"]:  # which the machine of .ci/run has not
             assert any(eval(expression, {}, test) for expression in (default, *asked)), test
+
+
+@pytest.mark.parametrize("marker", ["slow", "torch", "targets"])
+def test_the_file_of_a_test_says_its_marker(marker):
+    """By which .ci/run finds the files that a stage imports."""
+    assert "marked slow" in CI and 'marked "torch|targets"' in CI
+    tests = ((path, test) for path, test in every_test() if marked(path, test, marker))
+    assert not {path.name for path, _ in tests if not re.search(rf"mark\.{marker}\b", path.read_text())}

@@ -115,16 +115,18 @@ def test_loss_and_gradients_match_float64(implementation, vocab_axis, options, i
     arrays = inputs(133, 24, 517, vocab_axis=vocab_axis, limited=bool(options))
     expected = in_float64(*arrays, vocab_axis=vocab_axis, **options)
     got = run(interpreted(implementation), arrays, vocab_axis=vocab_axis, **options)
+    assert {x.dtype.name for x in got} == {"float32"}
     assert_close(got, expected, TOLERANCE["float32"])
 
 
-@pytest.mark.parametrize("implementation", ["xla", *PALLAS])
-@pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float32", marks=pytest.mark.slow)])
-def test_dtypes(implementation, dtype, interpreted):
-    arrays = inputs(70, 40, 300, dtype=dtype)
+@pytest.mark.parametrize(
+    "implementation", ["xla", "pallas_tpu", pytest.param("pallas_gpu", marks=pytest.mark.slow)]
+)
+def test_gradients_have_the_type_of_their_inputs(implementation, interpreted):
+    arrays = inputs(70, 40, 300, dtype="bfloat16")
     got = run(interpreted(implementation), arrays)
-    assert [x.dtype for x in got] == ["float32"] * 3 + [dtype] * 2
-    assert_close(got, in_float64(*arrays), TOLERANCE[dtype])
+    assert [x.dtype for x in got] == ["float32"] * 3 + ["bfloat16"] * 2
+    assert_close(got, in_float64(*arrays), TOLERANCE["bfloat16"])
 
 
 @pytest.mark.slow
@@ -134,7 +136,7 @@ def test_dtypes(implementation, dtype, interpreted):
     limited=st.booleans(), z_loss=st.sampled_from([0.0, 0.3]),
 )  # fmt: skip
 @hypothesis.settings(
-    max_examples=5, deadline=None, derandomize=True,
+    max_examples=3, deadline=None, derandomize=True,
     suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
 )  # fmt: skip
 def test_any_shape(implementation, N, D, V, vocab_axis, limited, z_loss, interpreted):
@@ -150,7 +152,7 @@ def test_any_shape(implementation, N, D, V, vocab_axis, limited, z_loss, interpr
 @pytest.mark.parametrize(
     ("N", "V", "vocab_axis"),
     [(300, 517, 0)]
-    + [pytest.param(300, *case, marks=pytest.mark.slow) for case in ((517, 1), (512, 0), (512, 1))],
+    + [pytest.param(300, 512, 1, marks=pytest.mark.slow)],
 )
 def test_tpu_kernels_in_the_simulator(N, V, vocab_axis, interpreted, monkeypatch):
     blocks = pallas_tpu.Blocks(tokens=128, vocab=256, call_tokens=256)

@@ -147,9 +147,14 @@ def _dots(jaxpr, times=1):
                     yield from _dots(inner, repeat)
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float32", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("remat", ["none", "dots", "full"])
-@pytest.mark.parametrize("model", ["gpt2", "tinyllama-1.1b", "smollm2-135m"])
+SHAPES, REMATS = ("gpt2", "tinyllama-1.1b", "smollm2-135m"), ("none", "dots", "full")
+
+
+@pytest.mark.parametrize(
+    ("model", "remat", "dtype"),
+    [(model, remat, "bfloat16") for model in SHAPES for remat in REMATS]
+    + [pytest.param(*pair, "float32", marks=pytest.mark.slow) for pair in zip(SHAPES, REMATS, strict=True)],
+)
 def test_kept_bytes_are_what_autodiff_saves(model, remat, dtype):
     """Residuals of one layer, weights left out, by jax's own account: within 3 %."""
     config = models.get_preset(model, num_layers=1, vocab_size=100, dtype=dtype, remat=remat)
