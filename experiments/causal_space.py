@@ -23,6 +23,13 @@ specific to the map. All tokens of a country's name are scored. Besides:
 
 Cities: SimpleMaps' basic table (https://simplemaps.com/data/world-cities, CC BY 4.0), the paper's filter,
 9,249 of them; it lies in JAXLLM_DATA (see `real_data`).
+
+RESULT (29 November 2026, parts of the small run, on a busy machine). SmolLM2-135M, 1,500 cities, ridge at
+depth 15 of 30: R2 0.69 with cities held out at random, 0.68 with their regions (at the embeddings 0.51 and
+0.22: there the region's name is what is read), 0.13 with their countries. Of 24 places edited by 0.4 of
+their states' length at depths 10 and 20, given another place's coordinates, its country's name gains 1.5
+nats; along the controls 0.39 at most. Moved away a place loses 0.49 nats of its own, along the controls 0.20
+at most. At depth 25 nothing is left of either. Greedily the country is named by all its tokens for 58 %.
 """
 
 import functools
@@ -69,7 +76,7 @@ class CausalSpaceConfig(Config):
     displacements: tuple[Positive, ...] = (0.1, 0.4)  # of a state, in parts of its length
     edited: Count = 48  # places
     permutations: Count = 200
-    mlp_epochs: CountOrZero = 20  # 0: no MLP
+    mlp_epochs: CountOrZero = 50  # 0: no MLP
     similar: Count = 200  # places that are compared with each other
     steps: Count = 600  # of training, of each world's model
     world_cities: Count = 240
@@ -107,7 +114,7 @@ def _paper() -> CausalSpaceConfig:
         subjects=("EleutherAI/gpt-neo-1.3B", "EleutherAI/pythia-1.4b", "microsoft/deberta-v2-xlarge"),
         cities=100_000, peer_cities=2000, probe_depths=100, edit_depths=24,
         displacements=(0.05, 0.1, 0.2, 0.4, 0.8), edited=1700,
-        permutations=1000, mlp_epochs=50, similar=500, out="runs/causal-space-paper",
+        permutations=1000, similar=500, out="runs/causal-space-paper",
     )  # fmt: skip
 
 

