@@ -81,7 +81,7 @@ def tune_encoder(
         labels=tuple(names), eval_every=steps, save_every=steps, keep_best=0, keep_last=1, seed=seed,
         progress=False, out=str(out),
     )  # fmt: skip
-    labeller = train_labels(run, *labelled, start=tuple(encoder)).labeller
+    labeller = train_labels(run, *labelled, start=tuple(encoder), devices=jax.devices()[:1]).labeller
     return np.stack(labeller.log_probs(labelled[1].texts))
 
 
@@ -146,7 +146,8 @@ def tune_decoder(
     run = RunConfig(
         steps=steps, save_every=steps, keep_best=0, keep_last=1, seed=seed, progress=False, out=str(out)
     )
-    trained = train(task, run, optimizer=optax.adam(1e-3), views=(lora,), start=start)
+    alone = dict(devices=jax.devices()[:1])  # examples are too few to be split
+    trained = train(task, run, optimizer=optax.adam(1e-3), views=(lora,), start=start, **alone)
     predict = jax.jit(lambda tuned, frozen, *inputs: label_logits(lora(tuned, frozen, None), *inputs))
     rows, found = 16, []
     for at in range(len(examples), len(encoded), rows):

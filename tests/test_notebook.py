@@ -160,6 +160,7 @@ def test_adapt_learns_from_neighbours(tmp_path, monkeypatch):
         curve = re.search(rf"{kind}: ([\d.]+) bits per byte, ([\d.]+) after 4 neighbours", text)
         assert float(curve[2]) < float(curve[1])
     assert re.search(r"copies of a document among its neighbours: \d+%", text)
+    assert len(re.findall(r"^(?:0\.\d\d|1\.00) good: ", text, re.MULTILINE)) == 4  # TART's section
 
 
 @pytest.mark.slow
