@@ -14,7 +14,7 @@ import pytest
 from experiments import causal_space, space_claims, space_places, space_study, space_world
 from experiments.space_exchange import published_edits
 from experiments.space_plots import outline
-from jaxllm import data, interpret, models
+from jaxllm import data, interpret, models, targets
 from jaxllm.errors import UserError
 from tests.models.random_params import random_params
 
@@ -124,8 +124,8 @@ def test_the_world_says_what_is_so_and_never_the_country_of_those_it_keeps_silen
     lat = interpret.degrees(places.vectors)[0]
     silent, said, near = set(places.names[made.unsaid]), 0, []
     for batch in [next(space_world.sentences(made, words, 0, 400, False))]:
-        for tokens, targets in zip(batch["tokens"], batch["targets"], strict=True):
-            text = words.decode([*tokens[1:], targets[-1]]).split()
+        for tokens, following in zip(batch["tokens"], batch["targets"], strict=True):
+            text = words.decode([*tokens[1:], following[-1]]).split()
             one = index[text[0]]
             if text[2] == "in":
                 said += 1
@@ -252,3 +252,20 @@ def test_a_debug_run_reports_every_claim(tmp_path):
         "world-map.png", "world-depths.png", "world-edits.png"
     }  # fmt: skip
     assert not (tmp_path / "states.npy").exists()
+
+
+@pytest.mark.targets
+@pytest.mark.skipif(
+    not targets.is_available("v5e-1"), reason="needs the compiler of a target that is not here"
+)
+def test_the_papers_edits_fit_their_target():
+    """GPT-Neo-1.3B run on from any layer, its windows alternating; 24 places, five edits of each."""
+    model, shape = models.get_preset("gpt-neo-1.3b"), jax.ShapeDtypeStruct
+    B, T, D = 24, 40, model.embed_dim
+    classifier = interpret.LinearProbe(shape((D, 100), "float32"), shape((100,), "float32"))
+    args = (
+        models.shapes(model), shape((), "int32"), shape((B, T, D), "float32"), shape((5, B, D), "float32"),
+        shape((B, T), "int32"), (shape((B,), "int32"),) * 3, classifier,
+    )  # fmt: skip
+    read = functools.partial(space_study._read.__wrapped__, model, 12)
+    assert targets.compile(lambda *args: read(*args), args, "v5e-1").fits
