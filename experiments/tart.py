@@ -19,10 +19,11 @@ TabPFN, the peer, is not measured: its weights are on a hub that needs an accoun
 them. The paper's tables were not at hand: published figures stand only where its abstract has them.
 Everything measured is kept in OUT/cells; what was interrupted goes on.
 
-RESULT: the small run waits for a quiet machine. Parts of it (29 November 2026, 2 busy cores): the module, 1,750
-steps, stays below the best ridge by 0.076 +- 0.023 of accuracy at d = 8, k = 32, alpha = 10, and by 0.041 at
-alpha = 1; `plain`, the claim's, was not trained. MiniLM, four binary tasks, three seeds, 60 items: TART 0.65,
-0.70, 0.80 at 18, 32, 128 examples; a probe of the same 16 components 0.66, 0.72, 0.80; of all 0.66, 0.72, 0.78.
+RESULT: the small run waits for a quiet machine. Parts of it (29 November 2026, 2 busy cores): the module,
+1,750 steps, stays below the best ridge by 0.076 +- 0.023 of accuracy at d = 8, k = 32, alpha = 10, and by
+0.041 at alpha = 1; `plain`, the claim's, was not trained. MiniLM, four binary tasks, three seeds, 60 items:
+TART 0.65, 0.70, 0.80 at 18, 32, 128 examples; a probe of the same 16 components 0.66, 0.72, 0.80; of all
+dimensions 0.66, 0.72, 0.78.
 """
 
 import dataclasses
