@@ -320,7 +320,7 @@ def compiled_state(method, machine):
     return breakdown["parameters"] + breakdown["optimizer"]
 
 
-@pytest.mark.parametrize("machine", [available("v5e-1"), available("h100")])
+@pytest.mark.parametrize("machine", [available("h100")])
 def test_compiled_steps_are_compared_with_mixed_precision(machine, tmp_path):
     config = debug(seeds=(), compiled=(("gpt2-nano", machine, 8),), out=str(tmp_path))
     report = experiment.main(config)
@@ -330,9 +330,8 @@ def test_compiled_steps_are_compared_with_mixed_precision(machine, tmp_path):
             m[f"peak_gib/{case}/{rival}"] / m[f"peak_gib/{case}/bf16_sr"]
         )
         assert compiled_state("bf16_sr", machine) < 0.55 * compiled_state(rival, machine)
-        # At this size a TPU's peak is its program, and room that the compiler took and did not use.
-        if machine == "h100":
-            assert m[f"peak_gib/{case}/{rival}"] > m[f"peak_gib/{case}/bf16_sr"]
+        # On a TPU a peak at this size is its program, and room that the compiler took and did not use.
+        assert m[f"peak_gib/{case}/{rival}"] > m[f"peak_gib/{case}/bf16_sr"]
     memory, speed = report.claims
     assert memory.measured == pytest.approx(1 - 1 / m[f"ratio/memory/{case}/mixed_o1"])
     assert memory.holds == (memory.measured >= 0.3) and speed.holds == (speed.measured >= 1.54)

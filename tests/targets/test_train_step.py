@@ -69,9 +69,9 @@ def test_every_family_s_training_step_compiles(family, name):
         assert any("fsdp" in axis for axis in forecast.collective_bytes)
 
 
-@pytest.mark.parametrize("name", [available("v5e-4"), available("h100")])
+@pytest.mark.parametrize("name", [available("v5e-4")])
 def test_an_adapters_step_has_no_gradients_and_moments_of_what_is_frozen(name):
-    mesh = MeshConfig(fsdp=2, tensor=2) if name == "v5e-4" else MeshConfig()
+    mesh = MeshConfig(fsdp=2, tensor=2)
     model = models.get_preset("llama-nano", num_layers=4, embed_dim=256, vocab_size=4096)
     whole = run(model=model, mesh=mesh, seq_len=128)
     made = {
