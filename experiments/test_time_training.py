@@ -18,7 +18,8 @@ and baselines: neighbours in the context, their unigrams, dynamic evaluation, on
 Cut to fit 2 cores: the first 256 tokens of a neighbour (the paper: all of it), 60 texts of a domain in the
 index, two that are scored, one seed of training; intervals are over documents.
 
-RESULT: not yet run as a whole.
+RESULT: not yet run as a whole. A tiny part (29 November 2026, the small model after 60 steps, 4 texts of a
+domain in the index): bits after 3 neighbours over bits before 0.991 nearest first, 1.000 farthest first.
 """
 
 import time
@@ -170,7 +171,7 @@ def _subject(config: TestTimeConfig, name: str, trained: dict, out: Path, domain
         return study.Subject(name, model, how, config.smollm2_after), library
     if name == "stories":
         stories, half = tiny_stories(), config.index_texts
-        unseen = {f"{n}": texts for n, texts in domains.index.items()}
+        unseen = {n: texts[: max(1, half // 4)] for n, texts in domains.index.items()}
         tests = {n: texts[:1] for n, texts in domains.test.items()}
         mine = Domains(
             unseen | {"stories": stories[:half]}, tests | {"stories": stories[half : half + 12]}, tuple(tests)
