@@ -23,6 +23,17 @@ from tests.data.test_examples import chat_tokenizer
 ROOT = Path(__file__).parents[1]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def kernels_trace_for_this_cpu(tmp_path_factory):
+    """As tests do by conftest.py: implementations for other machines are a third of tracing."""
+    startup = tmp_path_factory.mktemp("ipython") / "profile_default" / "startup"
+    startup.mkdir(parents=True)
+    (startup / "cpu.py").write_text("from jaxllm_kernels import dispatch\ndispatch._WRITTEN_FOR.clear()\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("IPYTHONDIR", str(startup.parents[1]))
+        yield
+
+
 def run(name, monkeypatch, devices=1):
     """Run a notebook of colab/; return its printed text after checking that it drew a plot."""
     monkeypatch.setenv("PYTHONPATH", f"{ROOT}:{ROOT / 'kernels'}")
