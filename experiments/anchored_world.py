@@ -8,7 +8,6 @@ Its vocabulary is words, fewer than 200, in which the letter A of a choice is al
 is for GPT-2. Beside questions the text has plain sentences, many of which begin with that article.
 """
 
-import json
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -26,31 +25,19 @@ from experiments.anchored_questions import (
     Question,
     prompt,
 )
+from experiments.word_tokenizer import word_tokenizer
 from jaxllm import models, train
-from jaxllm.atomic import write_file
-from jaxllm.data import Tokenizer, load_tokenizer
+from jaxllm.data import Tokenizer
 
 SEQ_LEN = 72  # the longest document and the token that ends it
-_WORDS = """<|endoftext|> <unk> ? . : A B C D E Question Answer Choices The the a and went to gave is of left
+_WORDS = """? . : A B C D E Question Answer Choices The the a and went to gave is of left
     in middle leftmost rightmost Which number greater than met at took from has
     person place thing color""".split()
 
 
 def tokenizer(folder: Path) -> Tokenizer:
     """Write a tokenizer of the world's words into a folder and return it."""
-    words = [*_WORDS, *NAMES, *PLACES, *THINGS, *COLORS, *map(str, range(10, 100))]
-    content = {
-        "version": "1.0",
-        "added_tokens": [
-            {"id": 0, "content": "<|endoftext|>", "special": True, "single_word": False, "lstrip": False,
-             "rstrip": False, "normalized": False}
-        ],
-        "pre_tokenizer": {"type": "Whitespace"},
-        "model": {"type": "WordLevel", "unk_token": "<unk>",
-                  "vocab": {word: i for i, word in enumerate(words)}},
-    }  # fmt: skip
-    write_file(folder / "tokenizer.json", json.dumps(content).encode())
-    return load_tokenizer(folder / "tokenizer.json")
+    return word_tokenizer([*_WORDS, *NAMES, *PLACES, *THINGS, *COLORS, *map(str, range(10, 100))], folder)
 
 
 def sentence(draw: np.random.Generator) -> str:

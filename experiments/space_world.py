@@ -6,7 +6,6 @@ some regions no text says the country: whoever names it has placed them by their
 on the same sentences with a random city in place of each: the same words, and no map.
 """
 
-import json
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -16,11 +15,11 @@ import numpy as np
 import optax
 
 from experiments.space_places import Places
+from experiments.word_tokenizer import word_tokenizer
 from jaxllm import interpret, models, train
-from jaxllm.atomic import write_file
-from jaxllm.data import Tokenizer, load_tokenizer
+from jaxllm.data import Tokenizer
 
-_WORDS = "<|endoftext|> <unk> . is in near of north south east west".split()
+_WORDS = ". is in near of north south east west".split()
 AFTER = " is in"
 _LENGTH = 7  # of the longest sentence and the token that ends one
 
@@ -55,19 +54,7 @@ def make_world(cities: int, countries: int, seed: int) -> World:
 
 def world_tokenizer(world: World, folder: Path) -> Tokenizer:
     """Write a tokenizer of the world's words into a folder and return it."""
-    words = [*_WORDS, *world.places.names, *world.lands]
-    content = {
-        "version": "1.0",
-        "added_tokens": [
-            {"id": 0, "content": "<|endoftext|>", "special": True, "single_word": False, "lstrip": False,
-             "rstrip": False, "normalized": False}
-        ],
-        "pre_tokenizer": {"type": "Whitespace"},
-        "model": {"type": "WordLevel", "unk_token": "<unk>",
-                  "vocab": {word: i for i, word in enumerate(words)}},
-    }  # fmt: skip
-    write_file(folder / "tokenizer.json", json.dumps(content).encode())
-    return load_tokenizer(folder / "tokenizer.json")
+    return word_tokenizer([*_WORDS, *world.places.names, *world.lands], folder)
 
 
 def sentences(world: World, words: Tokenizer, seed: int, size: int, shuffled: bool) -> Iterator[dict]:
