@@ -51,7 +51,8 @@ def train_seen(
         steps=steps, seed=seed, out=str(out / f"{name}-seed-{seed}"), save_every=200, eval_every=steps,
         keep_best=0,
     )  # fmt: skip
-    return Pretrained(config, train.train(task, run, optimizer=optimizer).params, words)
+    trained = train.train(task, run, optimizer=optimizer, devices=jax.devices()[:1])
+    return Pretrained(config, trained.params, words)
 
 
 def _words(out: Path, texts: list[str], vocab: int) -> Tokenizer:

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 from tqdm import tqdm
 
 from jaxllm import models
@@ -237,9 +237,10 @@ class _Runner:
             whole = NamedSharding(mesh, PartitionSpec())
             self.trained, self.frozen = jax.device_put((self.trained, self.frozen), whole)
         if how.optimizer == "carried":
-            # Placed as what a document returns: else the second document would compile again.
-            state = _optimizer(how, 1.0).init(self.trained)
-            self.state = jax.device_put(state, jax.tree.leaves(self.trained)[0].sharding)
+            # All in one place, as what a document returns: else the second document would compile again.
+            given = self.trained, self.frozen, _optimizer(how, 1.0).init(self.trained)
+            [device] = jax.tree.leaves(given[2])[0].devices()
+            self.trained, self.frozen, self.state = jax.device_put(given, SingleDeviceSharding(device))
 
     def __call__(self, documents, chunks, numbers, limit=None) -> np.ndarray:
         """Return the log-probabilities [B, E] of some documents, a group at most."""
