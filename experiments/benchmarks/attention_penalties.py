@@ -10,6 +10,9 @@ bfloat16 products, layers computed again in the backward pass: plain, and with e
 `ratio/CASE/seconds` and `ratio/CASE/peak` are the penalised step over the plain one, by the compiler's own
 account. The copying penalty reads as many synthetic rows again, the syntactic one the same rows again.
 Compiled for these machines, not run on them.
+
+RESULT (29 November 2026): the paper's model takes 1.65 (v5e) and 2.2 (H100) times a plain step with either
+penalty, at 1.2 and 1.5 times its peak; GPT-2 small 3.2 and 4.4 times, 1.7 and 2.3 GiB in all.
 """
 
 import time
