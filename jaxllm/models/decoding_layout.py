@@ -63,7 +63,8 @@ def _views(layers) -> tuple:
     leaves, structure = jax.tree.flatten(layers)
 
     def parts(w):
-        place = w.sharding if w.committed else None
+        [device] = w.devices()  # of a mesh of one device too
+        place = device if w.committed else None
         return [jax.device_put(row, place, may_alias=True) for row in np.asarray(w)]
 
     return tuple(jax.tree.unflatten(structure, layer) for layer in zip(*map(parts, leaves), strict=True))

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxllm import models
+from jaxllm import models, parallel
 from tests.models.random_params import random_params
 
 TOKENS = np.random.default_rng(2).integers(0, 256, (2, 12))
@@ -79,15 +79,20 @@ def test_layers_that_are_apart_are_laid_out_as_stacked_ones_are():
     jax.tree.map(np.testing.assert_array_equal, stacked, apart)
 
 
-def test_a_stack_that_needs_no_cast_is_not_copied_and_outlives_a_step_that_takes_it():
+@pytest.mark.parametrize("place", ["by itself", "as a run leaves it"])
+def test_a_stack_that_needs_no_cast_is_not_copied_and_outlives_a_step_that_takes_it(place):
     config = models.get_preset("gpt2-nano")
     params = jax.tree.map(jax.numpy.array, random_params(config))
+    if place == "as a run leaves it":
+        mesh = parallel.make_mesh(parallel.MeshConfig(), jax.devices()[1:2])
+        params = jax.device_put(params, parallel.shardings(models.axes(config), params, mesh))
     stack = params["layers"]["mlp"]["in"]
     before = np.array(stack)
     laid_out = models.for_decoding(config, params)
     for layer, w in enumerate(laid_out["layers"]):
         offset = w["mlp"]["in"].unsafe_buffer_pointer() - stack.unsafe_buffer_pointer()
         assert offset == layer * stack[0].nbytes
+        assert w["mlp"]["in"].devices() == stack.devices()
     step = jax.jit(lambda layers: jax.tree.map(lambda w: w + 1, layers), donate_argnums=0)
     jax.block_until_ready(step(step(params["layers"])))
     del params, stack
