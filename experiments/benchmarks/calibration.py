@@ -11,6 +11,10 @@ cache copied to the rows, every row is fed, rows that have finished are dropped,
 logits of a query are computed. Draws differ, as random numbers do; the rate is of valid inputs a second.
 Memory is the largest resident set of the process, program and libraries included; `above_imports`: without.
 Needs torch and transformers (extra: torch), gguf, and the folder of real data that JAXLLM_DATA names.
+
+RESULT (29 November 2026, small, 2 idle cores): the whole job is done 1.49 times (1.48 to 1.50) as fast
+as transformers, draws 1.94 times, classifying 0.80 times, in 1.59 times its memory: short of the goals of 3
+and 0.5. Of 2.97 GB the weights are 0.54; drawing 32 rows adds 0.75, of which their caches are 0.19.
 """
 
 import json

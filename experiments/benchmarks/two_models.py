@@ -8,6 +8,9 @@ cache, suppresses what the expert raises (experiments.exposed) and takes the lik
 loop that a user writes in torch: both models' `forward` with a DynamicCache each, the same formula, the same
 weights, turn by turn so that a busy moment of the machine hits both. Greedy tokens must be the same. What the
 second model costs is measured beside the base alone. Needs torch and transformers (extra: torch) and gguf.
+
+RESULT (29 November 2026, small, on an idle machine of 2 cores): 1.96 times (1.76 to 1.97) the loop's tokens a
+second for one row and 1.53 times (1.50 to 1.56) for eight: short of the goal of 2. The tokens are the same.
 """
 
 import statistics
