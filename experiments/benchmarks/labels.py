@@ -9,6 +9,10 @@ all weights, and of an adapter with the head. Gains over the logistic model are 
 mean difference of right and wrong, with a normal 95 % interval. Reads text_classification/nltk of the folder
 of real data (sentence_polarity.zip, subjectivity.zip: Pang and Lee, as NLTK packs them); downloads 84 MB the
 first time.
+
+RESULT (29 November 2026, --examples 1200 --held-out 600 --steps 75, MR, one seed): accuracy 0.773 of all
+weights, 0.752 of LoRA, 0.730 logistic, 0.525 the commonest label; over the logistic model all weights gain
+0.043 (0.009 to 0.077), LoRA 0.022 (-0.011 to 0.054, undecided).
 """
 
 import time
