@@ -74,7 +74,7 @@ def read_states(subject: Subject, path: Path | None = None, tokens_per_batch: in
 
 
 def held_out(places: Places, split: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return (which places to hold out, bool [N]; groups of which none is split between folds)."""
+    """Return (which places are held out, bool [N]; each place's group, which folds keep whole)."""
     regions = np.array([f"{a}/{b or n}" for a, b, n in zip(places.countries, places.regions, places.names,
                                                          strict=True)])  # fmt: skip
     groups = {"cities": np.arange(len(regions)), "regions": regions, "countries": places.countries}[split]
@@ -115,7 +115,7 @@ def probe_scores(
 
 
 def predictions(states_ND: np.ndarray, places: Places, split: str, seed: int) -> dict[str, list]:
-    """Return where a ridge probe puts places that it has not seen, and where they are: degrees, for a map."""
+    """Return (predicted, true) degrees of the held-out places, by a ridge probe: what the map shows."""
     held, groups = held_out(places, split, seed)
     fit = interpret.fit_ridge(
         states_ND[~held], places.vectors[~held], groups=groups[~held], penalties=PENALTIES

@@ -107,7 +107,7 @@ def tune_decoder(
     """
     config, params, tokenizer = model
     labels = label_tokens(tokenizer, data.task)
-    shared = os.path.commonprefix(labels)  # what all labels begin with says nothing of which it is
+    shared = os.path.commonprefix(labels)  # a beginning that all labels have tells none from another
     firsts_Y = np.array([ids[len(shared)] for ids in labels])
     encoded = [
         [*tokenizer.encode(data.task.query(values)).tolist(), *shared] for values, _ in [*examples, *test]

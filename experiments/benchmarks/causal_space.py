@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from experiments.benchmarks.lens import LensConfig, _models
+from experiments.benchmarks.rivals import transformer_lens_models
 from experiments.grid import publish
 from jaxllm import interpret, models
 from jaxllm.cli.experiment import run_experiment
@@ -66,9 +66,9 @@ PRESETS = {"small": CausalSpeedConfig, "debug": _debug}
 def main(config: CausalSpeedConfig, preset: str = "custom") -> Report:
     """Compare numbers, speed and memory; write the report into `config.out`."""
     started = time.time()
-    shape = LensConfig(layers=config.layers, width=config.width, heads=config.heads,
-                       vocabulary=config.vocabulary, length=config.length)  # fmt: skip
-    bridge, (model, params) = _models(shape)
+    bridge, (model, params) = transformer_lens_models(
+        config.layers, config.width, config.heads, config.vocabulary, max(config.length, 64)
+    )
     draw = np.random.default_rng(0)
     tokens = draw.integers(0, config.vocabulary, (config.prompts, config.length)).astype(np.int32)
     moves = draw.normal(size=(config.arms, config.prompts, config.width)).astype(np.float32)

@@ -13,24 +13,19 @@ RESULT (29 November 2026, on a machine with other work, so ratios alone): 3.9 ti
 the final norm (3.2 to 4.7), 6.7 by components' own (5.0 to 7.8); the largest difference of any score 5e-6.
 """
 
-import copy
 import statistics
-import tempfile
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 import jax
 import numpy as np
 from tqdm import tqdm
 
+from experiments.benchmarks.rivals import transformer_lens_models
 from experiments.grid import publish
 from jaxllm.cli.experiment import run_experiment
 from jaxllm.config import Config, Count, UserPath
-from jaxllm.errors import UserError
 from jaxllm.interpret import component_scores
-from jaxllm.models.huggingface import params_from_state_dict
-from jaxllm.pretrained.config_file import read_config
 from jaxllm.report import Claim, Report, decide, t_interval
 
 _SOURCE = "issue: what a model says"
@@ -62,7 +57,9 @@ PRESETS = {"small": LensConfig, "debug": _debug}
 def main(config: LensConfig, preset: str = "custom") -> Report:
     """Compare scores and speed; write the report into `config.out`."""
     started = time.time()
-    theirs, (model, params) = _models(config)
+    theirs, (model, params) = transformer_lens_models(
+        config.layers, config.width, config.heads, config.vocabulary, max(config.length, 64)
+    )
     tokens = np.random.default_rng(0).integers(0, config.vocabulary, (config.prompts, config.length))
     token, other = 17, 42
     metrics, claims = {}, []
@@ -95,37 +92,6 @@ def main(config: LensConfig, preset: str = "custom") -> Report:
         claims=claims, seconds=time.time() - started,
     )  # fmt: skip
     return publish(report, config.out)
-
-
-def _models(config: LensConfig):
-    """Return (TransformerLens' model, ours) of the same random weights, no norm folded."""
-    try:
-        import torch
-        import transformers
-        from tokenizers import Tokenizer
-        from tokenizers.models import WordLevel
-        from transformer_lens import TransformerBridge
-    except ImportError as error:
-        raise UserError(f"the comparison needs the extras torch and parity: {error}") from error
-    torch.manual_seed(0)
-    shape = transformers.GPT2Config(
-        vocab_size=config.vocabulary, n_positions=max(config.length, 64), n_embd=config.width,
-        n_layer=config.layers, n_head=config.heads, architectures=["GPT2LMHeadModel"],
-    )  # fmt: skip
-    source = transformers.GPT2LMHeadModel(shape).eval()
-    words = WordLevel({"<unk>": 0, "<|endoftext|>": 1}, unk_token="<unk>")  # it asks for a tokenizer
-    tokenizer = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(words), eos_token="<|endoftext|>"
-    )
-    bridge = TransformerBridge.boot_transformers(
-        "gpt2", hf_model=copy.deepcopy(source), tokenizer=tokenizer, device="cpu"
-    )
-    bridge.enable_compatibility_mode(disable_warnings=True, fold_value_biases=False)
-    with tempfile.TemporaryDirectory() as folder:
-        shape.save_pretrained(folder)
-        ours, family = read_config(Path(folder, "config.json"), dtype="float32", param_dtype="float32")
-    tensors = {name: tensor.numpy() for name, tensor in source.transformer.state_dict().items()}
-    return bridge, (ours, params_from_state_dict(ours, family, tensors))
 
 
 def _rival_scores(bridge, tokens, token: int, other: int, norm: str):

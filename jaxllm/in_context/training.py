@@ -1,4 +1,4 @@
-"""The task of a module: synthetic problems, and the cross-entropy of every label that it has not seen yet."""
+"""The task that trains a module: synthetic problems; each label is predicted from the pairs before it."""
 
 import functools
 from dataclasses import dataclass

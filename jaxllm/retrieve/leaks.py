@@ -38,7 +38,7 @@ def shared_part(query: str, text: str, words: int = 8) -> float:
 def find_leaks(
     queries: Sequence[str], neighbours: Sequence[Sequence[str]], *, limit: float = 0.5, words: int = 8
 ) -> Leaks:
-    """Report queries of which one neighbour holds more than `limit`.
+    """Report the queries that a single neighbour repeats by more than `limit`.
 
     Args:
       queries: the documents that are scored.

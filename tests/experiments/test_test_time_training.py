@@ -86,7 +86,7 @@ def test_context_keeps_the_nearest_next_to_the_document(model):
 
 
 def made_results(draw, gain):
-    """Documents of which half are unseen, whose bits fall to `gain` of them at k = 20."""
+    """Made results: half of the documents are unseen, and 20 neighbours leave `gain` of their bits."""
     before = draw.uniform(900, 1100, 40)
     falls = np.linspace(0, 1, 4)[None] * np.where(np.arange(40)[:, None] % 2, *gain)
     near = -np.log(2) * before[:, None] * (1 - falls)

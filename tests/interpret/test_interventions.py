@@ -38,7 +38,7 @@ def test_every_edit_keeps_norms_and_goes_exactly_as_far(away):
 
 
 def test_a_walk_towards_a_target_ends_where_the_probe_is_nearest():
-    """By hand: the same walk, looked at after each of its steps, of which the best is where it ends."""
+    """By hand: the walk is run with 1, 2, ... steps, and ends after the one with the least error."""
     found = moved(1.0)["gradient"]
     size = np.linalg.norm(X, axis=1, keepdims=True)
     y, errors, chords = X.astype(np.float64), [], []
@@ -93,7 +93,7 @@ def test_errors_fall_towards_and_rise_away_and_a_network_is_a_probe_too():
 
 
 def test_an_oracle_that_reads_places_is_told_from_one_that_reads_something_else():
-    """Two read-outs of the same states, of which one uses what the probe finds: the verdict must differ.
+    """Of two read-outs of the same states one uses what the probe finds. Their verdicts must differ.
 
     Both break under large displacements; at matched ones only the first breaks more along the gradient.
     """
