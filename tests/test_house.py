@@ -26,6 +26,7 @@ MAY_IMPORT = {
     "interpret": {"models", "train"},  # small networks that probe states are trained like all else
     "quantize": {"models"},
     "retrieve": {"models", "data", "score"},
+    "reward": {"train", "generate", "models"},
     "score": {"generate", "models", "data"},
     "subnetwork": {"models"},
     "tiles": {"models", "optim"},

@@ -228,6 +228,8 @@ class _Loop:
     def _take(self, step: int) -> jax.Array:
         position = self.batches.state()
         with self._saving(step - 1, position):
+            if hasattr(self.batches, "follow"):
+                self.batches.follow(self.state.params)
             batch = self.run.put(_next(self.batches, step))
         with jax.profiler.StepTraceAnnotation("train", step_num=step):
             self.state, metrics = self.run.train_step_at(step - 1)(self.state, batch)

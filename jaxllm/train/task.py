@@ -58,7 +58,8 @@ class Task:
     axes: Any  # logical names of each parameter's axes, structured like the parameters
     # () -> this process's part of every batch, in order: pytrees of arrays whose first axis is split over the
     # devices. Endless. One with `state()` and `restore(state)` is put where it stood when a run goes on; of
-    # any other the batches already taken are drawn again.
+    # any other the batches already taken are drawn again. One with `follow(params)` is shown the parameters
+    # before each batch is taken, and may read them until it is: rollouts are drawn from them.
     batches: Callable[[], Iterator[Any]]
     loss: LossFunction
     # (params, mean_loss) -> numbers by name. The one named "loss" ranks checkpoints, lower is better.
