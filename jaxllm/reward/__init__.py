@@ -1,5 +1,7 @@
 """Rollouts and policy gradients for text, on the ordinary loop.
 
+Start with `policy_task`:
+
     task = policy_task(config, model, params, prompts, reward, end_id=tokenizer.eos_id)
     trained = train(task, config, optimizer=optax.adam(1e-5), start=params)
 

@@ -69,11 +69,11 @@ def policy_task(
     end_id: int,
     policy: Callable[[Any], Any] = lambda params: params,
     on_draw: Callable[[int, Rollouts, dict[str, float]], None] | None = None,
-    **changes: Any,
 ) -> Task:
     """Return the task of a policy that is trained to be rewarded: what `jaxllm.train.train` takes.
 
-    Its reward is r_i - kl sum_t (log p - log p_ref); see `PolicyConfig` for the rest.
+    Its reward is r_i - kl sum_t (log p - log p_ref); see `PolicyConfig` for the rest. Where only a part of
+    the model is trained, replace the task's `init`, `axes`, `frozen` and `frozen_axes` by the view's.
 
     Args:
       config: the run.
@@ -84,8 +84,6 @@ def policy_task(
       end_id: the token that ends a sequence.
       policy: what is trained -> the model's parameters; of an adapter `lambda x: lora.merge(x, base)`.
       on_draw: is told each draw: its number, the rollouts, and figures (reward, kl, entropy, length, ended).
-      changes: of the task's fields, where the parameters are not all of the model's: an adapter's `init`,
-        `axes`, `frozen`, `frozen_axes`.
 
     Raises:
       UserError: several processes; prompts that the model's context has no room for.
@@ -113,8 +111,8 @@ def policy_task(
         "advantages": jax.ShapeDtypeStruct((B,), float32),
     }
     draws = lambda: _Draws(config, model, reference, prompts, longest, reward, end_id, policy, on_draw)
-    given = dict(init=lambda key: models.init(model, key), axes=models.axes(model)) | changes
-    return Task(batches=draws, loss=loss, batch_shapes=shapes, **given)
+    init = lambda key: models.init(model, key)
+    return Task(init, models.axes(model), draws, loss, batch_shapes=shapes)
 
 
 class _Draws(Iterator[dict[str, np.ndarray]]):

@@ -1,5 +1,7 @@
 """Rollouts say what the model says of them, and a policy learns on the ordinary loop."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import optax
@@ -53,10 +55,11 @@ def run(out, told=None, view=None, **values):
         return train(task, config, optimizer=optax.adam(0.02), start=PARAMS, **ONE)
     start, frozen = view.begin(PARAMS, jax.random.key(0))
     task = policy_task(
-        config, MODEL, PARAMS, [[1], [3]], wants_twos, end_id=0, on_draw=told, init=view.init,
-        policy=lambda trained: view.merge(trained, frozen), axes=view.axes(), frozen=frozen,
-        frozen_axes=view.frozen_axes(),
+        config, MODEL, PARAMS, [[1], [3]], wants_twos, end_id=0, on_draw=told,
+        policy=lambda trained: view.merge(trained, frozen),
     )  # fmt: skip
+    part = dict(init=view.init, axes=view.axes(), frozen=frozen, frozen_axes=view.frozen_axes())
+    task = dataclasses.replace(task, **part)
     return train(task, config, optimizer=optax.adam(0.05), start=start, views=(view,), **ONE)
 
 
