@@ -29,6 +29,7 @@ MAY_IMPORT = {
     "reward": {"train", "generate", "models"},
     "score": {"generate", "models", "data"},
     "subnetwork": {"models"},
+    "synthetic": set(),
     "tiles": {"models", "optim"},
     "vocabulary": {"models", "data"},
     "text": {"train", *_TECHNIQUES, *_LOWER},

@@ -35,9 +35,11 @@ from jaxllm.models.parameters import axes, check_params, init, shapes
 from jaxllm.models.pooling import first_pool, mean_pool
 from jaxllm.models.presets import PRESETS, get_preset
 from jaxllm.models.sites import SITES, Sites
+from jaxllm.models.striped import MAMBAFORMER, StripedConfig
 from jaxllm.models.vocab_groups import VocabGroups
 
 __all__ = [
+    "MAMBAFORMER",
     "PRESETS",
     "SITES",
     "Context",
@@ -48,6 +50,7 @@ __all__ = [
     "MambaConfig",
     "ModelConfig",
     "Sites",
+    "StripedConfig",
     "VocabGroups",
     "apply",
     "axes",

@@ -44,6 +44,8 @@ def tensor_ways(config: models.LanguageModel) -> int:
     """Return the size that the tensor axis of a mesh must divide."""
     if isinstance(config, models.MambaConfig):
         return config.inner_dim
+    if isinstance(config, models.StripedConfig):
+        return math.gcd(config.num_heads, config.mlp_dim, config.inner_dim)
     heads = config.num_heads if isinstance(config, models.EncoderDecoderConfig) else config.num_kv_heads
     return math.gcd(heads, config.mlp_dim)
 
@@ -119,6 +121,15 @@ def _of_mamba(config: models.MambaConfig, seq_len: int, tensor: int = 1) -> list
     return [_traced_stack(config, "num_layers", seq_len, tensor, last, attend=0.0, blocks=1)]
 
 
+@stacks.register
+def _of_striped(config: models.StripedConfig, seq_len: int, tensor: int = 1) -> list[Stack]:
+    # Its last block may be any: the least that a last product is.
+    last, attention = 2 * config.embed_dim**2, config.pattern.count("attention")
+    attend = 4 * config.embed_dim * _CAUSAL_PART * seq_len * attention
+    blocks = len(config.pattern)
+    return [_traced_stack(config, "num_layers", seq_len, tensor, last, attend=attend, blocks=blocks)]
+
+
 def _traced_stack(config, field, seq_len, tensor, last, *, attend, blocks) -> Stack:
     stack = ("encoder", "layers") if field == "num_encoder_layers" else ("layers",)
     sizes = flat(models.shapes(config))
@@ -126,7 +137,8 @@ def _traced_stack(config, field, seq_len, tensor, last, *, attend, blocks) -> St
                 if path[: len(stack)] == stack]  # fmt: skip
     a = ITEMSIZE[config.dtype]
     moved = sum(math.prod(shape[:inputs]) + math.prod(shape[inputs:]) for shape, inputs in matrices)
-    stream = 4 if isinstance(config, models.MambaConfig) else a  # which a Mamba adds up in float32
+    wide = isinstance(config, models.MambaConfig | models.StripedConfig)
+    stream = 4 if wide else a  # which they add up in float32
 
     def kept(remat):
         if remat in KEEP_INPUTS:
