@@ -7,14 +7,16 @@ what is trained; the frozen rest has no gradient and no moments. A run takes it 
     trained = lora.init(jax.random.key(0))
     params = lora(trained, base_params, None)       # for models.apply; lora.merge(trained, base) for good
 
-`TrainOnly` trains parameters by name, `LastLayers` the last layers. `save_adapter` and `load_adapter` write
-and read peft's folders. `score_adapted_texts` trains a copy for each text on its neighbours, scores it and
+`TrainOnly` trains parameters by name, `LastLayers` the last layers; `add_tokens` adds tags to a vocabulary.
+`save_adapter` and `load_adapter` write and read peft's folders. `score_adapted_texts` trains a copy for each
+text on its neighbours, scores it and
 forgets: test-time training.
 """
 
 from jaxllm.adapt.last_layers import LastLayers
 from jaxllm.adapt.lora import Lora, LoraConfig
 from jaxllm.adapt.names import layer_matrices
+from jaxllm.adapt.new_tokens import add_tokens
 from jaxllm.adapt.peft import load_adapter, read_about, save_adapter
 from jaxllm.adapt.per_document import (
     Adapted,
@@ -33,6 +35,7 @@ __all__ = [
     "PerDocumentConfig",
     "TrainOnly",
     "adapt_and_score",
+    "add_tokens",
     "layer_matrices",
     "load_adapter",
     "read_about",

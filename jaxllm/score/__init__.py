@@ -18,6 +18,7 @@ from jaxllm.score.choices import Choice, label_log_probs, score_choices
 from jaxllm.score.combined import score_combined_choices
 from jaxllm.score.few_shot import FewShotTask, content_free_inputs, random_word_inputs
 from jaxllm.score.label_metrics import accuracy, macro_auroc, macro_f1
+from jaxllm.score.opinions import fill_template, polarisation, read_opinions
 from jaxllm.score.prior import Prior, estimate_prior, uniform_prior
 from jaxllm.score.prompted import FewShotPrompt
 from jaxllm.score.prototypes import Prototypes, assign_prototypes, fit_prototypes
@@ -41,14 +42,17 @@ __all__ = [
     "content_free_inputs",
     "divide_by_prior",
     "estimate_prior",
+    "fill_template",
     "fit_prototypes",
     "keep_as_given",
     "label_log_probs",
     "macro_auroc",
     "macro_f1",
     "map_sequences",
+    "polarisation",
     "prepare",
     "random_word_inputs",
+    "read_opinions",
     "rolling_log_probs",
     "rolling_windows",
     "sample_inputs",
