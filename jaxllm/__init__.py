@@ -13,7 +13,7 @@ a run, `jaxllm.text.train(jaxllm.text.TrainConfig(data="my.txt"))`; or the comma
     subnetwork   random parts that grow       quantize    integer grids
     interpret    what goes on inside          parallel    meshes, shardings, the host's memory
     retrieve     texts to vectors, and their exact neighbours
-    reward       rollouts and policy gradients
+    reward       rollouts and policy gradients  punctuate   marks for text that has none
     in_context   classify embeddings from labelled examples, without training
     targets      compile and plan for a machine that is not here
     tiles        training as scheduled tile tasks

@@ -33,9 +33,10 @@ MAY_IMPORT = {
     "synthetic": set(),
     "tiles": {"models", "optim"},
     "vocabulary": {"models", "data"},
+    "punctuate": {"text", "train", "reward", "models", "data"},
     "text": {"train", *_TECHNIQUES, *_LOWER},
     "targets": {"text", "train", *_TECHNIQUES, *_LOWER},
-    "cli": {"targets", "text", "train", *_TECHNIQUES, *_LOWER},
+    "cli": {"punctuate", "targets", "text", "train", *_TECHNIQUES, *_LOWER},
 }
 NOWHERE = ("experiments", "flax.nnx", "tensorflow", "torch")  # in jaxllm and its kernels
 

@@ -17,6 +17,8 @@ _COMMANDS = {
     "chat": "talk with a chat model",
     "train_labels": "train an encoder to label texts, or their words",
     "label": "label texts with such an encoder",
+    "train_punctuator": "train an encoder to put marks into text",
+    "punctuate": "put marks into text that has none",
     "evaluate": "score a model on text, or on tasks of lm-evaluation-harness",
     "lm_eval": "lm-evaluation-harness's own command line, with `--model jaxllm`",
     "convert": "write a model as a Hugging Face folder",
@@ -32,7 +34,7 @@ def _main(argv: Sequence[str]) -> None:
     if not argv or argv[0] in ("-h", "--help"):
         print("usage: jaxllm COMMAND [options]\n")
         for name, what in _COMMANDS.items():
-            print(f"  {name:13} {what}")
+            print(f"  {name:17} {what}")
         print("\n`jaxllm COMMAND --help` shows a command's options and their defaults; `jaxllm --version`.")
         return
     if argv[0] in ("-V", "--version", "version"):

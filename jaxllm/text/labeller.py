@@ -1,5 +1,6 @@
 """An encoder with a head of labels, ready to say them of texts or of words."""
 
+import functools
 import os
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -11,7 +12,8 @@ from jax.experimental import multihost_utils
 
 from jaxllm import models
 from jaxllm.data import Labelled, Tokenizer
-from jaxllm.data.labelled import Text, check_texts, encode_texts, padded_batch, padded_length
+from jaxllm.data.labelled import EncodedText, Text, check_texts, encode_texts, padded_batch, padded_length
+from jaxllm.data.word_windows import encode_windows
 from jaxllm.errors import UserError
 from jaxllm.score import accuracy, macro_f1
 from jaxllm.text.load import is_run, load_model_and_tokenizer, saved_config
@@ -28,8 +30,10 @@ class Labeller:
       tokenizer: its tokenizer.
       longest: most tokens of a text; None: what the model has positions for, or its context_length.
       marked: which of a word's tokens carries its label.
-      long_texts: cut texts with more tokens, or refuse them; lists of words are never cut.
-      batch_size: texts that are read at once.
+      long_texts: cut texts with more tokens, or refuse them; lists of words are never cut: longer ones are
+        read in windows.
+      overlap: words that a window reads beyond its own, on either side.
+      batch_size: texts, or windows, that are read at once.
 
     Raises:
       UserError: a model without such a head.
@@ -44,6 +48,7 @@ class Labeller:
         longest: int | None = None,
         marked: Literal["first", "last"] = "first",
         long_texts: Literal["cut", "refuse"] = "cut",
+        overlap: int = 16,
         batch_size: int = 32,
     ):
         if not config.labels:
@@ -53,6 +58,7 @@ class Labeller:
         self.config, self.params, self.tokenizer = config, params, tokenizer
         self.longest = min(longest or config.context_length, config.most_positions or np.inf)
         self._marked, self._cut, self._rows = marked, long_texts == "cut", batch_size
+        self._overlap = overlap
 
     @classmethod
     def load(
@@ -89,23 +95,44 @@ class Labeller:
             raise UserError("texts is one string; give a list of them")
         texts = list(texts)
         check_texts(texts, self.of_words)
-        cut = self._cut and not self.of_words
-        encoded = encode_texts(
-            self.tokenizer, texts, longest=self.longest, of_words=self.of_words, marked=self._marked, cut=cut
-        )
-        found: list[Any] = [None] * len(texts)
+        if not self.of_words:
+            encoded = encode_texts(self.tokenizer, texts, longest=self.longest, cut=self._cut)
+            return [log_probs_C for _, log_probs_C in sorted(self._read(encoded), key=lambda one: one[0])]
+        windows, text_of = [], []
+        options = dict(longest=self.longest, overlap=self._overlap, marked=self._marked)
+        for number, words in enumerate(texts):
+            try:
+                some = encode_windows(self.tokenizer, words, **options)
+            except UserError as error:
+                raise UserError(f"{error} (in text {number})") from error
+            windows += [encoded for _, encoded in some]
+            text_of += [number] * len(some)
+        found = [np.zeros((len(words), len(self.config.labels)), np.float32) for words in texts]
+        for number, log_probs_TC in self._read(windows):
+            places = np.flatnonzero(windows[number].words_N >= 0)
+            found[text_of[number]][windows[number].words_N[places]] = log_probs_TC[places]
+        return found
+
+    def _read(self, encoded: Sequence[EncodedText]) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield (its number, its log-probabilities) of each text or window, batched by length."""
         order = np.argsort([len(one.ids_N) for one in encoded], kind="stable")
         for begin in range(0, len(order), self._rows):
-            rows = order[begin : begin + self._rows]
-            some = [encoded[row] for row in rows]
+            numbers = order[begin : begin + self._rows]
+            some = [encoded[number] for number in numbers]
             length = padded_length(max(len(one.ids_N) for one in some), self.longest)
-            batch = padded_batch(self.tokenizer, some, None, rows=self._rows, length=length)
-            log_probs = _log_probs(self.config, self.params, batch)
+            rows = min(self._rows, 1 << (len(some) - 1).bit_length())
+            batch = padded_batch(self.tokenizer, some, None, rows=rows, length=length)
+            log_probs = _log_probs(self.config, self._ready, batch)
             if not log_probs.is_fully_addressable:
                 log_probs = multihost_utils.process_allgather(log_probs, tiled=True)
-            for row, one, of_row in zip(rows, some, np.asarray(log_probs), strict=False):
-                found[row] = of_row[_places(one)] if self.of_words else of_row
-        return found
+            yield from zip(numbers, np.asarray(log_probs), strict=False)
+
+    @functools.cached_property
+    def _ready(self) -> Any:
+        # On a CPU a scan over stacked layers would copy each layer at every call.
+        if jax.default_backend() != "cpu" or jax.process_count() > 1 or models.is_apart(self.params):
+            return self.params
+        return jax.jit(models.layers_apart)(self.params)
 
     def predict(self, texts: Sequence[Text]) -> list[Any]:
         """Return the most probable label of each text, or a list of them, one a word; see `log_probs`."""
@@ -132,12 +159,6 @@ class Labeller:
         loss = -float(np.mean(log_probs_NC[np.arange(len(true_N)), true_N], dtype=np.float64))
         scores = dict(accuracy=accuracy(log_probs_NC, true_N), macro_f1=macro_f1(log_probs_NC, true_N))
         return {"loss": loss, **scores, "labels": len(true_N)}
-
-
-def _places(one) -> np.ndarray:
-    """Return the token of each word."""
-    places = np.flatnonzero(one.words_N >= 0)
-    return places[np.argsort(one.words_N[places], kind="stable")]
 
 
 @partial(jax.jit, static_argnames="config")
