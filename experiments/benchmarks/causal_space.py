@@ -11,7 +11,8 @@ blocks below all the same. Its states are centred, as its weights are. Both have
 timed, turn by turn. Then the states of 8,000 places of a small model are streamed into a mapped file, and the
 memory that this takes is measured. Extras: torch, parity.
 
-RESULT: not yet run on a quiet machine.
+RESULT (29 November 2026, small, 2 idle cores): 1.96 times TransformerLens' pipeline (1.76 to 2.32), short of
+the goal of 3; the largest difference of a state or log-probability is 3e-6.
 """
 
 import statistics
@@ -103,11 +104,13 @@ def main(config: CausalSpeedConfig, preset: str = "custom") -> Report:
                   measured=statistics.median(ratios), interval=t_interval(ratios),
                   holds=decide(t_interval(ratios), at_least=3))
         )  # fmt: skip
+    few, _ = _streamed(max(1, config.places // 4))
     streamed, mapped = _streamed(config.places)
-    metrics |= {"largest_difference": difference, "streamed/memory_mb": streamed, "streamed/file_mb": mapped}
+    metrics |= {"largest_difference": difference, "streamed/memory_mb": streamed, "streamed/file_mb": mapped,
+                "streamed/memory_of_a_quarter_mb": few}  # fmt: skip
     claims.append(
-        Claim(f"states of {config.places:,} places take less memory than half of their file, in MB", _SOURCE,
-              measured=streamed, holds=streamed < mapped / 2)
+        Claim(f"states of {config.places:,} places take less than 1.25 x the memory of a quarter of them",
+              _SOURCE, measured=streamed / few, holds=streamed < 1.25 * few)
     )  # fmt: skip
     report = Report(
         experiment="benchmarks/causal_space", preset=preset, config=vars(config), seeds=[], metrics=metrics,

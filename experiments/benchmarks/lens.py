@@ -9,8 +9,9 @@ keeps nothing but what the scores need, at the last position alone. By the final
 norms with its final norm on the same stacks: that is where every row's vector is written out. Both have
 answered once before they are timed, turn by turn. Extras: torch, parity.
 
-RESULT (29 November 2026, on a machine with other work, so ratios alone): 3.9 times its prompts a second by
-the final norm (3.2 to 4.7), 6.7 by components' own (5.0 to 7.8); the largest difference of any score 5e-6.
+RESULT (29 November 2026, small, 2 idle cores): 1.13 times its prompts a second by the final norm (0.99 to
+1.42), short of the goal of 3; 5.8 by components' own (5.2 to 6.0); the largest difference of any score 5e-6.
+With other work on the machine the ratios were 3.9 and 6.7.
 """
 
 import statistics

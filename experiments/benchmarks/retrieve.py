@@ -6,6 +6,9 @@ Search: 200,000 random vectors of 384, 50 neighbours of 1 and of 32 queries, aga
 Encoder: sentences of the embedded addresses, against sentence-transformers on torch, or where it is not
 installed transformers' model with mean pooling, in batches of 32 by length as it does. Contenders take turns
 in processes of their own. Extras: torch, parity; pip install sentence-transformers.
+
+RESULT (29 November 2026, small, 2 idle cores): 3.1 times faiss' searches a second for one query, 7.1 for 32,
+recall 1 of both; 1.19 times sentence-transformers' sentences a second, vectors within 2e-7.
 """
 
 import functools

@@ -24,7 +24,7 @@ from jaxllm.data.tokenizer import stop_ids
 from jaxllm.errors import UserError
 from jaxllm.score.few_shot import line_end_ids
 from jaxllm.score.prior import Prior, estimate_prior
-from jaxllm.score.prompted import FewShotPrompt
+from jaxllm.score.prompted import FewShotPrompt, bucket
 
 _STEPS = 32  # a call of the compiled program, between which the cache is moved
 _LEAST_SLOTS = 128
@@ -151,7 +151,7 @@ def sample_inputs(
 
 def bucket_of(live: int, longest: int) -> int:
     """Return the slots that hold the live tokens of a row and those of a call: few sizes."""
-    return max(_LEAST_SLOTS, 1 << (min(live, longest) + _STEPS - 1).bit_length())
+    return max(_LEAST_SLOTS, bucket(min(live, longest) + _STEPS))
 
 
 class _Machine(NamedTuple):
@@ -298,11 +298,11 @@ def _draw(logits_BV, key, s):
 
 
 def _moved(state: _State, by: int, *, slots: int) -> _State:
-    return state._replace(own=_move(state.own, np.int32(by), slots=slots))
+    move = _move_in_place if slots == state.own["valid"].shape[1] else _move
+    return state._replace(own=move(state.own, np.int32(by), slots=slots))
 
 
-@partial(jax.jit, static_argnames="slots")
-def _move(own, by, *, slots):
+def _without_first(own, by, *, slots):
     """Return a cache of so many slots without the first ones, which no row needs any more."""
 
     def keys(x):
@@ -319,6 +319,8 @@ def _move(own, by, *, slots):
     }  # fmt: skip
 
 
+_move = jax.jit(_without_first, static_argnames="slots")
+_move_in_place = jax.jit(_without_first, static_argnames="slots", donate_argnames="own")
 _logits = jax.jit(models.logits, static_argnums=0)
 
 
