@@ -11,8 +11,8 @@ Both have run once before they are timed, turn by turn. Needs JAXLLM_DATA and th
 
 RESULT (29 November 2026, 2 idle cores): the same head scores (2e-7) and surprisals (5e-5 bits) at 0.86 times
 the speed of the loop over heads (goal 5) and 0.97 times minicons' (goal 2). Both sides spend their time in
-the model's products, where torch is up to 1.2 times as fast on this CPU (`experiments.benchmarks.test_time`); the
-loop over heads costs torch 0.05 of 2.1 s, so there was never a factor of 5 in it.
+the model's products, where torch is up to 1.2 times as fast on this CPU (`experiments.benchmarks.test_time`).
+The loop over heads costs torch 0.05 of 2.1 s, so there was never a factor of 5 in it.
 """
 
 import statistics
