@@ -18,7 +18,7 @@ from jaxllm.score.choices import Choice, label_log_probs, score_choices
 from jaxllm.score.combined import score_combined_choices
 from jaxllm.score.few_shot import FewShotTask, content_free_inputs, random_word_inputs
 from jaxllm.score.label_metrics import accuracy, macro_auroc, macro_f1
-from jaxllm.score.opinions import fill_template, polarisation, read_opinions
+from jaxllm.score.opinions import SLOT, fill_template, polarisation, read_opinions
 from jaxllm.score.prior import Prior, estimate_prior, uniform_prior
 from jaxllm.score.prompted import FewShotPrompt
 from jaxllm.score.prototypes import Prototypes, assign_prototypes, fit_prototypes
@@ -29,6 +29,7 @@ from jaxllm.score.words import begins_word, word_surprisals
 
 __all__ = [
     "CALIBRATORS",
+    "SLOT",
     "Choice",
     "FewShotPrompt",
     "FewShotTask",
