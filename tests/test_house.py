@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "generate": {"models", "data"},
     "in_context": {"train", "pretrained", "generate", "score", "models", "data"},
     "pretrained": {"models", "data"},
-    "interpret": {"models", "train"},  # small networks that probe states are trained like all else
+    "interpret": {"models", "train", "data"},  # small networks that probe states are trained like all else
     "quantize": {"models"},
     "retrieve": {"models", "data", "score"},
     "reward": {"train", "generate", "models"},

@@ -20,11 +20,12 @@ import numpy as np
 from jaxllm import models
 from jaxllm.data import Tokenizer
 from jaxllm.data.bpe import HuggingFaceTokenizer
+from jaxllm.data.length_batches import length_batches
 from jaxllm.data.tokenizer import begin_ids
 from jaxllm.generate import Decoder
 from jaxllm.score import FewShotPrompt, FewShotTask
 from jaxllm.score.few_shot import Values
-from jaxllm.score.sequences import batches, check_ids, check_tokenizer
+from jaxllm.score.sequences import check_ids, check_tokenizer
 
 _TOKENS = 4096  # of a call of the model
 Example = tuple[Values, int]  # an input's texts, and the number of its label
@@ -123,20 +124,18 @@ def _span_means(config, params, rows: Sequence[_Row]) -> list[np.ndarray]:
     """Return the means of hidden states over the spans of each row: float32 [spans, D]."""
     check_ids(config, [row.ids for row in rows], "a prompt")
     found: list = [None] * len(rows)
-    for some, size, length in batches([len(row.ids) for row in rows], config.context_length, _TOKENS):
-        most = max(len(rows[number].spans) for number in some)
-        tokens_BT = np.zeros((size, length), np.int32)
-        mask_BT = np.zeros((size, length), np.int32)
-        spans_BST = np.zeros((size, most, length), np.float32)
-        for place, number in enumerate(some):
+    for batch in length_batches([len(row.ids) for row in rows], config.context_length, _TOKENS):
+        tokens_BT, mask_BT = batch.fill([row.ids for row in rows])
+        most = max(len(rows[number].spans) for number in batch.rows)
+        spans_BST = np.zeros((batch.size, most, batch.length), np.float32)
+        for place, number in enumerate(batch.rows):
             ids, ends, spans = rows[number]
-            tokens_BT[place, : len(ids)], mask_BT[place, : len(ids)] = ids, 1
             ends = np.array(ends)
             for span, (begin, end) in enumerate(spans):
                 inside = (ends > begin) & (ends <= end)
                 spans_BST[place, span, : len(ids)] = inside / max(1, inside.sum())
         means_BSD = np.asarray(_means(config, params, tokens_BT, mask_BT, spans_BST))
-        for place, number in enumerate(some):
+        for place, number in enumerate(batch.rows):
             found[number] = means_BSD[place, : len(rows[number].spans)]
     return found
 

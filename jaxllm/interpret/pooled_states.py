@@ -10,6 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 from jaxllm import models
+from jaxllm.data.length_batches import length_batches
 from jaxllm.errors import UserError, brief
 from jaxllm.interpret.forward_from import check_depth
 
@@ -61,29 +62,18 @@ def pooled_states(
     else:
         states_PND = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
     chosen_P = jnp.asarray(depths, jnp.int32)
-    order = np.argsort([-len(row) for row in rows], kind="stable")
     longest = config.most_positions or 2**31
-    start = 0
+    both = getattr(config, "causal", True) is False  # an encoder's tokens see padding on the right
     with tqdm(total=len(rows), desc="states", unit=" texts", disable=not progress) as bar:
-        while start < len(rows):
-            T = min(-(-len(rows[order[start]]) // 4) * 4, longest)
-            B = max(1, tokens_per_batch // T)
-            which = order[start : start + B]
-            # Much shorter texts are better off in a batch of their own length.
-            which = which[: max(1, sum(len(rows[row]) > 0.7 * T - 4 for row in which))]
-            B = min(B, -(-len(which) // 16) * 16)  # few shapes, few programs
-            tokens_BT, mask_BT = np.zeros((B, T), np.int32), np.zeros((B, T), np.int32)
-            weights_BT = np.zeros((B, T), np.float32)
-            for place, row in enumerate(which):
-                ids, (first, end) = rows[row], spans[row]
-                tokens_BT[place, : len(ids)], mask_BT[place, : len(ids)] = ids, 1
+        for batch in length_batches([len(row) for row in rows], longest, tokens_per_batch):
+            tokens_BT, mask_BT = batch.fill(rows)
+            weights_BT = np.zeros(tokens_BT.shape, np.float32)
+            for place, row in enumerate(batch.rows):
+                first, end = spans[row]
                 weights_BT[place, first:end] = 1 / (end - first)
-            mask_BT[len(which) :] = 1
-            both = getattr(config, "causal", True) is False  # an encoder's tokens see padding on the right
             found = _pooled(config, params, tokens_BT, mask_BT if both else None, weights_BT, chosen_P)
-            states_PND[:, which] = np.asarray(found)[:, : len(which)]
-            start += len(which)
-            bar.update(len(which))
+            states_PND[:, batch.rows] = np.asarray(found)[:, : len(batch.rows)]
+            bar.update(len(batch.rows))
     if path is not None:
         states_PND.flush()
     return states_PND

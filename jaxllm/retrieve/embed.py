@@ -14,9 +14,10 @@ from tqdm import tqdm
 from jaxllm import models
 from jaxllm.data import start_id
 from jaxllm.data.bpe import HuggingFaceTokenizer
+from jaxllm.data.length_batches import length_batches
 from jaxllm.data.padded import pad_id
 from jaxllm.errors import UserError
-from jaxllm.score.sequences import TOKENS_PER_BATCH, batches, check_tokenizer
+from jaxllm.score.sequences import TOKENS_PER_BATCH, check_tokenizer
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,15 +122,10 @@ class Encoder:
         vectors_RD = np.zeros((len(rows), self.width), np.float32)
         pad = pad_id(self.tokenizer)
         with tqdm(total=len(rows), desc="embedded", unit=" texts", disable=not progress) as bar:
-            for places, size, length in batches([len(ids) for ids in rows], self.longest, tokens_per_batch):
-                tokens_BT = np.full((size, length), pad, np.int32)
-                mask_BT = np.zeros_like(tokens_BT)
-                for at, place in enumerate(places):
-                    tokens_BT[at, : len(rows[place])] = rows[place]
-                    mask_BT[at, : len(rows[place])] = 1
-                vectors_BD = _embed(self.config, self._ready, tokens_BT, mask_BT, self.normalize)
-                vectors_RD[places] = np.asarray(vectors_BD)[: len(places)]
-                bar.update(len(places))
+            for batch in length_batches([len(ids) for ids in rows], self.longest, tokens_per_batch):
+                vectors_BD = _embed(self.config, self._ready, *batch.fill(rows, pad), self.normalize)
+                vectors_RD[batch.rows] = np.asarray(vectors_BD)[: len(batch.rows)]
+                bar.update(len(batch.rows))
         return vectors_RD, documents_R
 
     @functools.cached_property

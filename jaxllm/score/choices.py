@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxllm import models
+from jaxllm.data.length_batches import length_batches, padded_length
 from jaxllm.errors import UserError
-from jaxllm.score.sequences import TOKENS_PER_BATCH, batches, check_ids, padded, prepare, progress_bar
+from jaxllm.score.sequences import TOKENS_PER_BATCH, check_ids, prepare, progress_bar
 
 _BLOCK = 128  # tokens whose full logits are in memory at once
 
@@ -150,11 +151,9 @@ def _read_whole(config, params, contexts, choices, rows, tokens_per_batch):
     """Yield (which contexts, hidden states [R, T, D] of each context with its one continuation)."""
     sequences = [[*contexts[row], *choices[row][0][:-1]] for row in rows]
     lengths = [len(ids) for ids in sequences]
-    for picked, size, length in batches(lengths, config.context_length, tokens_per_batch):
-        tokens_RT = np.zeros((size, length), np.int32)  # padding on the right is seen by no token
-        for place, number in enumerate(picked):
-            tokens_RT[place, : lengths[number]] = sequences[number]
-        yield [rows[number] for number in picked], _trunk(config, params, tokens_RT)
+    for batch in length_batches(lengths, config.context_length, tokens_per_batch):
+        tokens_RT, _ = batch.fill(sequences)  # padding on the right is seen by no token
+        yield [rows[number] for number in batch.rows], _trunk(config, params, tokens_RT)
 
 
 class _Fork(NamedTuple):
@@ -171,22 +170,22 @@ def _forks(contexts, choices, which, tokens_per_batch) -> Iterator[tuple[list[in
     order = sorted(which, key=lambda row: -len(contexts[row]))
     while order:
         first = len(contexts[order[0]])
-        P = padded(max(1, first - 1))
+        P = padded_length(max(1, first - 1))
         rows, longest, count = [], 1, 0
         while order:
             row = order[0]
-            T = padded(max(longest, *map(len, choices[row])))
+            T = padded_length(max(longest, *map(len, choices[row])))
             forked = (count + len(choices[row])) * (P + T)
             differs = len(contexts[row]) < 0.8 * first
             if rows and (differs or max(forked, (len(rows) + 1) * P) > tokens_per_batch):
                 break
             rows.append(order.pop(0))
             longest, count = max(longest, *map(len, choices[row])), count + len(choices[row])
-        yield rows, _pack(contexts, choices, rows, P, padded(longest))
+        yield rows, _pack(contexts, choices, rows, P, padded_length(longest))
 
 
 def _pack(contexts, choices, rows, P, T) -> _Fork:
-    C, R = (padded(n, 1) for n in (len(rows), sum(len(choices[row]) for row in rows)))
+    C, R = (padded_length(n, 1) for n in (len(rows), sum(len(choices[row]) for row in rows)))
     prefix_CP, mask_CP = np.zeros((C, P), np.int32), np.zeros((C, P), bool)
     parent_R, inputs_RT, place = np.zeros(R, np.int32), np.zeros((R, T), np.int32), 0
     for number, row in enumerate(rows):
@@ -204,7 +203,7 @@ def _score_tokens(config, params, hidden_RTD, starts, continuations) -> list[Cho
     """Return what the hidden states say of a continuation a row, predicted from `start` on."""
     lengths = [len(one) for one in continuations]
     N = sum(lengths)
-    size = padded(N, 8) if N <= _BLOCK else -(-N // _BLOCK) * _BLOCK
+    size = padded_length(N, 8) if N <= _BLOCK else -(-N // _BLOCK) * _BLOCK
     row_N, place_N, target_N = (np.zeros(size, np.int32) for _ in range(3))
     row_N[:N] = np.repeat(np.arange(len(lengths)), lengths)
     place_N[:N] = np.concatenate([s + np.arange(n) for s, n in zip(starts, lengths, strict=True)])

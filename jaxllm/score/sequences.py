@@ -1,14 +1,15 @@
 """The log-probability of each token of given sequences, batched by length."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 from tqdm import tqdm
 
 from jaxllm import models
+from jaxllm.data.length_batches import length_batches
 from jaxllm.errors import UserError
 
 TOKENS_PER_BATCH = 4096  # that a call of the model computes, padding included
@@ -76,15 +77,13 @@ def map_sequences(
     results: list[Any] = [None] * len(sequences)
     with progress_bar(len(sequences), progress) as bar:
         lengths = [max(1, len(ids) - 1) for ids in sequences]
-        for rows, size, length in batches(lengths, config.context_length, tokens_per_batch):
-            tokens_BU = np.zeros((size, length + 1), np.int32)
-            for place, row in enumerate(rows):
-                tokens_BU[place, : len(sequences[row])] = sequences[row]
+        for batch in length_batches(lengths, config.context_length, tokens_per_batch):
+            tokens_BU, _ = batch._replace(length=batch.length + 1).fill(sequences)
             values = jax.device_get(function(tokens_BU))
-            for place, row in enumerate(rows):
+            for place, row in enumerate(batch.rows):
                 length = len(sequences[row]) - 1
                 results[row] = jax.tree.map(lambda x_BT: x_BT[place, :length], values)  # noqa: B023
-            bar.update(len(rows))
+            bar.update(len(batch.rows))
     return results
 
 
@@ -147,52 +146,6 @@ def prepare(config: models.LanguageModel, params) -> dict:
     if jax.default_backend() != "cpu":
         return params
     return params | {"layers": _layers_apart(params["layers"])}
-
-
-def padded(length: int, least: int = 4) -> int:
-    """Return the length that a row, or a batch, is padded to: by `least` - 1 or 12.5 % at most.
-
-    Examples:
-      >>> [padded(n) for n in (1, 33, 100, 1000)], [padded(n, 1) for n in (1, 3, 33)]
-      ([4, 36, 104, 1024], [1, 3, 36])
-    """
-    step = max(least, 2 ** max(0, length.bit_length() - 4))
-    return -(-length // step) * step
-
-
-class Batch(NamedTuple):
-    """Which rows share a call of the model, and the shape that they are padded to."""
-
-    rows: list[int]
-    size: int
-    length: int
-
-
-def batches(lengths: Sequence[int], longest: int, tokens_per_batch: int) -> Iterator[Batch]:
-    """Yield batches of rows of similar length, the longest first: memory fails at once.
-
-    Args:
-      lengths: of the rows.
-      longest: what no row is padded beyond.
-      tokens_per_batch: see `score_sequences`.
-
-    Examples:
-      >>> for batch in batches([5, 90, 100, 2, 99], longest=1024, tokens_per_batch=256): print(*batch)
-      [2, 4] 2 104
-      [1] 1 96
-      [0] 1 8
-      [3] 1 4
-    """
-    order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
-    while order:
-        first = lengths[order[0]]
-        length = min(padded(first), longest)
-        most = max(1, tokens_per_batch // length)
-        # Much shorter rows are better off in a batch of their own.
-        near = next((i for i, row in enumerate(order[:most]) if lengths[row] < 0.8 * first), most)
-        count = min(near, len(order))
-        yield Batch(order[:count], min(padded(count, 1), most), length)
-        order = order[count:]
 
 
 _layers_apart = jax.jit(lambda layers: models.layers_apart({"layers": layers})["layers"])

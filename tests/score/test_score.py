@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from jaxllm import data, models, score
+from jaxllm.data.length_batches import length_batches
 from jaxllm.errors import UserError
 from jaxllm.generate import Decoder
-from jaxllm.score.sequences import batches
 from tests.models.random_params import random_params
 
 TEXT = "a man, a plan - a canal: Panamá! and  more of the same text, to fill some windows"
@@ -228,7 +228,7 @@ def test_prepared_parameters_and_a_decoder_score_alike():
 def test_batches_hold_every_row_once_within_their_shape():
     lengths = np.random.default_rng(0).integers(1, 300, 200).tolist()
     seen, computed = [], 0
-    for batch in batches(lengths, longest=300, tokens_per_batch=1024):
+    for batch in length_batches(lengths, longest=300, tokens_per_batch=1024):
         assert len(batch.rows) <= batch.size and batch.size * batch.length <= 1024
         assert max(lengths[row] for row in batch.rows) <= batch.length <= 300
         seen += batch.rows
