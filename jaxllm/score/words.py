@@ -1,7 +1,7 @@
 """The surprisal of words, each of one token or several."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Literal
 
@@ -30,6 +30,7 @@ def word_surprisals(
     begin: int | None = None,
     stride: int | None = None,
     tokens_per_batch: int = TOKENS_PER_BATCH,
+    trunk: Callable | None = None,
 ) -> list[np.ndarray]:
     """Return -log p(word | the words before it) of each word of each text, float64.
 
@@ -54,6 +55,8 @@ def word_surprisals(
       stride: tokens between the windows that a text longer than the context is read in; None is half of the
         context. See `rolling_windows`.
       tokens_per_batch: see `score_sequences`.
+      trunk: (config, params, tokens) -> hidden states, in place of `models.trunk`: of a model that is changed
+        on its way, such as `functools.partial(interpret.hidden_without_head, layer=0, head=1)`.
 
     Raises:
       UserError: no tokenizer, an empty word or one with whitespace, a word without a token of its own, a
@@ -64,7 +67,7 @@ def word_surprisals(
     if not (base > 1 and math.isfinite(base)):
         raise UserError(f"base is {base}; it must be finite and above 1, such as 2 (bits)")
     check_tokenizer(tokenizer)
-    params = prepare(config, params)
+    params = prepare(config, params) if trunk is None else params
     begin = start_id(tokenizer) if begin is None else begin
     window = config.context_length
     stride = max(1, window // 2) if stride is None else stride
@@ -76,7 +79,7 @@ def word_surprisals(
     scores = map_sequences(
         config,
         [documents[d][w.begin : w.end] for d, w in windows],
-        partial(_score, config, params, begins_V=begins_V),
+        partial(_score, config, params, trunk=trunk or models.trunk, begins_V=begins_V),
         tokens_per_batch,
     )
     pieces: list[list] = [[] for _ in documents]
@@ -137,10 +140,10 @@ def _align(tokenizer, words: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     return ids, word_of
 
 
-@partial(jax.jit, static_argnames="config")
-def _score(config, params, tokens_BU, *, begins_V):
+@partial(jax.jit, static_argnames=("config", "trunk"))
+def _score(config, params, tokens_BU, *, trunk, begins_V):
     """Return (log-probability of each token, of a token that begins a word), [B, T] each."""
-    hidden_BTD = models.trunk(config, params, tokens_BU[:, :-1])
+    hidden_BTD = trunk(config, params, tokens_BU[:, :-1])
     log_probs_BT = models.token_log_probs(config, params, hidden_BTD, tokens_BU[:, 1:])
     if begins_V is None:
         return log_probs_BT, jnp.zeros_like(log_probs_BT)

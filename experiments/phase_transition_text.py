@@ -1,0 +1,369 @@
+"""The phase transition on real text, and people's reading times: induction heads, surprisal, PPP.
+
+    JAXLLM_DATA=DIR python -m experiments.phase_transition_text                    # small: 2 CPU cores
+    JAXLLM_DATA=DIR python -m experiments.phase_transition_text --preset debug     # seconds
+    JAXLLM_DATA=DIR python -m experiments.phase_transition_text --preset gpu       # one H100 or H200
+
+What `experiments.phase_transition` asks of a simulated reader, asked of Natural Stories and Provo. Models in
+GPT-2's shape are trained on real text of several kinds (mixed_texts.py); at log-spaced checkpoints
+
+- heads are scored, each beside its null: copying (prefix matching), previous token, syntactic governors
+  (UAS, UD English PUD); and the in-context-learning score, early minus late loss in a window;
+- every word's surprisal predicts reading times: psychometric predictive power, PPP, whole texts held out,
+  also with each word's number of sub-words among the controls, and in the published, shifted column.
+
+Arms: 1 and 2 layers at two batch sizes, the same tokens; 2 layers whose copying is penalised throughout. At
+the last checkpoint the head that copies most, and the one that copies least, are taken out. A run is kept in
+OUT/runs; `--train_only true --arms ... --seeds ...` trains some, in a process of its own, and a call without
+them reads what is there.
+
+Aoyama and Wilcox, Language Models Grow Less Humanlike beyond Phase Transition (arXiv 2502.18802): 768 wide,
+T 1024, CC-100, 10 billion tokens; the paper preset. Rotary positions and few wide heads, which copy sooner,
+are ours.
+
+RESULT: not yet run as a whole.
+"""
+
+import base64
+import functools
+import time
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import jax
+import numpy as np
+import optax
+
+from experiments import phase_text_report, reading_corpora
+from experiments.grid import check_seeds, publish, run_grid
+from experiments.mixed_texts import write_mixed_texts
+from experiments.reading_times import syntax
+from jaxllm import data, interpret, models
+from jaxllm.cli.experiment import run_experiment
+from jaxllm.config import Config, Count, NotNegative, Positive, Seed, UserPath
+from jaxllm.errors import UserError, unknown
+from jaxllm.kept_result import kept_result
+from jaxllm.models import ModelConfig, get_preset
+from jaxllm.report import Report
+from jaxllm.score import word_surprisals
+from jaxllm.train import Every, RunConfig, Task, to_dict, train
+
+# name -> what it changes: (layers, by what the batch is divided, whether copying is penalised)
+ARMS = {
+    "2 layers": (2, 1, False),
+    "2 layers, small batch": (2, 4, False),
+    "1 layer": (1, 1, False),
+    "1 layer, small batch": (1, 4, False),
+    "2 layers, copying penalised": (2, 1, True),
+}
+_SHORTEST = 8  # tokens of the penalised spans; the longest are half a context
+_STEPS_APART = 80  # the first checkpoint comes after this part of the steps
+
+
+@dataclass(frozen=True)
+class TextTransitionConfig(Config):
+    """The runs, and what they are read with."""
+
+    arms: tuple[str, ...] = tuple(ARMS)
+    seeds: tuple[Seed, ...] = (0, 1, 2)
+    train_only: bool = False  # train the runs and write no report
+    data: str = "mixed"  # mixed_texts.py's, or what `jaxllm.data.open_source` reads, such as sotu
+    tokenizer: str = "bpe:1024"
+    tokens: Count = 2_000_000  # that a run is trained on
+    batch: Count = 16  # sequences; a quarter of them in the arms of a small batch
+    context_length: Count = 128
+    embed_dim: Count = 128
+    num_heads: Count = 4
+    learning_rate: Positive = 3e-3
+    warmup: Count = 100  # steps
+    penalty: NotNegative = 3.0  # weight of the copying penalty times the pairs that it sums over
+    checkpoints: Count = 16  # evenly in their logarithm
+    windows: Count = 128  # of held-out text
+    random_sequences: Count = 100  # of repeated random tokens
+    span: Count = 50  # tokens that are repeated
+    sentences: Count = 100  # of the treebank
+    words: Count = 20_000  # of each reading corpus at most
+    out: UserPath = "runs/phase-transition-text"
+
+    def __post_init__(self):
+        super().__post_init__()
+        for arm in self.arms:
+            if arm not in ARMS:
+                raise unknown("arm", arm, ARMS)
+        if not self.train_only:
+            check_seeds(self.seeds)
+        if self.batch % 4:
+            raise UserError(f"batch is {self.batch}; a quarter of it is a batch too: give a multiple of 4")
+        if self.context_length < 2 * max(self.span, _SHORTEST):
+            raise UserError(
+                f"context_length is {self.context_length}; a span of {self.span} tokens must come twice, so "
+                f"give {2 * max(self.span, _SHORTEST)} or more, or a shorter span"
+            )
+
+    def sequences(self, arm: str) -> int:
+        """Return the batch of an arm."""
+        return self.batch // ARMS[arm][1]
+
+    def steps(self, arm: str) -> int:
+        """Return the steps of an arm."""
+        return max(1, self.tokens // (self.sequences(arm) * self.context_length))
+
+    def checkpoint_steps(self, arm: str) -> tuple[int, ...]:
+        """Return the steps after which a model is looked at: multiples of one number, and the last."""
+        apart = max(1, self.steps(arm) // _STEPS_APART)
+        spaced = np.geomspace(1, self.steps(arm) / apart, self.checkpoints)
+        return tuple(sorted({int(round(x)) * apart for x in spaced[:-1]} | {self.steps(arm)}))
+
+
+def _debug() -> TextTransitionConfig:
+    return TextTransitionConfig(
+        arms=("2 layers", "1 layer", "2 layers, copying penalised"), seeds=(0, 1), data="sotu",
+        tokenizer="bytes", tokens=4096, batch=8, context_length=32, embed_dim=16, num_heads=2, span=10,
+        checkpoints=3, windows=8, random_sequences=8, sentences=6, words=400, warmup=2,
+        out="runs/phase-transition-text-debug",
+    )  # fmt: skip
+
+
+def _gpu() -> TextTransitionConfig:
+    return TextTransitionConfig(
+        tokenizer="bpe:4096", tokens=40_000_000, batch=64, context_length=256, embed_dim=256,
+        learning_rate=2e-3, warmup=200, checkpoints=20, windows=256, sentences=200,
+        out="runs/phase-transition-text-gpu",
+    )  # fmt: skip
+
+
+def _paper() -> TextTransitionConfig:
+    """The paper's widths and tokens; its 12 x 64 heads are GPT-2's, its models of 1 and 2 layers have 8."""
+    return TextTransitionConfig(
+        seeds=(1, 2, 3), data="tfds:c4/en", tokenizer="gpt2", tokens=10_000_000_000, batch=16,
+        context_length=1024, embed_dim=768, num_heads=8, learning_rate=2.5e-4, warmup=2000, checkpoints=30,
+        windows=1024, sentences=1000, out="runs/phase-transition-text-paper",
+    )  # fmt: skip
+
+
+PRESETS = {"debug": _debug, "small": TextTransitionConfig, "gpu": _gpu, "paper": _paper}
+
+
+def main(config: TextTransitionConfig, preset: str = "small") -> Report | None:
+    """Train every arm with every seed; read the runs against reading times; write the report."""
+    begun = time.time()
+    corpora = [
+        shortened(one, config.words) for one in (reading_corpora.natural_stories(), reading_corpora.provo())
+    ]
+    counts = reading_corpora.word_counts()
+    runs = run_grid(config.arms, config.seeds, functools.partial(run_arm, config, corpora))
+    if config.train_only:
+        return None
+    powers = {
+        arm: [phase_text_report.powers(config, arm, seed, run, unpacked(run), corpora, counts)
+              for seed, run in zip(config.seeds, found, strict=True)]
+        for arm, found in runs.items()
+    }  # fmt: skip
+    phase_text_report.plot(runs, powers, config.out)
+    report = Report(
+        experiment="phase_transition_text", preset=preset, config=to_dict(config), seeds=list(config.seeds),
+        metrics=phase_text_report.metrics(runs, powers), claims=phase_text_report.claims(runs, powers),
+        seconds=time.time() - begun, sections=phase_text_report.sections(runs, powers),
+    )  # fmt: skip
+    return publish(report, config.out)
+
+
+def shortened(corpus: reading_corpora.ReadingCorpus, words: int) -> reading_corpora.ReadingCorpus:
+    """Return the first words of each text of a corpus, so many in all at most."""
+    texts = corpus.by_text()
+    each = -(-words // len(texts))
+    keep = np.concatenate([np.arange(len(text)) < each for text in texts])
+    return reading_corpora.ReadingCorpus(
+        corpus.name, [word for word, k in zip(corpus.words, keep, strict=True) if k], corpus.texts[keep],
+        {name: times[keep] for name, times in corpus.times.items()}, corpus.lags,
+    )  # fmt: skip
+
+
+def model_config(config: TextTransitionConfig, arm: str, vocab_size: int) -> ModelConfig:
+    """Return the model of an arm: pre-norm, rotary positions."""
+    return get_preset(
+        "gpt2-nano", vocab_size=vocab_size, context_length=config.context_length, num_layers=ARMS[arm][0],
+        embed_dim=config.embed_dim, num_heads=config.num_heads, position="rotary", rope_theta=1000.0,
+        init_std=config.embed_dim**-0.5,
+    )  # fmt: skip
+
+
+def read_texts(config: TextTransitionConfig) -> data.Corpus:
+    """Return the tokenised text that models are trained on, and what is held out."""
+    source = config.data
+    if source == "mixed":
+        source = write_mixed_texts(Path(config.out, "texts.jsonl"))
+    return data.prepare(source, config.tokenizer, seq_len=config.context_length, valid_fraction=0.05)
+
+
+def make_task(config: TextTransitionConfig, arm: str, seed: int, corpus: data.Corpus) -> Task:
+    """Return next tokens of windows drawn from the text, with or without the penalty."""
+    model, batch = model_config(config, arm, corpus.tokenizer.vocab_size), config.sequences(arm)
+    length, longest = config.context_length, config.context_length // 2
+    # Expected pairs of spans whose length is uniform: the sum over later ones is about T^2 / 2 / length.
+    pairs = batch * length**2 / 2 * float(np.mean(1 / np.arange(_SHORTEST, longest + 1)))
+    weight = config.penalty / pairs if ARMS[arm][2] else 0.0
+    ids, places = corpus.train.ids, np.arange(length + 1)
+
+    def init(key):
+        params = models.init(model, key)
+        tokens = params["embed"]["tokens"] * (0.02 / model.init_std)  # tied: logits start small
+        return params | {"embed": params["embed"] | {"tokens": tokens}}
+
+    def batches() -> Iterator[dict[str, np.ndarray]]:
+        draw = np.random.default_rng([seed, 1])
+        while True:
+            starts = draw.integers(0, len(ids) - length, batch)
+            yield {"tokens": ids[starts[:, None] + places].astype(np.int32)}
+
+    def loss(params, batch, key):
+        tokens = batch["tokens"]
+        mean, sums = models.loss(model, params, tokens[:, :-1], tokens[:, 1:])
+        if weight and key is not None:
+            spans = interpret.draw_repeated_spans(
+                key, len(tokens), length, model.vocab_size, shortest=_SHORTEST, longest=longest
+            )
+            mean += weight * interpret.copying_penalty(model, params, spans)
+        return mean, sums
+
+    return Task(init, models.axes(model), batches, loss)
+
+
+def run_arm(config: TextTransitionConfig, corpora, arm: str, seed: int) -> dict:
+    """Train one run; return what its checkpoints do, a list a measure. One that ended is kept."""
+    name = arm.replace(", ", "-").replace(" ", "-")
+    apart = ("arms", "seeds", "out", "train_only")
+    decisive = {key: value for key, value in to_dict(config).items() if key not in apart}
+    return kept_result(
+        Path(config.out, "runs", f"{name}-{seed}.json"),
+        functools.partial(_measure, config, corpora, arm, seed),
+        arm=arm, seed=seed, run=decisive, words=[corpus.words for corpus in corpora],
+    )  # fmt: skip
+
+
+def _measure(config, corpora, arm, seed) -> dict:
+    corpus, steps = read_texts(config), config.checkpoint_steps(arm)
+    model = model_config(config, arm, corpus.tokenizer.vocab_size)
+    look = functools.partial(_look, config, model, corpus, corpora)
+    found: dict[str, list] = {"step": [], "tokens": []}
+
+    def look_at_checkpoint(step, params):
+        if step in steps:
+            seen = look(params)
+            if step == steps[-1]:
+                seen["ablated"] = _ablated(config, model, params, seen["copying_of_heads"], corpus, corpora)
+            tokens = step * config.sequences(arm) * config.context_length
+            for name, value in {"step": step, "tokens": tokens, **seen}.items():
+                found.setdefault(name, []).append(value)
+
+    schedule = optax.warmup_cosine_decay_schedule(
+        0.0, config.learning_rate, min(config.warmup, max(1, steps[-1] // 4)), steps[-1] + 1
+    )
+    begun = time.time()
+    with TemporaryDirectory() as folder:  # a run that is interrupted begins anew
+        run = RunConfig(
+            steps=steps[-1], seed=seed, out=folder, save_every=steps[-1], keep_last=1, log_every=100,
+            progress=False,
+        )  # fmt: skip
+        apart = steps[0] if len(steps) > 1 else steps[-1]
+        trained = train(
+            make_task(config, arm, seed, corpus), run, optimizer=optax.adamw(schedule, weight_decay=0.01),
+            callbacks=[Every(apart, look_at_checkpoint)],
+        )  # fmt: skip
+    pieces = [
+        np.concatenate([word_pieces(corpus.tokenizer, text) for text in one.by_text()]).tolist()
+        for one in corpora
+    ]
+    return found | {
+        "pieces": pieces, "seconds": time.time() - begun, "tokens_per_second":
+        trained.speed * config.sequences(arm) * config.context_length, "device": jax.devices()[0].device_kind,
+    }  # fmt: skip
+
+
+def _look(config, model, corpus, corpora, params) -> dict:
+    """Return what a checkpoint does."""
+    heads = interpret.repeat_scores(
+        model, params, jax.random.key(0), span=config.span, sequences=config.random_sequences
+    )
+    loss_T = held_out_losses(model, params, corpus.valid.ids, config.windows)
+    T = len(loss_T)
+    return {
+        "copying": float(heads.copying_LH.max()), "previous": float(heads.previous_LH.max()),
+        "copying_of_heads": heads.copying_LH.tolist(), "null": heads.null, "repeat_loss": heads.repeat_loss,
+        "first_loss": heads.first_loss, "loss": float(loss_T.mean()),
+        "in_context": float(loss_T[T // 16 : T // 8].mean() - loss_T[-T // 8 :].mean()),
+        "uas": syntax(model, params, corpus.tokenizer, config.sentences, "none"),
+        "bits": _packed(_bits(config, model, params, corpus, corpora)),
+    }  # fmt: skip
+
+
+def held_out_losses(model: ModelConfig, params: dict, ids: np.ndarray, windows: int) -> np.ndarray:
+    """Return nats at each position, means over windows spread evenly over held-out text: [T]."""
+    T = model.context_length
+    starts = np.linspace(0, len(ids) - T - 1, windows).astype(int)
+    tokens = ids[starts[:, None] + np.arange(T + 1)].astype(np.int32)
+    parts = np.array_split(tokens, max(1, windows // 64))
+    return np.concatenate([_losses(model, params, part) for part in parts]).mean(axis=0)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _losses(model, params, tokens):
+    hidden = models.trunk(model, params, tokens[:, :-1])
+    return -models.token_log_probs(model, params, hidden, tokens[:, 1:])
+
+
+def _bits(config, model, params, corpus, corpora, trunk=None) -> list[np.ndarray]:
+    """Return the surprisal of each word of each reading corpus."""
+    options = {} if trunk is None else {"trunk": trunk}
+    return [
+        np.concatenate(
+            word_surprisals(model, params, corpus.tokenizer, one.by_text(), tokens_per_batch=16384, **options)
+        )
+        for one in corpora
+    ]
+
+
+def _ablated(config, model, params, copying_LH, corpus, corpora) -> dict[str, list[str]]:
+    """Return the surprisals without the head that copies most, and least: all reacts, or patterns kept."""
+    order = np.dstack(np.unravel_index(np.argsort(copying_LH, axis=None), np.shape(copying_LH)))[0]
+    found = {}
+    for name, (layer, head) in (("most", order[-1]), ("least", order[0])):
+        for kind, keep in (("all reacts", False), ("patterns kept", True)):
+            trunk = functools.partial(
+                interpret.hidden_without_head, layer=int(layer), head=int(head), keep_patterns=keep
+            )
+            found[f"{name} copying, {kind}"] = _packed(_bits(config, model, params, corpus, corpora, trunk))
+    return found
+
+
+def word_pieces(tokenizer, words: list[str]) -> np.ndarray:
+    """Return how many tokens each word of a text has."""
+    _, ends = tokenizer.encode_with_ends(" ".join(words))
+    ends_of_words = np.cumsum([len(word) + 1 for word in words]) - 1
+    return np.bincount(np.searchsorted(ends_of_words, ends), minlength=len(words))
+
+
+_PER_BIT = 64  # surprisals are kept in 64ths of a bit
+
+
+def _packed(values: list[np.ndarray]) -> list[str]:
+    """Return arrays of surprisals as short texts."""
+    whole = [np.clip(np.round(one * _PER_BIT), 0, 2**15 - 1).astype("<i2") for one in values]
+    return [base64.b64encode(zlib.compress(one.tobytes(), 9)).decode() for one in whole]
+
+
+def _unpacked(values: list[str]) -> list[np.ndarray]:
+    return [np.frombuffer(zlib.decompress(base64.b64decode(one)), "<i2") / _PER_BIT for one in values]
+
+
+def unpacked(run: dict) -> tuple[list[list[np.ndarray]], dict[str, list[np.ndarray]]]:
+    """Return the surprisals of a run: of each checkpoint a list by corpus, and of the ablated models."""
+    [ablated] = run["ablated"]
+    return [_unpacked(one) for one in run["bits"]], {name: _unpacked(one) for name, one in ablated.items()}
+
+
+if __name__ == "__main__":
+    run_experiment(main, TextTransitionConfig, PRESETS)
