@@ -20,7 +20,7 @@ from jaxllm.config import Config, Positive, Size
 from jaxllm.errors import UserError
 from jaxllm.models.config import Layers
 
-_FEW_LAYERS = 6  # which compile fast one by one
+_FEW_LAYERS = 8  # which compile fast one by one
 
 
 @dataclass(frozen=True)
