@@ -14,8 +14,8 @@ GPT-2's shape are trained on real text of several kinds (mixed_texts.py); at log
 
 Arms: 1 and 2 layers at two batch sizes, the same tokens; 2 layers whose copying is penalised throughout. At
 the last checkpoint the head that copies most, and the one that copies least, are taken out. A run is kept in
-OUT/runs; `--train_only true --arms ... --seeds ...` trains some, in a process of its own, and a call without
-them reads what is there.
+OUT/runs; `--train_only --arms ... --seeds ...` trains some, in a process of its own, and a call without them
+reads what is there.
 
 Aoyama and Wilcox, Language Models Grow Less Humanlike beyond Phase Transition (arXiv 2502.18802): 768 wide,
 T 1024, CC-100, 10 billion tokens; the paper preset. Rotary positions and few wide heads, which copy sooner,
@@ -67,16 +67,16 @@ _STEPS_APART = 80  # the first checkpoint comes after this part of the steps
 class TextTransitionConfig(Config):
     """The runs, and what they are read with."""
 
-    arms: tuple[str, ...] = tuple(ARMS)
-    seeds: tuple[Seed, ...] = (0, 1, 2)
+    arms: tuple[str, ...] = ("2 layers", "2 layers, small batch", "1 layer")
+    seeds: tuple[Seed, ...] = (0, 1)
     train_only: bool = False  # train the runs and write no report
     data: str = "mixed"  # mixed_texts.py's, or what `jaxllm.data.open_source` reads, such as sotu
-    tokenizer: str = "bpe:1024"
-    tokens: Count = 2_000_000  # that a run is trained on
+    tokenizer: str = "bpe:512"
+    tokens: Count = 4_000_000  # that a run is trained on
     batch: Count = 16  # sequences; a quarter of them in the arms of a small batch
     context_length: Count = 128
-    embed_dim: Count = 128
-    num_heads: Count = 4
+    embed_dim: Count = 64
+    num_heads: Count = 2
     learning_rate: Positive = 3e-3
     warmup: Count = 100  # steps
     penalty: NotNegative = 3.0  # weight of the copying penalty times the pairs that it sums over
@@ -129,18 +129,18 @@ def _debug() -> TextTransitionConfig:
 
 def _gpu() -> TextTransitionConfig:
     return TextTransitionConfig(
-        tokenizer="bpe:4096", tokens=40_000_000, batch=64, context_length=256, embed_dim=256,
-        learning_rate=2e-3, warmup=200, checkpoints=20, windows=256, sentences=200,
-        out="runs/phase-transition-text-gpu",
+        arms=tuple(ARMS), seeds=(0, 1, 2), tokenizer="bpe:4096", tokens=40_000_000, batch=64,
+        context_length=256, embed_dim=256, num_heads=4, learning_rate=2e-3, warmup=200, checkpoints=20,
+        windows=256, sentences=200, out="runs/phase-transition-text-gpu",
     )  # fmt: skip
 
 
 def _paper() -> TextTransitionConfig:
     """The paper's widths and tokens; its 12 x 64 heads are GPT-2's, its models of 1 and 2 layers have 8."""
     return TextTransitionConfig(
-        seeds=(1, 2, 3), data="tfds:c4/en", tokenizer="gpt2", tokens=10_000_000_000, batch=16,
-        context_length=1024, embed_dim=768, num_heads=8, learning_rate=2.5e-4, warmup=2000, checkpoints=30,
-        windows=1024, sentences=1000, out="runs/phase-transition-text-paper",
+        arms=tuple(ARMS), seeds=(1, 2, 3), data="tfds:c4/en", tokenizer="gpt2", tokens=10_000_000_000,
+        batch=16, context_length=1024, embed_dim=768, num_heads=8, learning_rate=2.5e-4, warmup=2000,
+        checkpoints=30, windows=1024, sentences=1000, out="runs/phase-transition-text-paper",
     )  # fmt: skip
 
 
