@@ -1,7 +1,9 @@
 """Variants times seeds: what the experiments that compare training runs share."""
 
+import functools
 import math
 from collections.abc import Callable, Hashable, Iterable, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -71,6 +73,17 @@ def spread(values: Sequence[float]) -> str:
     """
     mean, (_, high) = mean_interval(values)
     return f"{mean:.4f} ± {high - mean:.4f}" if math.isfinite(mean) else "diverged"
+
+
+@functools.cache
+def code_digest(*patterns: str) -> str:
+    """Return a digest of experiments' modules, for the key of a kept result that their code decides.
+
+    Args:
+      patterns: of the modules' file names, such as "opinion_*.py".
+    """
+    paths = sorted({path for pattern in patterns for path in Path(__file__).parent.glob(pattern)})
+    return sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()
 
 
 def publish(report: Report, out: str | Path) -> Report:

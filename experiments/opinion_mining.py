@@ -25,12 +25,11 @@ RESULT: not yet run as a whole.
 
 import time
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 
 from tqdm import tqdm
 
-from experiments.grid import check_seeds, publish
+from experiments.grid import check_seeds, code_digest, publish
 from experiments.opinion_claims import judge, sections, summary
 from experiments.opinion_plots import plot
 from experiments.opinion_study import Controlled, Differences, judge_pairs
@@ -122,9 +121,7 @@ def main(config: OpinionConfig, preset: str = "custom") -> Report:
     compilation_cache.enable()
     free = "parts", "out", "real", "base", "pairs", "null_pairs", "level"
     settings = {name: value for name, value in to_dict(config).items() if name not in free}
-    code = [
-        sha256(path.read_bytes()).hexdigest() for path in sorted(Path(__file__).parent.glob("opinion_*.py"))
-    ]
+    code = code_digest("opinion_*.py")
 
     def kept(name, measure):
         return kept_result(

@@ -49,7 +49,7 @@ def _learning(out, config, learning) -> None:
             axis.fill_between(config.reads, mean - spread, mean + spread, color=line.get_color(), alpha=0.2)
         axis.axhline(np.abs(np.array(RATES) - 0.5).mean(), color="gray", ls=":", label="says one half of all")
         axis.axvline(learning[arm]["stop"], color="gray", lw=0.7)
-        axis.set_ylim(bottom=0)
+        axis.set_ylim(0, 0.36)
         title = {"adapter": "adapter of rank 8", "scratch": "no pretraining"}.get(arm, "all weights")
         label_axes(axis, "steps of tuning", "error of the positive share", title, whole=True)
     share_legend(figure, axes)
@@ -91,6 +91,7 @@ def _discoveries(out, config, found) -> None:
     left.axhline(config.level, color="gray", ls=":", label="nominal")
     for axis, title in ((left, "no difference: pairs with a false insight"), (right, "differences found")):
         label_axes(axis, "replicates", "share", title)
+        axis.set_ylim(0, 1)
         axis.set_xticks(at, [way.replace(" ", "\n", 1) for way in WAYS], fontsize=7)
     share_legend(figure, [left])
     _save(figure, out / "discoveries.png")

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from experiments.communitylm import PROMPTS, Community, leads, load_communitylm, party_accuracy, stances
+from experiments.grid import code_digest
 from experiments.opinion_scorers import classify_with, lexicon, trained_scorer
 from jaxllm.kept_result import kept_result
 
@@ -18,6 +19,7 @@ def survey(config, out: Path) -> dict[str, Any]:
         steps=config.classifier_steps,
         level=config.level,
     )
+    settings["code_of_parts"] = code_digest("opinion_s*.py", "communitylm.py")
     return kept_result(out / "cells" / "communitylm.json", lambda: _survey(config, out), **settings)
 
 

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from experiments.few_shot_tasks import load_dataset
+from experiments.grid import code_digest
 from experiments.opinion_measures import WAYS
 from experiments.opinion_scorers import lexicon
 from experiments.tuned_text import TuneConfig, encode_rows, tune
@@ -211,6 +212,7 @@ def mine(corpus: str, base: str, config: RealConfig, level: float, out: Path) ->
         order = np.random.default_rng(62).permutation(len(both))
         groups |= {f"half {n}": [both[i] for i in order[n::2]] for n in range(2)}
     settings = dict(corpus=corpus, base=base, config=repr(config), targets=study.targets)
+    settings["code_of_parts"] = code_digest("opinion_texts.py", "tuned_text.py")
     said: dict[str, list] = {}
     for name, texts in groups.items():
         said[name] = []

@@ -15,6 +15,7 @@ a run, `jaxllm.text.train(jaxllm.text.TrainConfig(data="my.txt"))`; or the comma
     retrieve     texts to vectors, and their exact neighbours
     reward       rollouts and policy gradients  punctuate   marks for text that has none
     in_context   classify embeddings from labelled examples, without training
+    measures     what sets of texts are like, and tests of shares and ratings
     targets      compile and plan for a machine that is not here
     tiles        training as scheduled tile tasks
     report       the report that every experiment writes

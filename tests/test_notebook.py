@@ -175,6 +175,21 @@ def test_adapt_learns_from_neighbours(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+def test_texts_compare_populations_by_models_and_count_copies(tmp_path, monkeypatch):
+    tokenizer = chat_tokenizer()
+    config = models.get_preset("llama-nano", vocab_size=tokenizer.vocab_size, context_length=64)
+    save_pretrained(tmp_path / "base", config, models.init(config, jax.random.key(0)), tokenizer)
+    monkeypatch.setenv("JAXLLM_BASE", str(tmp_path / "base"))
+    monkeypatch.setenv("JAXLLM_PRESET", "debug")
+    monkeypatch.setenv("JAXLLM_OUT", str(tmp_path / "out"))
+    text = run("texts.ipynb", monkeypatch)
+    rows = re.findall(r"(\w+): north ([\d.]+) positive, south ([\d.]+); h -?[\d.]+ \(.* q ([\d.]+)", text)
+    assert [row[0] for row in rows] == ["soup", "bread", "cheese", "salad", "rain", "wind"]
+    assert all(0 <= float(share) <= 1 for row in rows for share in row[1:])
+    assert re.search(r"copied: \d+% are whole texts, \d+% hold 5 words", text)
+
+
+@pytest.mark.slow
 def test_tpu_trains_on_all_devices_and_goes_on_with_another_split(tmp_path, monkeypatch):
     monkeypatch.setenv("JAXLLM_PRESET", "debug")
     monkeypatch.setenv("JAXLLM_OUT", str(tmp_path / "run"))
