@@ -130,7 +130,9 @@ def from_plain(kind: type[AnyConfig], values: Any, source: str) -> AnyConfig:
         if name not in kinds:
             raise unknown(f"field in {source}:", name, kinds)
         nested = [one for one in (kinds[name], *get_args(kinds[name])) if dataclasses.is_dataclass(one)]
-        if nested and value is not None:
+        if nested and get_origin(kinds[name]) is tuple and isinstance(value, list | tuple):
+            value = tuple(from_plain(nested[0], one, f"{source}: {name}") for one in value)
+        elif nested and value is not None:
             value = from_plain(nested[0], value, f"{source}: {name}")
         elif value in ("inf", "-inf") and float in (kinds[name], *get_args(kinds[name])):
             value = float(value)

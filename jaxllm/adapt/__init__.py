@@ -7,12 +7,12 @@ what is trained; the frozen rest has no gradient and no moments. A run takes it 
     trained = lora.init(jax.random.key(0))
     params = lora(trained, base_params, None)       # for models.apply; lora.merge(trained, base) for good
 
-`TrainOnly` trains parameters by name, `LastLayers` the last layers; `add_tokens` adds tags to a vocabulary.
-`save_adapter` and `load_adapter` write and read peft's folders. `score_adapted_texts` trains a copy for each
-text on its neighbours, scores it and
-forgets: test-time training.
+`TrainOnly` trains parameters by name, `LastLayers` the last layers; `add_tokens` adds tags to a vocabulary;
+`GumbelMixture` draws a hybrid's mixture, to search it. `save_adapter` and `load_adapter` write and read
+peft's folders. `score_adapted_texts` trains a copy for each text on its neighbours, scores it and forgets it.
 """
 
+from jaxllm.adapt.gumbel_mixture import GumbelMixture
 from jaxllm.adapt.last_layers import LastLayers
 from jaxllm.adapt.lora import Lora, LoraConfig
 from jaxllm.adapt.names import layer_matrices
@@ -29,6 +29,7 @@ from jaxllm.adapt.train_only import TrainOnly
 
 __all__ = [
     "Adapted",
+    "GumbelMixture",
     "LastLayers",
     "Lora",
     "LoraConfig",

@@ -16,6 +16,7 @@ Examples:
   ('layers', 'embed', 'mlp')
 """
 
+from jaxllm.models import hybrid as hybrid  # registers how a HybridConfig runs
 from jaxllm.models import transformer as transformer  # registers how a ModelConfig runs
 from jaxllm.models.architecture import cache_axes, capture, decode, init_cache, prefill, trunk
 from jaxllm.models.cache import cache_rows, fork_cache, select_rows
@@ -25,6 +26,8 @@ from jaxllm.models.decoding_layout import empty_cache, for_decoding
 from jaxllm.models.encoder_decoder import Context, EncoderDecoderConfig, encode
 from jaxllm.models.grouped_head import draw_token
 from jaxllm.models.head import apply, logits
+from jaxllm.models.hybrid_config import HybridConfig
+from jaxllm.models.hybrid_parts import component, mixture, pretrained_hybrid, pruned, with_mixture
 from jaxllm.models.ids import check_ids
 from jaxllm.models.layer_view import LayerView
 from jaxllm.models.layers_apart import is_apart, layers_apart
@@ -44,6 +47,7 @@ __all__ = [
     "SITES",
     "Context",
     "EncoderDecoderConfig",
+    "HybridConfig",
     "LanguageModel",
     "LayerView",
     "LowRank",
@@ -61,6 +65,7 @@ __all__ = [
     "check_ids",
     "check_params",
     "check_transformer",
+    "component",
     "context_cache",
     "decode",
     "draw_token",
@@ -78,9 +83,13 @@ __all__ = [
     "logits",
     "loss",
     "mean_pool",
+    "mixture",
     "prefill",
+    "pretrained_hybrid",
+    "pruned",
     "select_rows",
     "shapes",
     "token_log_probs",
     "trunk",
+    "with_mixture",
 ]

@@ -166,6 +166,43 @@ def decode(
 
 
 @functools.singledispatch
+def embed_tokens(config, table_VD: jax.Array, tokens_BT: jax.Array) -> jax.Array:
+    """Return a table's vectors [B, T, D] for tokens as the residual stream takes them, without positions."""
+    return _unregistered(config)
+
+
+@functools.singledispatch
+def run_span(
+    config,
+    params: dict,
+    x_BTD: jax.Array,
+    span: range,
+    cache: dict | None = None,
+    *,
+    mask_BT: jax.Array | None = None,
+    positions: jax.Array | None = None,
+    segment_ids: jax.Array | None = None,
+    microbatches: int = 1,
+    key: jax.Array | None = None,
+) -> tuple[jax.Array, dict | None]:
+    """Run some of the layers, for a model that is a part of another (`HybridConfig`).
+
+    What is added to tokens' vectors before the first layer, as positions, comes with a span that begins
+    there; the final norm with one that ends at the last.
+
+    Args:
+      params: the model's, "layers" being those of the span alone.
+      x_BTD: the residual stream.
+      span: which layers, such as range(2, 4).
+      cache: as it was before these tokens, or None; "valid" and "length" stay so, until all spans have run.
+
+    Returns:
+      (the stream after them, the cache with the span's layers written to).
+    """
+    return _unregistered(config)
+
+
+@functools.singledispatch
 def init_cache(config, batch_size: int, max_length: int, *, apart: bool = False) -> dict:
     """Return an empty cache for `max_length` tokens a row, padding included.
 

@@ -64,6 +64,8 @@ def fork_cache(cache: dict, rows_B, slots: int) -> dict:
       rows_B: which of them each new row continues, known to the host.
       slots: how many more tokens a row may hold.
     """
+    if "parts" in cache:
+        return _of_parts(cache, lambda part: fork_cache(part, rows_B, slots))
     if "context" in cache:
         return _forked_rows(cache, rows_B, slots)
     if "key" not in cache:
@@ -98,6 +100,8 @@ def _empty_like(keys_and_values: dict, batch_size: int, slots: int) -> dict:
 
 def select_rows(cache: dict, rows_B) -> dict:
     """Return a cache of some of the rows, in the order given; known to the host."""
+    if "parts" in cache:
+        return _of_parts(cache, lambda part: select_rows(part, rows_B))
     index_B = jnp.asarray(rows_B, jnp.int32)
     selected = dict(cache)
     for name, axis in _ROWS.items():
@@ -115,14 +119,37 @@ def select_rows(cache: dict, rows_B) -> dict:
 
 def cache_rows(cache: dict) -> int:
     """Return how many rows a cache holds."""
+    while "parts" in cache:
+        cache = next(iter(cache["parts"].values()))
     name = next(name for name in _ROWS if name in cache)
     return jax.tree.leaves(cache[name])[0].shape[_ROWS[name]]
+
+
+def cache_parts(cache: dict) -> dict[str, dict]:
+    """Return the caches of a hybrid's parts, each with the prompts it shares, which a step reads alone."""
+    shared = cache.get("shared", {})
+    parts = cache["parts"].items()
+    return {name: one | ({"shared": shared[name]} if name in shared else {}) for name, one in parts}
+
+
+def _of_parts(cache: dict, change) -> dict:
+    parts = {name: change(one) for name, one in cache_parts(cache).items()}
+    shared = {name: one.pop("shared") for name, one in parts.items() if "shared" in one}
+    length = jnp.copy(next(iter(parts.values()))["length"])
+    return {"parts": parts, "length": length} | ({"shared": shared} if shared else {})
 
 
 def seen_B1(cache: dict) -> jax.Array:
     """Return how many tokens each row has behind it: its next token's position."""
     shared_B = sum(prefix.seen_B() for prefix in cache.get("shared", ()))
     return (jnp.sum(cache["valid"], axis=1, dtype=jnp.int32) + shared_B)[:, None]
+
+
+def place_tokens(cache: dict, mask_BT: jax.Array) -> tuple[jax.Array, dict]:
+    """Return (positions of the next tokens [B, T], the cache with their slots valid)."""
+    positions_BT = seen_B1(cache) + jnp.cumsum(mask_BT, axis=1, dtype=jnp.int32) - 1
+    valid_BS = jax.lax.dynamic_update_slice_in_dim(cache["valid"], mask_BT, cache["length"], axis=1)
+    return jnp.maximum(positions_BT, 0), cache | {"valid": valid_BS}
 
 
 class LayerCache(NamedTuple):

@@ -12,6 +12,7 @@ from jaxllm.models.low_rank import LowRank
 from jaxllm.models.parameters import axes
 
 
+@functools.singledispatch
 def for_decoding(config: LanguageModel, params: dict) -> dict:
     """Return the same model, faster to read one token at a time; `models.decode` takes it.
 

@@ -1,5 +1,6 @@
 """What hidden states become, whatever architecture they are of: logits of the vocabulary, or of labels."""
 
+import functools
 from typing import Any
 
 import jax
@@ -69,6 +70,7 @@ def apply(
     return logits(config, params, hidden_BTD)
 
 
+@functools.singledispatch
 def head_weights(config: LanguageModel, params: dict) -> tuple[jax.Array, AxisNames]:
     """Return (a dense head's weights, the names of their axes); a bias is one more channel."""
     group, name = ("embed", "tokens") if config.tie_embeddings else ("head", "kernel")
@@ -79,6 +81,7 @@ def head_weights(config: LanguageModel, params: dict) -> tuple[jax.Array, AxisNa
     return weights, names
 
 
+@functools.singledispatch
 def head_input(config: LanguageModel, params: dict, hidden_BTD: jax.Array) -> jax.Array:
     """Return what a dense head multiplies: hidden states, or what a masked head makes of them, and a 1."""
     if config.head != "masked":

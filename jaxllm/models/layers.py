@@ -52,6 +52,7 @@ def run_layers(
     pattern: Sequence[Any] = (None,),
     microbatches: int = 1,
     names: Any = None,
+    first: int = 0,
     **rows: Any,
 ) -> tuple[jax.Array, dict, dict | None]:
     """Return (x_BTD after the last layer, {site: values stacked over layers}, the cache written to).
@@ -65,6 +66,7 @@ def run_layers(
       pattern: constants of the layers, repeated; a scan runs so many of them in a step.
       microbatches: how many parts of the batch a layer takes one after another.
       names: `AxisNames` of one stack's parameters; None: those of the config's "layers".
+      first: index of the first of these layers in the model, where they are a span of it.
       **rows: arrays [B, ...] for every layer, or None; `key` is a random one.
     """
     if microbatches > 1:
@@ -74,7 +76,7 @@ def run_layers(
     with jax.named_scope("layers"):
         if names is None:
             names = axes(config)["layers"]
-        return run(config, layer, params, x_BTD, cache, view, pattern, names)
+        return run(config, layer, params, x_BTD, cache, view, pattern, names, first)
 
 
 def _by_microbatches(layer, count, params, x_BTD, index, kind, cache, *, key=None, **rows):
@@ -103,25 +105,26 @@ def _by_microbatches(layer, count, params, x_BTD, index, kind, cache, *, key=Non
     return join(x_PBTD), jax.tree.map(join, captured), cache
 
 
-def _each_layer(config, layer, params, x_BTD, cache, view, pattern, names):
+def _each_layer(config, layer, params, x_BTD, cache, view, pattern, names, first):
     """Run unstacked layers one after the other, each with a cache of its own."""
     del names
     captured, written = [], []
-    for index, layer_params in enumerate(params):
+    for index, layer_params in enumerate(params, first):
         layer_cache = None
         if cache is not None:
             layer_cache = view.of(cache, [cache[name][index] for name in view.NAMES], index)
-        run = _rematerialised(config, layer, pattern[index % len(pattern)], prevent_cse=True)
+        run = _rematerialised(config, layer, pattern[(index - first) % len(pattern)], prevent_cse=True)
         x_BTD, seen, layer_cache = run(layer_params, x_BTD, index, layer_cache)
         captured.append(seen)
         if cache is not None:
             written.append(layer_cache.arrays)
     if cache is not None:
-        cache = cache | dict(zip(view.NAMES, zip(*written, strict=True), strict=True))
+        for name, new in zip(view.NAMES, zip(*written, strict=True), strict=True):
+            cache = cache | {name: (*cache[name][:first], *new, *cache[name][first + len(params) :])}
     return x_BTD, jax.tree.map(lambda *values: jnp.stack(values), *captured), cache
 
 
-def _scan_layers(config, layer, params, x_BTD, cache, view, pattern, names):
+def _scan_layers(config, layer, params, x_BTD, cache, view, pattern, names, first):
     """Scan groups of len(pattern) layers, so that within the body each entry is a constant."""
     group = len(pattern)
     grouped = group > 1 or not any(map(on_host, jax.tree.leaves(params)))
@@ -140,7 +143,7 @@ def _scan_layers(config, layer, params, x_BTD, cache, view, pattern, names):
         group_params, group_index = inputs
         captured = []
         for place, kind in enumerate(pattern):
-            index = group_index * group + place
+            index = first + group_index * group + place
             layer_cache = None
             if cache is not None:
                 layer_cache = view.of(cache, arrays, index)

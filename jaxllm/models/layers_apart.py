@@ -17,6 +17,8 @@ def layers_apart(params: dict) -> dict:
       >>> apart["layers"][1]["mlp"]["in"].shape
       (64, 256)
     """
+    if "parts" in params:  # a hybrid
+        return params | {"parts": {name: layers_apart(part) for name, part in params["parts"].items()}}
     leaves, structure = jax.tree.flatten(params["layers"])
     count = len(leaves[0])
     # `split` and not indexing: its transpose is one concatenation, not a sum of padded arrays.
@@ -27,4 +29,6 @@ def layers_apart(params: dict) -> dict:
 
 def is_apart(params: dict) -> bool:
     """Return whether the layers are a tuple; also of what is no parameters at all."""
+    if isinstance(params, dict) and "parts" in params:  # a hybrid
+        return all(map(is_apart, params["parts"].values()))
     return isinstance(params, dict) and isinstance(params.get("layers"), tuple)

@@ -26,7 +26,9 @@ from jaxllm.models.architecture import (
     capture,
     declare,
     decode,
+    embed_tokens,
     init_cache,
+    run_span,
     stacked,
 )
 from jaxllm.models.config import DTYPES, GROUP_HEADS, REMAT, LanguageModel, Layers
@@ -36,7 +38,6 @@ from jaxllm.models.layers import run_layers
 from jaxllm.models.linear import linear, linears
 from jaxllm.models.look_up import look_up
 from jaxllm.models.norms import normalize
-from jaxllm.models.parameters import axes
 from jaxllm.models.sites import Sites, Tap
 from jaxllm.models.vocab_groups import VocabGroups
 from jaxllm.parallel import constrain, on_shards, spread
@@ -211,12 +212,42 @@ def _decode(
     return hidden_BTD, cache | {"length": cache["length"] + tokens_BT.shape[1]}
 
 
+@run_span.register
+def _run_span(
+    config: MambaConfig,
+    params: dict,
+    x_BTD: jax.Array,
+    span: range,
+    cache: dict | None = None,
+    *,
+    mask_BT: jax.Array | None = None,
+    positions: jax.Array | None = None,
+    segment_ids: jax.Array | None = None,
+    microbatches: int = 1,
+    key: jax.Array | None = None,
+) -> tuple[jax.Array, dict | None]:
+    del key, positions  # which the other parts of a hybrid may have
+    layer = functools.partial(_layer, config, sites=None)
+    x_BTD, _, cache = run_layers(
+        config, layer, params["layers"], x_BTD.astype("float32"), cache, _LayerState,
+        microbatches=microbatches, first=span.start, segment_ids_BT=segment_ids, mask_BT=mask_BT,
+    )  # fmt: skip
+    if span.stop == config.num_layers:
+        x_BTD = normalize(x_BTD, params["final_norm"], "rmsnorm", config.norm_eps).astype(config.dtype)
+    return x_BTD, cache
+
+
+@embed_tokens.register
+def _embed_tokens(config: MambaConfig, table_VD: jax.Array, tokens_BT: jax.Array) -> jax.Array:
+    # The stream is float32, as in the paper's models: a state remembers what rounding added to it.
+    return look_up(table_VD, ("vocab", "embed"), tokens_BT, "float32")
+
+
 def _run(config, params, tokens_BT, sites, cache, microbatches=1, **rows):
     """Embed, scan the layers, normalise; return (hidden_BTD, captured, cache)."""
     outer = Tap(sites)
     with jax.named_scope("embed"):
-        # The stream is float32, as in the paper's models: a state remembers what rounding added to it.
-        x_BTD = look_up(params["embed"]["tokens"], axes(config)["embed"]["tokens"], tokens_BT, "float32")
+        x_BTD = embed_tokens(config, params["embed"]["tokens"], tokens_BT)
         x_BTD = outer("embed", constrain(x_BTD, "batch", "sequence", None))
     layer = functools.partial(_layer, config, sites=sites)
     x_BTD, captured, cache = run_layers(

@@ -26,7 +26,12 @@ def init(config: LanguageModel, key: jax.Array) -> dict:
       >>> params["layers"]["attn"]["query"].shape
       (2, 64, 4, 16)
     """
-    return _linen()(declare(config), config.param_dtype).init(key, key)["params"]
+    return draw(declare(config), config.param_dtype, key)
+
+
+def draw(declared: dict, dtype: str, key: jax.Array) -> dict:
+    """Draw a nested dict of `Declaration`s, or a part of what a config declares: the same numbers."""
+    return _linen()(declared, dtype).init(key, key)["params"]
 
 
 def axes(config: LanguageModel) -> dict:

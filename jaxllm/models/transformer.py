@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxllm.errors import UserError
-from jaxllm.models.architecture import capture, decode
+from jaxllm.models.architecture import capture, decode, embed_tokens, run_span
 from jaxllm.models.attention import attention_block
-from jaxllm.models.cache import LayerCache, seen_B1
+from jaxllm.models.cache import LayerCache, place_tokens
 from jaxllm.models.config import ModelConfig, check_decodes
 from jaxllm.models.dropout import dropout, fold_in
 from jaxllm.models.ids import check_ids
@@ -39,10 +39,7 @@ def _capture(
     _check_inputs(config, tokens_BT)
     if token_types is not None:
         check_ids(token_types, config.num_token_types, "token_types")
-    if positions is None:
-        positions = _positions(tokens_BT, segment_ids)
-        if tokens_BT.shape[1] > (config.most_positions or math.inf):
-            raise UserError(f"{tokens_BT.shape[1]} tokens do not fit context_length={config.context_length}")
+    positions = _checked_positions(config, tokens_BT, positions, segment_ids)
     hidden_BTD, captured, _ = _run(
         config, params, tokens_BT, positions, segment_ids, sites, None, microbatches, key, token_types
     )
@@ -60,14 +57,54 @@ def _decode(
         raise UserError(f"{T} tokens do not fit a cache of {cache['valid'].shape[1]}")
     if mask_BT is None:
         mask_BT = jnp.ones(tokens_BT.shape[:2], bool)
-    positions_BT = seen_B1(cache) + jnp.cumsum(mask_BT, axis=1, dtype=jnp.int32) - 1
-    valid_BS = jax.lax.dynamic_update_slice_in_dim(cache["valid"], mask_BT, cache["length"], axis=1)
-    cache = cache | {"valid": valid_BS}
-    hidden_BTD, _, cache = _run(config, params, tokens_BT, jnp.maximum(positions_BT, 0), None, None, cache)
+    positions_BT, cache = place_tokens(cache, mask_BT)
+    hidden_BTD, _, cache = _run(config, params, tokens_BT, positions_BT, None, None, cache)
     length = cache["length"] + T
     # Written past the end they would have replaced the last tokens in silence.
     hidden_BTD = jnp.where(length <= cache["valid"].shape[1], hidden_BTD, jnp.nan)
     return hidden_BTD, cache | {"length": length}
+
+
+@run_span.register
+def _run_span(
+    config: ModelConfig,
+    params: dict,
+    x_BTD: jax.Array,
+    span: range,
+    cache: dict | None = None,
+    *,
+    mask_BT: jax.Array | None = None,
+    positions: jax.Array | None = None,
+    segment_ids: jax.Array | None = None,
+    microbatches: int = 1,
+    key: jax.Array | None = None,
+) -> tuple[jax.Array, dict | None]:
+    if cache is None:
+        positions = _checked_positions(config, x_BTD, positions, segment_ids)
+        placed = None
+    else:
+        mask_BT = jnp.ones(x_BTD.shape[:2], bool) if mask_BT is None else mask_BT
+        positions, placed = place_tokens(cache, mask_BT)
+    x_BTD, _, written = _run(
+        config, params, x_BTD, positions, segment_ids, None, placed, microbatches, key, span=span
+    )
+    return x_BTD, written and cache | {name: written[name] for name in LayerCache.NAMES}
+
+
+@embed_tokens.register
+def _embed_tokens(config: ModelConfig, table_VD: jax.Array, tokens_BT: jax.Array) -> jax.Array:
+    x_BTD = look_up(table_VD, ("vocab", "embed"), tokens_BT, config.dtype)
+    if config.scale_embeddings:  # by a number of their type, as transformers rounds it
+        x_BTD = x_BTD * jnp.asarray(config.embed_dim**0.5, x_BTD.dtype)
+    return x_BTD
+
+
+def _checked_positions(config, tokens_BT, positions, segment_ids):
+    if positions is not None:
+        return positions
+    if tokens_BT.shape[1] > (config.most_positions or math.inf):
+        raise UserError(f"{tokens_BT.shape[1]} tokens do not fit context_length={config.context_length}")
+    return _positions(tokens_BT, segment_ids)
 
 
 def _check_inputs(config, tokens_BT):
@@ -90,23 +127,35 @@ def _positions(tokens_BT, segment_ids):
 
 def _run(
     config, params, tokens_BT, positions_BT, segment_ids_BT, sites, cache, microbatches=1, key=None,
-    types_BT=None,
+    types_BT=None, span=None,
 ):  # fmt: skip
-    """Embed, scan the layers, normalise; return (hidden_BTD, captured, cache)."""
+    """Embed, scan the layers, normalise; return (hidden_BTD, captured, cache). A span: what is of it."""
     outer = Tap(sites)
     key = key if config.dropout else None
-    with jax.named_scope("embed"):
-        x_BTD = outer("embed", _embed(config, params["embed"], tokens_BT, positions_BT, types_BT))
-        x_BTD = dropout(x_BTD, config.dropout, fold_in(key, config.num_layers))
-    layer = functools.partial(_layer, config, sites=sites, relative_RD=_relative(config, params["embed"]))
+    span = range(config.num_layers) if span is None else span
+    x_BTD = tokens_BT
+    if span.start == 0:
+        with jax.named_scope("embed"):
+            x_BTD = outer("embed", _embed(config, params.get("embed"), tokens_BT, positions_BT, types_BT))
+            x_BTD = dropout(x_BTD, config.dropout, fold_in(key, config.num_layers))
+    layer = functools.partial(_layer, config, sites=sites, relative_RD=_relative(config, params.get("embed")))
     rows = dict(rotary=_rotary_tables(config, positions_BT), segment_ids_BT=segment_ids_BT, key=key)
     x_BTD, captured, cache = run_layers(
-        config, layer, params["layers"], x_BTD, cache, LayerCache, config.windows, microbatches, **rows
-    )
-    if config.norm_place != "post":
+        config, layer, params["layers"], x_BTD, cache, LayerCache, _windows(config, span), microbatches,
+        first=span.start, **rows,
+    )  # fmt: skip
+    if config.norm_place != "post" and span.stop == config.num_layers:
         x_BTD = normalize(x_BTD, params["final_norm"], config.norm, config.norm_eps)
     hidden_BTD = outer("final", x_BTD)
     return hidden_BTD, outer.captured | captured, cache
+
+
+def _windows(config, span):
+    """Return the repeating pattern of the windows of a span's layers."""
+    period, start = len(config.windows), span.start % len(config.windows)
+    if len(span) % period:
+        return tuple(config.windows[layer % period] for layer in span)
+    return (*config.windows[start:], *config.windows[:start])
 
 
 def _rotary_tables(config, positions_BT):
@@ -133,9 +182,7 @@ def _embed(config, params, tokens_BT, positions_BT, types_BT):
     if tokens_BT.ndim == 3:
         x_BTD = tokens_BT.astype(config.dtype)
     else:
-        x_BTD = look_up(params["tokens"], names["tokens"], tokens_BT, config.dtype)
-        if config.scale_embeddings:  # by a number of their type, as transformers rounds it
-            x_BTD = x_BTD * jnp.asarray(config.embed_dim**0.5, x_BTD.dtype)
+        x_BTD = embed_tokens(config, params["tokens"], tokens_BT)
     if config.position == "learned":
         x_BTD = x_BTD + look_up(params["positions"], names["positions"], positions_BT, config.dtype)
     if config.num_token_types:

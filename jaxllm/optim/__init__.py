@@ -18,6 +18,7 @@ from jaxllm.optim.kahan import kahan_compensate
 from jaxllm.optim.low_precision_adam import adamw_bf16_sr, scale_by_adam_low_precision
 from jaxllm.optim.mask_unsampled import mask_unsampled
 from jaxllm.optim.master_weights import with_master_weights
+from jaxllm.optim.mixture import exponentiated_gradient, search_mixture
 from jaxllm.optim.rotate import RotationCost, orthoadam, rotate, rotation_cost, scale_by_ortho_adam
 from jaxllm.optim.schedules import make_schedule
 from jaxllm.optim.stochastic_round import apply_updates, stochastic_round
@@ -29,6 +30,7 @@ __all__ = [
     "apply_updates",
     "check_chain",
     "decay_mask",
+    "exponentiated_gradient",
     "float32_gradients",
     "kahan_compensate",
     "make_optimizer",
@@ -39,6 +41,7 @@ __all__ = [
     "rotation_cost",
     "scale_by_adam_low_precision",
     "scale_by_ortho_adam",
+    "search_mixture",
     "stochastic_round",
     "with_master_weights",
 ]
