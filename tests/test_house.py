@@ -30,6 +30,7 @@ MAY_IMPORT = {
     "reward": {"train", "generate", "models"},
     "score": {"generate", "models", "data"},
     "subnetwork": {"models"},
+    "integrals": set(),  # NumPy and a scope of float64: no model
     "synthetic": set(),
     "tiles": {"models", "optim"},
     "vocabulary": {"models", "data"},
