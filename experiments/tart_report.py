@@ -39,7 +39,7 @@ def gain(outcomes, config, sources, shots, method, rival) -> list[float]:
     return gains
 
 
-def judge(config, oracle, judged, outcomes, ablations) -> tuple[dict[str, float], list[Claim]]:
+def judge(config, oracle, outcomes, ablations) -> tuple[dict[str, float], list[Claim]]:
     """Return figures and claims."""
     metrics = {}
     for (features, pairs, alpha), cell in oracle.items():
@@ -54,11 +54,7 @@ def judge(config, oracle, judged, outcomes, ablations) -> tuple[dict[str, float]
     for what in ("choices", "imbalance", "loss"):
         for name in names_of(ablations, what):
             metrics[f"{what}/{name}"] = mean_of(ablations, what, name)
-    for name, cell in judged.items():
-        metrics |= {
-            f"judged/{name}/{figure}": cell[figure] for figure in ("module", "oracle", "bayes", "gap")
-        }
-    claims = [_near_oracle(config, judged["plain"])]
+    claims = []
     shots, most = config.prompt_shots, max(config.shots)
     have_stream = shots in config.shots
     if have_stream:
@@ -108,16 +104,6 @@ def _splits(config, outcomes) -> list[tuple[float, float]]:
     representation = gain(outcomes, config, sources, shots, "decoder/lora", "decoder/probe")
     reasoning = gain(outcomes, config, sources, shots, "decoder/probe", "decoder/icl_abstaining")
     return list(zip(representation, reasoning, strict=True))
-
-
-def _near_oracle(config, cell) -> Claim:
-    sizes, alpha = config.plain.module, max(config.plain.problems.alphas)
-    interval = (cell["gap"] - cell["half"], cell["gap"] + cell["half"])
-    said = f"d = {sizes.features}, k = {sizes.max_pairs}, alpha = {alpha:g}: within 0.02"
-    holds = decide(interval, at_least=-0.02)
-    return Claim(
-        f"accuracy of a module less the best ridge's, {said}", SPEC, cell["gap"], holds, interval=interval
-    )
 
 
 def _gain(config, outcomes, shots, method, rival, said, paper=PAPER) -> Claim | None:

@@ -156,6 +156,7 @@ def test_understand_calibrates_and_keeps_the_order(tmp_path, monkeypatch):
     assert re.search(r"median error [\d,]+ km, R2 -?[\d.]+", text)
     names = re.findall(r"(\w+) +the other country's name: [+-][\d.]+ nats$", text, re.MULTILINE)
     assert names == ["gradient", "another", "shuffled", "orthogonal", "random"]
+    assert re.search(r"copies: [\d.]+, by chance [\d.]+\nrandom tokens: [\d.]+ .*\nThe [\d.]+ key", text)
 
 
 @pytest.mark.slow
