@@ -74,6 +74,8 @@ def state_shardings(
     moves = jax.tree.map(_is_moved, axes, state_shapes.params, is_leaf=is_names)
 
     def place(leaf, param, sharding, moves):
+        if _is_masked(leaf):  # of another's parameters, as in optax.multi_transform
+            return leaf
         if leaf.shape != param.shape:
             return replicated
         return parallel.in_host_memory(sharding) if moves and offload != "none" else sharding
@@ -86,6 +88,7 @@ def state_shardings(
         params,
         moves,
         transform_non_params=lambda _: replicated,
+        is_leaf=_is_masked,
     )
     if offload == "state":
         params = jax.tree.map(lambda s, moves: parallel.in_host_memory(s) if moves else s, params, moves)
@@ -93,6 +96,10 @@ def state_shardings(
     if frozen is not None:
         frozen = parallel.shardings(frozen_axes, frozen, mesh)
     return TrainState(replicated, params, opt_state, replicated, replicated, frozen)
+
+
+def _is_masked(node) -> bool:
+    return isinstance(node, optax.MaskedNode)
 
 
 def _is_moved(names: tuple[str | None, ...], param) -> bool:

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from jaxllm import parallel
-from jaxllm.train.state import TrainState, init_state
+from jaxllm.train.state import TrainState, init_state, state_shardings
 from jaxllm.train.step import is_sound, make_eval_step, make_train_step
 
 
@@ -236,3 +236,17 @@ def test_each_step_draws_from_its_own_key():
     assert isinstance(again, TrainState)
     _, metrics = step(start(optimizer), make_batch())
     assert float(metrics["loss"]) == seen[0]
+
+
+def test_an_optimizer_of_two_kinds_of_parameters_is_laid_out():
+    """What optax.multi_transform masks of each kind stays masked; moments lie where their weights do."""
+    kinds = {"w": "slow", "gate": "fast"}
+    optimizer = optax.multi_transform({"slow": optax.adam(1e-3), "fast": optax.set_to_zero()}, kinds)
+    init = lambda key: {"w": jnp.ones((8, 4)), "gate": jnp.ones(3)}
+    shapes = jax.eval_shape(lambda: init_state(init, optimizer, jax.random.key(0)))
+    mesh = parallel.make_mesh(parallel.MeshConfig(data=1, fsdp=8), jax.devices())
+    axes = {"w": ("embed", "mlp"), "gate": (None,)}
+    laid_out = state_shardings(shapes, optimizer, axes, mesh)
+    assert jax.tree.structure(laid_out) == jax.tree.structure(shapes)
+    moments = laid_out.opt_state.inner_states["slow"].inner_state[0].mu
+    assert moments["w"] == laid_out.params["w"] and not moments["w"].is_fully_replicated
