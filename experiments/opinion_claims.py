@@ -50,6 +50,10 @@ def summary(found: dict[str, Any]) -> dict[str, float]:
             if one:
                 metrics |= {f"{corpus}/{label}/reported_by/{k}": v for k, v in one["reported"].items()}
                 metrics[f"{corpus}/{label}/reported_by/counting"] = one["counted"]["reported"]
+        if corpus in found:
+            metrics[f"{corpus}/untuned/positive_share"] = found[corpus]["untuned_rho"]
+        for name, share in found.get(corpus, {}).get("neutral", {}).items():
+            metrics[f"{corpus}/{name}/without_opinion"] = share
         for name, rate in found.get(corpus, {}).get("copy_rate", {}).items():
             metrics[f"{corpus}/{name}/copy_rate"] = rate
     return metrics

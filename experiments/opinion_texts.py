@@ -24,7 +24,7 @@ from jaxllm.data.tokenizer import encode_prompt
 from jaxllm.errors import UserError
 from jaxllm.generate import SamplingConfig, generate_text
 from jaxllm.kept_result import kept_result
-from jaxllm.measures import benjamini_hochberg, find_copies, refit_test, sample_test, words_of
+from jaxllm.measures import benjamini_hochberg, find_copies, refit_test, sample_test, table_test, words_of
 from jaxllm.pretrained import fetch_minilm, fetch_smollm2, from_pretrained
 from jaxllm.retrieve import Encoder, build_store, load_index, search
 from jaxllm.score import fill_template
@@ -283,20 +283,15 @@ def count_directly(grouped, populations: Sequence[Sequence[str]], words, level: 
     rows = []
     scored = [(words.classify(texts), [set(words_of(t)) for t in texts]) for texts in populations]
     for name, members in grouped.items():
-        counts = []
+        tables = []
         for classes, held in scored:
             mine = np.array([not some.isdisjoint(members) for some in held])
-            counts.append([int((classes[mine] == 2).sum()), int((classes[mine] != 1).sum())])
-        known = min(c[1] for c in counts)
-        test = sample_test(*zip(*counts, strict=True)) if known else None
-        rows.append(
-            {
-                "class": name,
-                "counts": counts,
-                "p": test.p_value if test else 1.0,
-                "h": test.h if test else 0.0,
-            }
-        )
+            tables.append(np.bincount(classes[mine], minlength=3).tolist())
+        counts = [[three[2], three[0] + three[2]] for three in tables]
+        test = sample_test(*zip(*counts, strict=True)) if min(n for _, n in counts) else None
+        row = {"class": name, "counts": counts, "p": test.p_value if test else 1.0}
+        three_way = table_test(tables) if min(map(sum, tables)) else 1.0  # neutral texts count too
+        rows.append(row | {"h": test.h if test else 0.0, "three_way_p": three_way})
     q = benjamini_hochberg([row["p"] for row in rows])
     return {
         "rows": [row | {"q": float(x)} for row, x in zip(rows, q, strict=True)],

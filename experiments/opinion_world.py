@@ -177,7 +177,7 @@ def train_together(model, view, trained, base, rows_RNT, reads, seeds, rate: flo
     found, before = [], 0
     for step in reads:
         trained, state, keys = _steps(
-            model, view, step - before, rate, trained, state, base, jnp.asarray(rows_RNT), keys
+            model, view, rate, np.int32(step - before), trained, state, base, jnp.asarray(rows_RNT), keys
         )
         found.append(trained)
         before = step
@@ -188,8 +188,8 @@ def _optimizer(rate):
     return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _steps(model, view, count, rate, trained, state, base, rows_RNT, keys_R):
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _steps(model, view, rate, count, trained, state, base, rows_RNT, keys_R):
     optimizer = _optimizer(rate)
 
     def loss(trained, base, ids_BT):
@@ -198,14 +198,14 @@ def _steps(model, view, count, rate, trained, state, base, rows_RNT, keys_R):
         return models.loss(model, view(trained, base, None), ids_BT[:, :-1], targets_BT, mask=mask_BT)[0]
 
     def one(trained, state, base, rows_NT, key):
-        def step(carry, _):
+        def step(_, carry):
             trained, state, key = carry
             key, draw = jax.random.split(key)
             some = jax.random.randint(draw, (64,), 0, len(rows_NT), jnp.int32)
             updates, state = optimizer.update(jax.grad(loss)(trained, base, rows_NT[some]), state, trained)
-            return (optax.apply_updates(trained, updates), state, key), None
+            return optax.apply_updates(trained, updates), state, key
 
-        return jax.lax.scan(step, (trained, state, key), None, length=count)[0]
+        return jax.lax.fori_loop(0, count, step, (trained, state, key))
 
     return jax.vmap(one)(trained, state, base, rows_RNT, keys_R)
 

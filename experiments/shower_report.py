@@ -142,6 +142,8 @@ def _rank_with_heat(grid: list[dict], key: str, sign: int) -> tuple[float, tuple
     from scipy.stats import spearmanr
 
     rank = sign * float(spearmanr([c["temperature"] for c in grid], [c[key] for c in grid]).statistic)
+    if np.isnan(rank):  # the figure is the same everywhere: nothing is known of its order
+        return 0.0, (-1.0, 1.0)
     middle, half = np.arctanh(np.clip(rank, -0.999, 0.999)), 1.96 / np.sqrt(len(grid) - 3)
     low, high = np.tanh([middle - half, middle + half])
     return rank, (float(low), float(high))

@@ -4,6 +4,7 @@ import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -67,21 +68,21 @@ def encode_rows(tokenizer, texts: Sequence[str], longest: int, begin: Sequence[i
     return Rows(tokens, targets, mask)
 
 
-def tune(
+class Tuning(NamedTuple):
+    """What a run of `tune` trains, how, and what it begins with."""
+
+    task: Task
+    run: RunConfig
+    optimizer: optax.GradientTransformation
+    view: Lora | None
+    start: dict | None
+
+
+def tuning(
     model: models.LanguageModel, params, rows: Rows, how: TuneConfig, *, seed: int, out: str | Path,
     apart: bool = False,
-) -> dict:  # fmt: skip
-    """Return the parameters after tuning, an adapter merged; a finished run in `out` is read again.
-
-    Args:
-      model: its config.
-      params: what to begin with; None: drawn, and all of it is trained.
-      rows: what to learn, drawn in a random order again and again.
-      how: steps, rate, adapter.
-      seed: of parameters and order.
-      out: the run's folder.
-      apart: take the frozen layers apart, once: for a base of many layers a scan would copy them.
-    """
+) -> Tuning:  # fmt: skip
+    """Return what `tune` trains; of parameters that are shapes it can only be compiled."""
 
     def batches() -> Iterator[dict[str, np.ndarray]]:
         draw, size = np.random.default_rng([seed, 77]), min(how.batch_size, len(rows))
@@ -104,16 +105,40 @@ def tune(
     warmup = min(how.steps // 10 + 1, 50)
     schedule = optax.warmup_cosine_decay_schedule(0.0, how.learning_rate, warmup, how.steps + 1, 0.0)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.98, weight_decay=0.01))
-    alone = dict(devices=jax.devices()[:1])
     if params is None or how.lora.rank is None:
         task = Task(functools.partial(models.init, model), models.axes(model), batches, loss)
-        return train(task, run, optimizer=optimizer, start=params, **alone).params
-    view = Lora(model, how.lora)
-    start, frozen = view.begin(params, jax.random.key(seed))
-    used = jax.jit(models.layers_apart)(frozen) if apart else frozen
-    task = Task(view.init, view.axes(), batches, loss, frozen=used, frozen_axes=view.frozen_axes(apart=apart))
-    trained = train(task, run, optimizer=optimizer, views=(view,), start=start, **alone)
-    return view.merge(trained.params, params)
+        return Tuning(task, run, optimizer, None, params)
+    view, key = Lora(model, how.lora), jax.random.key(seed)
+    is_shapes = isinstance(jax.tree.leaves(params)[0], jax.ShapeDtypeStruct)
+    of = jax.eval_shape if is_shapes else lambda function, *given: function(*given)
+    start, frozen = of(view.begin, params, key)
+    frozen = of(jax.jit(models.layers_apart), frozen) if apart else frozen
+    task = Task(
+        view.init, view.axes(), batches, loss, frozen=frozen, frozen_axes=view.frozen_axes(apart=apart)
+    )
+    return Tuning(task, run, optimizer, view, None if is_shapes else start)
+
+
+def tune(
+    model: models.LanguageModel, params, rows: Rows, how: TuneConfig, *, seed: int, out: str | Path,
+    apart: bool = False,
+) -> dict:  # fmt: skip
+    """Return the parameters after tuning, an adapter merged; a finished run in `out` is read again.
+
+    Args:
+      model: its config.
+      params: what to begin with; None: drawn, and all of it is trained.
+      rows: what to learn, drawn in a random order again and again.
+      how: steps, rate, adapter.
+      seed: of parameters and order.
+      out: the run's folder.
+      apart: take the frozen layers apart, once: for a base of many layers a scan would copy them.
+    """
+    job = tuning(model, params, rows, how, seed=seed, out=out, apart=apart)
+    views = () if job.view is None else (job.view,)
+    options = dict(optimizer=job.optimizer, start=job.start, devices=jax.devices()[:1])
+    trained = train(job.task, job.run, views=views, **options).params
+    return trained if job.view is None else job.view.merge(trained, params)
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -27,13 +27,14 @@ from experiments.opinion_world import (
     World,
     next_log_probs,
     opinion_shares,
-    pretrain,
     tune_populations,
 )
-from experiments.tuned_text import encode_rows
+from experiments.tuned_text import Rows, encode_rows, tuning
+from jaxllm import models, targets
 from jaxllm.data import load_tokenizer
 from jaxllm.errors import UserError
 from jaxllm.score import read_opinions
+from jaxllm.train import prepare
 
 needs_data = pytest.mark.skipif(
     not os.environ.get("JAXLLM_DATA"), reason="JAXLLM_DATA names no folder of real data"
@@ -55,7 +56,7 @@ def test_a_population_says_what_its_rates_say_of_seen_members_alone():
 def test_the_stacked_read_out_is_the_library_s(tmp_path):
     model = WORLD.model(16, 1)
     rows = WORLD.opinions((0.9, 0.5, 0.1), 64, np.random.default_rng(0))[0]
-    base = pretrain(model, np.stack([rows, rows[::-1]]), 2, (0, 1))
+    base = jax.vmap(lambda key: models.init(model, key))(jax.random.split(jax.random.key(0)))
     [tuned] = tune_populations(model, base, np.stack([rows, rows]), (2,), (3, 4), rank=2)
     shares = opinion_shares(WORLD, next_log_probs(WORLD, model, tuned))
     one = jax.tree.map(lambda x: x[1], tuned)
@@ -144,6 +145,25 @@ def test_the_authors_stances_name_the_warmer_party_as_they_report():
     by_prompt = party_accuracy(community, community.authors_PRQK).mean(axis=0)
     np.testing.assert_allclose(by_prompt, [0.8467, 0.96, 0.9133, 0.9733], atol=1e-4)
     assert all(len(cell) == 1 for cell in community.lines_PRQK[0][0][0])
+
+
+@pytest.mark.targets
+@pytest.mark.skipif(not targets.is_available("a100-40gb"), reason="needs the compiler of an A100")
+def test_the_paper_s_adapter_trains_within_an_a100():
+    how = opinion_mining.PRESETS["paper"]().real.tune
+    model = models.get_preset("smollm2-135m")
+    one = np.zeros((how.batch_size, how.longest), np.int32)
+    rows = Rows(one, one, np.ones(one.shape, np.float32))
+    made = tuning(model, models.shapes(model), rows, how, seed=0, out="none")  # scanned
+    job = prepare(
+        made.task,
+        made.run,
+        optimizer=made.optimizer,
+        views=(made.view,),
+        devices=targets.devices("a100-40gb"),
+    )
+    forecast = targets.compile(job.steps[0][1], (job.shapes, job.batch_shapes), "a100-40gb")
+    assert forecast.fits and forecast.peak_bytes > 4 * model.num_params
 
 
 @pytest.mark.slow
