@@ -188,6 +188,8 @@ def test_texts_compare_populations_by_models_and_count_copies(tmp_path, monkeypa
     assert [row[0] for row in rows] == ["soup", "bread", "cheese", "salad", "rain", "wind"]
     assert all(0 <= float(share) <= 1 for row in rows for share in row[1:])
     assert re.search(r"copied: \d+% are whole texts, \d+% hold 5 words", text)
+    assert re.search(r"punctuated: my\W+fellow\W.* met\W+3\.5\W+million", text)
+    assert re.search(r"4 words behind: my\W+fellow\W", text)
 
 
 @pytest.mark.slow

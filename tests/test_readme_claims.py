@@ -49,7 +49,8 @@ def codes(text):
     return re.findall(r"`([^`]+)`", text)
 
 
-NAMED = ("train", "train_labels", "label", "generate", "chat", "evaluate", "convert", "plan")
+NAMED = ("train", "train_labels", "label", "train_punctuator", "punctuate", "generate", "chat", "evaluate",
+         "convert", "plan")  # fmt: skip
 
 
 def commands():
@@ -80,7 +81,7 @@ def test_every_command_line_is_understood(words, monkeypatch, tmp_path):
     for place in ("train.train", "plan.plan", "generate.load_model_and_tokenizer", "convert.load_model",
                   "chat.load_model_and_tokenizer", "convert.export_adapter",
                   "evaluate.load_model_and_tokenizer", "evaluate._tasks", "train_labels.read_labelled",
-                  "label.Labeller.load"):  # fmt: skip
+                  "label.Labeller.load", "train_punctuator.read_documents", "punctuate._read"):  # fmt: skip
         monkeypatch.setattr(f"jaxllm.cli.{place}", reached)
     monkeypatch.setattr("jaxllm.compilation_cache.enable", lambda: None)
     monkeypatch.setattr("jaxllm.parallel.initialize", lambda: None)
