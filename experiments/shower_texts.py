@@ -1,6 +1,6 @@
 """Short texts to learn from and to tell apart: posts by the authors' rules, released sets, facts, sentences.
 
-The genuine corpus is not handed on, and the released sets have no licence: point `--data` at the folder
+The genuine corpus is not handed on, and the released sets have no licence: point `--released` at the folder
 `generated/` of the authors' repository, aiintelligentsystems/showerthoughts-dataset. Else one-line facts of
 the package randfacts (MIT), and without any package index sentences of the embedded addresses.
 """

@@ -1,9 +1,11 @@
 """Short witty texts: models that write them, measures of what they write, and whether anyone can tell.
 
-    python -m experiments.showerthoughts                        # small: 2 CPU cores; facts of the package
-    randfacts python -m experiments.showerthoughts --preset debug         # a minute; sentences of embedded
-    addresses python -m experiments.showerthoughts --released DIR         # beside it, the authors' released
-    sets python -m experiments.showerthoughts --texts posts.ndjson   # posts, by the authors' filter rules
+    python -m experiments.showerthoughts                      # small, 2 CPU cores: facts of randfacts
+    python -m experiments.showerthoughts --preset debug       # seconds: sentences of embedded addresses
+    python -m experiments.showerthoughts --released DIR       # beside it, the authors' released sets
+    python -m experiments.showerthoughts --texts posts.ndjson # posts, by the authors' filter rules
+
+The linear detector needs the extra `studies`. One seed: intervals are over texts; give --seed for another.
 
 Buz et al., *SEM 2024 (arXiv 2405.01660), tune GPT-2 and GPT-Neo on posts of r/Showerthoughts, ask GPT-3.5 for
 some, and find that people rate them slightly lower and cannot tell them from genuine ones, while RoBERTa can.
@@ -18,7 +20,11 @@ Its tables could not be had, its genuine corpus is not handed on and no ratings 
   - an analysis of ratings, on simulated raters with a planted difference and without;
   - with --released: the authors' splits, how far they overlap, and the linear detector on them.
 
-RESULT: not yet run as a whole.
+RESULT: not yet run as a whole. The released sets (29 November 2026, 17 seconds of CPU): trained on the mixed
+split, the linear detector is right on 0.81 of the mixed test, which holds ChatGPT alone; trained on ChatGPT,
+on 0.92 of its own test and 0.56 of GPT-2's; typography makes 0.01 of difference. 2,023 of the 4,000 texts of
+GPT-2's test and all 800 of ChatGPT's stand in the mixed training set. Distinct pairs of 50,000 words: genuine
+0.65, GPT-Neo 0.45, GPT-2 0.26.
 """
 
 import functools

@@ -42,8 +42,7 @@ def read_opinions(
     targets: Sequence[str],
     words: Mapping[str, Sequence[str]],
 ) -> np.ndarray:
-    """Return the probability that each class of words is what comes next, float64 [templates, targets,
-    classes].
+    """Return the probability that each class of words comes next, float64 [templates, targets, classes].
 
     What is missing to 1 went to other words: it says how often no such opinion is expressed. A word of
     several tokens has the product of their probabilities. "bad" counts "badly" too where a tokenizer begins
