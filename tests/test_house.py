@@ -35,9 +35,10 @@ MAY_IMPORT = {
     "tiles": {"models", "optim"},
     "vocabulary": {"models", "data"},
     "punctuate": {"text", "train", "reward", "models", "data"},
+    "write": {"generate", "models", "data"},
     "text": {"train", *_TECHNIQUES, *_LOWER},
     "targets": {"text", "train", *_TECHNIQUES, *_LOWER},
-    "cli": {"punctuate", "targets", "text", "train", *_TECHNIQUES, *_LOWER},
+    "cli": {"punctuate", "write", "targets", "text", "train", *_TECHNIQUES, *_LOWER},
 }
 NOWHERE = ("experiments", "flax.nnx", "tensorflow", "torch")  # in jaxllm and its kernels
 

@@ -116,6 +116,21 @@ class Decoder:
         hidden_BTD, own = _extend(self.config, self.params, tokens_BT, own, read, mask_BT)
         return hidden_BTD, own | read
 
+    def rewind(self, cache: dict, length: int) -> dict:
+        """Return the cache with only its first slots: what follows is forgotten; a fork's prompt stays.
+
+        The cache that was given is used up. Padding on the right of the last tokens goes so, too.
+
+        Raises:
+          UserError: a recurrent state, which cannot go back, or a length beyond the cache's slots.
+        """
+        if "valid" not in cache or "state" in cache:
+            raise UserError("a recurrent state cannot be rewound; prefill again")
+        slots = cache["valid"].shape[1]
+        if not 0 <= length <= slots:
+            raise UserError(f"length is {length} and the cache has {slots} slots; rewind to one of them")
+        return models.rewind_cache(cache, length)
+
     def cancel(self, cache: dict, rows: Any) -> dict:
         """Return the cache without some rows; the others move up, in their order.
 

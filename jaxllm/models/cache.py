@@ -117,6 +117,18 @@ def select_rows(cache: dict, rows_B) -> dict:
     return selected
 
 
+def rewind_cache(cache: dict, length: int) -> dict:
+    """Return a cache of keys and values that has forgotten all but its first `length` slots."""
+    valid_BS, length = _first_slots(cache["valid"], length)
+    return cache | {"valid": valid_BS, "length": length}
+
+
+@jax.jit
+def _first_slots(valid_BS, length):
+    slot_S = jnp.arange(valid_BS.shape[1], dtype=jnp.int32)
+    return valid_BS & (slot_S < length), jnp.asarray(length, jnp.int32)
+
+
 def cache_rows(cache: dict) -> int:
     """Return how many rows a cache holds."""
     while "parts" in cache:
