@@ -42,7 +42,8 @@ def look_up(task: MadTask, train: Instances, inputs_NT: np.ndarray) -> np.ndarra
 def most_frequent(task: MadTask, inputs_NT: np.ndarray) -> np.ndarray:
     """Return the id of a value that was read most often up to each position, the latest of several; or -1."""
     said_NT = np.full_like(inputs_NT, -1)
-    values = range(task.keys, task.keys + task.values)
+    first = 0 if task.name in ("selective_copying", "compression") else task.keys
+    values = range(first, first + task.values)
     for said_T, inputs_T in zip(said_NT, inputs_NT.tolist(), strict=True):
         counts: collections.Counter = collections.Counter()
         best = -1

@@ -1,0 +1,145 @@
+"""The cells of MAD's study: each arm on each task with each seed, trained once and kept.
+
+Arms are parts, hand-made mixtures, hybrids under several searches, hybrids whose mixtures are given, and
+parts made so wide that they have as many parameters, or cost as many FLOPs, as the hybrid of two blocks.
+"""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optax
+
+from experiments.epochs import alternate_halves, epochs, train_epochs
+from experiments.mad_arms import EQUAL, HAND_MADE, PARTS, Sizes, part, widened
+from experiments.mad_hybrids import (
+    SEARCHES,
+    hybrid,
+    mixture_of,
+    optimizer_of,
+    rounded,
+    views_of,
+    with_given,
+)
+from experiments.mad_training import accuracy_of, counted_log_probs, mad_arrays, solver, training_task
+from jaxllm.config import Config, Count, NotNegative, Positive
+from jaxllm.kept_result import kept_result
+from jaxllm.models import HybridConfig, LanguageModel
+from jaxllm.synthetic import MadTask
+from jaxllm.train import to_dict
+
+BLOCKS = (1, 2)
+HYBRIDS = tuple(f"hybrid {blocks}" for blocks in BLOCKS)
+WIDE = tuple(f"{name}, equal {what}" for name in PARTS for what in EQUAL)
+TRAINED = (*PARTS, *HAND_MADE, *HYBRIDS, *WIDE)  # on every task
+# Attention's share in the hybrid of one block, frozen.
+SWEEP = tuple(f"alpha {share:g}" for share in (0.25, 0.5, 0.75))  # its ends are the parts
+GIVEN = ("uniform", "random", "searched", "programmed")  # mixtures that are frozen while all else is trained
+
+
+@dataclass(frozen=True)
+class Training(Config):
+    """How every cell is trained."""
+
+    steps: Count = 800
+    batch_size: Count = 32
+    points: Count = 16  # evaluations on the way
+    learning_rate: Positive = 3e-3  # let down to 1e-6 by a cosine
+    mixture_rate: Positive = 1e-2
+    weight_decay: NotNegative = 0.0  # of mixtures there is none
+
+
+class Study:
+    """Trains cells and keeps them in a folder."""
+
+    def __init__(self, tasks: dict[str, MadTask], sizes: Sizes, training: Training, out: str):
+        self.tasks, self.sizes, self.training, self.out = tasks, sizes, training, Path(out)
+
+    def model(self, task: MadTask, arm: str) -> LanguageModel:
+        """Return an arm's model; searches and given mixtures are of the hybrid of two blocks."""
+        if arm in PARTS or arm in HAND_MADE:
+            return part(arm, self.sizes, task.vocab_size, task.length)
+        parts = [part(name, self.sizes, task.vocab_size, task.length) for name in PARTS]
+        if arm in WIDE:
+            name, _, what = arm.partition(", equal ")
+            count = {
+                "parameters": lambda model: model.num_params,
+                "FLOPs": lambda model: model.flops_per_token(task.length),
+            }[what]
+            return widened(name, self.sizes, task, count(hybrid(parts, 2)), count)
+        return hybrid(parts, 1 if arm == "hybrid 1" or arm in SWEEP else 2)
+
+    def run(self, name: str, arm: str, seed: int, mixture: np.ndarray | None = None) -> dict[str, Any]:
+        """Return what came of an arm on a task: its curve, sizes and seconds, and its mixture if it has one.
+
+        Args:
+          mixture: [blocks, parts], frozen; None: it is searched, if there is one.
+        """
+        task = self.tasks[name]
+        model, file = self.model(task, arm), self.file(name, arm, seed)
+
+        def measure():
+            return self._train(task, model, arm, seed, mixture, file.with_suffix(".npy"))
+
+        given = None if mixture is None else np.round(mixture, 6).tolist()
+        decisive = dict(task=to_dict(task), model=repr(model), training=to_dict(self.training), arm=arm,
+                        seed=seed, mixture=given)  # fmt: skip
+        return kept_result(file, measure, **decisive)
+
+    def file(self, name: str, arm: str, seed: int) -> Path:
+        """Return where a cell is kept; beside it, of parts, what they say of the test."""
+        return self.out / "cells" / f"{name}-{arm.replace(', ', '-').replace(' ', '-')}-{seed}.json"
+
+    def ensemble(self, name: str, seed: int) -> float:
+        """Return the accuracy of the mean of the parts' probabilities; the parts must have been run."""
+        said = [np.load(self.file(name, one, seed).with_suffix(".npy")) for one in PARTS]
+        test = mad_arrays(self.tasks[name], "test", seed)
+        targets = test["targets"][test["targets"] >= 0]
+        return float(np.mean(np.logaddexp(*said).argmax(axis=-1) == targets))
+
+    def _train(self, task, model, arm, seed, mixture, probs_file):
+        training, search = self.training, SEARCHES.get(arm, SEARCHES["simultaneous"])
+        mixed = isinstance(model, HybridConfig)
+        train, test = (mad_arrays(task, one, seed) for one in ("train", "test"))
+        solves = solver(model, task)
+        accuracy = accuracy_of(solves, test)
+        if mixture is not None:
+            solves = solves._replace(init=with_given(solves.init, mixture))
+        draw = alternate_halves if mixed and search.held_out else epochs
+        batches = lambda: draw(train, training.batch_size, seed)
+
+        def measure(params):
+            found = {"accuracy": accuracy(params)}
+            return found | ({"mixture": mixture_of(params).tolist()} if mixed else {})
+
+        optimizer = self.weights(halved=mixed and search.alternating)
+        searched = search if mixed and mixture is None else None
+        views = views_of(solves.axes, search) if searched else ()
+        if mixed:
+            optimizer = optimizer_of(solves.axes, optimizer, searched, training.mixture_rate)
+        begun, seconds = time.process_time(), time.perf_counter()
+        params, curve = train_epochs(
+            training_task(solves, batches), measure,
+            steps=training.steps, measure_every=max(1, training.steps // training.points),
+            optimizer=optimizer, seed=seed, views=views,
+        )  # fmt: skip
+        found = {
+            "curve": curve, "accuracy": curve[-1]["accuracy"] if params is not None else float("nan"),
+            "parameters": model.num_params, "flops": model.flops_per_token(task.length),
+            "seconds": time.perf_counter() - seconds, "cpu_seconds": time.process_time() - begun,
+        }  # fmt: skip
+        if mixed and params is not None:
+            found["one_hot_accuracy"] = accuracy(rounded(params))
+        if arm in PARTS and params is not None:
+            probs_file.parent.mkdir(parents=True, exist_ok=True)
+            np.save(probs_file, counted_log_probs(solves, params, test))
+        return found
+
+    def weights(self, *, halved: bool) -> optax.GradientTransformation:
+        """Return the optimizer of weights; where they rest at every second step it ends as low."""
+        training = self.training
+        updates = training.steps // (1 + halved)
+        rate = optax.cosine_decay_schedule(training.learning_rate, updates, 1e-6 / training.learning_rate)
+        return optax.adamw(rate, b1=0.9, b2=0.98, weight_decay=training.weight_decay)
