@@ -72,7 +72,7 @@ class OpinionConfig(Config):
     classes: Count = 6  # of the worlds of two populations
     differing: Count = 3
     pairs: Count = 6  # of populations that differ
-    null_pairs: Count = 16  # that do not
+    null_pairs: Count = 14  # that do not
     refits: Count = 5  # models of a population
     difference_steps: Count = 400
     difference_samples: Count = 200  # of each model, template and member

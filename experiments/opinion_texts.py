@@ -58,7 +58,7 @@ class RealConfig(Config):
     embed_dim: Count = 128
     num_layers: Count = 3
     refits: Count = 2  # models of a population, of a pretrained base
-    small_refits: Count = 4
+    small_refits: Count = 3
     texts: Count = 4000  # of each population: equal budgets
     samples: Count = 8  # of each model, target and template
     new_tokens: Count = 14
@@ -303,7 +303,8 @@ def _evidence(study, compared, classes, said, names, words, out) -> list[dict[st
     """Return classes by effect, with sentences that the leading population's models wrote and real ones."""
     encoder = Encoder(*from_pretrained(fetch_minilm()), longest=48)
     index = {}
-    for name, texts in zip(names, study.texts, strict=True):
+    for name, everything in zip(names, study.texts, strict=True):
+        texts = [text for text in everything if not set(words_of(text)).isdisjoint(study.targets)]
         store = build_store(out / "stores" / f"{study.corpus}-{name}-{len(texts)}", encoder, texts)
         index[name] = load_index(store), store, texts
     found, order = [], sorted(compared["rows"], key=lambda row: -abs(row["h"]))
@@ -322,7 +323,7 @@ def _evidence(study, compared, classes, said, names, words, out) -> list[dict[st
         wrote = sorted(wrote, key=lambda text: -words.valence(text))[:3]
         asked = wrote or [f"the {row['class']} is good"]
         searched, store, texts = index[lead]
-        near = search(searched, encoder.embed(asked), k=3)
+        near = search(searched, encoder.embed(asked), k=min(3, len(texts)))
         real = [texts[store.documents[i]] for ids in near.ids for i in ids]
         holding = [
             t for t in dict.fromkeys(real) if not set(words_of(t)).isdisjoint(study.classes[row["class"]])

@@ -27,6 +27,10 @@ class Labels(NamedTuple):
     texts: list[str]
     generated: np.ndarray  # bool
 
+    def first(self, most: int | None) -> "Labels":
+        """Return the first texts."""
+        return Labels(self.texts[:most], self.generated[:most])
+
     def normalized(self) -> "Labels":
         """Return the same without what typing alone gives away."""
         return Labels([normalize_typography(text) for text in self.texts], self.generated)
@@ -58,7 +62,7 @@ def linear_detector(train: Labels) -> Detector:
 class TrainedConfig(Config):
     """How an encoder is trained to detect."""
 
-    steps: Count = 60
+    steps: Count = 45
     batch_size: Count = 16
     longest: Count = 48
     embed_dim: Count = 64  # of the one from scratch

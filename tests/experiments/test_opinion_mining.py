@@ -182,6 +182,6 @@ def test_real_populations_give_insights_with_evidence(tmp_path):
     found = opinion_texts.mine("reviews", "small", opinion_texts.RealConfig.tiny(), 0.1, tmp_path)
     assert {"populations", "halves", "insights"} <= found.keys() and found["refits"] == 2
     rows = found["insights"]
-    assert [row["class"] for row in rows] and all(len(row["retrieved"]) == 3 for row in rows)
+    assert [row["class"] for row in rows] and all(row["retrieved"] for row in rows)
     again = opinion_texts.mine("reviews", "small", opinion_texts.RealConfig.tiny(), 0.1, tmp_path)
     assert again["populations"] == found["populations"]
