@@ -50,7 +50,7 @@ def codes(text):
 
 
 NAMED = ("train", "train_labels", "label", "train_punctuator", "punctuate", "generate", "chat", "evaluate",
-         "convert", "plan")  # fmt: skip
+         "convert", "plan", "demo")  # fmt: skip
 
 
 def commands():
@@ -81,7 +81,8 @@ def test_every_command_line_is_understood(words, monkeypatch, tmp_path):
     for place in ("train.train", "plan.plan", "generate.load_model_and_tokenizer", "convert.load_model",
                   "chat.load_model_and_tokenizer", "convert.export_adapter",
                   "evaluate.load_model_and_tokenizer", "evaluate._tasks", "train_labels.read_labelled",
-                  "label.Labeller.load", "train_punctuator.read_documents", "punctuate._read"):  # fmt: skip
+                  "label.Labeller.load", "train_punctuator.read_documents", "punctuate._read",
+                  "demo.open_port"):  # fmt: skip
         monkeypatch.setattr(f"jaxllm.cli.{place}", reached)
     monkeypatch.setattr("jaxllm.compilation_cache.enable", lambda: None)
     monkeypatch.setattr("jaxllm.parallel.initialize", lambda: None)

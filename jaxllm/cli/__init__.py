@@ -19,6 +19,7 @@ _COMMANDS = {
     "label": "label texts with such an encoder",
     "train_punctuator": "train an encoder to put marks into text",
     "punctuate": "put marks into text that has none",
+    "demo": "open a page that suggests what comes next while somebody types",
     "evaluate": "score a model on text, or on tasks of lm-evaluation-harness",
     "lm_eval": "lm-evaluation-harness's own command line, with `--model jaxllm`",
     "convert": "write a model as a Hugging Face folder",

@@ -14,7 +14,7 @@ asked beside them:
     writer.suggest(text, proposals=session.propose(text, deadline=time.perf_counter() + 0.05))
 
 `accepted`, `rejected` and `learn` tell a writer what became of it; `replay` says how many keys an ideal user
-would have saved on given texts.
+would have saved on given texts. `Service` answers many users at once; `jaxllm demo MODEL` is its page.
 """
 
 from jaxllm.write.isotonic import IDENTITY, Isotonic, fit_isotonic, threshold
@@ -22,6 +22,7 @@ from jaxllm.write.lexicon import Lexicon
 from jaxllm.write.model_source import ModelSession, ModelSource
 from jaxllm.write.ngrams import NGrams
 from jaxllm.write.replay import Replayed, accepted_words, replay
+from jaxllm.write.service import Service, ServiceConfig
 from jaxllm.write.user_store import User, UserStore
 from jaxllm.write.writer import Proposal, Suggestion, Writer, WriterConfig
 
@@ -34,6 +35,8 @@ __all__ = [
     "NGrams",
     "Proposal",
     "Replayed",
+    "Service",
+    "ServiceConfig",
     "Suggestion",
     "User",
     "UserStore",
