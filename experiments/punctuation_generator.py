@@ -22,20 +22,20 @@ from jaxllm.pretrained import fetch_smollm2
 from jaxllm.punctuate import NONE, Document, TaggerReward
 from jaxllm.reward import PolicyConfig, Reward, diversity, draw_rollouts, policy_task
 from jaxllm.text import TrainConfig, load_run, train
-from jaxllm.train import train as train_task
+from jaxllm.train import jit_engine, prepare, train_run
 
 TERMS = ("utility", "domain", "soundness", "diversity")
 _FEATURES = 2**11
 _SEED_WORDS = 3
+_LORA = LoraConfig(rank=8, targets="query,value,mlp_in,mlp_out")
 
 
 class Generator(NamedTuple):
-    """A language model; with an adapter its base stays as it is."""
+    """A language model."""
 
     config: models.LanguageModel
     params: dict
     tokenizer: Any
-    lora: Lora | None = None
 
 
 def train_generator(config, written: Sequence[Document], topic: Sequence[Document], seed: int, out: Path):
@@ -52,7 +52,7 @@ def train_generator(config, written: Sequence[Document], topic: Sequence[Documen
         is_first = start is None
         options = dict(tokenizer=f"bpe:{config.vocab}", model=config.lm) if is_first else dict(start=start)
         if config.generator == "smollm2":
-            options["lora"] = LoraConfig(rank=8, targets="query,value,mlp_in,mlp_out")
+            options["lora"] = _LORA
         run = TrainConfig(
             data=str(data), seq_len=config.lm_length, batch_size=16, steps=steps, eval_every=steps,
             save_every=steps, keep_best=0, keep_last=1, eval_batches=4, progress=False, seed=seed,
@@ -175,39 +175,63 @@ def make_reward(
     return Reward({name: (weight, terms[name]) for name, weight in weights.items() if weight})
 
 
-def reinforce(
-    config, generator: Generator, prompts, reward: Reward, copies: set[tuple], *, updates: int, seed: int, out
-) -> tuple[Generator, list[dict[str, float]]]:
-    """Return (the generator after policy gradients, figures of each draw)."""
-    told: list[dict[str, float]] = []
+def policy_job(config, generator: Generator, prompts, rewarded, *, updates: int, seed: int, out, **options):
+    """Return (the prepared run, from what is trained to the model's parameters).
+
+    Args:
+      config: the study's.
+      generator: its parameters may be shapes, of a run that is only compiled.
+      prompts: token ids.
+      rewarded: of what was drawn; see `policy_task`.
+      updates: steps.
+      seed: of the draws.
+      out: the run's folder.
+      options: on_draw of `policy_task`; devices of `prepare`.
+    """
     run = PolicyConfig(
         steps=updates, rollouts=config.rollouts, max_new_tokens=config.sample_tokens, kl=config.kl,
         clip=config.clip or None, epochs=config.epochs, seed=seed, progress=False, save_every=updates,
         eval_every=updates, keep_best=0, keep_last=1, out=str(out),
     )  # fmt: skip
+    model, start, whole, part, views = generator.config, generator.params, lambda x: x, {}, ()
+    if config.generator == "smollm2":
+        lora = Lora(model, _LORA)
+        key, is_array = jax.random.key(seed), isinstance(jax.tree.leaves(start)[0], jax.Array)
+        begin = lora.begin if is_array else lambda *given: jax.eval_shape(lora.begin, *given)
+        start, base = begin(start, key)
+        whole, views = lambda x: lora.merge(x, base), (lora,)
+        part = dict(init=lora.init, axes=lora.axes(), frozen=base, frozen_axes=lora.frozen_axes())
+        start = start if is_array else None
+    task = policy_task(
+        run, model, generator.params, prompts, rewarded, end_id=generator.tokenizer.eos_id, policy=whole,
+        on_draw=options.pop("on_draw", None),
+    )  # fmt: skip
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(config.policy_rate))
+    engine = jit_engine(config.accumulate)
+    job = prepare(
+        dataclasses.replace(task, **part), run, optimizer=optimizer, views=views, start=start, engine=engine,
+        **options,
+    )  # fmt: skip
+    return job, whole
+
+
+def reinforce(
+    config, generator: Generator, prompts, reward: Reward, copies: set[tuple], *, updates: int, seed: int, out
+) -> tuple[Generator, list[dict[str, float]]]:
+    """Return (the generator after policy gradients, figures of each draw)."""
+    told: list[dict[str, float]] = []
 
     def rewarded(drawn):
         samples = as_documents(generator, drawn)
         rewards, means = reward(samples)
         return rewards, means | texture(samples, copies)
 
-    lora, start, base = generator.lora, generator.params, None
-    if config.generator == "smollm2":
-        lora = Lora(generator.config, LoraConfig(rank=8, targets="query,value,mlp_in,mlp_out"))
-        start, base = lora.begin(generator.params, jax.random.key(seed))
-    task = policy_task(
-        run, generator.config, generator.params, prompts, rewarded, end_id=generator.tokenizer.eos_id,
-        policy=(lambda x: x) if lora is None else (lambda x: lora.merge(x, base)),
-        on_draw=lambda number, rollouts, figures: told.append(figures),
+    job, whole = policy_job(
+        config, generator, prompts, rewarded, updates=updates, seed=seed, out=out,
+        devices=jax.devices()[:1], on_draw=lambda number, rollouts, figures: told.append(figures),
     )  # fmt: skip
-    views = ()
-    if lora is not None:
-        part = dict(init=lora.init, axes=lora.axes(), frozen=base, frozen_axes=lora.frozen_axes())
-        task, views = dataclasses.replace(task, **part), (lora,)
-    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(config.policy_rate))
-    trained = train_task(task, run, optimizer=optimizer, views=views, start=start, devices=jax.devices()[:1])
-    params = trained.params if lora is None else lora.merge(trained.params, base)
-    return generator._replace(params=jax.device_put(params)), told
+    trained = train_run(job)
+    return generator._replace(params=whole(trained.params)), told
 
 
 def texture(samples: Sequence[Document], copies: set[tuple]) -> dict[str, float]:

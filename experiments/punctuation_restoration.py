@@ -49,7 +49,7 @@ class PunctuationConfig(Config):
     encoder: Literal["minilm", "nano"] = "minilm"  # real weights, or random ones and bytes
     layers: Count = 2  # of the encoder, its first
     window: Count = 128  # tokens
-    tagger_steps: Count = 100
+    tagger_steps: Count = 60
     tagger_batch: Count = 8  # windows
     tagger_rate: Positive = 3e-4
     scratch_rate: Positive = 1e-3
@@ -61,8 +61,8 @@ class PunctuationConfig(Config):
     )
     vocab: Count = 2048
     lm_length: Count = 96  # tokens of a text
-    lm_steps: Count = 400
-    topic_steps: Count = 150
+    lm_steps: Count = 300
+    topic_steps: Count = 100
     written_words: Count = 30_000
     words_per_text: Count = 40  # of the generator's texts
     topic_talks: Count = 4  # of the domain, that every row from 3 on sees
@@ -70,21 +70,23 @@ class PunctuationConfig(Config):
     domain_words_per_talk: Count = 2000
     dev_talks: Count = 3
     unlabelled_talks: Count = 10
-    test_talks: Count = 8
+    test_talks: Count = 6
+    noisy_talks: Count = 3  # of these, that go through the channel of errors
     words_per_talk: Count = 1500
     generated_words: Count = 12_000
     amounts: tuple[Count, ...] = (3000, 6000)  # of the sweep, beside none and all
     samples: Count = 640  # drawn at once for training text
     sample_tokens: Count = 64
     rollouts: Count = 64
-    updates: Count = 25  # a round
-    rounds: Count = 2
+    updates: Count = 40  # a round
+    rounds: Count = 1  # after each the tagger, and what is spoken, are learned anew
     rows: tuple[Literal[tuple(ROWS)], ...] = tuple(ROWS)
     ablated: tuple[Literal[ABLATIONS], ...] = ABLATIONS  # terms alone, first seed
     ablated_updates: Count = 25
     policy_rate: Positive = 3e-4
     clip: NotNegative = 0.0  # of PPO; 0: REINFORCE
     epochs: Count = 1
+    accumulate: Count = 1  # parts that an update is computed in
     kl: NotNegative = 0.05
     utility: NotNegative = 1.0
     domain: NotNegative = 0.5
@@ -120,7 +122,7 @@ PRESETS = {
         domain_talks=2, domain_words_per_talk=300, dev_talks=1, unlabelled_talks=1, test_talks=2,
         words_per_talk=200,
         rows=("topic", "generated", "rl", "upper"), ablated=("soundness_without_kl",),
-        generated_words=200, amounts=(), samples=32, sample_tokens=24, rollouts=16, updates=2, rounds=1,
+        generated_words=200, amounts=(), samples=32, sample_tokens=40, rollouts=16, updates=2, rounds=1,
         ablated_updates=1, noise=(0.2,), block=50, right_context=(0, 2), context_words=40, seeds=(0, 1),
         out="runs/punctuation-debug",
     ),
@@ -129,8 +131,8 @@ PRESETS = {
         written_words=1_000_000, topic_talks=10, domain_talks=110, domain_words_per_talk=20_000, dev_talks=8,
         unlabelled_talks=20, test_talks=24, words_per_talk=20_000, generated_words=200_000,
         amounts=(20_000, 50_000, 100_000), samples=8000, sample_tokens=160, rollouts=256, updates=200,
-        rounds=5, ablated_updates=200, policy_rate=1e-4, clip=0.2, epochs=2, context_words=20_000,
-        out="runs/punctuation-paper",
+        rounds=5, ablated_updates=200, accumulate=32, policy_rate=1e-4, clip=0.2, epochs=2,
+        context_words=20_000, noisy_talks=24,        out="runs/punctuation-paper",
     ),
 }  # fmt: skip
 

@@ -66,10 +66,10 @@ class Study:
         for words, _ in (*corpus.written, *self.topic):
             self.copies |= grams_of(words, 12)
         near = spelled_alike([word for words, _ in corpus.tests["reference"] for word in words])
-        self.tests = dict(corpus.tests)
+        self.tests, clean = dict(corpus.tests), corpus.tests["reference"][: config.noisy_talks]
         for rate in config.noise:
             draw = np.random.default_rng(int(1000 * rate))
-            noisy = [add_errors(talk, rate, draw, near) for talk in corpus.tests["reference"]]
+            noisy = [add_errors(talk, rate, draw, near) for talk in clean]
             self.tests[f"noise_{rate:g}"] = noisy
         self._taggers: dict[int, Punctuator] = {}
         self._generators: dict[int, Any] = {}
@@ -105,7 +105,10 @@ class Study:
                 taggers = [self.tagger(row, self._of(row, seed, some), seed) for some in rounds]
                 best = max(range(len(taggers)), key=lambda i: self.dev(taggers[i]))
                 return self.scores(taggers[best]) | {"round": best}
-            return self.scores(self.tagger(row, self._of(row, seed), seed))
+            punctuator = self.tagger(row, self._of(row, seed), seed)
+            if row == "topic":
+                self._taggers[seed] = punctuator  # whom the first round's reward asks
+            return self.scores(punctuator)
 
         return self._kept(f"row-{row}-{seed}", measure)
 
@@ -154,15 +157,14 @@ class Study:
 
     def scores(self, punctuator: Punctuator) -> dict:
         """Return counts by block of each test, and dev's micro-F1."""
-        found = {}
+        found = {name: [] for name in self.tests}
         for name, talks in self.tests.items():
-            found[name] = [one for talk in talks for one in self._blocks(punctuator, talk)]
-        if self.corpus.aligned is not None:
-            found["asr_aligned"] = [
-                one
-                for talk, mask in zip(self.tests["asr"], self.corpus.aligned, strict=True)
-                for one in self._blocks(punctuator, talk, mask)
-            ]
+            for number, talk in enumerate(talks):
+                gold, said = self._said(punctuator, talk)
+                found[name] += count_blocks(gold, said, self.config.block)
+                if name == "asr" and self.corpus.aligned is not None:
+                    gold, said = (np.where(self.corpus.aligned[number], x, 0) for x in (gold, said))
+                    found.setdefault("asr_aligned", []).extend(count_blocks(gold, said, self.config.block))
         return {"tests": found, "dev": self.dev(punctuator)}
 
     def dev(self, punctuator: Punctuator) -> float:
@@ -300,16 +302,16 @@ class Study:
         return found
 
     def _counts(self, punctuator, talks) -> np.ndarray:
-        return np.sum([one for talk in talks for one in self._blocks(punctuator, talk)], axis=0)
+        block = self.config.block
+        counts = [one for talk in talks for one in count_blocks(*self._said(punctuator, talk), block)]
+        return np.sum(counts, axis=0)
 
-    def _blocks(self, punctuator, talk, mask=None):
+    def _said(self, punctuator, talk) -> tuple[np.ndarray, np.ndarray]:
+        """Return (the labels of a talk's words, what a tagger says), as numbers."""
         begun = time.perf_counter()
         [log_probs] = punctuator.labeller.log_probs([[plain(word) for word in talk[0]]])
         self.speed = len(talk[0]) / (time.perf_counter() - begun)
-        gold, said = np.array([_LABEL[label] for label in talk[1]]), log_probs.argmax(axis=1)
-        if mask is not None:
-            gold, said = np.where(mask, gold, 0), np.where(mask, said, 0)
-        return count_blocks(gold, said, self.config.block)
+        return np.array([_LABEL[label] for label in talk[1]]), log_probs.argmax(axis=1)
 
     def _kept(self, name: str, measure) -> dict:
         path = Path(self.config.out, "cells", f"{name}.json")

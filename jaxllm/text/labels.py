@@ -205,7 +205,9 @@ def _started(config: LabelConfig, start) -> tuple[models.LanguageModel, Any, Tok
         )
     if start is None:
         dtype = get_precision(config.precision).param_dtype
-        start = load_model_and_tokenizer(config.start, param_dtype=dtype)
+        model, params, tokenizer = load_model_and_tokenizer(config.start, param_dtype=dtype)
+        # A run's lie on one device; a mesh of several would refuse them there.
+        start = model, jax.device_get(params), tokenizer
     model, params, tokenizer = start
     if getattr(model, "causal", True):
         name = "the given model" if config.start is None else f"'{config.start}'"

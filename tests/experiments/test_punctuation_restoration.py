@@ -3,13 +3,14 @@
 import dataclasses
 import json
 import os
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from experiments import punctuation_restoration as study
 from experiments.benchmarks import punctuation as benchmark
-from experiments.punctuation_generator import Discriminator, grams_of, is_good
+from experiments.punctuation_generator import Discriminator, Generator, grams_of, is_good, policy_job
 from experiments.punctuation_report import bootstrap_gain, count_blocks, micro_f1
 from experiments.punctuation_texts import (
     _labelled,
@@ -20,6 +21,7 @@ from experiments.punctuation_texts import (
     read_corpus,
     spelled_alike,
 )
+from jaxllm import models, targets
 from jaxllm.errors import UserError
 
 needs_data = pytest.mark.skipif(
@@ -115,3 +117,16 @@ def test_the_benchmarks_taggers_agree(tmp_path):
     config = benchmark.PRESETS["debug"]()
     ours, theirs = benchmark.our_tagger(config)(), benchmark.transformers_tagger(config)()
     np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.targets
+@pytest.mark.skipif(not targets.is_available("v5e-1"), reason="needs the compiler of a TPU")
+def test_the_papers_policy_update_fits_a_v5e(tmp_path):
+    config = study.PRESETS["paper"]()
+    model = models.get_preset("smollm2-135m")
+    generator = Generator(model, models.shapes(model), SimpleNamespace(eos_id=0))
+    job, _ = policy_job(
+        config, generator, [[0] * 8], None, updates=1, seed=0, out=tmp_path, devices=targets.devices("v5e-1")
+    )
+    forecast = targets.compile(job.steps[0][1], (job.shapes, job.batch_shapes), "v5e-1")
+    assert forecast.fits and forecast.peak_bytes > 4 * model.num_params
