@@ -141,9 +141,10 @@ def _rank_with_heat(grid: list[dict], key: str, sign: int) -> tuple[float, tuple
     """Return (the rank correlation of a figure with the temperature, its interval by Fisher's z)."""
     from scipy.stats import spearmanr
 
-    rank = sign * float(spearmanr([c["temperature"] for c in grid], [c[key] for c in grid]).statistic)
-    if np.isnan(rank):  # the figure is the same everywhere: nothing is known of its order
+    values = [cell[key] for cell in grid]
+    if len(set(values)) == 1:  # nothing is known of their order
         return 0.0, (-1.0, 1.0)
+    rank = sign * float(spearmanr([cell["temperature"] for cell in grid], values).statistic)
     middle, half = np.arctanh(np.clip(rank, -0.999, 0.999)), 1.96 / np.sqrt(len(grid) - 3)
     low, high = np.tanh([middle - half, middle + half])
     return rank, (float(low), float(high))
