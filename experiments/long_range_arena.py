@@ -36,13 +36,13 @@ from experiments.long_range_tasks import (
     original_listops,
 )
 from experiments.long_range_training import arrays, by_difficulty, labelling_task, said
-from experiments.mad_hybrids import SEARCHES, mixture_of, optimizer_of
+from experiments.mad_hybrids import SEARCHES, hybrid, mixture_of, optimizer_of
 from experiments.real_data import VARIABLE
 from jaxllm import compilation_cache
 from jaxllm.atomic import write_figure
 from jaxllm.cli.experiment import run_experiment
 from jaxllm.config import Config, Count, CountOrZero, Positive, Seed, UserPath
-from jaxllm.errors import unknown
+from jaxllm.errors import UserError, unknown
 from jaxllm.kept_result import kept_result
 from jaxllm.models import HybridConfig, LanguageModel, MambaConfig, ModelConfig
 from jaxllm.plots import label_axes, share_legend
@@ -162,7 +162,7 @@ def make_model(sizes: PartSizes, task: LongRangeTask, arm: str) -> LanguageModel
     if arm in PARTS:
         return part(arm, sizes.embed_dim)
     parts = tuple(part(name, sizes.embed_dim) for name in PARTS)
-    mixed = HybridConfig(parts=parts, blocks=sizes.blocks, projector="none")
+    mixed = hybrid(parts, sizes.blocks)
     if arm == "hybrid":
         return mixed
     widths = range(sizes.num_heads, 8 * sizes.embed_dim, sizes.num_heads)
@@ -215,10 +215,13 @@ def _train(config, task, model, seed) -> dict[str, Any]:
         labelling, measure, steps=config.steps, measure_every=max(1, config.steps // config.points),
         optimizer=make_optimizer(config, model, labelling.axes), seed=seed,
     )  # fmt: skip
+    if params is None:
+        raise UserError(
+            f"{model.architecture} on {task.name} diverged with seed {seed}: its loss or its mixture was no "
+            "number any more; lower learning_rate or mixture_rate"
+        )
     found = {"curve": curve, "parameters": model.num_params, "flops": model.flops_per_token(task.length),
              "cpu_seconds": time.process_time() - begun}  # fmt: skip
-    if params is None:
-        return found | {"accuracy": float("nan"), "by_difficulty": {}}
     right_N = said(model, params, test) == test.labels_N
     found |= {"accuracy": float(right_N.mean()), "by_difficulty": by_difficulty(test, right_N)}
     most = np.bincount(train.labels_N, minlength=task.classes).argmax()

@@ -1,6 +1,6 @@
 """MAD's synthetic tasks on attention, Mamba, hand-made mixtures of their blocks, and hybrids of both.
 
-    python -m experiments.mad                                    # small, 2 CPU cores
+    python -m experiments.mad                                    # small: 96 runs, 2 CPU cores
     python -m experiments.mad --preset debug                     # seconds
     python -m experiments.mad --preset paper                     # the paper's sizes, for an accelerator
 
@@ -14,11 +14,14 @@ Here they are trained from scratch on the tasks of Poli et al. (arXiv 2403.17844
   uniform, random, searched, programmed from the other tasks, and a sweep; mixtures rounded to one part;
 - how far programmed mixtures agree with searched ones, and when each model first reaches 0.9.
 
-At the re-implementation's size every model can solve recall in the end, so look at when. The attention part
-is a GPT-2 with learned positions, and hybrids have no projectors, as the paper's proxies; mad-lab's striped
-model has Hyena, which is not here, where this has Mamba. Finished cells are kept in OUT/cells.
+The small run is of fewer ids (8), half the width (32) and 500 steps at a higher rate than the independent
+re-implementation's: in some thousand steps every model solves recall, so look at when. Two tasks have all
+arms; two more are proxies alone. The attention part is a GPT-2 with learned positions, and hybrids have no
+projectors, as the paper's proxies; mad-lab's striped model has Hyena, which is not here, where this has
+Mamba. Finished cells are kept in OUT/cells.
 
-RESULT: not yet run as a whole.
+RESULT: not yet run as a whole. A cell of in-context recall at 800 steps (29 November 2026, 2 busy cores,
+one seed): attention reaches 0.9 after 500 steps, in 21 CPU seconds.
 """
 
 import dataclasses

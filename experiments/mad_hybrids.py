@@ -33,8 +33,11 @@ SEARCHES = {
 
 
 def hybrid(parts: Sequence[LanguageModel], blocks: int) -> HybridConfig:
-    """Return the hybrid of parts of one width, without projectors, as the paper's proxies are."""
-    return HybridConfig(parts=tuple(parts), blocks=blocks, projector="none")
+    """Return the hybrid of parts of one width, without projectors, as the paper's proxies are.
+
+    Its new tables begin as the parts' own would.
+    """
+    return HybridConfig(parts=tuple(parts), blocks=blocks, projector="none", init_std=parts[0].init_std)
 
 
 def with_given(init: Callable[[jax.Array], Any], alphas: np.ndarray) -> Callable[[jax.Array], Any]:

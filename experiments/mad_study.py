@@ -25,6 +25,7 @@ from experiments.mad_hybrids import (
 )
 from experiments.mad_training import accuracy_of, counted_log_probs, mad_arrays, solver, training_task
 from jaxllm.config import Config, Count, NotNegative, Positive
+from jaxllm.errors import UserError
 from jaxllm.kept_result import kept_result
 from jaxllm.models import HybridConfig, LanguageModel
 from jaxllm.synthetic import MadTask
@@ -43,9 +44,9 @@ GIVEN = ("uniform", "random", "searched", "programmed")  # mixtures that are fro
 class Training(Config):
     """How every cell is trained."""
 
-    steps: Count = 800
+    steps: Count = 500
     batch_size: Count = 32
-    points: Count = 16  # evaluations on the way
+    points: Count = 10  # evaluations on the way
     learning_rate: Positive = 3e-3  # let down to 1e-6 by a cosine
     mixture_rate: Positive = 1e-2
     weight_decay: NotNegative = 0.0  # of mixtures there is none
@@ -79,6 +80,9 @@ class Study:
         """
         task = self.tasks[name]
         model, file = self.model(task, arm), self.file(name, arm, seed)
+        twin = arm.replace(EQUAL[1], EQUAL[0])
+        if twin != arm and model == self.model(task, twin):
+            return self.run(name, twin, seed)
 
         def measure():
             return self._train(task, model, arm, seed, mixture, file.with_suffix(".npy"))
@@ -125,14 +129,19 @@ class Study:
             steps=training.steps, measure_every=max(1, training.steps // training.points),
             optimizer=optimizer, seed=seed, views=views,
         )  # fmt: skip
+        if params is None:
+            raise UserError(
+                f"{arm} on {task.name} diverged with seed {seed}: its loss or its mixture was no number any "
+                "more; lower training.learning_rate or training.mixture_rate"
+            )
         found = {
-            "curve": curve, "accuracy": curve[-1]["accuracy"] if params is not None else float("nan"),
+            "curve": curve, "accuracy": curve[-1]["accuracy"],
             "parameters": model.num_params, "flops": model.flops_per_token(task.length),
             "seconds": time.perf_counter() - seconds, "cpu_seconds": time.process_time() - begun,
         }  # fmt: skip
-        if mixed and params is not None:
+        if mixed:
             found["one_hot_accuracy"] = accuracy(rounded(params))
-        if arm in PARTS and params is not None:
+        if arm in PARTS:
             probs_file.parent.mkdir(parents=True, exist_ok=True)
             np.save(probs_file, counted_log_probs(solves, params, test))
         return found
