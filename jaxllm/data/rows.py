@@ -74,7 +74,25 @@ def _jsonl(file: TextFile) -> Iterator[Row]:
             where = f"line {number} of '{file.path}'"
             if len(line) > _MAX_ROW:
                 raise UserError(f"{where} has more than {_MAX_ROW:,} characters; expected one object a line")
-            yield _row(_parse(line, where), where, file)
+            try:
+                values = _parse(line, where)
+            except UserError as error:
+                raise UserError(f"{error}{_others_broken(lines, number)}") from error
+            yield _row(values, where, file)
+
+
+def _others_broken(lines, number: int) -> str:
+    """Count and name the lines after a broken one that are broken too."""
+    others = []
+    for later, line in enumerate(lines, start=number + 1):
+        try:
+            line.isspace() or json.loads(line)
+        except (ValueError, RecursionError):
+            others.append(later)
+    if not others:
+        return ""
+    names = ", ".join(map(str, others[:5])) + (" ..." if len(others) > 5 else "")
+    return f" ({len(others)} more broken: line {names})"
 
 
 def _row(values: Any, where: str, file: TextFile) -> Row:

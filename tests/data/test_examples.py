@@ -111,6 +111,13 @@ def test_a_json_file_is_rows_where_it_lists_objects_with_their_columns(tmp_path)
             list(open_source(path).pieces())
 
 
+def test_broken_lines_of_jsonl_are_counted_and_named(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"text": "one"}\n{"text": \n\n{"text": "two"}\nthree\n{"text"}\n')
+    with pytest.raises(UserError, match=r"line 2 of .*one object a line \(2 more broken: line 5, 6\)"):
+        list(open_source(path).pieces())
+
+
 def test_a_word_that_the_tokenizer_would_join_across_the_boundary_is_cut_there(tmp_path):
     tokenizer = data.load_tokenizer("gpt2")
     joined = Completion("12", "34 is a number").encode(tokenizer)
