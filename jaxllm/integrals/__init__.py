@@ -7,8 +7,9 @@ Start with `areas(f, even_grid(-3, 3, 512))`, then `regress`: each curve's formu
     rules = find_rules((f, g) for f, g in pairs)                                        # a'_k = a_(k-1) * 1/k
     rules.area(Formula.parse("10x^9-2sin(7x)"))
 
-`is_area` is the verifier of what a model writes. No calculus is used anywhere. Yin,
-Automated Discovery of Integral with Deep Learning (arXiv 2402.18040).
+`search_sum` looks for the area of any elementary function among sums of its own parts; `is_area` is the
+verifier of what a model writes. No calculus is used anywhere. Yin, Automated Discovery of Integral with Deep
+Learning (arXiv 2402.18040).
 """
 
 from jaxllm.integrals.areas import areas, areas_of_sums, even_grid, float64
@@ -16,6 +17,7 @@ from jaxllm.integrals.families import FAMILIES, Ranges, draw_distinct, draw_func
 from jaxllm.integrals.formulas import ONE, Formula, Term, from_zero, is_area, library, relative_error
 from jaxllm.integrals.regression import regress
 from jaxllm.integrals.rules import Rules, find_rules
+from jaxllm.integrals.search import search_sum
 
 __all__ = [
     "FAMILIES",
@@ -36,4 +38,5 @@ __all__ = [
     "library",
     "regress",
     "relative_error",
+    "search_sum",
 ]
