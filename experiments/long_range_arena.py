@@ -118,7 +118,7 @@ class LongRangeConfig(Config):
 PRESETS = {
     "small": LongRangeConfig,
     "debug": lambda: LongRangeConfig(
-        tasks=("listops", "pathfinder"), train=24, test=16, models=PartSizes(8, 2, 8), steps=4, points=2,
+        tasks=("listops",), train=24, test=16, models=PartSizes(8, 2, 8), steps=4, points=2,
         batch_size=8, seeds=(0, 1), out="runs/long-range-arena-debug",
     ),
     "paper": lambda: LongRangeConfig(

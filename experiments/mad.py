@@ -33,10 +33,10 @@ from typing import Literal
 import numpy as np
 
 from experiments.grid import check_seeds, publish, run_grid
-from experiments.mad_arms import Sizes
+from experiments.mad_arms import PARTS, Sizes
 from experiments.mad_report import given_mixture, judge, metrics, plot, sections
 from experiments.mad_solvers import accuracy, look_up, most_frequent
-from experiments.mad_study import GIVEN, SWEEP, TRAINED, Study, Training
+from experiments.mad_study import GIVEN, HYBRIDS, SWEEP, TRAINED, Study, Training
 from jaxllm import compilation_cache
 from jaxllm.cli.experiment import run_experiment
 from jaxllm.config import Config, Seed, UserPath
@@ -68,7 +68,9 @@ class MadConfig(Config):
     tasks: tuple[str, ...] = ("in_context_recall", "selective_copying")  # of all arms
     proxies: tuple[str, ...] = ("noisy_recall", "memorisation")  # of the hybrid of two blocks, to program by
     sizes: Literal[tuple(SIZES)] = "short"
+    arms: tuple[str, ...] = TRAINED
     search_task: str = "in_context_recall"  # of the searches and given mixtures
+    searches: tuple[str, ...] = (*SEARCHED, *GIVEN, *SWEEP)
     models: Sizes = Sizes()
     training: Training = Training()
     seeds: tuple[Seed, ...] = (0, 1, 2)
@@ -80,6 +82,12 @@ class MadConfig(Config):
         for name in (*self.tasks, *self.proxies, self.search_task):
             if name not in SIZES[self.sizes]:
                 raise unknown(f"task at the sizes '{self.sizes}':", name, SIZES[self.sizes])
+        for field, known in (("arms", TRAINED), ("searches", (*SEARCHED, *GIVEN, *SWEEP))):
+            for name in getattr(self, field):
+                if name not in known:
+                    raise unknown(f"name in {field}:", name, known)
+        if missing := [arm for arm in (*PARTS, *HYBRIDS) if arm not in self.arms]:
+            raise UserError(f"arms leave out {missing[0]}, which claims are of; name it too")
         if self.search_task not in self.tasks:
             raise UserError(f"search_task is {self.search_task}; name it in tasks too")
         if twice := set(self.tasks) & set(self.proxies):
@@ -89,8 +97,8 @@ class MadConfig(Config):
 PRESETS = {
     "small": MadConfig,
     "debug": lambda: MadConfig(
-        tasks=("in_context_recall",), proxies=("compression", "memorisation"),
-        models=Sizes(embed_dim=8, num_heads=2, state_dim=2),
+        tasks=("in_context_recall",), proxies=("memorisation",), arms=(*PARTS, *HYBRIDS),
+        searches=("DASH", "programmed"), models=Sizes(embed_dim=8, num_heads=2, state_dim=2),
         training=Training(steps=4, points=2, batch_size=8), seeds=(0, 1), out="runs/mad-debug",
     ),
     "paper": lambda: MadConfig(
@@ -109,7 +117,7 @@ def main(config: MadConfig, preset: str = "custom") -> Report:
     every = {name: SIZES[config.sizes][name] for name in (*config.tasks, *config.proxies)}
     tasks = {name: every[name] for name in config.tasks}
     study = Study(every, config.models, config.training, config.out)
-    variants = [(name, arm) for name in tasks for arm in TRAINED]
+    variants = [(name, arm) for name in tasks for arm in config.arms]
     variants += [(name, "hybrid 2") for name in config.proxies]
     cells = run_grid(variants, config.seeds, lambda variant, seed: study.run(*variant, seed))
     for name in tasks:
@@ -138,7 +146,7 @@ def _searches(config: MadConfig, study: Study, cells) -> dict:
             mixture = np.array([[share, 1 - share]])
         return study.run(name, arm, seed, mixture)
 
-    return run_grid([(name, arm) for arm in (*SEARCHED, *GIVEN, *SWEEP)], seeds, run)
+    return run_grid([(name, arm) for arm in config.searches], seeds, run)
 
 
 def _controls(task: MadTask, seed: int) -> dict[str, float]:

@@ -8,7 +8,7 @@ import numpy as np
 
 from experiments.epochs import steps_to
 from experiments.grid import spread
-from experiments.mad_arms import HAND_MADE, PARTS
+from experiments.mad_arms import EQUAL, HAND_MADE, PARTS
 from experiments.mad_study import HYBRIDS, TRAINED, WIDE
 from jaxllm.atomic import write_figure
 from jaxllm.plots import label_axes, share_legend
@@ -28,6 +28,7 @@ class Judge:
     def __init__(self, cells: Cells, tasks: dict[str, MadTask], search_task: str):
         self.cells, self.tasks, self.search_task = cells, tasks, search_task
         self.claims: list[Claim] = []
+        self.arms = [arm for arm in TRAINED if (search_task, arm) in cells]  # of all tasks
 
     def accuracy(self, task: str, arm: str, name: str = "accuracy") -> np.ndarray:
         """Return an arm's accuracy after the last step."""
@@ -67,12 +68,14 @@ def judge(cells: Cells, tasks: dict[str, MadTask], search_task: str) -> list[Cla
     on_average = f"mean over {len(tasks)} tasks"
     j.claim(f"the hybrid of two blocks is above the better part at equal steps, accuracy, {on_average}",
             _BLOG, j.gap(best, PARTS), above=0)  # fmt: skip
-    for what in ("parameters", "FLOPs"):
-        j.claim(f"and above the better part made wider to equal {what}", _REVIEWS,
-                j.gap(best, tuple(arm for arm in WIDE if arm.endswith(what))), above=0)  # fmt: skip
+    for what in EQUAL:
+        if wide := tuple(arm for arm in j.arms if arm in WIDE and arm.endswith(what)):
+            j.claim(f"and above the better part made wider to equal {what}", _REVIEWS,
+                    j.gap(best, wide), above=0)  # fmt: skip
     j.claim("and above the mean of both parts' probabilities", _REVIEWS, j.gap(best, ("ensemble",)), above=0)
-    j.claim(f"it equals or approaches the better of MambaFormer and striped, within {_NEAR}",
-            _BLOG, j.gap(best, HAND_MADE), at_least=-_NEAR)  # fmt: skip
+    if hand_made := tuple(arm for arm in j.arms if arm in HAND_MADE):
+        j.claim(f"it equals or approaches the better of {' and '.join(hand_made)}, within {_NEAR}",
+                _BLOG, j.gap(best, hand_made), at_least=-_NEAR)  # fmt: skip
     faster = [j.solved(task, best) - np.min([j.solved(task, one) for one in PARTS], axis=0) for task in tasks]
     j.claim(f"it reaches {_SOLVED} before the faster part, share of the steps, {on_average}", _OURS,
             np.mean(faster, axis=0), below=0)  # fmt: skip
@@ -146,12 +149,11 @@ def sections(cells: Cells, tasks: dict[str, MadTask], search_task: str, controls
       controls: task -> {what needs no training: its accuracy}.
     """
     j = Judge(cells, tasks, search_task)
-    arms = [arm for arm in (*TRAINED, "ensemble") if all((task, arm) in cells for task in tasks)]
-    rows = [[arm, *(spread(j.accuracy(task, arm)) for task in tasks)] for arm in arms]
+    rows = [[arm, *(spread(j.accuracy(task, arm)) for task in tasks)] for arm in (*j.arms, "ensemble")]
     names = list(next(iter(controls.values())))
     rows += [[name, *(f"{controls[task][name]:.4f}" for task in tasks)] for name in names]
-    sizes = [[arm, *(_size(cells[task, arm][0]) for task in tasks)] for arm in TRAINED]
-    when = [[arm, *(spread(j.solved(task, arm)) for task in tasks)] for arm in TRAINED]
+    sizes = [[arm, *(_size(cells[task, arm][0]) for task in tasks)] for arm in j.arms]
+    when = [[arm, *(spread(j.solved(task, arm)) for task in tasks)] for arm in j.arms]
     found = {
         "Accuracy after the last step": markdown_table(["", *tasks], rows),
         f"Share of the steps until accuracy {_SOLVED}; above 1: never": markdown_table(["", *tasks], when),
@@ -184,7 +186,7 @@ def plot(cells: Cells, tasks: dict[str, MadTask], search_task: str, out: Path) -
     figure = Figure(figsize=(4.2 * len(tasks), 4.4), layout="constrained")
     axes = np.atleast_1d(figure.subplots(1, len(tasks), sharey=True))
     for axis, task in zip(axes, tasks, strict=True):
-        for number, arm in enumerate(TRAINED):
+        for number, arm in enumerate(arm for arm in TRAINED if (task, arm) in cells):
             curves = [one["curve"] for one in cells[task, arm]]
             style = dict(ls="--" if arm in WIDE else "-", color=f"C{number % 10}", lw=1.4)
             axis.plot(*_mean_curve(curves, lambda one: one["accuracy"]), label=arm, **style)
@@ -208,7 +210,7 @@ def plot(cells: Cells, tasks: dict[str, MadTask], search_task: str, out: Path) -
     share_legend(figure, axes)
     write_figure(out / "mixtures.png", figure)
 
-    others = [arm for task, arm in cells if task == search_task and arm not in TRAINED]
+    others = [arm for task, arm in cells if task == search_task and arm not in (*TRAINED, "ensemble")]
     arms = ["hybrid 1", "hybrid 2", *others]
     figure = Figure(figsize=(max(6, 0.6 * len(arms)), 4), layout="constrained")
     axis = figure.subplots()

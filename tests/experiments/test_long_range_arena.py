@@ -132,7 +132,7 @@ def test_real_files_are_what_they_should_be():
 def test_the_debug_run_writes_its_report(tmp_path):
     report = arena.main(dataclasses.replace(arena.PRESETS["debug"](), out=str(tmp_path)), "debug")
     written = json.loads((tmp_path / "report.json").read_text())
-    assert written["metrics"] == report.metrics and len(report.claims) == 4
+    assert written["metrics"] == report.metrics and len(report.claims) == 3
     assert {path.name for path in tmp_path.glob("*.png")} == {"curves.png", "difficulty.png", "mixtures.png"}
 
 

@@ -143,14 +143,18 @@ def test_what_cannot_be_run_is_told():
         mad.MadConfig(tasks=("fuzzy_recall",))
     with pytest.raises(UserError, match="memorisation is among tasks and proxies"):
         mad.MadConfig(tasks=("in_context_recall", "memorisation"))
+    with pytest.raises(UserError, match="unknown name in arms: 'hybrid'; did you mean 'hybrid"):
+        mad.MadConfig(arms=("attention", "hybrid"))
+    with pytest.raises(UserError, match="arms leave out mamba, which claims are of"):
+        mad.MadConfig(arms=("attention", "hybrid 1", "hybrid 2"))
     with pytest.raises(UserError, match="seeds is"):
         mad.MadConfig(seeds=(0,))
 
 
 @pytest.mark.slow
-def test_every_search_moves_mixtures_and_a_given_one_stays(tmp_path):
+def test_a_search_moves_mixtures_and_a_given_one_stays(tmp_path):
     study = Study({"recall": TASK}, SIZES, Training(steps=6, points=2, batch_size=8), str(tmp_path))
-    for arm in SEARCHES:
+    for arm in ("held out", "GAEA"):
         last = study.run("recall", arm, 0)["curve"][-1]
         assert not np.allclose(last["mixture"], 0.5), arm
         np.testing.assert_allclose(np.sum(last["mixture"], axis=1), 1, atol=1e-5)
@@ -164,7 +168,7 @@ def test_every_search_moves_mixtures_and_a_given_one_stays(tmp_path):
 def test_the_debug_run_writes_its_report(tmp_path):
     report = mad.main(dataclasses.replace(mad.PRESETS["debug"](), out=str(tmp_path)), "debug")
     written = json.loads((tmp_path / "report.json").read_text())
-    assert written["metrics"] == report.metrics and len(report.claims) >= 10
+    assert written["metrics"] == report.metrics and len(report.claims) >= 4
     assert {path.name for path in tmp_path.glob("*.png")} == {"curves.png", "mixtures.png", "searches.png"}
 
 
