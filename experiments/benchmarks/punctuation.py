@@ -16,6 +16,7 @@ RESULT: not yet run on a quiet machine.
 import functools
 import importlib.util
 import tempfile
+import threading
 import time
 from dataclasses import dataclass
 from typing import Literal
@@ -231,8 +232,9 @@ def torch_policy(config: BenchmarkConfig):
 
 
 def trl_policy(config: BenchmarkConfig):
-    """Return a function that takes a step of trl's RLOOTrainer; what making it costs is not in the step."""
+    """Return a function that lets trl's RLOOTrainer take a step; what comes before its first is not timed."""
     import datasets
+    import transformers
     import trl
     from tokenizers import Tokenizer
     from tokenizers import models as tokenizer_models
@@ -245,19 +247,36 @@ def trl_policy(config: BenchmarkConfig):
         tokenizer_object=plain, eos_token="0", pad_token="0", padding_side="left"
     )
     prompts = [" ".join(map(str, ids)) for ids in _prompts(config)]
-    steps = 100  # that the trainer could take; the callback takes them one by one
     options = trl.RLOOConfig(
         output_dir=tempfile.mkdtemp(prefix="trl-"), per_device_train_batch_size=config.rollouts,
-        num_generations=2, max_completion_length=config.new_tokens, max_steps=1, beta=0.05,
+        num_generations=2, max_completion_length=config.new_tokens, max_steps=1000, beta=0.05,
         learning_rate=1e-5, report_to=[], use_cpu=True, save_strategy="no", disable_tqdm=True,
         logging_strategy="no", temperature=1.0, bf16=False, gradient_checkpointing=False,
     )  # fmt: skip
     reward = lambda completions, **_: [float(len(set(text.split()))) for text in completions]
+    begin, done = threading.Semaphore(0), threading.Semaphore(0)
+
+    class Gate(transformers.TrainerCallback):  # it draws and updates between these two
+        def on_step_begin(self, *_, **__):
+            begin.acquire()
+
+        def on_step_end(self, *_, **__):
+            done.release()
+
     trainer = trl.RLOOTrainer(
         model=_torch_model(config), reward_funcs=reward, args=options, processing_class=tokenizer,
-        train_dataset=datasets.Dataset.from_dict({"prompt": prompts * steps}),
+        train_dataset=datasets.Dataset.from_dict({"prompt": prompts}), callbacks=[Gate()],
     )  # fmt: skip
-    return lambda: trainer.train().training_loss
+    worker = threading.Thread(target=trainer.train, daemon=True)
+    worker.start()
+
+    def step():
+        begin.release()
+        while not done.acquire(timeout=10):
+            if not worker.is_alive():
+                raise RuntimeError("trl's trainer ended")
+
+    return step
 
 
 def _has_trl() -> bool:
