@@ -193,6 +193,16 @@ def test_texts_compare_populations_by_models_and_count_copies(tmp_path, monkeypa
 
 
 @pytest.mark.slow
+def test_hybrids_mix_two_models(monkeypatch):
+    monkeypatch.setenv("JAXLLM_PRESET", "debug")
+    text = run("hybrids.ipynb", monkeypatch)
+    assert float(re.search(r"one-hot against the component: ([\d.e-]+)", text)[1]) <= 1e-6
+    assert re.search(r"block by block: \[\[0\.\d+, 0\.\d+\], \[", text)
+    before, tuned = re.search(r"held-out loss ([\d.]+) before, ([\d.]+) tuned", text).groups()
+    assert float(tuned) < float(before)
+
+
+@pytest.mark.slow
 def test_tpu_trains_on_all_devices_and_goes_on_with_another_split(tmp_path, monkeypatch):
     monkeypatch.setenv("JAXLLM_PRESET", "debug")
     monkeypatch.setenv("JAXLLM_OUT", str(tmp_path / "run"))

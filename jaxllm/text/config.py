@@ -130,6 +130,11 @@ def _check_offload(config: TrainConfig) -> None:
             "offload=state fetches one stack of layers, and an encoder-decoder has two; set offload to "
             "optimizer or none"
         )
+    if config.model.architecture == "hybrid":
+        raise UserError(
+            "offload=state fetches one stack of layers, and a hybrid has one for each part; set offload to "
+            "optimizer or none"
+        )
     if config.model.remat in ("none", "everything_saveable"):
         raise UserError(
             "offload=state fetches a layer's weights again in the backward pass, and model.remat="

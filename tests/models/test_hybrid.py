@@ -96,6 +96,7 @@ def test_one_hot_is_the_component(parts, fields):
         np.testing.assert_allclose(APPLY(chosen, params | {"parts": rest}, TOKENS), expected, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_what_does_not_run_has_no_gradient():
     config, params = hybrid(GPT, MAMBA, LLAMA, blocks=2)
     chosen = config.choose((0, 2))

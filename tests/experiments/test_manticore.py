@@ -1,0 +1,87 @@
+"""Arms of the Manticore study are what they say, its claims are computed, its debug run holds together."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import manticore, manticore_report
+from experiments.benchmarks import hybrids
+from experiments.manticore_models import windows
+from experiments.manticore_training import SEARCHES, tune
+from jaxllm import models, targets
+from jaxllm.errors import UserError
+
+PARTS = hybrids.parts_of("tiny")
+ROWS = windows(np.random.default_rng(0).integers(0, 64, 200), 8, 16)
+
+
+def made_up(better):
+    hybrids = ("uniform", "random", "uniform, new tables", "rounded")
+    alone = [f"part {part} alone{more}" for part in (0, 1) for more in ("", ", twice the steps")]
+    arms = [*alone, "ensemble", *(f"N=1, {arm}" for arm in hybrids)]
+
+    def cell(seed):
+        losses = {arm: 2 + 0.01 * seed for arm in arms} | {"N=1, darts": 2 - better}
+        return {"losses": losses, "sweep": [2.0, 1.9, 2.0], "found": {"N=1, darts": [[0.5, 0.5]]}}
+
+    return [cell(seed) for seed in range(3)]
+
+
+def test_claims_follow_from_the_cells():
+    config = manticore.ManticoreConfig(blocks=(1,), searches=("darts",), sweep=(0, 0.5, 1), parts=())
+    metrics, claims = manticore_report.judge(config, made_up(0.2), {}, {})
+    assert all(claim.holds for claim in claims[:5]) and metrics["regret/darts"] == pytest.approx(-0.1)
+    _, claims = manticore_report.judge(config, made_up(-0.2), {}, {})
+    assert not any(claim.holds for claim in claims[:5])
+
+
+@pytest.mark.slow
+def test_frozen_parts_stay_and_a_searched_mixture_moves():
+    config = models.HybridConfig(parts=PARTS, tables="parts")
+    params = models.init(config, jax.random.key(0))
+    rows = {name: x[:4] for name, x in ROWS.items()}
+    batches = iter([rows] * 4)
+    tuned, curve = tune(config, params, batches, 2, 0.01, parts=0.0)
+    jax.tree.map(np.testing.assert_array_equal, tuned["parts"], params["parts"])
+    assert (
+        tuned["projectors"]["0"]["0"]["in"]["linear"] != params["projectors"]["0"]["0"]["in"]["linear"]
+    ).any()
+    assert np.array_equal(models.mixture(tuned), [[0.5, 0.5]]) and len(curve) == 2
+    searched, _ = tune(config, params, batches, 2, 0.01, search=SEARCHES["darts alternating"])
+    assert models.mixture(searched)[0, 0] != 0.5
+
+
+def test_settings_that_do_not_go_together_are_refused():
+    with pytest.raises(UserError, match="a pretrained one first"):
+        manticore.ManticoreConfig(parts=("mamba", "pypi:smollm2"))
+    with pytest.raises(UserError, match="a text of 200 tokens has 24 rows of 8; 30 were asked for"):
+        windows(np.zeros(200, int), 8, 30)
+
+
+@pytest.mark.slow
+def test_the_debug_run_ends_in_a_report(tmp_path):
+    manticore.main(manticore.ManticoreConfig(**vars(manticore.PRESETS["debug"]()) | {"out": str(tmp_path)}))
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["metrics"]["pretrained/N=2/one_hot_gap"] <= 1e-5
+    assert {path.name for path in tmp_path.glob("*.png")} == {"sweep.png", "mixtures.png"}
+
+
+@pytest.mark.slow
+def test_the_benchmark_accounts_for_steps(tmp_path):
+    config = hybrids.HybridsConfig(**vars(hybrids.PRESETS["debug"]()) | {"rounds": 0, "out": str(tmp_path)})
+    report = hybrids.main(config)
+    assert report.metrics["peak_bytes/N=1/hybrid"] > report.metrics["peak_bytes/N=1/part_0"]
+
+
+@pytest.mark.targets
+@pytest.mark.parametrize("machine", ["v5e-1", "h100"])
+def test_the_papers_pair_compiles_for_its_machine_and_fits(machine):
+    if not targets.is_available(machine):
+        pytest.skip(f"the compiler for {machine} is not installed")
+    hybrid = hybrids.cases_of(hybrids.parts_of("paper", "bfloat16"), 1)["hybrid"]
+    forecast = targets.compile(
+        hybrids.train_step(hybrid), hybrids.shapes_of(hybrid, 2, 1024), machine, donate=(0, 1)
+    )
+    assert forecast.fits
