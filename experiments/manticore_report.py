@@ -43,11 +43,11 @@ def judge(config, cells: Cells, pretrained: dict, spaced: dict) -> tuple[dict[st
     for arm in ("uniform", "random"):
         control = losses_of(cells, f"N={config.blocks[0]}, {arm}")
         below(f"{name} a {arm} mixture, by", control, hybrid, "review")
-    new = losses_of(cells, "N=1, uniform, new tables")
+    new = losses_of(cells, f"N={config.blocks[0]}, uniform, new tables")
     below(
         "keeping the parts' own tables lowers the loss against new ones, by",
         new,
-        losses_of(cells, "N=1, uniform"),
+        losses_of(cells, f"N={config.blocks[0]}, uniform"),
     )
     rounded = losses_of(cells, f"N={config.blocks[0]}, rounded") - hybrid
     mean, interval = mean_interval(rounded)

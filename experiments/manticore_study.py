@@ -141,10 +141,10 @@ def tuned_cell(config, seed: int) -> dict[str, Any]:
     model, params = pair.hybrid(1)
     params = pair.translate(model, params)
     sweep = [pair.joint(model, params, [1 - a, a])[0] for a in config.sweep]
-    model, params = pair.hybrid(1, tables="new")
-    losses["N=1, uniform, new tables"] = pair.joint(model, pair.translate(model, params))[0]
-    model, params = pair.hybrid(1)
-    losses["N=1, uniform, projectors as drawn"] = pair.joint(model, params)[0]
+    name = f"N={config.blocks[0]}, uniform"
+    model, params = pair.hybrid(config.blocks[0], tables="new")
+    losses[f"{name}, new tables"] = pair.joint(model, pair.translate(model, params))[0]
+    losses[f"{name}, projectors as drawn"] = pair.joint(*pair.hybrid(config.blocks[0]))[0]
     return {"losses": losses, "found": found, "curves": curves, "sweep": sweep}
 
 

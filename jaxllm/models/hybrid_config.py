@@ -12,6 +12,7 @@ from jaxllm.models.architecture import Declaration, declare, leaves
 from jaxllm.models.config import DTYPES, REMAT, LanguageModel, ModelConfig, check_decodes
 from jaxllm.models.mamba import MambaConfig
 from jaxllm.models.projectors import PROJECTORS, declare_projector
+from jaxllm.models.vocab_groups import VocabGroups
 
 # "new": each part has a new table of the vocabulary, which is its head too. "parts": each keeps its own table
 # and head, of one vocabulary. "first": part 0 keeps its own, the others have new ones of its vocabulary.
@@ -43,6 +44,7 @@ class HybridConfig(LanguageModel):
     tables: Literal[TABLES] = "new"
     running: tuple[tuple[CountOrZero, ...], ...] | None = None  # parts that each block runs; None: all
     vocab_size: Size | None = None
+    vocab_groups: VocabGroups | None = None  # none: the head is the parts' tables
     init_std: Positive = 0.02  # of new tables
     dtype: Literal[DTYPES] | None = None  # of matmuls; the common stream is float32
     param_dtype: Literal[DTYPES] | None = None
@@ -50,13 +52,16 @@ class HybridConfig(LanguageModel):
     architecture: Literal["hybrid"] = "hybrid"
 
     tie_embeddings: ClassVar[bool] = True
-    vocab_groups: ClassVar[None] = None
     group_head: ClassVar[str] = "hidden"
 
     def __post_init__(self):
         if not self.parts:
             raise UserError("parts=() is no hybrid; give the config of at least one model")
         super().__post_init__()
+        if self.vocab_groups is not None:
+            raise UserError(
+                "vocab_groups make another head, and a hybrid's is its parts' tables; leave it out"
+            )
         for index, part in enumerate(self.parts):
             _check_part(index, part)
         common = dict(dtype=self.dtype, param_dtype=self.param_dtype, remat=self.remat)

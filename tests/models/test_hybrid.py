@@ -171,6 +171,7 @@ def test_a_config_is_written_and_read():
         (dict(parts=(GPT, models.EncoderDecoderConfig())), "part 1 has architecture 'encoder_decoder'"),
         (dict(running=((0,), (0,))), "is of 2 blocks, and blocks=1"),
         (dict(running=((0, 2),)), "block 0 runs the parts"),
+        (dict(vocab_groups=models.VocabGroups.of(range(V))), "leave it out"),
     ],
 )
 def test_what_does_not_go_together_is_refused(fields, said):

@@ -18,8 +18,16 @@ MODEL = models.HybridConfig(parts=PARTS, blocks=2)
 
 @pytest.mark.slow
 def test_a_run_trains_and_its_folder_is_a_model(tmp_path):
-    options = dict(model=MODEL, tokenizer="bytes", seq_len=16, batch_size=8, eval_batches=1, progress=False)
-    run = train(TrainConfig(steps=2, out=str(tmp_path), **options))
+    options = dict(
+        model=MODEL,
+        tokenizer="bytes",
+        seq_len=16,
+        batch_size=2,
+        eval_batches=1,
+        final_eval_batches=1,
+        progress=False,
+    )
+    run = train(TrainConfig(steps=2, out=str(tmp_path), **options), devices=jax.devices()[:1])
     model, params, tokenizer = load_run(tmp_path)
     assert model.vocab_size == tokenizer.vocab_size and model.parts[1].vocab_size == tokenizer.vocab_size
     jax.tree.map(np.testing.assert_array_equal, params, jax.device_get(run.params))
