@@ -101,10 +101,10 @@ def shapes_of(config: models.LanguageModel, batch_size: int, seq_len: int) -> tu
 
 def cases_of(parts, blocks: int) -> dict[str, models.LanguageModel]:
     """Return what is compared, by name."""
-    hybrid = models.HybridConfig(parts=parts, blocks=blocks, tables="parts")
-    cases = {"hybrid": hybrid}
-    for index, part in enumerate(parts):
-        cases |= {f"part_{index}": part, f"one_hot_{index}": hybrid.choose((index,) * blocks)}
+    cases = {"hybrid": models.HybridConfig(parts=parts, blocks=blocks, tables="parts")}
+    for index, part in enumerate(parts):  # one-hot as `models.pruned` leaves it: AdamW moves nothing unused
+        alone = models.HybridConfig(parts=(part,), blocks=blocks, tables="parts", projector="none")
+        cases |= {f"part_{index}": part, f"one_hot_{index}": alone}
     return cases
 
 

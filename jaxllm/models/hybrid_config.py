@@ -75,13 +75,14 @@ class HybridConfig(LanguageModel):
                     f"blocks={self.blocks} do not divide the {part.num_layers} layers of part {index}; "
                     f"choose one of {fitting}"
                 )
+        self._check_running()
         widths = [part.embed_dim for part in self.parts]
-        if self.projector == "none" and len(set(widths)) > 1:
+        mixed = any(len({widths[part] for part in names}) > 1 for names in self.running)
+        if self.projector == "none" and mixed:
             raise UserError(
                 f"projector='none' passes vectors on as they are, and the parts' widths are {brief(widths)}; "
                 "choose projector='linear'"
             )
-        self._check_running()
 
     def _with_vocabulary(self, index, part, common):
         size = self.vocab_size

@@ -92,7 +92,8 @@ def with_mixture(params: dict, alphas: Any) -> dict:
 def pruned(config: HybridConfig, params: dict, least: float) -> tuple[HybridConfig, dict]:
     """Return the hybrid without what hardly counts: its blocks run parts of weight `least` or more alone.
 
-    The weights that stay are divided by their sum. A part that no block runs is left out altogether.
+    The weights that stay are divided by their sum. A part that no block runs is left out altogether, as are
+    projectors where no block mixes.
 
     Args:
       least: at most 1 / K keeps a part in each block; the heaviest one always stays.
@@ -110,11 +111,14 @@ def pruned(config: HybridConfig, params: dict, least: float) -> tuple[HybridConf
         config,
         parts=tuple(config.parts[part] for part in kept),
         running=tuple(tuple(place[part] for part in names) for names in running),
+        projector=config.projector if any(len(names) > 1 for names in running) else "none",
     )
     logits = params["mixture"]["logits"][:, np.array(kept)]
     params = params | {"mixture": {"logits": logits}, "parts": _kept(params["parts"], place)}
     if "tables" in params:
         params["tables"] = _kept(params["tables"], place)
+    if config.projector == "none":
+        params.pop("projectors", None)
     if "projectors" in params:
         params["projectors"] = {block: _kept(own, place) for block, own in params["projectors"].items()}
     check_params(config, params)

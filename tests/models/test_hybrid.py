@@ -147,6 +147,9 @@ def test_mixtures_are_read_set_and_pruned():
     assert small.parts == (config.parts[0], config.parts[2]) and small.running == ((0, 1), (0,))
     soft = dataclasses.replace(config, running=((0, 2), (0,)))
     np.testing.assert_allclose(APPLY(small, kept, TOKENS), APPLY(soft, params, TOKENS), atol=1e-6)
+    alone, its = models.pruned(config, models.with_mixture(params, np.eye(3)[1]), 0.05)
+    assert alone.parts == (config.parts[1],) and "projectors" not in its
+    np.testing.assert_allclose(APPLY(alone, its, TOKENS), APPLY(*models.component(config, params, 1), TOKENS))
     assert small.num_params < config.num_params and small.flops_per_token(8) == soft.flops_per_token(8)
 
 
