@@ -50,7 +50,7 @@ def _learning(out, config, learning) -> None:
         axis.axhline(np.abs(np.array(RATES) - 0.5).mean(), color="gray", ls=":", label="says one half of all")
         axis.axvline(learning[arm]["stop"], color="gray", lw=0.7)
         axis.set_ylim(0, 0.36)
-        title = {"adapter": "adapter of rank 8", "scratch": "no pretraining"}.get(arm, "all weights")
+        title = {"adapter": "adapter and words' table", "scratch": "no pretraining"}.get(arm, "all weights")
         label_axes(axis, "steps of tuning", "error of the positive share", title, whole=True)
     share_legend(figure, axes)
     _save(figure, out / "learning.png")
