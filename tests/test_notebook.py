@@ -203,6 +203,21 @@ def test_hybrids_mix_two_models(monkeypatch):
 
 
 @pytest.mark.slow
+def test_write_suggests_and_counts_what_that_saves(tmp_path, monkeypatch):
+    tokenizer = chat_tokenizer()
+    config = models.get_preset("llama-nano", vocab_size=tokenizer.vocab_size, context_length=192)
+    save_pretrained(tmp_path / "base", config, models.init(config, jax.random.key(0)), tokenizer)
+    monkeypatch.setenv("JAXLLM_BASE", str(tmp_path / "base"))
+    monkeypatch.setenv("JAXLLM_PRESET", "debug")
+    monkeypatch.setenv("JAXLLM_OUT", str(tmp_path / "users"))
+    text = run("write.ipynb", monkeypatch)
+    assert re.search(r"^'My fellow Amer' [01]\.\d\d 'icans", text, re.MULTILINE)
+    shares = [float(share) for share in re.findall(r": (0\.\d{3}) (?:of the keys )?saved", text)]
+    assert len(shares) == 4 and min(shares) > 0.05
+    assert "http://127.0.0.1:" in text or "pip install starlette" in text
+
+
+@pytest.mark.slow
 def test_tpu_trains_on_all_devices_and_goes_on_with_another_split(tmp_path, monkeypatch):
     monkeypatch.setenv("JAXLLM_PRESET", "debug")
     monkeypatch.setenv("JAXLLM_OUT", str(tmp_path / "run"))
