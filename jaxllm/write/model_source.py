@@ -107,6 +107,7 @@ class ModelSession:
         self._source, self.calls = source, 0
         self._cache, self._ids, self._log_chances_V = None, [], None
         self._found: list[_Beam] = []  # whole words, after the context that was read last
+        self._begun: tuple[list[_Beam], dict | None, int] | None = None  # beams that a deadline stopped
         self._seconds = 0.0  # of a call, lately
 
     def propose(self, text: str, deadline: float | None = None) -> list[Proposal]:
@@ -122,7 +123,7 @@ class ModelSession:
         ids = [start_id(tokenizer), *tokenizer.encode(context).tolist()] if context else [start_id(tokenizer)]
         ids = self._window(ids)
         if ids != self._ids or self._log_chances_V is None:
-            self._found = []
+            self._found, self._begun = [], None
             if not self._in_time(deadline):
                 return []
             self._log_chances_V = self._read(ids)
@@ -134,11 +135,13 @@ class ModelSession:
         best = int(allowed[chances.argmax()])
         known = self._known(need)
         if not any(beam.tokens[0] == best for beam in known):
-            order = np.argsort(-chances)[: self._source.beams]
-            begun = [self._begin(int(allowed[n]), float(chances[n]), need) for n in order]
-            there = {beam.written for beam in known}
-            new = [beam for beam in self._follow(begun, deadline) if beam.words]
-            self._found += [beam for beam in new if beam.written not in there]
+            if not self._goes_on(best, need):
+                order = np.argsort(-chances)[: self._source.beams]
+                beams = [self._begin(int(allowed[n]), float(chances[n]), need) for n in order]
+                self._begun = beams, None, 0
+            there = {id(beam) for beam in self._found} | {beam.written for beam in known}
+            new = [beam for beam in self._follow(deadline) if beam.words]
+            self._found += [one for one in new if id(one) not in there and one.written not in there]
             known = self._known(need)
         found = [one for beam in known if (one := _proposal(beam, mass)) is not None]
         best_of = {}
@@ -153,11 +156,32 @@ class ModelSession:
         written = self._source.trie.written[token]
         return _Beam([token], written, need[len(written) :], log_chance)
 
-    def _follow(self, beams: list[_Beam], deadline: float | None) -> list[_Beam]:
-        """Extend beams token by token, until the first words are whole and the best's phrase has ended."""
-        source, cache = self._source, None
-        for _ in range(source.most_tokens):
-            if not any(beam.open for beam in beams) or not self._in_time(deadline):
+    def _goes_on(self, best: int, need: bytes) -> bool:
+        """Say whether beams that a deadline stopped serve what was typed since; close those that do not."""
+        if self._begun is None:
+            return False
+        beams = self._begun[0]
+        for beam in beams:
+            if not beam.written.startswith(need):
+                beam.open = beam.open and need.startswith(beam.written)
+                beam.need = need[len(beam.written) :]
+            else:
+                beam.need = b""
+        return any(beam.open and beam.tokens[0] == best for beam in beams)
+
+    def _follow(self, deadline: float | None) -> list[_Beam]:
+        """Extend the beams token by token, until the first words are whole and the best's phrase has ended.
+
+        What a deadline stops goes on at the next key.
+        """
+        source = self._source
+        beams, cache, step = self._begun
+        for step in range(step, source.most_tokens + 1):  # noqa: B020
+            whole = all(beam.words or not beam.open for beam in beams) and not beams[0].open
+            if whole or step == source.most_tokens:
+                self._begun = None
+                return beams
+            if not self._in_time(deadline):
                 break
             begin = time.perf_counter()
             if cache is None:
@@ -170,8 +194,7 @@ class ModelSession:
             for place, (beam, chances_V) in enumerate(zip(beams, chances_BV, strict=False)):
                 if beam.open:
                     self._extend(beam, chances_V, is_first=place == 0)
-            if all(beam.words or not beam.open for beam in beams) and not beams[0].open:
-                break
+        self._begun = beams, cache, step
         return beams
 
     def _extend(self, beam: _Beam, chances_V: np.ndarray, is_first: bool) -> None:

@@ -107,6 +107,22 @@ def test_a_deadline_that_has_passed_begins_no_call(source):
     assert session.propose("call me ", deadline=time.perf_counter()) == [] and session.calls == calls
 
 
+def test_what_a_deadline_stopped_goes_on_at_the_next_key(source, monkeypatch):
+    """A call a key, and as many keys as it takes: the same words as without a deadline."""
+    source, _ = source
+    for text in ("send the invoice ", "send the receipt and ", "call "):
+        expected = source.session().propose(text)
+        session, calls = source.session(), 0
+        for _ in range(source.most_tokens + 2):
+            allowed = iter([True])
+            monkeypatch.setattr(session, "_in_time", lambda deadline, allowed=allowed: next(allowed, False))
+            found = session.propose(text)
+            assert session.calls - calls <= 1
+            calls = session.calls
+        assert [one.words[0] for one in found] == [one.words[0] for one in expected]
+        np.testing.assert_allclose([one.chance for one in found], [one.chance for one in expected], rtol=1e-4)
+
+
 def test_long_texts_move_by_half_a_window():
     words = "word " * 1000
     starts = {len(words[:end]) - len(recent(words[:end])) for end in range(2500, 4500, 100)}
