@@ -25,9 +25,8 @@ def make_model(architecture: str, width: int, layers: int) -> models.LanguageMod
     """
     if architecture == "decoder":
         return models.get_preset(
-            "gpt2-nano", vocab_size=None, num_layers=layers, embed_dim=width, num_heads=4, position="rotary",
-            context_length=256, norm="rmsnorm", qkv_bias=False, out_bias=False, mlp_bias=False,
-            init_std=width**-0.5 / 2, tie_embeddings=False,
+            "llama-nano", vocab_size=None, num_layers=layers, embed_dim=width, num_heads=4, num_kv_heads=4,
+            mlp_dim=round(8 * width / 3), context_length=256, tie_embeddings=False, init_std=width**-0.5 / 2,
         )  # fmt: skip
     return models.get_preset(
         "t5-nano", vocab_size=None, num_layers=layers // 2, num_encoder_layers=layers // 2, embed_dim=width,

@@ -89,15 +89,21 @@ def waiting_step(job, tokens):
       job: as `prepare_shapes` returns it.
       tokens: int32 [B, T + 1], every step's batch: one document a row, all of it counted.
     """
-    import jax
     import numpy as np
 
     shape = (len(tokens), tokens.shape[1] - 1)
-    state = job.init(jax.random.key(0))
-    batch = job.put({
+    return waiting_batch_step(job, {
         "tokens": tokens[:, :-1], "targets": tokens[:, 1:],
         "segment_ids": np.zeros(shape, np.int32), "mask": np.ones(shape, np.float32),
     })  # fmt: skip
+
+
+def waiting_batch_step(job, batch):
+    """Return a function that takes a training step on one batch, always the same, and waits for its loss."""
+    import jax
+
+    state = job.init(jax.random.key(0))
+    batch = job.put(batch)
 
     def step():
         nonlocal state
