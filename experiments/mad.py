@@ -20,8 +20,9 @@ arms; two more are proxies alone. The attention part is a GPT-2 with learned pos
 projectors, as the paper's proxies; mad-lab's striped model has Hyena, which is not here, where this has
 Mamba. Finished cells are kept in OUT/cells.
 
-RESULT: not yet run as a whole. A cell of in-context recall at 800 steps (29 November 2026, 2 busy cores,
-one seed): attention reaches 0.9 after 500 steps, in 21 CPU seconds.
+RESULT: not yet run as a whole. Single cells (29 November 2026, 2 busy cores, seed 0): selective copying, the
+hybrid of two blocks 0.99 after 500 steps (0.96 rounded; attention's share 0.69 and 0.11), in 23 CPU seconds;
+attention 0.96 and Mamba 0.36 in runs of 200. In-context recall: attention 0.99 after 800.
 """
 
 import dataclasses
@@ -98,7 +99,7 @@ PRESETS = {
     "small": MadConfig,
     "debug": lambda: MadConfig(
         tasks=("in_context_recall",), proxies=("memorisation",), arms=(*PARTS, *HYBRIDS),
-        searches=("DASH", "programmed"), models=Sizes(embed_dim=8, num_heads=2, state_dim=2),
+        searches=("programmed",), models=Sizes(embed_dim=8, num_heads=2, state_dim=2),
         training=Training(steps=4, points=2, batch_size=8), seeds=(0, 1), out="runs/mad-debug",
     ),
     "paper": lambda: MadConfig(
