@@ -215,6 +215,7 @@ def test_write_suggests_and_counts_what_that_saves(tmp_path, monkeypatch):
     shares = [float(share) for share in re.findall(r": (0\.\d{3}) (?:of the keys )?saved", text)]
     assert len(shares) == 4 and min(shares) > 0.05
     assert "http://127.0.0.1:" in text or "pip install starlette" in text
+    assert "polynomials: a'_k = a_(k-1) * 1/k" in text and "x^10+2/7cos(7x)-2/7" in text
 
 
 @pytest.mark.slow
