@@ -153,7 +153,8 @@ def _taggers(config: BenchmarkConfig) -> tuple[dict, list[Claim]]:
 def _language_model(config: BenchmarkConfig) -> models.ModelConfig:
     return models.get_preset(
         "gpt2-nano", vocab_size=config.lm_vocab, embed_dim=config.lm_embed, num_layers=config.lm_layers,
-        num_heads=max(1, config.lm_embed // 64), context_length=config.prompt_tokens + config.new_tokens,
+        num_heads=max(1, config.lm_embed // 64),
+        context_length=2 * (config.prompt_tokens + config.new_tokens),  # trl goes beyond new_tokens
     )  # fmt: skip
 
 
