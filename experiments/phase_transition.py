@@ -21,8 +21,8 @@ could not be read; the directions are those of its abstract.
 
 RESULT (29 November 2026, small, 34 minutes on 2 busy cores): predictive power falls after its peak by 0.0010
 nats a word in two layers (0.0002 to 0.0018) and not in one (0.0001, -0.0002 to 0.0003), as the abstract says.
-That the peak comes before the transition, that penalised copying keeps the power, that a head taken out brings
-it back: undecided. At batch 16 copying was not learned by the end, so its run shows nothing of a transition.
+That the peak comes before the transition, that penalised copying keeps the power, that taking a head out
+brings it back: undecided. At batch 16 copying was not learned by the end; that run shows no transition.
 """
 
 import functools
