@@ -12,10 +12,10 @@ a run, `jaxllm.text.train(jaxllm.text.TrainConfig(data="my.txt"))`; or the comma
     data         text to batches              vocabulary  heads of token groups
     subnetwork   random parts that grow       quantize    integer grids
     interpret    what goes on inside          parallel    meshes, shardings, the host's memory
-    retrieve     texts to vectors, and their exact neighbours
-    reward       rollouts and policy gradients  punctuate   marks for text that has none
-    in_context   classify embeddings from labelled examples, without training
-    measures     what sets of texts are like, and tests of shares and ratings
+    retrieve     vectors and neighbours       in_context  labels from examples, untrained
+    reward       rollouts, policy gradients   punctuate   marks for text that has none
+    write        completions as one types     measures    what sets of texts are like; tests
+    synthetic    problems drawn by rule       integrals   formulas from numbers alone
     targets      compile and plan for a machine that is not here
     tiles        training as scheduled tile tasks
     report       the report that every experiment writes
