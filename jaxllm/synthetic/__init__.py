@@ -1,7 +1,8 @@
 """Synthetic problems that tell architectures apart before a pretraining is paid for.
 
 Start with `draw_instances`, which draws MAD's six tasks: `MAD` has the published sizes, a task knows its
-ceiling and what guessing gives. `draw_listops` and `draw_pathfinder` draw by the rules of the Long Range Arena's generators.
+ceiling and what guessing gives. `draw_listops` and `draw_pathfinder` draw by the rules of the Long Range
+Arena's generators.
 
 Examples:
   >>> from jaxllm.synthetic import MAD, draw_instances

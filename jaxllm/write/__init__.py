@@ -1,7 +1,7 @@
 """Suggestions while somebody writes: the rest of a word, a few more, or nothing.
 
-Start with `Writer`. What everybody writes and what one user does are counted as it comes; a language model, if
-there is one, is asked beside them:
+Start with `Writer`. What everybody writes and what one user does are counted as it comes; a language model,
+if there is one, is asked beside them:
 
     shared = Lexicon()
     for line in lines:
