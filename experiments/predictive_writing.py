@@ -24,9 +24,10 @@ line has no space; an ideal user takes what is right and saves a key. Measured:
 Everything measured is kept in OUT/cells; what was interrupted goes on.
 
 RESULT: not yet run as a whole. Counts alone on the facts (29 November 2026, 60 lines of each of 3 splits, a
-busy machine): 0.332 (0.327 to 0.336) of the keys saved with one shown, 0.438 (0.432 to 0.443) with three; not
-told apart from the pilot's ranking on the same lines, 0.328 and 0.433 of the first split. The user's own words
-do not help on facts, which have no author (0.326), and save 0.053 more (0.000 to 0.106, 8 people) on notes.
+busy machine): 0.332 (0.327 to 0.336) of the keys saved with one shown, 0.438 (0.432 to 0.443) with three;
+not told apart from the pilot's ranking on the same lines, 0.328 and 0.433 of the first split. The user's own
+words do not help on facts, which have no author (0.326), and save 0.053 more (0.000 to 0.106, 8 people) on
+notes.
 """
 
 import functools
