@@ -16,10 +16,15 @@ def test_what_tokens_write_is_what_the_tokenizer_decodes(name):
     assert b"".join(written[i] for i in ids) == "a naïve word".encode()
 
 
-@pytest.mark.parametrize("need", [b" unfath", b" ", b"", b" \xc3\xa9", b" zzzzqqq"])
-def test_allowed_tokens_are_those_a_search_finds(need):
+@pytest.fixture(scope="module")
+def vocabulary():
     written = token_bytes(load_tokenizer("gpt2"))
-    trie = TokenTrie(written)
+    return written, TokenTrie(written)
+
+
+@pytest.mark.parametrize("need", [b" unfath", b" ", b"", b" \xc3\xa9", b" zzzzqqq"])
+def test_allowed_tokens_are_those_a_search_finds(need, vocabulary):
+    written, trie = vocabulary
     brute = {i for i, p in enumerate(written) if p and (p.startswith(need) or (need and need.startswith(p)))}
     found = trie.allowed(need).tolist()
     assert set(found) == brute and len(found) == len(brute)
