@@ -4,34 +4,26 @@ import json
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 from jaxllm.atomic import write_file
 from jaxllm.errors import UserError
 from jaxllm.integrals import (
-    FAMILIES,
     Formula,
     Ranges,
     Term,
     areas_of_sums,
     draw_distinct,
+    even_grid,
     from_zero,
     library,
     regress,
 )
 
 HELD_COEFFICIENT = 7  # of a polynomial's terms: no function that is trained on has it
+_AT_ONCE = 10_000  # functions: 40 MB of areas
 SIGN = "="  # between a function and its area
-
-
-class Corpus(NamedTuple):
-    """What models are trained and tested on."""
-
-    train: list[tuple[Formula, Formula]]  # (f, label)
-    tests: dict[str, list[tuple[str, Formula]]]  # split -> (family, f)
-    lost: int  # functions that regression found no formula for
 
 
 def held_out(f: Formula) -> bool:
@@ -73,8 +65,6 @@ def draw_functions(
 
 def grid_of(interval: float, points: int) -> np.ndarray:
     """Return the points that areas are known at, from -interval to interval."""
-    from jaxllm.integrals import even_grid
-
     return even_grid(-interval, interval, points)
 
 
@@ -89,7 +79,10 @@ def regressed(
     functions: Sequence[Formula], x_M: np.ndarray, most_power: int, rates: int
 ) -> list[Formula | None]:
     """Return what regression finds for the area of each function."""
-    return regress(measure(functions, x_M), x_M, library(most_power, rates))
+    terms, found = library(most_power, rates), []
+    for begin in range(0, len(functions), _AT_ONCE):
+        found += regress(measure(functions[begin : begin + _AT_ONCE], x_M), x_M, terms)
+    return found
 
 
 def closed_form(f: Formula) -> Formula:
@@ -117,15 +110,3 @@ def write_pairs(path: Path, pairs: Sequence[tuple[Formula, Formula]]) -> None:
     content = ("\n".join(rows) + "\n").encode()
     if not path.exists() or path.read_bytes() != content:
         write_file(path, content)
-
-
-__all__ = [
-    "FAMILIES",
-    "Corpus",
-    "closed_form",
-    "draw_functions",
-    "grid_of",
-    "measure",
-    "regressed",
-    "write_pairs",
-]

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.integral_corpus import SIGN, Formula, write_pairs
+from experiments.integral_corpus import SIGN, write_pairs
 from jaxllm import generate, models
 from jaxllm.data.tokenizer import encode_prompt, encode_source
-from jaxllm.integrals import relative_error
+from jaxllm.integrals import Formula, relative_error
 from jaxllm.optim import OptimConfig
 from jaxllm.text import TrainConfig, load_run, train
 

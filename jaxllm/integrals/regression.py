@@ -165,7 +165,7 @@ def drop_terms(fit: Fit, rows: np.ndarray, begin_P: np.ndarray) -> np.ndarray:
     open_N = np.arange(N)
     for size in range(int(begin_P.sum()), 0, -1):
         chosen = np.nonzero(kept_NP[open_N])[1].reshape(len(open_N), size)
-        _, w, error, more = solve(fit, rows[open_N], chosen)
+        w, error, more = solve(fit, rows[open_N], chosen)
         within = more <= _most_squares(P - size)
         best_NP[open_N[within]] = kept_NP[open_N[within]]
         open_N, chosen = open_N[within], chosen[within]
@@ -177,7 +177,7 @@ def drop_terms(fit: Fit, rows: np.ndarray, begin_P: np.ndarray) -> np.ndarray:
 
 
 def solve(fit: Fit, rows: np.ndarray, chosen: np.ndarray, known: np.ndarray | None = None):
-    """Return (triangles, coefficients, their standard errors, squares lost beside all terms, in sigma^2).
+    """Return (coefficients, their standard errors, squares lost beside all terms, in sigma^2).
 
     Args:
       fit: of the library.
@@ -193,7 +193,7 @@ def solve(fit: Fit, rows: np.ndarray, chosen: np.ndarray, known: np.ndarray | No
     sigma = fit.sigma_N[rows]
     error = np.linalg.norm(inverse, axis=2) * sigma[:, None]
     lost = y - np.einsum("nps,ns->np", q, projected)
-    return r, w, error, (lost**2).sum(axis=1) / sigma**2
+    return w, error, (lost**2).sum(axis=1) / sigma**2
 
 
 def exact_coefficients(fit: Fit, rows: np.ndarray, chosen: np.ndarray) -> list[tuple[Fraction, ...] | None]:
@@ -210,7 +210,7 @@ def exact_coefficients(fit: Fit, rows: np.ndarray, chosen: np.ndarray) -> list[t
     rest, fine = np.tile(np.arange(S), (n, 1)), np.ones(n, bool)  # places within `chosen` still to be known
     every = np.arange(n)
     for _ in range(S):
-        _, w, error, _ = solve(fit, rows, np.take_along_axis(chosen, rest, axis=1), known)
+        w, error, _ = solve(fit, rows, np.take_along_axis(chosen, rest, axis=1), known)
         near = nearest_fractions(w, _SURE * error + 1e-14 * np.abs(w))
         surest = np.argmin(np.where(near.over == 0, np.inf, near.chance), axis=1)
         fine &= (near.chance[every, surest] < _CHANCE) & (near.over[every, surest] != 0)
