@@ -101,8 +101,8 @@ class IntegralConfig(Config):
     pairs: tuple[Count, ...] = (2000, 10_000, 40_000)  # to train on
     architectures: tuple[str, ...] = ARCHITECTURES
     width: Count = 64
-    layers: Count = 4
-    steps: Count = 1000
+    layers: Count = 2  # an encoder-decoder has half of them on either side
+    steps: Count = 1200
     batch: Count = 64  # pairs a step
     learning_rate: Positive = 3e-3
     decoder_source: str | None = None  # weights to start from, as `train --start` takes them
