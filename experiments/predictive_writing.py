@@ -16,7 +16,7 @@ line has no space; an ideal user takes what is right and saves a key. Measured:
 
 - each source alone, in pairs, all; one and three shown; the pilot's ranking on the same lines; three splits;
 - a model's answers, recorded once at every place of some lines, joined to the counts: what it adds, what it
-  costs a key, and what is left of it under budgets of 5 to 200 ms;
+  costs a key, and at most what is left of it under budgets of 5 to 200 ms;
 - calibration by isotonic lines, the threshold of a wanted precision, net value at three costs of reading;
 - twenty people who write notes: curves of saving against notes written, a change of habit, private strings;
 - typing errors, made-up words, mixed case, lines of one word.
@@ -128,7 +128,7 @@ class WritingConfig(Config):
             raise UserError(
                 f"corpora={self.corpora}, shown={self.shown}: name a corpus, and show 1, which claims are of"
             )
-        if self.drift + self.block >= self.notes or self.people < 2:
+        if not self.block <= self.drift < self.notes - self.block or self.people < 2:
             raise UserError(
                 f"drift={self.drift}, notes={self.notes} and people={self.people}: habits change with notes "
                 "left to write, and two people at least are needed"
