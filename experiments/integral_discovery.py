@@ -139,7 +139,7 @@ PRESETS = {
         out="runs/integral-discovery-debug",
     ),
     "paper": lambda: IntegralConfig(
-        pairs=(10_000, 100_000, 1_000_000), width=768, layers=12, steps=50_000, batch=256, learning_rate=3e-4,
+        pairs=(10_000, 100_000, 1_000_000), width=768, layers=12, steps=50_000, batch=128, learning_rate=3e-4,
         tests=1000, beams=10, curves=1000, rival_curves=50, population=5000, generations=40,
         out="runs/integral-discovery-paper",
     ),
