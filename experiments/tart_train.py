@@ -27,15 +27,15 @@ from jaxllm.train import to_dict
 
 
 @dataclass(frozen=True)
-class TartTrainConfig(ReasonerRun):
+class TartTrainRun(ReasonerRun):
     """A run that trains a module, and the fresh problems that it is judged by."""
 
     problems_judged: Count = 8192  # of the claim: its interval is a point wide
     problems_measured: Count = 1024  # of each other setting
 
 
-def _plain() -> TartTrainConfig:
-    return TartTrainConfig(
+def _plain() -> TartTrainRun:
+    return TartTrainRun(
         module=ReasonerConfig(features=8, max_pairs=32, num_layers=8, embed_dim=128, init_std=0.088),
         problems=Curriculum(first_features=8, first_pairs=32, targets="chances"),
         steps=20_000, batch_size=256, learning_rate=1e-3, eval_every=2000, save_every=5000,
@@ -43,9 +43,9 @@ def _plain() -> TartTrainConfig:
     )  # fmt: skip
 
 
-def _mixed() -> TartTrainConfig:
+def _mixed() -> TartTrainRun:
     """Any number of features and kinds of noise; 32 pairs until step 9,000, then 128."""
-    return TartTrainConfig(
+    return TartTrainRun(
         module=ReasonerConfig(num_layers=8),
         problems=Curriculum(
             alphas=(0.25, 0.5, 1.0, 2.0, 5.0, 10.0), bias=0.5, first_features=4, more_features=4,
@@ -56,9 +56,9 @@ def _mixed() -> TartTrainConfig:
     )  # fmt: skip
 
 
-def _paper() -> TartTrainConfig:
+def _paper() -> TartTrainRun:
     """The paper's module at the step that its evaluation uses."""
-    return TartTrainConfig(
+    return TartTrainRun(
         module=ReasonerConfig(
             label_tokens="alone", position="learned", max_pairs=257, num_layers=12, embed_dim=256,
             num_heads=8, init_std=0.02,
@@ -68,8 +68,8 @@ def _paper() -> TartTrainConfig:
     )  # fmt: skip
 
 
-def _debug() -> TartTrainConfig:
-    return TartTrainConfig(
+def _debug() -> TartTrainRun:
+    return TartTrainRun(
         module=ReasonerConfig(features=4, max_pairs=8, num_layers=1, embed_dim=16, num_heads=2),
         problems=Curriculum(first_features=4, first_pairs=8), steps=20, batch_size=8, held_out=8,
         problems_judged=64, problems_measured=32, out="runs/tart-train-debug",
@@ -79,7 +79,7 @@ def _debug() -> TartTrainConfig:
 PRESETS = {"plain": _plain, "mixed": _mixed, "paper": _paper, "debug": _debug}
 
 
-def main(config: TartTrainConfig, preset: str = "plain") -> Report:
+def main(config: TartTrainRun, preset: str = "plain") -> Report:
     """Train the module or read the one that is there; measure it; write the report."""
     begun = time.time()
     fields = {field.name for field in dataclasses.fields(ReasonerRun)}
@@ -110,4 +110,4 @@ def main(config: TartTrainConfig, preset: str = "plain") -> Report:
 
 
 if __name__ == "__main__":
-    run_experiment(main, TartTrainConfig, PRESETS, default_preset="plain")
+    run_experiment(main, TartTrainRun, PRESETS, default_preset="plain")
