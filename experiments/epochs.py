@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import optax
 
+from jaxllm.errors import UserError
 from jaxllm.train import Every, NonFiniteLoss, RunConfig, Task, train
 
 Arrays = dict[str, np.ndarray]  # by name, an instance a row
@@ -18,12 +19,17 @@ Arrays = dict[str, np.ndarray]  # by name, an instance a row
 def epochs(part: Arrays, batch_size: int, seed: int) -> Iterator[Arrays]:
     """Yield whole batches without end, in a new order each epoch.
 
+    Raises:
+      UserError: fewer rows than a batch has.
+
     Examples:
       >>> batches = epochs({"x": np.arange(4)}, 2, seed=0)
       >>> sorted(np.concatenate([next(batches)["x"] for _ in range(2)]).tolist())
       [0, 1, 2, 3]
     """
     rows = len(next(iter(part.values())))
+    if rows < batch_size:
+        raise UserError(f"there are {rows} rows, too few for a batch of {batch_size}; make batches smaller")
     for epoch in itertools.count():
         order = np.random.default_rng([seed, epoch]).permutation(rows)
         for at in range(0, rows - batch_size + 1, batch_size):

@@ -134,7 +134,7 @@ PRESETS = {
     "small": IntegralConfig,
     "debug": lambda: IntegralConfig(
         points=128, curves=6, noises=(0.0, 1e-4), widths=(3,), rival_curves=0, pairs=(120,), width=16,
-        layers=2, steps=6, batch=8, seeds=(0, 1), tests=6, beams=2, most_characters=12, textbook=12,
+        layers=2, steps=6, batch=32, seeds=(0, 1), tests=6, beams=2, most_characters=12, textbook=12,
         sympy_checks=0,
         out="runs/integral-discovery-debug",
     ),

@@ -91,7 +91,7 @@ PRESETS = {
         size="tiny", corpora=("sotu", "sotu"), tokenizer="bytes", seq_len=16, rows=16, test=8, batch=4,
         pretrain_steps=2, projector_steps=1, steps=2, blocks=(2,), searches=("darts",),
         sweep=(0.0, 0.5, 1.0), parts=("nano", "nano-mamba"), pretrained_blocks=(2,), pretrained_len=16,
-        pretrained_rows=8, pretrained_steps=2, seeds=(0, 1), out="runs/manticore-debug",
+        pretrained_rows=16, pretrained_batch=8, pretrained_steps=2, seeds=(0, 1), out="runs/manticore-debug",
     ),
     "paper": lambda: ManticoreConfig(
         parts=("EleutherAI/gpt-neo-125m", "state-spaces/mamba-130m-hf"), pretrained_blocks=(1,),

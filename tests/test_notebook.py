@@ -196,7 +196,7 @@ def test_texts_compare_populations_by_models_and_count_copies(tmp_path, monkeypa
 def test_hybrids_mix_two_models(monkeypatch):
     monkeypatch.setenv("JAXLLM_PRESET", "debug")
     text = run("hybrids.ipynb", monkeypatch)
-    assert float(re.search(r"one-hot against the component: ([\d.e-]+)", text)[1]) <= 1e-6
+    assert float(re.search(r"one-hot against the component: ([\d.e+-]+)", text)[1]) <= 1e-6
     assert re.search(r"block by block: \[\[0\.\d+, 0\.\d+\], \[", text)
     before, tuned = re.search(r"held-out loss ([\d.]+) before, ([\d.]+) tuned", text).groups()
     assert float(tuned) < float(before)
