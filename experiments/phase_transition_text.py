@@ -32,6 +32,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Annotated
 
 import jax
 import numpy as np
@@ -43,7 +44,7 @@ from experiments.mixed_texts import write_mixed_texts
 from experiments.reading_times import syntax
 from jaxllm import data, interpret, models
 from jaxllm.cli.experiment import run_experiment
-from jaxllm.config import Config, Count, NotNegative, Positive, Seed, UserPath
+from jaxllm.config import Config, Count, NotNegative, Positive, Range, Seed, UserPath
 from jaxllm.errors import UserError, unknown
 from jaxllm.kept_result import kept_result
 from jaxllm.models import ModelConfig, get_preset
@@ -72,7 +73,7 @@ class TextTransitionConfig(Config):
     train_only: bool = False  # train the runs and write no report
     data: str = "mixed"  # mixed_texts.py's, or what `jaxllm.data.open_source` reads, such as sotu
     tokenizer: str = "bpe:512"
-    tokens: Count = 4_000_000  # that a run is trained on
+    tokens: Annotated[int, Range(1, 2**63 - 1)] = 4_000_000  # that a run is trained on
     batch: Count = 16  # sequences; a quarter of them in the arms of a small batch
     context_length: Count = 128
     embed_dim: Count = 64

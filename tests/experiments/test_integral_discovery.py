@@ -120,9 +120,8 @@ def test_the_debug_run_writes_its_report(tmp_path):
 
 
 @pytest.mark.targets
-@pytest.mark.parametrize("architecture", study.ARCHITECTURES)
 @pytest.mark.skipif(not targets.is_available("v5e-1"), reason="needs the compiler of a v5e")
-def test_the_papers_models_train_within_a_v5e(architecture):
-    run = study.paper_run(architecture)
+def test_the_papers_encoder_decoder_trains_within_a_v5e():
+    run = study.paper_run("encoder-decoder")  # the larger of the two
     forecast = targets.compile_train_step(run, "v5e-1")
     assert forecast.fits and forecast.peak_bytes > 12 * run.model.num_params

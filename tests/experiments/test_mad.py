@@ -173,8 +173,8 @@ def test_the_debug_run_writes_its_report(tmp_path):
 
 
 @pytest.mark.targets
-@pytest.mark.skipif(not targets.is_available("v5e-1"), reason="needs the compiler of a v5e")
-def test_the_papers_hybrid_trains_within_a_v5e():
+@pytest.mark.skipif(not targets.is_available("h100"), reason="needs the compiler of an H100")
+def test_the_papers_hybrid_trains_within_an_h100():
     config = mad.PRESETS["paper"]()
     task = mad.SIZES[config.sizes]["memorisation"]
     study = Study({}, config.models, config.training, "")
@@ -182,8 +182,8 @@ def test_the_papers_hybrid_trains_within_a_v5e():
     solves, training = solver(model, task), config.training
     trained = training_task(solves, lambda: epochs(mad_arrays(task, "train", 0), training.batch_size, 0))
     optimizer = optimizer_of(solves.axes, study.weights(halved=False), SEARCHES["simultaneous"], 0.01)
-    job = prepare(trained, RunConfig(), optimizer=optimizer, devices=targets.devices("v5e-1"))
-    forecast = targets.compile(job.steps[0][1], (job.shapes, job.batch_shapes), "v5e-1")
+    job = prepare(trained, RunConfig(), optimizer=optimizer, devices=targets.devices("h100"))
+    forecast = targets.compile(job.steps[0][1], (job.shapes, job.batch_shapes), "h100")
     assert forecast.fits and forecast.peak_bytes > 3 * 4 * model.num_params
 
 
