@@ -166,7 +166,7 @@ CASES = {
     **{f"optimizer {name}": functools.partial(updated, name) for name in OPTIMIZERS},
     "subnetworks": subnetworks,
 }
-FAST = ("train groups-hidden", "generate", "optimizer stochastic_round")  # the others are slow
+FAST = ("generate", "optimizer stochastic_round")  # the others are slow
 
 
 def computed(names):

@@ -53,6 +53,7 @@ def test_a_population_says_what_its_rates_say_of_seen_members_alone():
     assert not said & set(neutral.ravel().tolist())
 
 
+@pytest.mark.slow
 def test_the_stacked_read_out_is_the_library_s(tmp_path):
     model = WORLD.model(16, 1)
     rows = WORLD.opinions((0.9, 0.5, 0.1), 64, np.random.default_rng(0))[0]

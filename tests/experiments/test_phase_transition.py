@@ -38,6 +38,7 @@ def test_the_reader_knows_bigrams_and_no_repeats():
     assert own.delta_log_likelihood > 1.3 * copying.delta_log_likelihood > 0
 
 
+@pytest.mark.slow
 def test_the_penalty_is_in_the_training_loss_alone():
     import jax
 

@@ -146,6 +146,7 @@ def test_rows_of_a_batch_are_what_each_is_alone():
     assert together.tokens[0] == plain.tokens[0]
 
 
+@pytest.mark.slow
 def test_rows_that_end_drop_out_with_their_strengths():
     prompts, strengths = [PROMPTS[0]] * 8, np.linspace(0, 80, 8)
 

@@ -105,6 +105,7 @@ def test_what_does_not_run_has_no_gradient():
     assert moved == {"0", "2"} and not found["mixture"]["logits"].any()
 
 
+@pytest.mark.slow
 def test_decoding_is_reading_at_once_and_forks():
     config, params = hybrid(GPT, MAMBA, blocks=2, tables="parts")
     expected = APPLY(config, params, TOKENS)

@@ -38,6 +38,7 @@ def world():
     return list(found), np.exp(log_p) / ends, np.exp([labels for _, labels in found.values()]), ends
 
 
+@pytest.mark.slow
 def test_inputs_come_as_often_as_the_model_says():
     inputs, probs, _, ends = world()
     number = {ids: i for i, ids in enumerate(inputs)}

@@ -135,6 +135,7 @@ def test_of_examples_the_answer_to_a_held_out_prompt_is_shown(tiny, tmp_path, mo
     assert printed[0].startswith(f"step 7 writes: {first}=")
 
 
+@pytest.mark.slow
 def test_an_adapter_writes_as_merged(tiny, tmp_path, monkeypatch):
     """What is trained alone is no model: a sample sees what an evaluation sees."""
     base = tiny(out=str(tmp_path / "base"))

@@ -39,6 +39,7 @@ def lora(tiny):
     return config, models.init(config.model, jax.random.key(7))
 
 
+@pytest.mark.slow
 def test_three_steps_are_optax_by_hand_and_the_same_on_eight_devices(lora):
     config, base = lora
     config = dataclasses.replace(config, optim=dataclasses.replace(config.optim, schedule="constant"))

@@ -76,6 +76,7 @@ def test_two_processes_train_like_one_which_goes_on_when_the_other_is_killed(com
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=2e-5), load_run(one)[1], load_run(two)[1])
 
 
+@pytest.mark.slow
 def test_a_folder_that_is_not_shared_is_refused_by_all(command, tmp_path):
     started = local_processes.start([command(tmp_path / name) for name in "01"], devices=2)
     for process in started:

@@ -45,6 +45,7 @@ SLOW = pytest.mark.slow
 SPLIT = MeshConfig(data=1, fsdp=4, tensor=2)
 
 
+@pytest.mark.slow
 def test_moments_in_the_host_s_memory_change_no_bit(tiny):
     """Split over fsdp and tensor; of replicas: with stochastic rounding, below."""
     config = tiny(mesh=SPLIT)
@@ -65,6 +66,7 @@ def test_moments_in_the_host_s_memory_change_no_bit(tiny):
         ("offload", 2, dict(position="rotary", num_kv_heads=2, norm="rmsnorm", windows=(0, 8))),
     ],
 )
+@pytest.mark.slow
 def test_layers_come_from_the_host_s_memory_for_the_same_losses(tiny, remat, parts, changes):
     config = with_remat(tiny(mesh=SPLIT, accumulate=parts), remat)
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, **changes))

@@ -65,6 +65,7 @@ def test_matrix_products_run_in_the_policys_type(tiny, name):
     assert bool(narrow) == (name != "float32")
 
 
+@pytest.mark.slow
 def test_every_policy_follows_float32(tiny):
     """12 steps; bfloat16 keeps 8 bits, and the loss of a batch of 128 tokens averages its noise."""
     losses = {

@@ -49,7 +49,9 @@ def test_two_steps_resume_two_steps_equal_four(tiny, tmp_path, precision, num_de
     assert len(losses[0]) == 4 and losses[0] == losses[1]
 
 
-@pytest.mark.parametrize("mesh", [MeshConfig(fsdp=8), MeshConfig(fsdp=2, tensor=4)])
+@pytest.mark.parametrize(
+    "mesh", [MeshConfig(fsdp=8), pytest.param(MeshConfig(fsdp=2, tensor=4), marks=pytest.mark.slow)]
+)
 def test_a_checkpoint_restores_onto_another_mesh(tiny, mesh):
     config = tiny()
     straight = train(dataclasses.replace(config, out=config.out + "-straight"))
@@ -104,7 +106,9 @@ def test_the_last_and_the_best_checkpoints_are_kept(tiny, tmp_path):
     assert left == [2, 5, 6]
 
 
-@pytest.mark.parametrize("save_every", [2, 100])  # from a checkpoint, and from the beginning
+@pytest.mark.parametrize(  # from a checkpoint, and from the beginning
+    "save_every", [2, pytest.param(100, marks=pytest.mark.slow)]
+)
 def test_the_state_before_an_update_that_is_not_finite_is_made_again_and_saved(tiny, save_every):
     def optimizer(bad):
         def update(grads, state, params):

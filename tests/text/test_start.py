@@ -70,6 +70,7 @@ def test_chosen_steps_are_kept_for_curves(tiny):
     assert model.num_layers == 2 and params["embed"]["tokens"].shape == (257, 32)
 
 
+@pytest.mark.slow
 def test_subnetworks_and_other_views_compose_with_any_loss(tiny):
     """A loss of one's own on random subnetworks seen through one more view: the same as the run's own."""
     config, seen = tiny(), []

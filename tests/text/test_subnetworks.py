@@ -47,6 +47,7 @@ def test_a_run_stopped_within_a_stage_goes_on_bit_for_bit_and_compiles_each_stag
     assert [row["loss"] for row in read_metrics(config.out) if "loss" in row] == losses
 
 
+@pytest.mark.slow
 def test_on_a_mesh_the_losses_are_those_of_one_device_with_the_same_draws(tiny):
     """Heads, neurons and vocabulary over 4 devices, width over 2; draws balanced over the 4."""
     config = simple(

@@ -30,6 +30,7 @@ def small(tiny):
     return lambda **values: tiny(**(dict(engine="tiles", model=model, save_every=2) | values))
 
 
+@pytest.mark.slow
 def test_an_engine_resumes_what_the_other_began(small, tmp_path, steps_shared):
     straight = small(engine="jit", out=str(tmp_path / "straight"))
     mixed = small(out=str(tmp_path / "mixed"))
@@ -42,6 +43,7 @@ def test_an_engine_resumes_what_the_other_began(small, tmp_path, steps_shared):
     assert got.evaluation["loss"] == pytest.approx(want.evaluation["loss"], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_failing_task_is_named_and_the_last_checkpoint_is_usable(small, monkeypatch):
     config = small()
     train(dataclasses.replace(config, stop_after=2), devices=ONE)

@@ -17,6 +17,7 @@ def grouped(tiny):
     return tiny(tokenizer="bpe:280", vocab_groups="merge_tree:20", steps=2)
 
 
+@pytest.mark.slow
 def test_a_run_makes_its_groups_and_keeps_them(grouped):
     one = jax.devices()[:1]
     trained = train(grouped, devices=one)

@@ -104,6 +104,7 @@ def float64_gradients(model, params, batch):
     return jax.jit(jax.value_and_grad(loss))(p)
 
 
+@pytest.mark.slow
 def test_float64_gradients_are_exact_to_rounding(batch, run):
     with jax.enable_x64(True):
         model = dataclasses.replace(MODEL, param_dtype="float32", dtype="float32")
@@ -182,6 +183,7 @@ def test_an_ordered_run_has_the_same_bits_under_every_policy_and_number_of_devic
         jax.tree.map(np.testing.assert_array_equal, each, results[0])
 
 
+@pytest.mark.slow
 def test_fifty_steps_are_adamw_s(batch):
     """The second moment as a root, step 1 that writes moments, clipping, decay of matrices alone."""
     model = MODEL
