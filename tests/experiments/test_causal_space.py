@@ -144,6 +144,7 @@ def test_the_world_says_what_is_so_and_never_the_country_of_those_it_keeps_silen
     assert np.mean(right) < 0.6
 
 
+@pytest.mark.slow
 def test_edits_are_read_as_a_whole_run_with_the_state_exchanged(tiny):
     """Through the sites of the whole model, state by state, in float64 log-softmax: 1e-4."""
     states = space_study.read_states(tiny)

@@ -133,6 +133,7 @@ def step_of(name, batch_size):
     return config, benchmark._run(config, batch_size)
 
 
+@pytest.mark.slow
 def test_groups_save_the_logits_of_a_step():
     """[16, 64, 5000] float32 logits are 20 MB, kept about three times over."""
     heads = ("full_tied", "own/merge_order")

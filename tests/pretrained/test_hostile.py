@@ -280,6 +280,7 @@ def test_broken_gguf(case, tmp_path):
         from_pretrained(tmp_path / "model.gguf")
 
 
+@pytest.mark.slow
 def test_fuzzed_files_give_clean_errors(tmp_path):
     pytest.importorskip("gguf")
     report = main(FuzzPretrainedConfig(cases=40, seed=1, out=str(tmp_path)), preset="debug")

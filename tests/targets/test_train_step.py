@@ -158,6 +158,7 @@ def test_the_step_is_the_one_that_training_runs():
     )
 
 
+@pytest.mark.slow
 def test_accumulation_shrinks_the_activations():
     config = run(batch_size=32, seq_len=64, precision="float32")
     whole = targets.compile_train_step(config, "cpu")

@@ -38,6 +38,7 @@ def run(tiny):
     return go
 
 
+@pytest.mark.slow
 def test_tensorboard_holds_what_the_jsonl_holds(run):
     pytest.importorskip("tensorboardX")
     config, _ = run(tensorboard=True)
