@@ -76,7 +76,7 @@ def judge(results: dict[str, dict], after: dict[str, tuple[int, ...]], main: int
         at, last = after[name].index(main) if main in after[name] else -1, len(after[name]) - 1
         k = after[name][at]
         seen, unseen = ~found["unseen"], found["unseen"]
-        for group, rows in (("seen", seen), ("unseen", unseen)):
+        for group, rows in (("unseen", unseen), ("seen", seen)):
             if rows.sum() > 1:
                 text = f"{name}: bits after {k} neighbours over bits before, {group} domains, below 1"
                 add(text, _PAPER, ratio(found, "near", at, rows), dict(below=1))
