@@ -163,7 +163,7 @@ def with_typos(lines: list[str], share: float, seed: int) -> list[str]:
 
 
 def in_mixed_case(lines: list[str], seed: int) -> list[str]:
-    """Return lines some of whose words are in capitals, or begin with one."""
+    """Return the lines with a quarter of their words capitalised and a quarter in capitals."""
     draw = np.random.default_rng([seed, 7])
     change = (str, str, str.capitalize, str.upper)
     return [" ".join(change[draw.integers(4)](word) for word in line.split()) for line in lines]

@@ -31,7 +31,7 @@ class TrainPunctuatorConfig(LabelConfig):
     data: UserPath | None = None  # a file or folder of text, jsonl, csv, tsv; or hf:NAME
     held_out: UserPath | None = None  # the same, to evaluate on; None: a tenth of the texts
     marks: str = ",.?"  # the set, as one string; others are merged or part of words
-    split_seed: Seed = 0  # of which texts are held out
+    split_seed: Seed = 0  # decides which texts are held out
     out: UserPath = "runs/marks"
 
 

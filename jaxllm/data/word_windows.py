@@ -11,7 +11,7 @@ from jaxllm.errors import UserError, brief
 
 
 class Window(NamedTuple):
-    """Words begin to end - 1 of a list, of which first to last - 1 are this window's own."""
+    """Words [begin:end] of a list are read together; labels of words [first:last] are taken from here."""
 
     begin: int
     end: int

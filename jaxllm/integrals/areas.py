@@ -34,7 +34,7 @@ def float64() -> contextlib.AbstractContextManager:
 
 
 def even_grid(low: float, high: float, intervals: int) -> np.ndarray:
-    """Return evenly spaced points, float64 [intervals + 1], of which 0 is one.
+    """Return evenly spaced points, float64 [intervals + 1]; one of them must be 0.
 
     Raises:
       UserError: 0 is not among them: areas begin there.

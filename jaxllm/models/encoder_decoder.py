@@ -41,7 +41,7 @@ from jaxllm.models.look_up import look_up
 from jaxllm.models.mlp import mlp_block
 from jaxllm.models.norms import normalize
 from jaxllm.models.parameters import axes
-from jaxllm.models.sites import Sites, Tap
+from jaxllm.models.sites import Sites, Tap, check_sites
 from jaxllm.models.vocab_groups import VocabGroups
 from jaxllm.parallel import constrain
 
@@ -237,9 +237,7 @@ def _capture(
                         ("microbatches", microbatches > 1)):  # fmt: skip
         if given:
             raise UserError(f"an encoder-decoder takes no {name}; leave them out")
-    for name in () if sites is None else (*sites.capture, *sites.edits):
-        if name not in SITES:
-            raise UserError(f"an encoder-decoder has no site '{name}'; it has {', '.join(SITES)}")
+    check_sites(sites, SITES, "an encoder-decoder")
     T = tokens_BT.shape[1]
     place_T = jnp.arange(T, dtype=jnp.int32)
     bias_HTT = distance_bias(config, params["distances"], place_T, T, bidirectional=False)

@@ -32,7 +32,7 @@ from jaxllm.models.hybrid_config import HybridConfig, projector_sides
 from jaxllm.models.ids import check_ids
 from jaxllm.models.layers_apart import is_apart
 from jaxllm.models.projectors import fit, project
-from jaxllm.models.sites import Sites, Tap
+from jaxllm.models.sites import Sites, Tap, check_sites
 from jaxllm.parallel import constrain
 
 SITES = ("embed", "resid_pre", "resid_post", "final")  # of the common stream; its layers are the blocks
@@ -146,9 +146,7 @@ def _capture(
     key: jax.Array | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     check_ids(tokens_BT, config.known_vocab_size)
-    for name in () if sites is None else (*sites.capture, *sites.edits):
-        if name not in SITES:
-            raise UserError(f"a hybrid has no site '{name}'; it has {', '.join(SITES)}")
+    check_sites(sites, SITES, "a hybrid")
     hidden_BTD, captured, _ = _run(
         config, params, tokens_BT, sites, key=key, positions=positions, segment_ids=segment_ids,
         microbatches=microbatches,

@@ -38,7 +38,7 @@ from jaxllm.models.layers import run_layers
 from jaxllm.models.linear import linear, linears
 from jaxllm.models.look_up import look_up
 from jaxllm.models.norms import normalize
-from jaxllm.models.sites import Sites, Tap
+from jaxllm.models.sites import Sites, Tap, check_sites
 from jaxllm.models.vocab_groups import VocabGroups
 from jaxllm.parallel import constrain, on_shards, spread
 
@@ -194,9 +194,7 @@ def _capture(
     check_ids(tokens_BT, config.known_vocab_size)
     if positions is not None:
         raise UserError("positions were given to a Mamba, which has none; leave them out")
-    for name in () if sites is None else (*sites.capture, *sites.edits):
-        if name not in SITES:
-            raise UserError(f"a Mamba has no site '{name}'; it has {', '.join(SITES)}")
+    check_sites(sites, SITES, "a Mamba")
     hidden_BTD, captured, _ = _run(
         config, params, tokens_BT, sites, None, microbatches, segment_ids_BT=segment_ids, mask_BT=None
     )

@@ -107,6 +107,18 @@ class Tap:
         return any(name in self.sites.capture or name in self.sites.edits for name in names)
 
 
+def check_sites(sites: Sites | None, known: tuple[str, ...], model: str) -> None:
+    """Refuse a site that a kind of model, named as in "a Mamba", does not have.
+
+    Raises:
+      UserError: such a site.
+    """
+    for name in () if sites is None else (*sites.capture, *sites.edits):
+        if name not in known:
+            raise UserError(f"{model} has no site '{name}'; it has {', '.join(known)}")
+
+
+
 def _edited(name: str, edit: Edit, value: jax.Array, layer) -> jax.Array:
     new = jnp.asarray(edit(value, layer))
     if new.shape != value.shape or new.dtype != value.dtype:

@@ -25,7 +25,7 @@ from jaxllm.models.mamba import MambaConfig, declare_block, mamba_block
 from jaxllm.models.mlp import mlp_block
 from jaxllm.models.norms import normalize
 from jaxllm.models.parameters import axes
-from jaxllm.models.sites import Sites, Tap
+from jaxllm.models.sites import Sites, Tap, check_sites
 from jaxllm.models.vocab_groups import VocabGroups
 from jaxllm.parallel import constrain
 
@@ -145,9 +145,7 @@ def _capture(
     check_ids(tokens_BT, config.known_vocab_size)
     if positions is not None:
         raise UserError("positions were given to a striped model, which has none; leave them out")
-    for name in () if sites is None else (*sites.capture, *sites.edits):
-        if name not in SITES:
-            raise UserError(f"a striped model has no site '{name}'; it has {', '.join(SITES)}")
+    check_sites(sites, SITES, "a striped model")
     outer = Tap(sites)
     with jax.named_scope("embed"):
         x_BTD = look_up(params["embed"]["tokens"], axes(config)["embed"]["tokens"], tokens_BT, "float32")

@@ -129,7 +129,10 @@ def _run(
     config, params, tokens_BT, positions_BT, segment_ids_BT, sites, cache, microbatches=1, key=None,
     types_BT=None, span=None,
 ):  # fmt: skip
-    """Embed, scan the layers, normalise; return (hidden_BTD, captured, cache). A span: what is of it."""
+    """Embed, scan the layers, normalise; return (hidden_BTD, captured, cache).
+
+    With `span`, only those of the three steps that belong to these layers.
+    """
     outer = Tap(sites)
     key = key if config.dropout else None
     span = range(config.num_layers) if span is None else span

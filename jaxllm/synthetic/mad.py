@@ -38,7 +38,7 @@ class MadTask(Config):
     """One task at one size. The published sizes are in `MAD`, harder ones in `HARDER`.
 
     Raises:
-      UserError: an unknown task, or sizes of which no sequence can be made.
+      UserError: an unknown task, or a vocabulary or length too small for its sequences.
 
     Examples:
       >>> MadTask("in_context_recall", vocab_size=16, length=32).values

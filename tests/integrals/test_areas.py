@@ -3,10 +3,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.integral_corpus import closed_form as integral
 from jaxllm.errors import UserError
 from jaxllm.integrals import FAMILIES, Formula, areas, areas_of_sums, draw_distinct, even_grid
 from jaxllm.integrals.areas import float64
-from tests.integrals.closed_forms import integral
 
 X = even_grid(-3, 3, 512)
 KNOWN = {

@@ -2,11 +2,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.integral_corpus import closed_form as integral
 from jaxllm.errors import UserError
 from jaxllm.integrals import FAMILIES, Ranges, areas, draw_distinct, even_grid, library, regress
 from jaxllm.integrals.fractions import nearest_fractions
 from jaxllm.integrals.supports import beam_of_supports
-from tests.integrals.closed_forms import integral
 
 X = even_grid(-3, 3, 512)
 LIBRARY = library(7, 3)

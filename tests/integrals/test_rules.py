@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
+from experiments.integral_corpus import closed_form as integral
 from jaxllm.integrals import FAMILIES, Formula, Ranges, draw_distinct, find_rules, regress
 from jaxllm.integrals.expressions import smallest_expression
-from tests.integrals.closed_forms import integral
 from tests.integrals.test_regression import LIBRARY, X
 
 
