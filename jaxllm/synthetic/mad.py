@@ -38,7 +38,7 @@ class MadTask(Config):
     """One task at one size. The published sizes are in `MAD`, harder ones in `HARDER`.
 
     Raises:
-      UserError: an unknown task, or a vocabulary or length too small for its sequences.
+      UserError: an unknown task; noise, a vocabulary or a length that it cannot take.
 
     Examples:
       >>> MadTask("in_context_recall", vocab_size=16, length=32).values
