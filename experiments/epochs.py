@@ -1,5 +1,6 @@
 """Train a model on a set of instances, epoch after epoch, and keep how well it does on the way."""
 
+import dataclasses
 import itertools
 import math
 import tempfile
@@ -11,7 +12,7 @@ import numpy as np
 import optax
 
 from jaxllm.errors import UserError
-from jaxllm.train import Every, NonFiniteLoss, RunConfig, Task, train
+from jaxllm.train import Every, NonFiniteLoss, Run, RunConfig, Task, prepare, train_run
 
 Arrays = dict[str, np.ndarray]  # by name, an instance a row
 
@@ -54,15 +55,26 @@ def cut(part: Arrays, rows: int) -> Iterator[Arrays]:
         yield {name: x[at : at + rows] for name, x in part.items()}
 
 
+def prepare_epochs(
+    task: Task, *, steps: int, measure_every: int, optimizer: optax.GradientTransformation, views: tuple = ()
+) -> Run:
+    """Return a run whose programs serve every seed, start and set of instances; see `train_epochs`.
+
+    Args:
+      task: has `batch_shapes`; its batches are those of each call.
+    """
+    config = RunConfig(
+        steps=steps, save_every=steps, keep_last=1, keep_best=0, log_every=measure_every, progress=False
+    )
+    return prepare(task, config, optimizer=optimizer, views=views)
+
+
 def train_epochs(
-    task: Task,
-    measure: Callable[[Any], dict[str, float]],
-    *,
-    steps: int,
-    measure_every: int,
-    optimizer: optax.GradientTransformation,
+    run: Run,
+    start: Any,
+    batches: Callable[[], Iterator[Arrays]],
+    measure: Callable[[Any], dict[str, Any]],
     seed: int,
-    views: tuple = (),
 ) -> tuple[Any, list[dict[str, Any]]]:
     """Return (the parameters after the last step, what `measure(params)` said every so often).
 
@@ -70,14 +82,14 @@ def train_epochs(
     parameters are None.
     """
     curve: list[dict[str, Any]] = []
-    note = Every(measure_every, lambda step, params: curve.append({"step": step} | measure(params)))
+    note = Every(run.config.log_every, lambda step, params: curve.append({"step": step} | measure(params)))
     with tempfile.TemporaryDirectory(prefix="jaxllm-epochs-") as out:
-        run = RunConfig(
-            steps=steps, seed=seed, out=out, save_every=steps, keep_last=1, keep_best=0,
-            log_every=measure_every, progress=False,
+        run = dataclasses.replace(
+            run, task=dataclasses.replace(run.task, batches=batches), start=start,
+            config=dataclasses.replace(run.config, out=out, seed=seed),
         )  # fmt: skip
         try:
-            trained = train(task, run, optimizer=optimizer, views=views, callbacks=[note])
+            trained = train_run(run, callbacks=[note])
         except NonFiniteLoss:
             return None, curve
         return jax.device_get(trained.params), curve

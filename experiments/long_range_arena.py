@@ -21,10 +21,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import optax
 
-from experiments.epochs import epochs, train_epochs
+from experiments.epochs import epochs, prepare_epochs, train_epochs
+from experiments.equal_size import widened
 from experiments.grid import check_seeds, publish, run_grid, spread
 from experiments.long_range_tasks import (
     PUBLISHED,
@@ -34,8 +36,9 @@ from experiments.long_range_tasks import (
     load_task,
     original_listops,
 )
-from experiments.long_range_training import arrays, by_difficulty, labelling_task, said
-from experiments.mad_hybrids import SEARCHES, hybrid, mixture_of, optimizer_of
+from experiments.long_range_training import arrays, by_difficulty, drawn, labelling_task, said
+from experiments.mad_hybrids import hybrid, mixture_of
+from experiments.mixture_searches import SEARCHES, make_optimizer
 from jaxllm import compilation_cache
 from jaxllm.atomic import write_figure
 from jaxllm.cli.experiment import run_experiment
@@ -45,7 +48,7 @@ from jaxllm.kept_result import kept_result
 from jaxllm.models import HybridConfig, LanguageModel, MambaConfig, ModelConfig
 from jaxllm.plots import label_axes, share_legend
 from jaxllm.report import Claim, Report, decide, markdown_table, t_interval
-from jaxllm.train import to_dict
+from jaxllm.train import Run, to_dict
 
 PARTS = ("attention", "mamba")
 WIDE = tuple(f"{name}, equal parameters" for name in PARTS)
@@ -166,8 +169,7 @@ def make_model(sizes: PartSizes, task: LongRangeTask, arm: str) -> LanguageModel
     if arm == "hybrid":
         return mixed
     widths = range(sizes.num_heads, 8 * sizes.embed_dim, sizes.num_heads)
-    name = arm.partition(",")[0]
-    return part(name, min(widths, key=lambda width: abs(part(name, width).num_params - mixed.num_params)))
+    return widened(functools.partial(part, arm.partition(",")[0]), widths, mixed, "parameters", task.length)
 
 
 def run_cell(config: LongRangeConfig, name: str, arm: str, seed: int) -> dict[str, Any]:
@@ -188,22 +190,29 @@ def _load(task: LongRangeTask, seed: int) -> tuple[Labelled, Labelled]:
     return load_task(task, seed)
 
 
-def make_optimizer(config: LongRangeConfig, model: LanguageModel, axes: Any) -> optax.GradientTransformation:
+def arena_optimizer(config: LongRangeConfig, model: LanguageModel, axes: Any) -> optax.GradientTransformation:
     """Return AdamW under a cosine; of a hybrid with a mixture searched beside it, at every step."""
     schedule = optax.warmup_cosine_decay_schedule(
         0.0, config.learning_rate, max(1, config.steps // 20), max(2, config.steps),
         config.learning_rate / 100,
     )  # fmt: skip
     weights = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, weight_decay=0.01))
-    if not isinstance(model, HybridConfig):
-        return weights
-    return optimizer_of(axes, weights, SEARCHES["simultaneous"], config.mixture_rate)
+    return make_optimizer(weights, model, axes, SEARCHES["simultaneous"], config.mixture_rate)
+
+
+@functools.cache
+def prepared_run(config: LongRangeConfig, task: LongRangeTask, model: LanguageModel) -> Run:
+    """Return a run that all seeds share."""
+    labelling = labelling_task(model, task, config.batch_size)
+    return prepare_epochs(
+        labelling, steps=config.steps, measure_every=max(1, config.steps // config.points),
+        optimizer=arena_optimizer(config, model, labelling.axes),
+    )  # fmt: skip
 
 
 def _train(config, task, model, seed) -> dict[str, Any]:
     train, test = _load(task, seed)
     batches = lambda: epochs(arrays(train), config.batch_size, seed)
-    labelling = labelling_task(model, task, config.batch_size, batches)
     mixed = isinstance(model, HybridConfig)
 
     def measure(params):
@@ -211,10 +220,8 @@ def _train(config, task, model, seed) -> dict[str, Any]:
         return found | ({"mixture": mixture_of(params).tolist()} if mixed else {})
 
     begun = time.process_time()
-    params, curve = train_epochs(
-        labelling, measure, steps=config.steps, measure_every=max(1, config.steps // config.points),
-        optimizer=make_optimizer(config, model, labelling.axes), seed=seed,
-    )  # fmt: skip
+    run, start = prepared_run(config, task, model), drawn(model, task.classes, jax.random.key(seed))
+    params, curve = train_epochs(run, start, batches, measure, seed)
     if params is None:
         raise UserError(
             f"{model.architecture} on {task.name} diverged with seed {seed}: its loss or its mixture was no "

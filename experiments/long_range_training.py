@@ -1,7 +1,6 @@
 """A model that labels whole sequences: a linear layer without bias on what it holds at their last token."""
 
 import functools
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -32,15 +31,16 @@ def labels_logits(model: LanguageModel, params: Any, some: Arrays) -> jax.Array:
     return last_B1D[:, 0].astype(jnp.float32) @ params["labels"]
 
 
-def labelling_task(
-    model: LanguageModel, task: LongRangeTask, rows: int, batches: Callable[[], Iterator[Arrays]]
-) -> Task:
-    """Return cross-entropy of sequences' labels, in batches of so many rows."""
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def drawn(model: LanguageModel, classes: int, key: jax.Array) -> Any:
+    """Return parameters to begin with: the model's, and the linear layer's."""
+    keys = jax.random.split(key)
+    kernel = jax.random.normal(keys[1], (model.embed_dim, classes), jnp.float32)
+    return {"model": models.init(model, keys[0]), "labels": kernel * model.embed_dim**-0.5}
 
-    def init(key):
-        keys = jax.random.split(key)
-        kernel = jax.random.normal(keys[1], (model.embed_dim, task.classes), jnp.float32)
-        return {"model": models.init(model, keys[0]), "labels": kernel * model.embed_dim**-0.5}
+
+def labelling_task(model: LanguageModel, task: LongRangeTask, rows: int) -> Task:
+    """Return cross-entropy of sequences' labels, in batches of so many rows; it has none yet."""
 
     def loss(params, batch, key):
         del key
@@ -51,7 +51,8 @@ def labelling_task(
     axes = {"model": models.axes(model), "labels": AxisNames(("embed", "labels"), ("embed",))}
     shapes = {"inputs": (rows, task.length), "last": (rows,), "targets": (rows,)}
     shapes = {name: jax.ShapeDtypeStruct(shape, jnp.int32) for name, shape in shapes.items()}
-    return Task(init, axes, batches, loss, batch_shapes=shapes)
+    init = functools.partial(drawn, model, task.classes)
+    return Task(init, axes, lambda: iter(()), loss, batch_shapes=shapes)
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -58,7 +58,11 @@ SHORT = {
         "compression": dict(vocab_size=8, length=12, train=4096),
     }.items()
 }
-SIZES = {"short": SHORT, "mad": MAD, "manticore": MANTICORE}
+TINY = {  # of one length and vocabulary: a program serves both
+    name: dataclasses.replace(MAD[name], vocab_size=12, length=8, train=64, test=32, **change)
+    for name, change in {"in_context_recall": {}, "noisy_recall": dict(noise_vocab=4)}.items()
+}
+SIZES = {"tiny": TINY, "short": SHORT, "mad": MAD, "manticore": MANTICORE}
 SEARCHED = ("alternating", "held out", "GAEA", "DASH")
 
 
@@ -98,7 +102,7 @@ class MadConfig(Config):
 PRESETS = {
     "small": MadConfig,
     "debug": lambda: MadConfig(
-        tasks=("in_context_recall",), proxies=("memorisation",), arms=(*PARTS, *HYBRIDS),
+        tasks=("in_context_recall",), proxies=("noisy_recall",), sizes="tiny", arms=(*PARTS, *HYBRIDS),
         searches=("programmed",), models=Sizes(embed_dim=8, num_heads=2, state_dim=2),
         training=Training(steps=4, points=2, batch_size=8), seeds=(0, 1), out="runs/mad-debug",
     ),
@@ -159,8 +163,6 @@ def _controls(task: MadTask, seed: int) -> dict[str, float]:
         "the commonest value so far": accuracy(test, most_frequent(task, test.inputs_NT)),
     }  # fmt: skip
     return found
-
-
 
 
 if __name__ == "__main__":

@@ -1,18 +1,16 @@
 """The models that MAD's study compares: parts, hand-made mixtures of their blocks, parts made wider."""
 
 import dataclasses
-from collections.abc import Callable
 from dataclasses import dataclass
 
+from experiments.equal_size import widened
 from jaxllm.config import Config, Count
 from jaxllm.errors import unknown
 from jaxllm.models import MAMBAFORMER, LanguageModel, MambaConfig, ModelConfig, StripedConfig
-from jaxllm.synthetic import MadTask
 
 PARTS = ("attention", "mamba")
 HAND_MADE = ("mambaformer", "striped")
 STRIPED = ("mamba", "mlp", "attention", "mlp")  # mad-lab's striped model has Hyena where this has Mamba
-EQUAL = ("parameters", "FLOPs")
 _WIDEST = 16  # times the width
 
 
@@ -44,22 +42,16 @@ def part(name: str, sizes: Sizes, vocab_size: int, length: int) -> LanguageModel
     raise unknown("part", name, (*PARTS, *HAND_MADE))
 
 
-def widened(
-    name: str, sizes: Sizes, task: MadTask, wanted: float, count: Callable[[LanguageModel], float]
+def wide_part(
+    name: str, sizes: Sizes, vocab_size: int, length: int, like: LanguageModel, what: str
 ) -> LanguageModel:
-    """Return a part of the width whose count (of parameters, of FLOPs) comes nearest to what is wanted.
+    """Return a part so wide that it has as many parameters, or costs as many FLOPs, as another model.
 
     Widths are multiples of the number of heads.
-
-    Examples:
-      >>> task = MadTask("in_context_recall", length=32)
-      >>> wide = widened("mamba", Sizes(), task, 200_000, lambda model: model.num_params)
-      >>> wide.embed_dim, wide.num_params
-      (120, 197640)
     """
 
-    def of(width):
-        return part(name, dataclasses.replace(sizes, embed_dim=width), task.vocab_size, task.length)
+    def make(width):
+        return part(name, dataclasses.replace(sizes, embed_dim=width), vocab_size, length)
 
     widths = range(sizes.num_heads, _WIDEST * sizes.embed_dim + 1, sizes.num_heads)
-    return of(min(widths, key=lambda width: abs(count(of(width)) - wanted)))
+    return widened(make, widths, like, what, length)

@@ -1,14 +1,14 @@
 """What the cells of MAD's study come to: claims with intervals and controls, tables, pictures."""
 
-
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from experiments.epochs import steps_to
+from experiments.equal_size import EQUAL
 from experiments.grid import spread
-from experiments.mad_arms import EQUAL, HAND_MADE, PARTS
+from experiments.mad_arms import HAND_MADE, PARTS
 from experiments.mad_study import HYBRIDS, TRAINED, WIDE
 from jaxllm.atomic import write_figure
 from jaxllm.plots import label_axes, share_legend
@@ -244,5 +244,3 @@ def given_mixture(kind: str, cells: Cells, tasks, task: str, seed_at: int, seed:
     if not others:  # nothing to program from
         return np.full_like(own, 1 / own.shape[1])
     return np.mean([cells[one, "hybrid 2"][seed_at]["curve"][-1]["mixture"] for one in others], axis=0)
-
-

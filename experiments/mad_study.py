@@ -4,6 +4,7 @@ Arms are parts, hand-made mixtures, hybrids under several searches, hybrids whos
 parts made so wide that they have as many parameters, or cost as many FLOPs, as the hybrid of two blocks.
 """
 
+import functools
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,24 +13,25 @@ from typing import Any
 import numpy as np
 import optax
 
-from experiments.epochs import alternate_halves, epochs, train_epochs
-from experiments.mad_arms import EQUAL, HAND_MADE, PARTS, Sizes, part, widened
-from experiments.mad_hybrids import (
-    SEARCHES,
-    hybrid,
-    mixture_of,
-    optimizer_of,
-    rounded,
-    views_of,
-    with_given,
+from experiments.epochs import epochs, prepare_epochs, train_epochs
+from experiments.equal_size import EQUAL
+from experiments.mad_arms import HAND_MADE, PARTS, Sizes, part, wide_part
+from experiments.mad_hybrids import hybrid, mixture_of, rounded, with_given
+from experiments.mad_training import (
+    accuracy_of,
+    counted_log_probs,
+    drawn,
+    mad_arrays,
+    solver,
+    training_task,
 )
-from experiments.mad_training import accuracy_of, counted_log_probs, mad_arrays, solver, training_task
+from experiments.mixture_searches import SEARCHES, Search, make_optimizer
 from jaxllm.config import Config, Count, NotNegative, Positive
 from jaxllm.errors import UserError
 from jaxllm.kept_result import kept_result
 from jaxllm.models import HybridConfig, LanguageModel
 from jaxllm.synthetic import MadTask
-from jaxllm.train import to_dict
+from jaxllm.train import Run, to_dict
 
 BLOCKS = (1, 2)
 HYBRIDS = tuple(f"hybrid {blocks}" for blocks in BLOCKS)
@@ -37,6 +39,7 @@ WIDE = tuple(f"{name}, equal {what}" for name in PARTS for what in EQUAL)
 TRAINED = (*PARTS, *HAND_MADE, *HYBRIDS, *WIDE)  # on every task
 # Attention's share in the hybrid of one block, frozen.
 SWEEP = tuple(f"alpha {share:g}" for share in (0.25, 0.5, 0.75))  # its ends are the parts
+_GAEA = 10.0  # times the rate of other searches, as the paper's runs have it
 GIVEN = ("uniform", "random", "searched", "programmed")  # mixtures that are frozen while all else is trained
 
 
@@ -65,11 +68,7 @@ class Study:
         parts = [part(name, self.sizes, task.vocab_size, task.length) for name in PARTS]
         if arm in WIDE:
             name, _, what = arm.partition(", equal ")
-            count = {
-                "parameters": lambda model: model.num_params,
-                "FLOPs": lambda model: model.flops_per_token(task.length),
-            }[what]
-            return widened(name, self.sizes, task, count(hybrid(parts, 2)), count)
+            return wide_part(name, self.sizes, task.vocab_size, task.length, hybrid(parts, 2), what)
         return hybrid(parts, 1 if arm == "hybrid 1" or arm in SWEEP else 2)
 
     def run(self, name: str, arm: str, seed: int, mixture: np.ndarray | None = None) -> dict[str, Any]:
@@ -80,7 +79,7 @@ class Study:
         """
         task = self.tasks[name]
         model, file = self.model(task, arm), self.file(name, arm, seed)
-        twin = arm.replace(EQUAL[1], EQUAL[0])
+        twin = arm.replace("FLOPs", "parameters")
         if twin != arm and model == self.model(task, twin):
             return self.run(name, twin, seed)
 
@@ -104,30 +103,24 @@ class Study:
         return float(np.mean(np.logaddexp(*said).argmax(axis=-1) == targets))
 
     def _train(self, task, model, arm, seed, mixture, probs_file):
-        training, search = self.training, SEARCHES.get(arm, SEARCHES["simultaneous"])
         mixed = isinstance(model, HybridConfig)
+        search = SEARCHES.get(arm, SEARCHES["simultaneous"]) if mixed and mixture is None else None
         train, test = (mad_arrays(task, one, seed) for one in ("train", "test"))
-        solves = solver(model, task)
-        accuracy = accuracy_of(solves, test)
+        decoder = task.name == "compression"
+        solves = solver(model, decoder)
+        start = drawn(solves, seed)
         if mixture is not None:
-            solves = solves._replace(init=with_given(solves.init, mixture))
-        draw = alternate_halves if mixed and search.held_out else epochs
-        batches = lambda: draw(train, training.batch_size, seed)
+            start = with_given(start, mixture)
 
         def measure(params):
-            found = {"accuracy": accuracy(params)}
+            found = {"accuracy": accuracy_of(solves, params, test)}
             return found | ({"mixture": mixture_of(params).tolist()} if mixed else {})
 
-        optimizer = self.weights(halved=mixed and search.alternating)
-        searched = search if mixed and mixture is None else None
-        views = views_of(solves.axes, search) if searched else ()
-        if mixed:
-            optimizer = optimizer_of(solves.axes, optimizer, searched, training.mixture_rate)
+        draw = search.batches if search else epochs
         begun, seconds = time.process_time(), time.perf_counter()
         params, curve = train_epochs(
-            training_task(solves, batches), measure,
-            steps=training.steps, measure_every=max(1, training.steps // training.points),
-            optimizer=optimizer, seed=seed, views=views,
+            prepared_run(model, decoder, self.training, search), start,
+            lambda: draw(train, self.training.batch_size, seed), measure, seed,
         )  # fmt: skip
         if params is None:
             raise UserError(
@@ -140,15 +133,36 @@ class Study:
             "seconds": time.perf_counter() - seconds, "cpu_seconds": time.process_time() - begun,
         }  # fmt: skip
         if mixed:
-            found["one_hot_accuracy"] = accuracy(rounded(params))
+            found["one_hot_accuracy"] = accuracy_of(solves, rounded(params), test)
         if arm in PARTS:
             probs_file.parent.mkdir(parents=True, exist_ok=True)
             np.save(probs_file, counted_log_probs(solves, params, test))
         return found
 
-    def weights(self, *, halved: bool) -> optax.GradientTransformation:
-        """Return the optimizer of weights; where they rest at every second step it ends as low."""
-        training = self.training
-        updates = training.steps // (1 + halved)
-        rate = optax.cosine_decay_schedule(training.learning_rate, updates, 1e-6 / training.learning_rate)
-        return optax.adamw(rate, b1=0.9, b2=0.98, weight_decay=training.weight_decay)
+
+@functools.cache
+def prepared_run(model: LanguageModel, decoder: bool, training: Training, search: Search | None) -> Run:
+    """Return a run that all seeds share, and all tasks of one length and vocabulary.
+
+    Args:
+      decoder: see `solver`.
+      search: of a hybrid's mixture; None: it stays as it is.
+    """
+    solves = solver(model, decoder)
+    return prepare_epochs(
+        training_task(solves, training.batch_size, model.context_length), steps=training.steps,
+        measure_every=max(1, training.steps // training.points),
+        optimizer=study_optimizer(model, solves.axes, training, search),
+        views=search.views(solves.axes) if search else (),
+    )  # fmt: skip
+
+
+def study_optimizer(
+    model: LanguageModel, axes: Any, training: Training, search: Search | None
+) -> optax.GradientTransformation:
+    """Return AdamW, and the search's of a mixture; the cosine ends as low where weights rest at odd steps."""
+    updates = training.steps // (2 if search and search.alternating else 1)
+    rate = optax.cosine_decay_schedule(training.learning_rate, updates, 1e-6 / training.learning_rate)
+    weights = optax.adamw(rate, b1=0.9, b2=0.98, weight_decay=training.weight_decay)
+    times = _GAEA if search == SEARCHES["GAEA"] else 1
+    return make_optimizer(weights, model, axes, search, times * training.mixture_rate)

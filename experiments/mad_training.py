@@ -1,7 +1,7 @@
 """A model of any architecture on one of MAD's tasks: its loss, its head where the task has one, its curve."""
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -25,15 +25,16 @@ class Solver(NamedTuple):
     logits: Callable[[Any, jax.Array], jax.Array]  # (params, inputs [B, T]) -> [B, T, V]
 
 
-def solver(model: LanguageModel, task: MadTask) -> Solver:
-    """Return a model as a task reads it: by its own head, or of compression by the task's decoder.
+@functools.cache  # one, so that all runs of it share its programs
+def solver(model: LanguageModel, decoder: bool = False) -> Solver:
+    """Return a model as a task reads it: by its own head, or by the decoder of compression.
 
     Its few layers run one by one: a scan would cost small ones a quarter more.
     """
-    if task.name != "compression":
+    if not decoder:
         apply = lambda params, inputs: models.apply(model, models.layers_apart(params), inputs)
         return Solver(functools.partial(models.init, model), models.axes(model), apply)
-    D, V, T = model.embed_dim, task.vocab_size, task.length
+    D, V, T = model.embed_dim, model.vocab_size, model.context_length
 
     def init(key):
         keys = jax.random.split(key, 4)
@@ -87,8 +88,13 @@ def mad_arrays(task: MadTask, part: str, seed: int) -> Arrays:
     return {"inputs": drawn.inputs_NT, "targets": drawn.targets_NT}
 
 
-def training_task(solves: Solver, batches: Callable[[], Iterator[Arrays]]) -> Task:
-    """Return cross-entropy of the counted targets, which stand where they are predicted."""
+def training_task(solves: Solver, rows: int, length: int) -> Task:
+    """Return cross-entropy of the counted targets, which stand where they are predicted; no batches yet.
+
+    Args:
+      rows: of a batch.
+      length: of a row.
+    """
 
     def loss(params, batch, key):
         del key
@@ -98,18 +104,38 @@ def training_task(solves: Solver, batches: Callable[[], Iterator[Arrays]]) -> Ta
         count = jnp.sum(counted_BT)
         return jnp.sum(losses_BT * counted_BT) / count, {"token_count": count}
 
-    return Task(solves.init, solves.axes, batches, loss)
+    shape = jax.ShapeDtypeStruct((rows, length), jnp.int32)
+    shapes = {"inputs": shape, "targets": shape}
+    return Task(solves.init, solves.axes, lambda: iter(()), loss, batch_shapes=shapes)
 
 
-def accuracy_of(solves: Solver, test: Arrays, rows: int = 256) -> Callable[[Any], float]:
-    """Return a function of parameters: the share of counted targets of the test that are predicted."""
-    predict = jax.jit(lambda params, some: jnp.argmax(solves.logits(params, some["inputs"]), axis=-1))
-    return lambda params: share_right(predict, params, test, rows)
+@functools.partial(jax.jit, static_argnums=0)
+def _drawn(init, key):
+    return init(key)
+
+
+def drawn(solves: Solver, seed: int) -> Any:
+    """Return parameters to begin with."""
+    return _drawn(solves.init, jax.random.key(seed))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _said(logits, params, inputs_BT):
+    """Return what is said [B, T], and its logits [B, T, V]."""
+    logits_BTV = logits(params, inputs_BT)
+    return jnp.argmax(logits_BTV, axis=-1), logits_BTV
+
+
+def accuracy_of(solves: Solver, params: Any, test: Arrays, rows: int = 256) -> float:
+    """Return the share of counted targets of the test that are predicted."""
+    predict = lambda params, some: _said(solves.logits, params, some["inputs"])[0]
+    return share_right(predict, params, test, rows)
 
 
 def counted_log_probs(solves: Solver, params: Any, test: Arrays, rows: int = 256) -> np.ndarray:
     """Return log-probabilities at the counted targets, float32 [counted, V]."""
-    log_probs = jax.jit(lambda params, inputs: jax.nn.log_softmax(solves.logits(params, inputs)))
-    return np.concatenate(
-        [np.asarray(log_probs(params, one["inputs"]))[one["targets"] >= 0] for one in cut(test, rows)]
-    )
+    counted = [
+        np.asarray(_said(solves.logits, params, one["inputs"])[1])[one["targets"] >= 0]
+        for one in cut(test, rows)
+    ]
+    return np.asarray(jax.nn.log_softmax(np.concatenate(counted)))

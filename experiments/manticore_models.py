@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from experiments.epochs import Arrays
+from experiments.equal_size import widened
 from experiments.real_data import data_folder
 from jaxllm import models
 from jaxllm.data import Tokenizer, load_tokenizer
@@ -62,8 +63,10 @@ def windows(ids: np.ndarray, seq_len: int, rows: int, seed: int = 0) -> Arrays:
 
 
 def joined(*sets: Arrays) -> Arrays:
-    """Return rows of several sets as one."""
-    return {name: np.concatenate([one[name] for one in sets]) for name in sets[0]}
+    """Return rows of several sets as one, shuffled: each half of it has rows of every set."""
+    both = {name: np.concatenate([one[name] for one in sets]) for name in sets[0]}
+    order = np.random.default_rng(0).permutation(len(next(iter(both.values()))))
+    return {name: x[order] for name, x in both.items()}
 
 
 @functools.lru_cache(maxsize=16)
@@ -90,17 +93,26 @@ def loss_of(config: LanguageModel, params: dict, rows: Arrays) -> float:
     return -float(log_probs(config, params, rows).mean())
 
 
-def small_pair(size: str, vocab_size: int, seq_len: int) -> tuple[LanguageModel, LanguageModel]:
-    """Return configs of a transformer and a Mamba of unequal width: "tiny" or "small"."""
-    layers, wide, narrow = {"tiny": (2, 16, 12), "small": (4, 96, 64)}[size]
-    gpt = ModelConfig(
-        vocab_size=vocab_size, context_length=seq_len, num_layers=layers, embed_dim=wide, num_heads=4,
-        tie_embeddings=True,
-    )  # fmt: skip
-    mamba = MambaConfig(
-        vocab_size=vocab_size, context_length=seq_len, num_layers=layers, embed_dim=narrow, state_dim=8
-    )
-    return gpt, mamba
+def small_part(
+    part: int, size: str, vocab_size: int, seq_len: int, width: int | None = None
+) -> LanguageModel:
+    """Return the config of a transformer (part 0) or a Mamba (1), "tiny" or "small".
+
+    Args:
+      width: None: the size's own, unequal for the two.
+    """
+    layers, *widths = {"tiny": (2, 16, 12), "small": (2, 96, 64)}[size]
+    shared = dict(vocab_size=vocab_size, context_length=seq_len, num_layers=layers)
+    shared["embed_dim"] = widths[part] if width is None else width
+    if part:
+        return MambaConfig(**shared, state_dim=8)
+    return ModelConfig(**shared, num_heads=4, tie_embeddings=True)
+
+
+def wide_part(part: int, size: str, like: LanguageModel, seq_len: int) -> LanguageModel:
+    """Return the config of a part so wide that it has as many parameters as another model."""
+    make = functools.partial(small_part, part, size, like.vocab_size, seq_len)
+    return widened(make, range(8, 4 * like.embed_dim, 4), like, "parameters", seq_len)
 
 
 def load_part(source: str) -> Part:

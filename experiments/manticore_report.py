@@ -22,7 +22,7 @@ def judge(config, cells: Cells, pretrained: dict, spaced: dict) -> tuple[dict[st
     """Return (figures, claims) of a study."""
     metrics = {f"loss/{arm}": float(losses_of(cells, arm).mean()) for arm in cells[0]["losses"]}
     best_alone = np.minimum(losses_of(cells, "part 0 alone"), losses_of(cells, "part 1 alone"))
-    twice = [losses_of(cells, f"part {part} alone, twice the steps") for part in (0, 1)]
+    dear = [losses_of(cells, f"part {part} alone, equal FLOPs") for part in (0, 1)]
     first = config.searches[0]
     hybrid = losses_of(cells, f"N={config.blocks[0]}, {first}")
     claims = []
@@ -34,11 +34,11 @@ def judge(config, cells: Cells, pretrained: dict, spaced: dict) -> tuple[dict[st
     name = f"the hybrid (N={config.blocks[0]}, {first}, retrained) has a lower loss than"
     below(f"{name} the better part alone at equal steps, by", best_alone, hybrid)
     below(
-        f"{name} the better part alone at equal FLOPs (twice the steps), by",
-        np.minimum(*twice),
-        hybrid,
-        "review",
+        f"{name} the better part alone at equal FLOPs (more steps), by", np.minimum(*dear), hybrid, "review"
     )
+    wide = losses_of(cells, "better part, equal parameters")
+    below(f"{name} the better part at equal parameters (wider, pretrained on both texts), by", wide, hybrid,
+          "review")  # fmt: skip
     below(f"{name} the ensemble of both parts, by", losses_of(cells, "ensemble"), hybrid, "review")
     for arm in ("uniform", "random"):
         control = losses_of(cells, f"N={config.blocks[0]}, {arm}")
@@ -60,7 +60,13 @@ def judge(config, cells: Cells, pretrained: dict, spaced: dict) -> tuple[dict[st
     below(
         "an interior mixture beats both ends of the sweep, by", np.minimum(sweep[:, 0], sweep[:, -1]), inner
     )
-    if 1 in config.blocks:
+    tuned = np.array([[loss for *_, loss in cell["projectors"]] for cell in cells])  # [seeds, shares]
+    below(
+        "tuning projectors alone at first lowers the loss of the tuned hybrid, by", tuned[:, 0], tuned[:, -1]
+    )
+    for tokens, untuned, loss in projector_curve(config, cells):
+        metrics |= {f"projectors/{tokens}_tokens/untuned": untuned, f"projectors/{tokens}_tokens/tuned": loss}
+    if config.blocks[0] == 1:
         for search in config.searches:
             regret = losses_of(cells, f"N=1, {search}") - sweep.min(axis=1)
             metrics[f"regret/{search}"] = float(regret.mean())
@@ -74,6 +80,13 @@ def judge(config, cells: Cells, pretrained: dict, spaced: dict) -> tuple[dict[st
                   SOURCE, worst, worst <= 1e-5)
         )  # fmt: skip
     return metrics | {f"spaced/{name}": loss for name, loss in spaced.items()}, claims
+
+
+def projector_curve(config, cells: Cells) -> list[tuple[int, float, float]]:
+    """Return (tokens that projectors saw alone, the uniform hybrid's loss then, and tuned), means."""
+    means = np.mean([cell["projectors"] for cell in cells], axis=0)
+    per_step = config.batch * config.seq_len
+    return [(per_step * round(share * config.projector_steps), *losses) for share, *losses in means.tolist()]
 
 
 def sections(config, cells: Cells) -> dict[str, str]:
@@ -92,11 +105,18 @@ def sections(config, cells: Cells) -> dict[str, str]:
             ["search", *(f"seed {seed}" for seed in config.seeds)], found
         ),
         "Loss by the weight of part 1, N=1": markdown_table(["weight", "loss"], rows),
+        "Loss of the uniform hybrid by tokens that projectors saw first, alone": markdown_table(
+            ["tokens", "before tuning", "tuned"],
+            [
+                [f"{tokens:,}", f"{before:.4f}", f"{tuned:.4f}"]
+                for tokens, before, tuned in projector_curve(config, cells)
+            ],
+        ),
     }
 
 
 def draw_plots(config, cells: Cells) -> None:
-    """Draw the sweep, and mixtures over the steps of their search."""
+    """Draw the sweep, losses by tokens that projectors saw, and mixtures over the steps of a search."""
     from matplotlib import pyplot
 
     folder = Path(config.out)
@@ -106,6 +126,13 @@ def draw_plots(config, cells: Cells) -> None:
     axis.legend()
     label_axes(axis, "weight of part 1, the Mamba, frozen", "loss, nats a token", "One block, tuned")
     figure.savefig(folder / "sweep.png")
+    figure, axis = pyplot.subplots(figsize=(6, 4), layout="constrained")
+    tokens, *losses = zip(*projector_curve(config, cells), strict=True)
+    for name, values in zip(("before tuning", "tuned"), losses, strict=True):
+        axis.plot(tokens, values, marker="o", label=name)
+    axis.legend()
+    label_axes(axis, "tokens that projectors saw first, alone", "loss, nats a token", "Uniform mixture")
+    figure.savefig(folder / "projectors.png")
     figure, axis = pyplot.subplots(figsize=(6, 4), layout="constrained")
     for arm, curve in cells[0]["curves"].items():
         for block in range(len(curve[0]["alphas"])):

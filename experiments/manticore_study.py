@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import optax
 
-from experiments.epochs import Arrays, alternate_halves, epochs
+from experiments.epochs import Arrays, epochs
 from experiments.manticore_models import (
     Part,
     joined,
@@ -16,11 +16,13 @@ from experiments.manticore_models import (
     log_probs,
     loss_of,
     read_texts,
-    small_pair,
+    small_part,
     translated_table,
+    wide_part,
     windows,
 )
-from experiments.manticore_training import SEARCHES, Search, tune
+from experiments.manticore_training import tune
+from experiments.mixture_searches import SEARCHES
 from jaxllm import models
 from jaxllm.adapt import TrainOnly
 from jaxllm.data import load_tokenizer
@@ -40,11 +42,17 @@ class Texts(NamedTuple):
     test: Arrays
 
 
+_init = jax.jit(models.init, static_argnums=0)
+
+
 def pretrain(config: LanguageModel, rows: Arrays, *, steps: int, batch: int, rate: float, seed: int) -> dict:
     """Return the parameters of a model trained from scratch on a text."""
     schedule = optax.warmup_cosine_decay_schedule(0.0, rate, max(1, steps // 20), steps, 0.1 * rate)
-    params = models.init(config, jax.random.key(seed))
+    params = _init(config, jax.random.key(seed))
     return tune(config, params, epochs(rows, batch, seed), steps, rate, schedule=schedule)[0]
+
+
+_CHARACTERS = 8  # a token has fewer
 
 
 @functools.lru_cache(maxsize=2)
@@ -54,7 +62,7 @@ def two_corpora(sources: tuple[str, str], tokenizer: str, seq_len: int, rows: in
     reader = load_tokenizer(tokenizer, documents=texts)
     own, tuned, tested = [], [], []
     for text in texts:
-        ids = reader.encode(text[: 40 * seq_len * (3 * rows + test)])
+        ids = reader.encode(text[: _CHARACTERS * seq_len * (2 * rows + test)])
         held = len(ids) // 4
         own.append(windows(ids[: 2 * held], seq_len, rows))
         tuned.append(windows(ids[2 * held : 3 * held], seq_len, rows // 2))
@@ -68,70 +76,96 @@ class Pair:
     def __init__(self, config, seed: int):
         self.config, self.seed = config, seed
         self.texts = two_corpora(config.corpora, config.tokenizer, config.seq_len, config.rows, config.test)
-        self.parts = small_pair(config.size, self.texts.vocab_size, config.seq_len)
-        options = dict(steps=config.pretrain_steps, batch=config.batch, rate=config.pretrain_rate, seed=seed)
+        self.parts = tuple(
+            small_part(part, config.size, self.texts.vocab_size, config.seq_len) for part in (0, 1)
+        )
         own = zip(self.parts, (self.texts.first, self.texts.second), strict=True)
-        self.params = [pretrain(part, rows, **options) for part, rows in own]
+        self.params = [self._pretrain(part, rows, config.pretrain_steps) for part, rows in own]
+
+    def _pretrain(self, model: LanguageModel, rows: Arrays, steps: int) -> dict:
+        config = self.config
+        return pretrain(
+            model, rows, steps=steps, batch=config.batch, rate=config.pretrain_rate, seed=self.seed
+        )
+
+    def _hybrid(self, blocks: int, tables: str = "parts") -> HybridConfig:
+        return HybridConfig(parts=self.parts, blocks=blocks, projector="linear", tables=tables)
 
     def hybrid(
-        self, blocks: int, projector: str = "linear", tables: str = "parts"
+        self, blocks: int, tables: str = "parts", projector_share: float = 1.0
     ) -> tuple[HybridConfig, dict]:
-        """Return a hybrid of the pretrained parts, not trained as one yet."""
-        config = HybridConfig(parts=self.parts, blocks=blocks, projector=projector, tables=tables)
-        return config, models.pretrained_hybrid(config, self.params, jax.random.key(self.seed))
+        """Return a hybrid of the pretrained parts after the paper's first stage, parts frozen.
 
-    def component(self, part: int, times: int = 1) -> tuple[float, np.ndarray]:
-        """Return (the loss, log-probabilities) of one part tuned alone, for so many times the steps."""
-        config = self.parts[part]
-        params, _ = self._tune(config, self.params[part], times)
-        found = log_probs(config, params, self.texts.test)
+        Args:
+          projector_share: of the steps of the stage, which trains projectors and tables.
+        """
+        config = self._hybrid(blocks, tables)
+        params = models.pretrained_hybrid(config, self.params, jax.random.key(self.seed))
+        steps = round(projector_share * self.config.projector_steps)
+        return config, self._tune(config, params, steps, rate=10 * self.config.rate, parts=0.0)[0]
+
+    def alone(self, model: LanguageModel, params: dict, times: float = 1.0) -> tuple[float, np.ndarray]:
+        """Return (the loss, log-probabilities) of a model that has seen as many batches as a hybrid has.
+
+        Args:
+          times: so many times as many.
+        """
+        steps = round(times * (self.config.projector_steps + self.config.steps))
+        params = self._tune(model, params, steps)[0]
+        found = log_probs(model, params, self.texts.test)
         return -float(found.mean()), found
+
+    def equal_flops(self, part: int) -> float:
+        """Return the loss of a part alone, tuned for as many FLOPs as a hybrid is; its search not counted."""
+        cost = lambda model: model.flops_per_token(self.config.seq_len)
+        times = cost(self._hybrid(self.config.blocks[0])) / cost(self.parts[part])
+        return self.alone(self.parts[part], self.params[part], times)[0]
+
+    def equal_parameters(self, part: int) -> float:
+        """Return the loss of a part as large as a hybrid, pretrained on what both parts were, for as long."""
+        like = self._hybrid(self.config.blocks[0])
+        model = wide_part(part, self.config.size, like, self.config.seq_len)
+        both = joined(self.texts.first, self.texts.second)
+        return self.alone(model, self._pretrain(model, both, 2 * self.config.pretrain_steps))[0]
 
     def joint(self, config: HybridConfig, params: dict, alphas: Any = None) -> tuple[float, dict]:
         """Return (the loss, parameters) of a hybrid tuned with a frozen mixture."""
         if alphas is not None:
             params = models.with_mixture(params, alphas)
-        params, _ = self._tune(config, params)
+        params = self._tune(config, params, self.config.steps)[0]
         return loss_of(config, params, self.texts.test), params
 
-    def translate(self, config: HybridConfig, params: dict) -> dict:
-        """Return a hybrid whose projectors and tables were trained, parts frozen: the paper's first stage."""
-        batches, steps = self._batches(epochs), self.config.projector_steps
-        return tune(config, params, batches, steps, 10 * self.config.rate, parts=0.0)[0]
-
-    def search(self, config: HybridConfig, params: dict, how: Search) -> tuple[np.ndarray, list[dict]]:
+    def search(self, config: HybridConfig, params: dict, name: str) -> tuple[np.ndarray, list[dict]]:
         """Return (the mixture found, [N, K], and how it went); weights have as many steps in each way."""
-        batches = alternate_halves if how.held_out else epochs
-        params, curve = self._tune(config, params, 2 if how.alternate else 1, how, batches)
+        how = SEARCHES[name]
+        steps = self.config.steps * (2 if how.alternating else 1)
+        params, curve = self._tune(config, params, steps, search=name, batches=how.batches)
         return models.mixture(params), curve
 
-    def _batches(self, order):
-        return order(self.texts.train, self.config.batch, self.seed)
-
-    def _tune(self, config, params, times=1, search=None, order=epochs):
-        steps = times * self.config.steps
-        return tune(
-            config, params, self._batches(order), steps, self.config.rate, search=search, seed=self.seed
-        )
+    def _tune(self, config, params, steps, *, search=None, batches=epochs, **options):
+        drawn = batches(self.texts.train, self.config.batch, self.seed)
+        options = dict(rate=self.config.rate) | options
+        return tune(config, params, drawn, steps, search=search, seed=self.seed, **options)
 
 
 def tuned_cell(config, seed: int) -> dict[str, Any]:
     """Return what one seed of the small pair says: losses by arm, mixtures by search, sweeps."""
     pair, losses, found, curves = Pair(config, seed), {}, {}, {}
-    alone = [pair.component(part) for part in (0, 1)]
+    alone = [pair.alone(model, params) for model, params in zip(pair.parts, pair.params, strict=True)]
     losses |= {f"part {part} alone": loss for part, (loss, _) in enumerate(alone)}
-    losses |= {f"part {part} alone, twice the steps": pair.component(part, 2)[0] for part in (0, 1)}
+    losses |= {f"part {part} alone, equal FLOPs": pair.equal_flops(part) for part in (0, 1)}
+    better = int(np.argmin([loss for loss, _ in alone]))
+    losses["better part, equal parameters"] = pair.equal_parameters(better)
     losses["ensemble"] = -float(np.logaddexp(alone[0][1], alone[1][1]).mean() - np.log(2))
     draw = np.random.default_rng(seed)
     for blocks in config.blocks:
         model, params = pair.hybrid(blocks)
-        params = pair.translate(model, params)
         name = lambda arm, blocks=blocks: f"N={blocks}, {arm}"
         losses[name("untuned uniform")] = loss_of(model, params, pair.texts.test)
         losses[name("uniform")] = pair.joint(model, params)[0]
         losses[name("random")] = pair.joint(model, params, draw.dirichlet((1.0, 1.0), blocks))[0]
-        for search in config.searches:
-            alphas, curve = pair.search(model, params, SEARCHES[search])
+        for search in config.searches if blocks == config.blocks[0] else config.searches[:1]:
+            alphas, curve = pair.search(model, params, search)
             found[name(search)], curves[name(search)] = alphas.tolist(), curve
             losses[name(search)], tuned = pair.joint(model, params, alphas)
             if search == config.searches[0]:
@@ -139,13 +173,18 @@ def tuned_cell(config, seed: int) -> dict[str, Any]:
                 losses[name("rounded")] = loss_of(hard, tuned, pair.texts.test)
                 losses[name("rounded, tuned")] = pair.joint(hard, params)[0]
     model, params = pair.hybrid(1)
-    params = pair.translate(model, params)
     sweep = [pair.joint(model, params, [1 - a, a])[0] for a in config.sweep]
-    name = f"N={config.blocks[0]}, uniform"
-    model, params = pair.hybrid(config.blocks[0], tables="new")
-    losses[f"{name}, new tables"] = pair.joint(model, pair.translate(model, params))[0]
-    losses[f"{name}, projectors as drawn"] = pair.joint(*pair.hybrid(config.blocks[0]))[0]
-    return {"losses": losses, "found": found, "curves": curves, "sweep": sweep}
+    blocks = config.blocks[0]
+    losses[f"N={blocks}, uniform, new tables"] = pair.joint(*pair.hybrid(blocks, "new"))[0]
+    whole = [losses[f"N={blocks}, {arm}"] for arm in ("untuned uniform", "uniform")]
+    curve = [_projectors(pair, blocks, share) for share in config.projector_shares] + [(1.0, *whole)]
+    return {"losses": losses, "found": found, "curves": curves, "sweep": sweep, "projectors": curve}
+
+
+def _projectors(pair: Pair, blocks: int, share: float) -> tuple[float, float, float]:
+    """Return (a share of the projectors' stage, the uniform hybrid's loss after it, and when it is tuned)."""
+    model, params = pair.hybrid(blocks, projector_share=share)
+    return share, loss_of(model, params, pair.texts.test), pair.joint(model, params)[0]
 
 
 def pretrained_cell(config, blocks: int) -> dict[str, Any]:

@@ -5,7 +5,7 @@ The loop of `jaxllm.train` compiles a step a run; here rates are arguments, and 
 
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,29 +13,11 @@ import numpy as np
 import optax
 
 from experiments.epochs import Arrays
+from experiments.mixture_searches import SEARCHES, Search, make_optimizer
 from jaxllm import models
-from jaxllm.adapt import GumbelMixture
 from jaxllm.models import HybridConfig, LanguageModel
-from jaxllm.optim import exponentiated_gradient, search_mixture
 
-
-class Search(NamedTuple):
-    """How a mixture is found beside the weights."""
-
-    mixture: Callable[[float], optax.GradientTransformation] = optax.adam
-    rate: float = 0.05
-    alternate: bool = False
-    held_out: bool = False
-    gumbel: bool = False
-
-
-SEARCHES = {
-    "darts": Search(),
-    "darts alternating": Search(alternate=True),
-    "darts held out": Search(alternate=True, held_out=True),
-    "dash": Search(rate=0.005, gumbel=True),
-    "gaea": Search(exponentiated_gradient, rate=0.1),
-}
+RATES = dict.fromkeys(SEARCHES, 0.05) | {"GAEA": 0.1, "DASH": 0.005}  # of mixtures, as in the paper's runs
 
 
 def tune(
@@ -45,7 +27,7 @@ def tune(
     steps: int,
     rate: float,
     *,
-    search: Search | None = None,
+    search: str | None = None,
     parts: float = 1.0,
     schedule: Callable[[int], float] | None = None,
     seed: int = 0,
@@ -54,12 +36,13 @@ def tune(
 
     Args:
       rate: of the first step; it falls to 0 in a line, or as `schedule` says.
-      search: None: a mixture stays as it is.
+      search: the name of one; None: a mixture stays as it is.
       parts: times the rate for a hybrid's parts; 0 trains projectors and tables alone.
       schedule: step -> rate.
       seed: of what a search draws.
     """
-    begin, step = _program(config, search)
+    how = search and SEARCHES[search]._replace(held_out=False)  # of batches alone
+    begin, step = _program(config, how, RATES.get(search, 0.0))
     params, curve = jax.tree.map(jnp.array, params), []  # a copy, which steps use up
     state, noted = begin(params), max(1, steps // 20)
     for index in range(steps):
@@ -72,18 +55,18 @@ def tune(
 
 
 @functools.lru_cache(maxsize=32)
-def _program(config: LanguageModel, search: Search | None):
+def _program(config: LanguageModel, search: Search | None, mixture_rate: float):
     axes = models.axes(config)
-    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1.0))
-    if isinstance(config, HybridConfig):
-        found = optax.set_to_zero() if search is None else search.mixture(search.rate)
-        optimizer = search_mixture(optimizer, found, axes, alternate=bool(search and search.alternate))
-    view = GumbelMixture(axes) if search and search.gumbel else lambda params, frozen, key: params
+    weights = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1.0))
+    optimizer = make_optimizer(weights, config, axes, search, mixture_rate)
+    views = search.views(axes) if search else ()
 
     @functools.partial(jax.jit, donate_argnums=(0, 1))
     def step(params, state, batch, rate, parts, key):
         def loss(params):
-            return models.loss(config, view(params, None, key), batch["tokens"], batch["targets"])[0]
+            for view in views:
+                params = view(params, None, key)
+            return models.loss(config, params, batch["tokens"], batch["targets"])[0]
 
         updates, state = optimizer.update(jax.grad(loss)(params), state, params)
         rates = {name: rate * parts if name == "parts" else rate for name in updates} | {"mixture": 1.0}

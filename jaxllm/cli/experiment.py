@@ -4,6 +4,8 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
+
 from jaxllm.cli.parse import parse, run
 
 
@@ -30,6 +32,8 @@ def run_experiment(
             config_class, argv, prog=f"python -m {module.__spec__.name}", description=module.__doc__,
             presets=presets, default_preset=default_preset if presets else None,
         )  # fmt: skip
+        if preset == "debug":  # compiles for longer than it runs
+            jax.config.update("jax_disable_most_optimizations", True)
         main(config, preset) if presets else main(config)
 
     run(command)

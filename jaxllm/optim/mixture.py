@@ -24,7 +24,7 @@ from jaxllm.errors import UserError
 
 def search_mixture(
     weights: optax.GradientTransformation,
-    mixture: optax.GradientTransformation,
+    mixture: optax.GradientTransformation | None,
     axes: Any,
     *,
     alternate: bool = False,
@@ -33,7 +33,7 @@ def search_mixture(
 
     Args:
       weights: of everything else.
-      mixture: of arrays with an axis "mixture".
+      mixture: of arrays with an axis "mixture"; None: they stay as they are.
       axes: logical axis names, structured like the parameters.
       alternate: weights move at even steps alone and mixtures at odd ones; what rests keeps its moments.
 
@@ -53,6 +53,7 @@ def search_mixture(
     )
     if "mixture" not in jax.tree.leaves(labels):
         raise UserError("no array has an axis named 'mixture'; search the mixture of a hybrid's parameters")
+    mixture = optax.set_to_zero() if mixture is None else mixture
     if alternate:
         weights = optax.conditionally_mask(weights, lambda step: step % 2 == 0)
         mixture = optax.conditionally_mask(mixture, lambda step: step % 2 == 1)

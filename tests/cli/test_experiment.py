@@ -4,6 +4,7 @@ import sys
 import types
 from dataclasses import dataclass
 
+import jax
 import pytest
 
 from jaxllm.cli.experiment import run_experiment
@@ -17,6 +18,14 @@ class Config:
 
 
 @pytest.fixture
+def optimizations():
+    """Let a test say how much is optimised."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.fixture
 def command_line(monkeypatch):
     def give(*words):
         module = types.ModuleType("__main__", "What it shows.")
@@ -27,7 +36,7 @@ def command_line(monkeypatch):
     return give
 
 
-def test_the_preset_is_where_the_flags_start_from(command_line):
+def test_the_preset_is_where_the_flags_start_from(command_line, optimizations):
     seen = []
     presets = {"debug": lambda: Config(1), "small": lambda: Config(2)}
     for words, expected in [
@@ -38,6 +47,15 @@ def test_the_preset_is_where_the_flags_start_from(command_line):
         command_line(*words)
         run_experiment(lambda *given: seen.append(given), Config, presets)
         assert seen.pop() == expected
+
+
+def test_a_debug_run_is_compiled_fast(command_line, optimizations):
+    seen = []
+    for preset in ("small", "debug"):
+        command_line("--preset", preset)
+        note = lambda config, preset: seen.append(jax.config.read("jax_disable_most_optimizations"))
+        run_experiment(note, Config, {"small": Config, "debug": Config})
+    assert seen == [False, True]
 
 
 def test_without_presets_main_gets_the_config_alone(command_line):

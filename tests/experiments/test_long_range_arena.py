@@ -78,7 +78,7 @@ def test_what_cannot_be_run_is_told():
 def test_a_label_is_read_at_the_last_token_and_padding_changes_nothing():
     task = LongRangeTask("listops", train=4, test=4, listops=ListOpsConfig(shortest=5, longest=12, depth=3))
     model = arena.make_model(TINY, task, "mamba")
-    labelling = labelling_task(model, task, 4, lambda: iter(()))
+    labelling = labelling_task(model, task, 4)
     params = labelling.init(jax.random.key(0))
     some = {"inputs": np.tile(np.arange(12, dtype=np.int32), (2, 1)), "last": np.array([5, 11], np.int32)}
     other = {"inputs": some["inputs"].copy(), "last": some["last"]}
@@ -142,8 +142,8 @@ def test_the_papers_hybrid_trains_within_an_h100():
     config = arena.PRESETS["paper"]()
     task = PUBLISHED["pathfinder"]
     model = arena.make_model(config.sizes("pathfinder"), task, "hybrid")
-    labelling = labelling_task(model, task, config.batch_size, lambda: iter(()))
-    optimizer = arena.make_optimizer(config, model, labelling.axes)
+    labelling = labelling_task(model, task, config.batch_size)
+    optimizer = arena.arena_optimizer(config, model, labelling.axes)
     job = prepare(labelling, RunConfig(), optimizer=optimizer, devices=targets.devices("h100"))
     forecast = targets.compile(job.steps[0][1], (job.shapes, job.batch_shapes), "h100")
     assert forecast.fits and forecast.peak_bytes > 3 * 4 * model.num_params

@@ -10,10 +10,10 @@ import pytest
 from experiments import mad
 from experiments.epochs import alternate_halves, epochs
 from experiments.mad_arms import HAND_MADE, PARTS, Sizes
-from experiments.mad_hybrids import SEARCHES, optimizer_of
 from experiments.mad_report import given_mixture, judge, metrics, plot, sections
-from experiments.mad_study import GIVEN, SWEEP, TRAINED, WIDE, Study, Training
+from experiments.mad_study import GIVEN, SWEEP, TRAINED, WIDE, Study, Training, study_optimizer
 from experiments.mad_training import mad_arrays, sinusoids, solver, training_task
+from experiments.mixture_searches import SEARCHES
 from jaxllm import targets
 from jaxllm.errors import UserError
 from jaxllm.models import HybridConfig
@@ -56,9 +56,9 @@ def test_batches_go_through_all_and_a_held_out_half_stays_apart():
 def test_a_loss_is_of_targets_where_they_stand():
     """Against float64 NumPy; ignored ones are left out, and nothing is shifted again."""
     model = Study({}, SIZES, Training(), "").model(TASK, "attention")
-    solves = solver(model, TASK)
+    solves = solver(model)
     params, batch = solves.init(jax.random.key(0)), mad_arrays(TASK, "test", 0)
-    trained = training_task(solves, lambda: iter(()))
+    trained = training_task(solves, 16, TASK.length)
     both = jax.jit(lambda params: (solves.logits(params, batch["inputs"]), trained.loss(params, batch, None)))
     logits, (mean, sums) = both(params)
     logits = np.asarray(logits, np.float64)
@@ -73,7 +73,7 @@ def test_compression_is_read_from_the_last_state_alone():
     """Its decoder knows the place; what it says does not change with a state that is not the last."""
     assert sinusoids(5, 7).shape == (5, 7)
     task = MadTask("compression", vocab_size=6, length=5)
-    solves = solver(Study({}, SIZES, Training(), "").model(task, "mamba"), task)
+    solves = solver(Study({}, SIZES, Training(), "").model(task, "mamba"), decoder=True)
     shapes = jax.eval_shape(solves.init, jax.random.key(0))
     assert jax.tree.structure(shapes) == jax.tree.structure(jax.tree.map(lambda x: 0, shapes))
     said = jax.eval_shape(solves.logits, shapes, jax.ShapeDtypeStruct((3, 5), "int32"))
@@ -179,11 +179,9 @@ def test_the_papers_hybrid_trains_within_an_h100():
     task = mad.SIZES[config.sizes]["memorisation"]
     study = Study({}, config.models, config.training, "")
     model = study.model(task, "hybrid 2")
-    solves, training = solver(model, task), config.training
-    trained = training_task(solves, lambda: epochs(mad_arrays(task, "train", 0), training.batch_size, 0))
-    optimizer = optimizer_of(solves.axes, study.weights(halved=False), SEARCHES["simultaneous"], 0.01)
+    solves, training = solver(model), config.training
+    trained = training_task(solves, training.batch_size, task.length)
+    optimizer = study_optimizer(model, solves.axes, training, SEARCHES["simultaneous"])
     job = prepare(trained, RunConfig(), optimizer=optimizer, devices=targets.devices("h100"))
     forecast = targets.compile(job.steps[0][1], (job.shapes, job.batch_shapes), "h100")
     assert forecast.fits and forecast.peak_bytes > 3 * 4 * model.num_params
-
-

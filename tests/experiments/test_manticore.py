@@ -8,8 +8,9 @@ import pytest
 
 from experiments import manticore, manticore_report
 from experiments.benchmarks import hybrids
-from experiments.manticore_models import windows
-from experiments.manticore_training import SEARCHES, tune
+from experiments.epochs import alternate_halves
+from experiments.manticore_models import joined, small_part, wide_part, windows
+from experiments.manticore_training import tune
 from jaxllm import models, targets
 from jaxllm.errors import UserError
 
@@ -19,22 +20,44 @@ ROWS = windows(np.random.default_rng(0).integers(0, 64, 200), 8, 16)
 
 def made_up(better):
     hybrids = ("uniform", "random", "uniform, new tables", "rounded")
-    alone = [f"part {part} alone{more}" for part in (0, 1) for more in ("", ", twice the steps")]
-    arms = [*alone, "ensemble", *(f"N=1, {arm}" for arm in hybrids)]
+    alone = [f"part {part} alone{more}" for part in (0, 1) for more in ("", ", equal FLOPs")]
+    arms = [*alone, "better part, equal parameters", "ensemble", *(f"N=1, {arm}" for arm in hybrids)]
 
     def cell(seed):
-        losses = {arm: 2 + 0.01 * seed for arm in arms} | {"N=1, darts": 2 - better}
-        return {"losses": losses, "sweep": [2.0, 1.9, 2.0], "found": {"N=1, darts": [[0.5, 0.5]]}}
+        losses = {arm: 2 + 0.01 * seed for arm in arms} | {"N=1, simultaneous": 2 - better}
+        found = {"N=1, simultaneous": [[0.5, 0.5]]}
+        projectors = [(0.0, 3.0, 2.0), (1.0, 2.5, 1.9 + 0.01 * seed)]
+        return {"losses": losses, "sweep": [2.0, 1.9, 2.0], "found": found, "projectors": projectors}
 
     return [cell(seed) for seed in range(3)]
 
 
+def test_the_wide_part_is_as_large_as_the_hybrid():
+    """To a twentieth; it is of the part's architecture and depth."""
+    parts = tuple(small_part(part, "small", 512, 64) for part in (0, 1))
+    hybrid = models.HybridConfig(parts=parts, tables="parts")
+    for number, part in enumerate(parts):
+        wide = wide_part(number, "small", hybrid, 64)
+        assert type(wide) is type(part) and wide.num_layers == part.num_layers
+        assert abs(wide.num_params / hybrid.num_params - 1) < 0.05
+
+
+def test_a_held_out_half_has_rows_of_both_texts():
+    """Weights must not learn from one text and the mixture from the other."""
+    texts = [{"tokens": np.full((40, 1), which)} for which in (0, 1)]
+    batches = alternate_halves(joined(*texts), 20, seed=0)
+    assert all(0.2 < next(batches)["tokens"].mean() < 0.8 for _ in range(4))
+
+
 def test_claims_follow_from_the_cells():
-    config = manticore.ManticoreConfig(blocks=(1,), searches=("darts",), sweep=(0, 0.5, 1), parts=())
+    config = manticore.ManticoreConfig(blocks=(1,), searches=("simultaneous",), sweep=(0, 0.5, 1), parts=())
     metrics, claims = manticore_report.judge(config, made_up(0.2), {}, {})
-    assert all(claim.holds for claim in claims[:5]) and metrics["regret/darts"] == pytest.approx(-0.1)
+    assert all(claim.holds for claim in claims[:6])
+    assert metrics["regret/simultaneous"] == pytest.approx(-0.1)
+    tokens = config.batch * config.seq_len * config.projector_steps
+    assert metrics[f"projectors/{tokens}_tokens/tuned"] == pytest.approx(1.91)
     _, claims = manticore_report.judge(config, made_up(-0.2), {}, {})
-    assert not any(claim.holds for claim in claims[:5])
+    assert not any(claim.holds for claim in claims[:6])
 
 
 @pytest.mark.slow
@@ -49,7 +72,7 @@ def test_frozen_parts_stay_and_a_searched_mixture_moves():
         tuned["projectors"]["0"]["0"]["in"]["linear"] != params["projectors"]["0"]["0"]["in"]["linear"]
     ).any()
     assert np.array_equal(models.mixture(tuned), [[0.5, 0.5]]) and len(curve) == 2
-    searched, _ = tune(config, params, batches, 2, 0.01, search=SEARCHES["darts alternating"])
+    searched, _ = tune(config, params, batches, 2, 0.01, search="alternating")
     assert models.mixture(searched)[0, 0] != 0.5
 
 
@@ -65,7 +88,7 @@ def test_the_debug_run_ends_in_a_report(tmp_path):
     manticore.main(manticore.ManticoreConfig(**vars(manticore.PRESETS["debug"]()) | {"out": str(tmp_path)}))
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["metrics"]["pretrained/N=2/one_hot_gap"] <= 1e-5
-    assert {path.name for path in tmp_path.glob("*.png")} == {"sweep.png", "mixtures.png"}
+    assert {path.name for path in tmp_path.glob("*.png")} == {"sweep.png", "mixtures.png", "projectors.png"}
 
 
 @pytest.mark.slow
