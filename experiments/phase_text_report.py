@@ -96,6 +96,11 @@ def copied(run: dict) -> bool:
     return run["copying"][-1] > 4 * run["null"][-1]
 
 
+def _transitions(runs: list[dict]) -> np.ndarray:
+    """Return the logarithm of the tokens at each run's transition."""
+    return np.log([transition(run["copying"], run["tokens"]) for run in runs])
+
+
 def claims(runs: dict[str, list[dict]], found: dict[str, list[dict]]) -> list[Claim]:
     """Return what the abstract says, tested over seeds and batches, and the controls."""
     results = []
@@ -158,9 +163,8 @@ def metrics(runs: dict[str, list[dict]], found: dict[str, list[dict]]) -> dict[s
         for name in ("copying", "previous", "repeat_loss", "loss", "in_context", "uas"):
             values[f"{arm}/{name}"] = float(np.mean(_end(runs, arm, name)))
         values[f"{arm}/null"] = some[0]["null"][-1]
-        values[f"{arm}/transition, tokens"] = float(
-            np.mean([transition(run["copying"], run["tokens"]) for run in some])
-        )
+        if all(map(copied, some)):
+            values[f"{arm}/transition, tokens"] = float(np.exp(np.mean(_transitions(some))))
         values[f"{arm}/tokens a second"] = float(np.mean([run["tokens_per_second"] for run in some]))
         for name in MEASURES:
             curves = np.array([power["ppp"][name] for power in found[arm]])
@@ -173,7 +177,7 @@ def metrics(runs: dict[str, list[dict]], found: dict[str, list[dict]]) -> dict[s
             values[f"{arm}/ppp change without the head of {kind}"] = float(np.mean(changes))
     pairs = [
         (transition(run["copying"], run["tokens"]), run["tokens"][int(np.argmax(power["ppp"][HEADLINE]))])
-        for arm in _two_layers(runs) for run, power in zip(runs[arm], found[arm], strict=True)
+        for arm in _two_layers(runs) for run, power in zip(runs[arm], found[arm], strict=True) if copied(run)
     ]  # fmt: skip
     if len(pairs) > 2 and all(len(set(side)) > 1 for side in zip(*pairs, strict=True)):
         ranks = [np.argsort(np.argsort(side)) for side in np.array(pairs).T]
@@ -186,7 +190,7 @@ def sections(runs: dict[str, list[dict]], found: dict[str, list[dict]]) -> dict[
     arms = [
         (arm, spread(_end(runs, arm, "copying")), spread(_end(runs, arm, "in_context")),
          spread(_end(runs, arm, "uas")), spread(_end(runs, arm, "loss")),
-         spread([np.log2(transition(run["copying"], run["tokens"])) for run in some]))
+         spread(_transitions(some) / np.log(2)) if all(map(copied, some)) else "copying not learned")
         for arm, some in runs.items()
     ]  # fmt: skip
     rows = [
@@ -228,9 +232,8 @@ def plot(runs: dict[str, list[dict]], found: dict[str, list[dict]], out: str) ->
             for curve in curves:
                 axis.plot(some[0]["tokens"], curve, color=color, lw=0.7, alpha=0.4)
             axis.plot(some[0]["tokens"], np.mean(curves, axis=0), color=color, lw=2, label=arm)
-            rise = np.mean([np.log(transition(run["copying"], run["tokens"])) for run in some])
-            if name not in heads and arm in _two_layers(runs):
-                axis.axvline(np.exp(rise), color=color, lw=0.8, ls=":")
+            if name not in heads and all(map(copied, some)):
+                axis.axvline(np.exp(np.mean(_transitions(some))), color=color, lw=0.8, ls=":")
         axis.set(xscale="log", xlabel="tokens", title=heads.get(name, f"PPP: {name}"))
         axis.grid(alpha=0.2)
     axes[0, 0].axhline(next(iter(runs.values()))[0]["null"][-1], color="gray", lw=0.8)

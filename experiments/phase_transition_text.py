@@ -21,7 +21,12 @@ Aoyama and Wilcox, Language Models Grow Less Humanlike beyond Phase Transition (
 T 1024, CC-100, 10 billion tokens; the paper preset. Rotary positions and few wide heads, which copy sooner,
 are ours.
 
-RESULT: not yet run as a whole.
+RESULT (30 November 2026, small, 25 minutes on one core): no test of the claim, for copying is not learned
+in 4 million tokens of a model 64 wide: the best head's score ends at 0.38 of the null's (0.15 to 0.60).
+Predictive power rises to the end in two layers and in one (Natural Stories, 0.029 and 0.031 nats a word,
+0.020 and 0.022 where sub-words are known); no fall is told from noise. Heads that look at the previous
+token are learned (0.44). Tried, a run each: 75 and 40 % of the windows made of one span said again and
+again, batches of 16 and 4, 4 and 3 million tokens: not learned either. --preset gpu is the next.
 """
 
 import base64

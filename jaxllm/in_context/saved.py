@@ -48,8 +48,8 @@ def save_reasoner(folder: str | os.PathLike, reasoner: Reasoner, about: dict | N
 def load_reasoner(folder: str | os.PathLike | None = None) -> Reasoner:
     """Return the module in a folder; without one, that which is shipped: 16 features, up to 128 pairs.
 
-    The shipped one had a few minutes of training: on fresh problems it stays 3 to 11 points of accuracy below
-    the best ridge, most where labels have little noise (`about` in assets/reasoner.json). Its run is
+    The shipped one had an hour of training on one core: on fresh problems it stays 1 to 6 points of accuracy
+    below the best ridge, most where labels have little noise (`about` in assets/reasoner.json). Its run is
     `ReasonerRun()`; `python -m experiments.tart` measures any.
 
     Raises:

@@ -23,14 +23,14 @@ class ReasonerRun(RunConfig):
     module: ReasonerConfig = ReasonerConfig()
     problems: Curriculum = Curriculum(
         alphas=(0.25, 0.5, 1.0, 2.0, 5.0, 10.0), bias=0.5, first_features=4, more_features=4,
-        feature_steps=100, first_pairs=32, more_pairs=96, pair_steps=1500, mixed=True, targets="chances",
+        feature_steps=150, first_pairs=32, more_pairs=96, pair_steps=6200, mixed=True, targets="chances",
     )  # fmt: skip
-    steps: Count = 1750
-    batch_size: Count = 32  # problems a step, over all devices
-    learning_rate: Positive = 4e-3  # after a warmup of 100 steps; a cosine takes it to a fiftieth
+    steps: Count = 7000
+    batch_size: Count = 64  # problems a step, over all devices
+    learning_rate: Positive = 2e-3  # after a warmup of 100 steps; a cosine takes it to a fiftieth
     held_out: Count = 256  # problems that an evaluation is of
     eval_every: Count = 500
-    save_every: Count = 500
+    save_every: Count = 1000
     log_every: Count = 50
     out: UserPath = "runs/reasoner"
 

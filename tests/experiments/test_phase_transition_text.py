@@ -115,6 +115,9 @@ def test_claims_follow_the_curves(tmp_path):
     assert (tmp_path / "transition.png").stat().st_size > 10_000
     assert report.metrics(runs, powers)["2 layers/copying"] > 0.5
     assert "sub-words known" in report.sections(runs, powers)["Predictive power, nats a word"]
+    assert 4e5 < report.metrics(runs, powers)["2 layers, small batch/transition, tokens"] < 8e5
+    assert "1 layer/transition, tokens" not in report.metrics(runs, powers)
+    assert report.sections(runs, powers)["The runs"].count("copying not learned") == len(ARMS) - 2
 
 
 @pytest.mark.parametrize("changes, message", [

@@ -71,14 +71,14 @@ def test_the_fitted_oracle_is_scikit_learns():
 
 
 def test_the_shipped_module_is_small_and_learned_from_pairs():
-    """It is not far from the best ridge: 4 points below on problems of this noise (1,024 of them)."""
+    """It is not far from the best ridge: 3 points below on problems of this noise (8,192 of them)."""
     reasoner = load_reasoner()
     assert 2 * reasoner.config.num_params < 2**20  # bytes, in float16
-    drawn = draw_problems(np.random.default_rng(11), 384, 33, 8, alphas=(1.0,))
+    drawn = draw_problems(np.random.default_rng(11), 384, 33, 8, alphas=(10.0,))
     wide, truth = np.pad(drawn.x_BKF, ((0, 0), (0, 0), (0, 8))), drawn.y_BK[:, -1]
     z_B = np.asarray(jax.jit(lambda x, y: logits(*reasoner, x, y))(wide, drawn.y_BK))[:, -1]
     oracle = np.mean((last_log_odds(drawn.x_BKF, drawn.y_BK, 1.0) > 0) == truth)
-    assert np.mean((z_B > 0) == truth) > max(oracle - 0.09, 0.63)
+    assert np.mean((z_B > 0) == truth) > max(oracle - 0.065, 0.8)
     labels = drawn.y_BK[0, :-1].tolist()
     one = InContextClassifier(reasoner, wide[0, :-1], labels, components=0, permutations=1)
     np.testing.assert_allclose(one.log_odds(wide[0, -1:])[0, 0], z_B[0], atol=1e-3)
