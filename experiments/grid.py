@@ -80,9 +80,12 @@ def code_digest(*patterns: str) -> str:
     """Return a digest of experiments' modules, for the key of a kept result that their code decides.
 
     Args:
-      patterns: of the modules' file names, such as "opinion_*.py".
+      patterns: of their paths in this folder, such as "opinion_mining/*.py".
     """
-    paths = sorted({path for pattern in patterns for path in Path(__file__).parent.glob(pattern)})
+    found = {pattern: set(Path(__file__).parent.glob(pattern)) for pattern in patterns}
+    if empty := [pattern for pattern, paths in found.items() if not paths]:
+        raise ValueError(f"no module of experiments matches {', '.join(empty)}; name files that are there")
+    paths = sorted(set().union(*found.values()))
     return sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()
 
 

@@ -5,7 +5,8 @@
     JAXLLM_DATA=DIR python -m experiments.phase_transition_text --preset gpu       # one H100 or H200
 
 What `experiments.phase_transition` asks of a simulated reader, asked of Natural Stories and Provo. Models in
-GPT-2's shape are trained on real text of several kinds (mixed_texts.py); at log-spaced checkpoints
+GPT-2's shape are trained on real text of several kinds (phase_transition/mixed_texts.py); at log-spaced
+checkpoints
 
 - heads are scored, each beside its null: copying (prefix matching), previous token, syntactic governors
   (UAS, UD English PUD); and the in-context-learning score, early minus late loss in a window;
@@ -43,9 +44,9 @@ import jax
 import numpy as np
 import optax
 
-from experiments import phase_text_report, reading_corpora
 from experiments.grid import check_seeds, publish, run_grid
-from experiments.mixed_texts import write_mixed_texts
+from experiments.phase_transition import reading_corpora, text_report
+from experiments.phase_transition.mixed_texts import write_mixed_texts
 from experiments.reading_times import syntax
 from jaxllm import data, interpret, models
 from jaxllm.cli.experiment import run_experiment
@@ -164,15 +165,15 @@ def main(config: TextTransitionConfig, preset: str = "small") -> Report | None:
     if config.train_only:
         return None
     powers = {
-        arm: [phase_text_report.powers(config, arm, seed, run, unpacked(run), corpora, counts)
+        arm: [text_report.powers(config, arm, seed, run, unpacked(run), corpora, counts)
               for seed, run in zip(config.seeds, found, strict=True)]
         for arm, found in runs.items()
     }  # fmt: skip
-    phase_text_report.plot(runs, powers, config.out)
+    text_report.plot(runs, powers, config.out)
     report = Report(
         experiment="phase_transition_text", preset=preset, config=to_dict(config), seeds=list(config.seeds),
-        metrics=phase_text_report.metrics(runs, powers), claims=phase_text_report.claims(runs, powers),
-        seconds=time.time() - begun, sections=phase_text_report.sections(runs, powers),
+        metrics=text_report.metrics(runs, powers), claims=text_report.claims(runs, powers),
+        seconds=time.time() - begun, sections=text_report.sections(runs, powers),
     )  # fmt: skip
     return publish(report, config.out)
 

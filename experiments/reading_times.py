@@ -32,8 +32,8 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from experiments import reading_corpora
 from experiments.grid import publish
+from experiments.phase_transition import reading_corpora
 from jaxllm import interpret, models
 from jaxllm.atomic import write_figure
 from jaxllm.cli.experiment import run_experiment

@@ -20,7 +20,7 @@ import time
 from dataclasses import dataclass
 
 from experiments.grid import publish
-from experiments.tart_module import near_oracle, oracle_cells, trained_reasoner
+from experiments.tart.module import near_oracle, oracle_cells, trained_reasoner
 from jaxllm.cli.experiment import run_experiment
 from jaxllm.config import Count
 from jaxllm.in_context import Curriculum, ReasonerConfig, ReasonerRun

@@ -147,7 +147,10 @@ def test_every_experiment_is_a_module_and_those_outside_benchmarks_have_a_debug_
                 continue
             spec = importlib.util.find_spec(module)
             assert spec is not None, (figure, module)
-            source = Path(spec.origin).read_text(encoding="utf-8")
+            files = [spec.origin]
+            if spec.submodule_search_locations:
+                files.append(importlib.util.find_spec(f"{module}.__main__").origin)
+            source = "".join(Path(file).read_text(encoding="utf-8") for file in files)
             assert "run_experiment(main" in source, module
             assert module.startswith("experiments.benchmarks.") or '"debug"' in source, module
             found.add(module)

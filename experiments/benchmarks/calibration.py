@@ -32,9 +32,9 @@ import numpy as np
 from tqdm import tqdm
 
 from experiments.benchmarks.resident_memory import resident_bytes
-from experiments.few_shot_cells import draw_exemplars, draw_queries
-from experiments.few_shot_tasks import load_dataset
+from experiments.generative_calibration.cells import draw_exemplars, draw_queries
 from experiments.grid import publish
+from experiments.shared.few_shot_tasks import load_dataset
 from jaxllm import compilation_cache, models, score
 from jaxllm.cli.experiment import run_experiment
 from jaxllm.config import Config, Count, Seed, UserPath

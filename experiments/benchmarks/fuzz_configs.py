@@ -32,7 +32,7 @@ from jaxllm.parallel import MeshConfig
 from jaxllm.report import Claim, Report
 from jaxllm.text import TrainConfig, prepare
 from jaxllm.train import to_dict
-from jaxllm.train.checkpoint import check_room
+from jaxllm.train.folder import check_room
 
 _HOSTILE = (
     None, True, -1, 0, 1, 2, 3, 2**31 - 1, 2**31, 2**63, 2**64, 10**30, 10**400, 0.5, -0.0, 1e308, 1e-40,

@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 
 from experiments.benchmarks.turns import take_turns, waiting_batch_step
-from experiments.integral_corpus import closed_form, grid_of, measure, regressed
 from experiments.integral_discovery import IntegralConfig
-from experiments.integral_translation import ARCHITECTURES, train_config
+from experiments.integral_discovery.corpus import closed_form, grid_of, measure, regressed
+from experiments.integral_discovery.translation import ARCHITECTURES, train_config
 from jaxllm import host_memory
 from jaxllm.cli.experiment import run_experiment
 from jaxllm.config import Config, Count, UserPath

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.real_data import data_folder
+from experiments.shared.real_data import data_folder
 from jaxllm import models
 from jaxllm.adapt import LoraConfig
 from jaxllm.cli.experiment import run_experiment

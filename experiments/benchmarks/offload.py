@@ -28,7 +28,7 @@ from dataclasses import dataclass
 
 from tqdm import tqdm
 
-from experiments.tiled_machines import PUBLISHED, published_model
+from experiments.tiled_training.machines import PUBLISHED, published_model
 from jaxllm import targets
 from jaxllm.cli.experiment import run_experiment
 from jaxllm.config import Config, Count, Positive, UserPath

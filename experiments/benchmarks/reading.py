@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from experiments.benchmarks.rivals import transformers_model
 from experiments.grid import publish
-from experiments.reading_corpora import natural_stories
+from experiments.phase_transition.reading_corpora import natural_stories
 from jaxllm import compilation_cache, interpret, score
 from jaxllm.cli.experiment import run_experiment
 from jaxllm.config import Config, Count, UserPath

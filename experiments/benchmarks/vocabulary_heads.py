@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from tqdm import tqdm
 
 from experiments.benchmarks.turns import take_turns
-from experiments.vocabulary_heads import compile_step, get_head, largest_batch, make_step
+from experiments.vocabulary_compression.heads import compile_step, get_head, largest_batch, make_step
 from jaxllm import targets
 from jaxllm.cli.experiment import run_experiment
 from jaxllm.config import Config, Count, CountOrZero, UserPath

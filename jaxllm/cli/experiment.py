@@ -17,7 +17,7 @@ def run_experiment(
 ) -> None:
     """Call `main(config, preset)` with what the command line says; without presets, `main(config)`.
 
-    The module that is run gives the name of the command and, in its docstring, the text of --help.
+    The module that defines `main` gives the name of the command and, in its docstring, the text of --help.
 
     Args:
       main: the experiment.
@@ -25,7 +25,7 @@ def run_experiment(
       presets: name to a function that makes the config to start from.
       default_preset: the one that is taken where --preset is not given.
     """
-    module = sys.modules["__main__"]
+    module = sys.modules[main.__module__]
 
     def command(argv):
         config, preset = parse(

@@ -28,9 +28,6 @@ def optimizations():
 @pytest.fixture
 def command_line(monkeypatch):
     def give(*words):
-        module = types.ModuleType("__main__", "What it shows.")
-        module.__spec__ = types.SimpleNamespace(name="experiments.shown")
-        monkeypatch.setitem(sys.modules, "__main__", module)
         monkeypatch.setattr(sys, "argv", ["shown.py", *words])
 
     return give
@@ -65,10 +62,16 @@ def test_without_presets_main_gets_the_config_alone(command_line):
     assert seen == [(Config(5),)]
 
 
-def test_help_is_the_module_s_own(command_line, capsys):
+@pytest.mark.parametrize("name", ["__main__", "experiments.shown"])
+def test_help_is_of_the_module_that_defines_main(name, command_line, capsys, monkeypatch):
+    module = types.ModuleType(name, "What it shows.")
+    module.__spec__ = types.SimpleNamespace(name="experiments.shown")
+    monkeypatch.setitem(sys.modules, name, module)
+    main = lambda config: None
+    main.__module__ = name
     command_line("--help")
     with pytest.raises(SystemExit) as exit:
-        run_experiment(lambda config: None, Config)
+        run_experiment(main, Config)
     shown = capsys.readouterr().out
     assert not exit.value.code
     assert "What it shows." in shown and "python -m experiments.shown" in shown

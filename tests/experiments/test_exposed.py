@@ -8,11 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import bias_tests, exposed, exposed_steps
-from experiments.exposed_arms import NUCLEUS, Arm
-from experiments.exposed_report import claims_of, figures
-from experiments.exposed_worlds import TOPICS, TOXIC, World, is_toxic, sentence
-from experiments.toxicity_scorers import area_under_curve, find_lexicon, lexicon_scorer, words_of
+from experiments import exposed
+from experiments.exposed import bias_tests, steps
+from experiments.exposed.arms import NUCLEUS, Arm
+from experiments.exposed.report import claims_of, figures
+from experiments.exposed.toxicity_scorers import area_under_curve, find_lexicon, lexicon_scorer, words_of
+from experiments.exposed.worlds import TOPICS, TOXIC, World, is_toxic, sentence
 from jaxllm import models, targets
 from jaxllm.errors import UserError
 
@@ -98,9 +99,9 @@ def test_a_sweep_of_single_steps_is_its_formulas():
     N, V = 7, 20
     p, q, clean = (np.float64(jax.nn.softmax(2 * rng.normal(size=(N, V)), axis=-1)) for _ in range(3))
     target, lexicon = rng.integers(0, V, N), rng.random(V) < 0.3
-    toxic = exposed_steps.Passes(jnp.log(p), {"toxic": jnp.log(q), "clean": jnp.log(p)}, target)
-    other = exposed_steps.Passes(jnp.log(clean), {"toxic": jnp.log(q), "clean": jnp.log(clean)}, target)
-    rows = exposed_steps.sweep(toxic, other, lexicon, floor=0.01)
+    toxic = steps.Passes(jnp.log(p), {"toxic": jnp.log(q), "clean": jnp.log(p)}, target)
+    other = steps.Passes(jnp.log(clean), {"toxic": jnp.log(q), "clean": jnp.log(clean)}, target)
+    rows = steps.sweep(toxic, other, lexicon, floor=0.01)
     order = np.argsort(-p, axis=1)
     kept = np.zeros_like(p, bool)
     sums = np.cumsum(np.take_along_axis(p, order, 1), 1) - np.take_along_axis(p, order, 1)

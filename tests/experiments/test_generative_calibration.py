@@ -8,10 +8,10 @@ import os
 import numpy as np
 import pytest
 
-from experiments import closed_form_world as world
 from experiments import generative_calibration as calibration
-from experiments.few_shot_cells import calibrated, draw_exemplars, draw_queries
-from experiments.few_shot_tasks import Dataset, load_dataset
+from experiments.generative_calibration import closed_form_world as world
+from experiments.generative_calibration.cells import calibrated, draw_exemplars, draw_queries
+from experiments.shared.few_shot_tasks import Dataset, load_dataset
 from jaxllm import score
 from jaxllm.errors import UserError
 

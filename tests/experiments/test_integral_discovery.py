@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from experiments import integral_discovery as study
-from experiments.integral_corpus import closed_form, draw_functions, held_out
-from experiments.integral_textbook import agrees, sympy_agrees
-from experiments.integral_translation import make_model, score, verified
+from experiments.integral_discovery.corpus import closed_form, draw_functions, held_out
+from experiments.integral_discovery.textbook import agrees, sympy_agrees
+from experiments.integral_discovery.translation import make_model, score, verified
 from jaxllm import targets
 from jaxllm.errors import UserError
 from jaxllm.integrals import Formula, areas, even_grid

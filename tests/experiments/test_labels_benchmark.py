@@ -6,7 +6,7 @@ import math
 import pytest
 
 from experiments.benchmarks import labels
-from experiments.real_data import data_folder
+from experiments.shared.real_data import data_folder
 from jaxllm.errors import UserError
 from jaxllm.pretrained import fetch_minilm
 

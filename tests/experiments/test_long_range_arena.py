@@ -11,8 +11,14 @@ import numpy as np
 import pytest
 
 from experiments import long_range_arena as arena
-from experiments.long_range_tasks import PUBLISHED, LongRangeTask, load_task, original_listops, read_digits
-from experiments.long_range_training import labelling_task, labels_logits
+from experiments.long_range_arena.tasks import (
+    PUBLISHED,
+    LongRangeTask,
+    load_task,
+    original_listops,
+    read_digits,
+)
+from experiments.long_range_arena.training import labelling_task, labels_logits
 from jaxllm import targets
 from jaxllm.errors import UserError
 from jaxllm.synthetic import ListOpsConfig, PathfinderConfig, evaluate_listops

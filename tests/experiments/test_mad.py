@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from experiments import mad
-from experiments.epochs import alternate_halves, epochs
-from experiments.mad_arms import HAND_MADE, PARTS, Sizes
-from experiments.mad_report import given_mixture, judge, metrics, plot, sections
-from experiments.mad_study import GIVEN, SWEEP, TRAINED, WIDE, Study, Training, study_optimizer
-from experiments.mad_training import mad_arrays, sinusoids, solver, training_task
-from experiments.mixture_searches import SEARCHES
+from experiments.mad.arms import HAND_MADE, PARTS, Sizes
+from experiments.mad.report import given_mixture, judge, metrics, plot, sections
+from experiments.mad.study import GIVEN, SWEEP, TRAINED, WIDE, Study, Training, study_optimizer
+from experiments.mad.training import mad_arrays, sinusoids, solver, training_task
+from experiments.shared.epochs import alternate_halves, epochs
+from experiments.shared.mixture_searches import SEARCHES
 from jaxllm import targets
 from jaxllm.errors import UserError
 from jaxllm.models import HybridConfig

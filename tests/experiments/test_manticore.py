@@ -6,11 +6,12 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import manticore, manticore_report
+from experiments import manticore
 from experiments.benchmarks import hybrids
-from experiments.epochs import alternate_halves
-from experiments.manticore_models import joined, small_part, wide_part, windows
-from experiments.manticore_training import tune
+from experiments.manticore.models import joined, small_part, wide_part, windows
+from experiments.manticore.report import judge
+from experiments.manticore.training import tune
+from experiments.shared.epochs import alternate_halves
 from jaxllm import models, targets
 from jaxllm.errors import UserError
 
@@ -51,12 +52,12 @@ def test_a_held_out_half_has_rows_of_both_texts():
 
 def test_claims_follow_from_the_cells():
     config = manticore.ManticoreConfig(blocks=(1,), searches=("simultaneous",), sweep=(0, 0.5, 1), parts=())
-    metrics, claims = manticore_report.judge(config, made_up(0.2), {}, {})
+    metrics, claims = judge(config, made_up(0.2), {}, {})
     assert all(claim.holds for claim in claims[:6])
     assert metrics["regret/simultaneous"] == pytest.approx(-0.1)
     tokens = config.batch * config.seq_len * config.projector_steps
     assert metrics[f"projectors/{tokens}_tokens/tuned"] == pytest.approx(1.91)
-    _, claims = manticore_report.judge(config, made_up(-0.2), {}, {})
+    _, claims = judge(config, made_up(-0.2), {}, {})
     assert not any(claim.holds for claim in claims[:6])
 
 

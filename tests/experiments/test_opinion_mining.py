@@ -8,9 +8,10 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import opinion_mining, opinion_texts
-from experiments.communitylm import load_communitylm, party_accuracy
-from experiments.opinion_measures import (
+from experiments import opinion_mining
+from experiments.opinion_mining import texts
+from experiments.opinion_mining.communitylm import load_communitylm, party_accuracy
+from experiments.opinion_mining.measures import (
     against_truth,
     counted_rho,
     decoded,
@@ -19,8 +20,8 @@ from experiments.opinion_measures import (
     parts,
     resample,
 )
-from experiments.opinion_study import judge_pairs
-from experiments.opinion_world import (
+from experiments.opinion_mining.study import judge_pairs
+from experiments.opinion_mining.world import (
     NEUTRAL,
     OPINIONS,
     TEMPLATES,
@@ -29,7 +30,7 @@ from experiments.opinion_world import (
     opinion_shares,
     tune_populations,
 )
-from experiments.tuned_text import Rows, encode_rows, tuning
+from experiments.shared.tuned_text import Rows, encode_rows, tuning
 from jaxllm import models, targets
 from jaxllm.data import load_tokenizer
 from jaxllm.errors import UserError
@@ -126,7 +127,7 @@ def test_bad_input_is_refused_in_a_sentence():
         with pytest.raises(UserError, match=said):
             dataclasses.replace(opinion_mining.OpinionConfig(), **change)
     with pytest.raises(UserError, match="the population 'rotten' is empty"):
-        opinion_texts.choose([], 5, np.random.default_rng(0), "rotten")
+        texts.choose([], 5, np.random.default_rng(0), "rotten")
     with pytest.raises(UserError, match="no text to tune on"):
         encode_rows(load_tokenizer("bytes"), [], 8)
 
@@ -181,9 +182,9 @@ def test_the_debug_run_writes_its_report(tmp_path):
 @needs_data
 @pytest.mark.slow
 def test_real_populations_give_insights_with_evidence(tmp_path):
-    found = opinion_texts.mine("reviews", "small", opinion_texts.RealConfig.tiny(), 0.1, tmp_path)
+    found = texts.mine("reviews", "small", texts.RealConfig.tiny(), 0.1, tmp_path)
     assert {"populations", "halves", "insights"} <= found.keys() and found["refits"] == 2
     rows = found["insights"]
     assert [row["class"] for row in rows] and all(row["retrieved"] for row in rows)
-    again = opinion_texts.mine("reviews", "small", opinion_texts.RealConfig.tiny(), 0.1, tmp_path)
+    again = texts.mine("reviews", "small", texts.RealConfig.tiny(), 0.1, tmp_path)
     assert again["populations"] == found["populations"]

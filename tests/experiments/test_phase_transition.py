@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from experiments import phase_transition as experiment
-from experiments import repeating_source as source
 from experiments.phase_transition import ARMS, ONE_LAYER, PENALISED, PLAIN, PRESETS, SMALL_BATCH
+from experiments.phase_transition import repeating_source as source
 from jaxllm.errors import UserError
 
 

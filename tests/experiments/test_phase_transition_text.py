@@ -10,10 +10,10 @@ import numpy as np
 import optax
 import pytest
 
-from experiments import phase_text_report as report
 from experiments import phase_transition_text as experiment
+from experiments.phase_transition import text_report as report
+from experiments.phase_transition.reading_corpora import ReadingCorpus
 from experiments.phase_transition_text import ARMS, PRESETS
-from experiments.reading_corpora import ReadingCorpus
 from jaxllm import data, interpret, models, score, targets
 from jaxllm.errors import UserError
 from jaxllm.train import RunConfig, prepare

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from experiments import predictive_writing
-from experiments.writing_study import (
+from experiments.predictive_writing.study import (
     Pilot,
     answering,
     calibration_error,
@@ -13,7 +13,7 @@ from experiments.writing_study import (
     count_lines,
     leaks,
 )
-from experiments.written_texts import in_mixed_case, make_people, with_typos, with_unseen
+from experiments.predictive_writing.texts import in_mixed_case, make_people, with_typos, with_unseen
 from jaxllm.errors import UserError
 from jaxllm.write import Lexicon, User, Writer, replay
 

@@ -10,9 +10,15 @@ import pytest
 
 from experiments import punctuation_restoration as study
 from experiments.benchmarks import punctuation as benchmark
-from experiments.punctuation_generator import Discriminator, Generator, grams_of, is_good, policy_job
-from experiments.punctuation_report import bootstrap_gain, count_blocks, micro_f1
-from experiments.punctuation_texts import (
+from experiments.punctuation_restoration.generator import (
+    Discriminator,
+    Generator,
+    grams_of,
+    is_good,
+    policy_job,
+)
+from experiments.punctuation_restoration.report import bootstrap_gain, count_blocks, micro_f1
+from experiments.punctuation_restoration.texts import (
     _labelled,
     _reference,
     add_errors,

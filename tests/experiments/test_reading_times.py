@@ -5,7 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from experiments import reading_corpora, reading_times
+from experiments import reading_times
+from experiments.phase_transition import reading_corpora
 from experiments.reading_times import PRESETS
 from jaxllm.errors import UserError
 from jaxllm.interpret import PredictivePower

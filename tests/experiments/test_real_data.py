@@ -2,7 +2,7 @@
 
 import pytest
 
-from experiments.real_data import VARIABLE, data_folder
+from experiments.shared.real_data import VARIABLE, data_folder
 from jaxllm.errors import UserError
 
 

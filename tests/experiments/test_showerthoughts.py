@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from experiments import showerthoughts
-from experiments.shower_detectors import (
+from experiments.showerthoughts.detectors import (
     Labels,
     TrainedConfig,
     accuracy,
@@ -15,10 +15,10 @@ from experiments.shower_detectors import (
     mixed,
     scratch_detector,
 )
-from experiments.shower_generators import Trigrams
-from experiments.shower_ratings import difference, simulate
-from experiments.shower_report import judge, set_measures
-from experiments.shower_texts import keep_post, overlaps, read_posts, read_released, short_texts
+from experiments.showerthoughts.generators import Trigrams
+from experiments.showerthoughts.ratings import difference, simulate
+from experiments.showerthoughts.report import judge, set_measures
+from experiments.showerthoughts.texts import keep_post, overlaps, read_posts, read_released, short_texts
 from jaxllm.errors import UserError
 from jaxllm.measures import find_copies
 

@@ -14,8 +14,8 @@ import optax
 import pytest
 from scipy import stats
 
-from experiments import rounding_methods, rounding_writes
 from experiments import stochastic_rounding as experiment
+from experiments.stochastic_rounding import methods, writes
 from jaxllm import models, targets
 from jaxllm.errors import UserError
 from jaxllm.optim import decay_mask, make_optimizer, stochastic_round
@@ -57,7 +57,7 @@ def test_captured_is_the_projection_on_what_was_wanted():
     new = {k: (v.astype(np.float32) + wanted[k]).astype(v.dtype) for k, v in old.items()}
     made = np.concatenate([(new[k].astype(np.float64) - old[k].astype(np.float64)).ravel() for k in old])
     asked = np.concatenate([wanted[k].astype(np.float64).ravel() for k in old])
-    changed, progress = rounding_writes.captured(old, wanted, jax.tree.map(jnp.asarray, new))
+    changed, progress = writes.captured(old, wanted, jax.tree.map(jnp.asarray, new))
     assert float(changed) == pytest.approx(np.mean(made != 0), abs=1e-6)
     assert float(progress) == pytest.approx(made @ asked / (asked @ asked), abs=1e-5)
     assert 0.1 < float(changed) < 0.9 and abs(float(progress) - 1) > 0.01  # nothing is trivial here
@@ -76,7 +76,7 @@ MEASURED = {
 
 @pytest.mark.parametrize("rate", MEASURED)
 def test_untrained_weights_lose_what_was_measured_elsewhere(rate):
-    figures = [float(figure) for link in LINKS for figure in rounding_writes.write_untrained(link, rate)]
+    figures = [float(figure) for link in LINKS for figure in writes.write_untrained(link, rate)]
     # Both are random: the last digit, and five errors of the stochastic progress, 1e-2 at the lowest rate.
     tolerances = (0.006, 0.006, 0.006, max(0.01, 5e-7 / rate))
     for figure, measured, tolerance in zip(figures, MEASURED[rate], tolerances, strict=True):
@@ -122,10 +122,10 @@ def test_every_method_wants_adamw_s_update_and_all_but_nearest_make_it(method):
     def step(params, state, t):
         g = jax.random.normal(jax.random.key(9), (128, 64)) + jax.random.normal(jax.random.key(t), (128, 64))
         grads = {"w": g.astype(precision.param_dtype)}
-        wanted = rounding_writes.wanted_update(inner, grads, state, params)
+        wanted = writes.wanted_update(inner, grads, state, params)
         updates, state = optimizer.update(grads, state, params)
         new = optax.apply_updates(params, updates)
-        return new, state, grads, wanted, rounding_writes.captured(params, wanted, new)
+        return new, state, grads, wanted, writes.captured(params, wanted, new)
 
     state, progress = optimizer.init(params), []
     for t in range(40):
@@ -179,7 +179,7 @@ def test_the_step_observed_is_the_one_that_training_takes(finished):
 )
 def test_bytes_per_parameter(method, expected):
     run = experiment.run_config(debug(), method, LOW, seed=0)
-    assert rounding_methods.bytes_per_parameter(run) == pytest.approx(expected, abs=1e-3)  # counts and seeds
+    assert methods.bytes_per_parameter(run) == pytest.approx(expected, abs=1e-3)  # counts and seeds
 
 
 def test_all_methods_start_from_the_same_weights_and_read_the_same_batches(tmp_path):
@@ -316,7 +316,7 @@ def test_bad_values_are_refused_before_anything_runs(changes, message):
 
 def compiled_state(method, machine):
     """Return the bytes of weights and optimizer state in the compiled step of the smallest model."""
-    breakdown = rounding_methods.compile_step(method, "gpt2-nano", machine, 8).breakdown
+    breakdown = methods.compile_step(method, "gpt2-nano", machine, 8).breakdown
     return breakdown["parameters"] + breakdown["optimizer"]
 
 

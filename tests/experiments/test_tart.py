@@ -8,10 +8,11 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import tart, tart_report, tart_train
-from experiments.tart_module import near_oracle
-from experiments.tart_rivals import probe
-from experiments.tart_texts import abstaining_accuracy, draw_examples, draw_pool, draw_test, icl_log_probs
+from experiments import tart, tart_train
+from experiments.tart.module import near_oracle
+from experiments.tart.report import judge
+from experiments.tart.rivals import probe
+from experiments.tart.texts import abstaining_accuracy, draw_examples, draw_pool, draw_test, icl_log_probs
 from jaxllm import targets
 from jaxllm.errors import UserError
 from jaxllm.in_context import Reasoner, ReasonerConfig, reasoner_optimizer, reasoner_task
@@ -75,7 +76,7 @@ def test_claims_and_the_split_of_the_gap_follow_the_scores():
     cell = dict(module=0.88, oracle=0.89, bayes=0.97, gap=-0.01, half=0.005, ridge=0.1, module_loss=0.3,
                 oracle_loss=0.3, bayes_loss=0.1)  # fmt: skip
     for better, holds in ((0.1, True), (-0.1, False)):
-        metrics, claims = tart_report.judge(config, {(8, 32, 10.0): cell}, made_up(config, better), {})
+        metrics, claims = judge(config, {(8, 32, 10.0): cell}, made_up(config, better), {})
         by_name = {claim.claim: claim for claim in claims}
         for said in ("no label an error", "likeliest label", "best of three calibrated"):
             claim = by_name[next(name for name in by_name if said in name)]

@@ -8,11 +8,11 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import neighbour_baselines as baselines
-from experiments import test_time_report as told
 from experiments import test_time_training as experiment
-from experiments.domain_texts import made_domains, real_domains
-from experiments.stories260k import load_stories260k, tiny_stories
+from experiments.test_time_training import baselines
+from experiments.test_time_training import report as told
+from experiments.test_time_training.domains import made_domains, real_domains
+from experiments.test_time_training.stories260k import load_stories260k, tiny_stories
 from jaxllm import data, models, targets
 from jaxllm.adapt import PerDocumentConfig
 from jaxllm.adapt import per_document as inside

@@ -5,8 +5,8 @@ import json
 
 import pytest
 
-from experiments import tiled_machines as published
 from experiments import tiled_training as tiled
+from experiments.tiled_training import machines as published
 from jaxllm.errors import UserError
 from jaxllm.tiles.machines import get_machine
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from experiments import vocabulary_compression as experiment
-from experiments import vocabulary_heads
 from experiments.benchmarks import vocabulary_heads as benchmark
-from experiments.vocabulary_heads import compile_step, full_logits_loss
+from experiments.vocabulary_compression import heads
+from experiments.vocabulary_compression.heads import compile_step, full_logits_loss
 from jaxllm import models
 from jaxllm.errors import UserError
 from jaxllm.report import read_report
@@ -146,13 +146,13 @@ def test_the_largest_batch_fits_and_one_more_does_not(monkeypatch):
     """On a made-up account that bends, as a compiled step's does."""
     peak = lambda size: 100 + 7 * size + 3 * max(size - 20, 0)
     account = lambda name, run, machine: SimpleNamespace(peak_bytes=peak(run.batch_size))
-    monkeypatch.setattr(vocabulary_heads, "compile_step", account)
+    monkeypatch.setattr(heads, "compile_step", account)
     _, run = step_of("full_tied", 2)
     for budget in (160, 400, 1000):
-        size = vocabulary_heads.largest_batch("full_tied", run, budget)
+        size = heads.largest_batch("full_tied", run, budget)
         assert peak(size) <= budget < peak(size + max(1, size // 8))
     with pytest.raises(UserError, match="raise the budget"):
-        vocabulary_heads.largest_batch("full_tied", run, 50)
+        heads.largest_batch("full_tied", run, 50)
 
 
 def test_goals_are_judged_by_the_best_head_of_groups():

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.tart_oracle import fit_logistic, last_log_odds
+from experiments.tart.oracle import fit_logistic, last_log_odds
 from jaxllm.errors import UserError
 from jaxllm.in_context import (
     Curriculum,

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.integral_corpus import closed_form as integral
+from experiments.integral_discovery.corpus import closed_form as integral
 from jaxllm.errors import UserError
 from jaxllm.integrals import FAMILIES, Formula, areas, areas_of_sums, draw_distinct, even_grid
 from jaxllm.integrals.areas import float64

@@ -2,7 +2,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.integral_corpus import closed_form as integral
+from experiments.integral_discovery.corpus import closed_form as integral
 from jaxllm.errors import UserError
 from jaxllm.integrals import FAMILIES, Ranges, areas, draw_distinct, even_grid, library, regress
 from jaxllm.integrals.fractions import nearest_fractions

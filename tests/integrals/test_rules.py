@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from experiments.integral_corpus import closed_form as integral
+from experiments.integral_discovery.corpus import closed_form as integral
 from jaxllm.integrals import FAMILIES, Formula, Ranges, draw_distinct, find_rules, regress
 from jaxllm.integrals.expressions import smallest_expression
 from tests.integrals.test_regression import LIBRARY, X

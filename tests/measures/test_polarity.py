@@ -6,7 +6,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from experiments.real_data import data_folder
+from experiments.shared.real_data import data_folder
 from jaxllm.errors import UserError
 from jaxllm.measures import Lexicon, load_vader, parse_lexicon
 

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.word_tokenizer import word_tokenizer
+from experiments.shared.word_tokenizer import word_tokenizer
 from jaxllm import models
 from jaxllm.errors import UserError
 from jaxllm.score import fill_template, polarisation, read_opinions

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from experiments.mad_solvers import accuracy, look_up, most_frequent
+from experiments.mad.solvers import accuracy, look_up, most_frequent
 from jaxllm.errors import UserError
 from jaxllm.synthetic import HARDER, IGNORED, MAD, MANTICORE, TASKS, MadTask, draw_instances, fact_table
 
