@@ -7,6 +7,8 @@ from typing import Any
 
 import jax
 
+from jaxllm.errors import UserError
+
 
 @functools.partial(
     jax.tree_util.register_dataclass, data_fields=("stack", "rows", "kept"), meta_fields=("cut",)
@@ -29,13 +31,22 @@ class LayerView:
         Args:
           layer: (parameters, x_BTD) -> (x_BTD, captured, cache), the latter empty.
           x_BTD: its input.
+
+        Raises:
+          UserError: activations are captured of layers some of which are not kept.
         """
 
-        def run(x_BTD):
-            return layer(self.cut(self.stack, self.rows), x_BTD)[0]
+        if self.kept is None:
+            return layer(self.cut(self.stack, self.rows), x_BTD)
 
-        if self.kept is not None:
-            x_BTD = jax.lax.cond(self.kept, run, lambda x_BTD: x_BTD, x_BTD)
-        else:
-            x_BTD = run(x_BTD)
-        return x_BTD, {}, None
+        def run(x_BTD):
+            x_BTD, captured, _ = layer(self.cut(self.stack, self.rows), x_BTD)
+            if captured:
+                raise UserError(
+                    f"{', '.join(captured)} cannot be captured in layers that are skipped where they are "
+                    "fetched from the host's memory: leave out offload=state, the capture (a penalty on "
+                    "attention is one), or rates of layers below 1"
+                )
+            return x_BTD
+
+        return jax.lax.cond(self.kept, run, lambda x_BTD: x_BTD, x_BTD), {}, None

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from jaxllm.adapt import LoraConfig
 from jaxllm.config import Count, CountOrZero, Fraction, NotNegative, Size, UserPath, from_plain
 from jaxllm.errors import UserError
-from jaxllm.models import LanguageModel, check_transformer, get_preset
+from jaxllm.models import HybridConfig, LanguageModel, check_transformer, get_preset
 from jaxllm.optim import OptimConfig
 from jaxllm.subnetwork import SCHEDULES, get_schedule
 from jaxllm.text.precision import PRECISIONS
@@ -130,10 +130,10 @@ def _check_offload(config: TrainConfig) -> None:
             "offload=state fetches one stack of layers, and an encoder-decoder has two; set offload to "
             "optimizer or none"
         )
-    if config.model.architecture == "hybrid":
+    if isinstance(config.model, HybridConfig) and config.model.blocks > 1:
         raise UserError(
-            "offload=state fetches one stack of layers, and a hybrid has one for each part; set offload to "
-            "optimizer or none"
+            f"offload=state fetches whole stacks of layers, and blocks={config.model.blocks} cut each part's "
+            "in the host's memory; set model.blocks to 1, or offload to optimizer or none"
         )
     if config.model.remat in ("none", "everything_saveable"):
         raise UserError(

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from jaxllm import models
-from jaxllm.subnetwork import Rates, extract, sample, shrink
+from jaxllm.errors import UserError
+from jaxllm.subnetwork import Rates, extract, extract_in_turn, sample, shrink
 from tests.models.random_params import random_params
 
 HALF = Rates(0.5, 0.5, 0.5)
@@ -169,3 +170,19 @@ def test_parts_of_an_axis_are_read_part_by_part():
     at_once = np.broadcast_to([[0, 3, 65, 66]], (L, 1, 4))  # of 128 neurons
     cut = jax.jit(partial(extract, params, axes))
     jax.tree.map(np.testing.assert_array_equal, cut({"mlp": in_parts}), cut({"mlp": at_once}))
+
+
+def test_layers_cut_in_turn_capture_what_a_subnetwork_does_unless_some_are_skipped():
+    config, _, params, axes = make("gpt2")
+    sites = models.Sites(capture=("attn_probs",))
+    capture = jax.jit(partial(models.capture, config, tokens_BT=TOKENS, sites=sites))
+    indices = sample(config, Rates(heads=0.5, mlp=0.5), jax.random.key(1))
+    (wanted, inside), (found, in_turn) = (
+        capture(cut(params, axes, indices)) for cut in (extract, extract_in_turn)
+    )
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+    np.testing.assert_allclose(in_turn["attn_probs"], inside["attn_probs"], atol=1e-6)
+    assert inside["attn_probs"].shape[:3] == (4, 2, 2)  # layers, batch, half of the heads
+    skipping = extract_in_turn(params, axes, sample(config, HALF, jax.random.key(1)))
+    with pytest.raises(UserError, match="attn_probs cannot be captured in layers that are skipped"):
+        jax.eval_shape(capture, skipping)
