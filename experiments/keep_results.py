@@ -1,14 +1,15 @@
-"""Keep what an experiment found, and write the README's table of results from what is kept.
+"""Keep what an experiment found; write the README's table of results and experiments/README.md from it.
 
     python -m experiments.keep_results --folders runs/anchored_answers-small   # what an experiment wrote
-    python -m experiments.keep_results                                         # the table alone
+    python -m experiments.keep_results                                         # the texts alone
 
 experiments/results/NAME.json holds an experiment's claims, preset, seeds, seconds, machine and the commit
-they were measured at. The table has a row an experiment: its paper and first sentence from the module's
-docstring, its headline (the first claim) and how many of its claims hold.
+they were measured at. The table has a row a kept experiment: its paper and first sentence from the module's
+docstring, its headline (the first claim) and how many of its claims hold. experiments/README.md has an entry
+for every experiment; one that is not kept yet speaks for itself, by the RESULT of its docstring.
 """
 
-import importlib
+import ast
 import json
 import re
 import subprocess
@@ -21,8 +22,9 @@ from jaxllm.errors import UserError
 from jaxllm.report import Claim, format_figure, markdown_table, read_report
 
 ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "experiments" / "results"
-README = ROOT / "README.md"
+EXPERIMENTS = ROOT / "experiments"
+RESULTS = EXPERIMENTS / "results"
+README, GUIDE = ROOT / "README.md", EXPERIMENTS / "README.md"
 _BEGIN, _END = "<!-- results: python -m experiments.keep_results -->", "<!-- end of results -->"
 
 
@@ -32,17 +34,20 @@ class Config:
 
 
 def main(config: Config) -> None:
-    """Keep the reports of the folders, then write the README's table."""
+    """Keep the reports of the folders, then write the README's table and the guide's entries."""
     for folder in config.folders:
         print(keep(folder))
-    text = README.read_text(encoding="utf-8")
-    before, _, rest = text.partition(_BEGIN)
+    _fill(README, table())
+    _fill(GUIDE, entries())
+
+
+def _fill(path: Path, results: str) -> None:
+    """Replace what stands between a file's two lines."""
+    before, _, rest = path.read_text(encoding="utf-8").partition(_BEGIN)
     _, end, after = rest.partition(_END)
     if not end:
-        raise UserError(
-            f"{README} has no lines {_BEGIN!r} and {_END!r}: the table of results goes between them"
-        )
-    write_file(README, f"{before}{_BEGIN}\n{table()}\n{_END}{after}".encode())
+        raise UserError(f"{path} has no lines {_BEGIN!r} and {_END!r}: results go between them")
+    write_file(path, f"{before}{_BEGIN}\n{results}\n{_END}{after}".encode())
 
 
 def keep(folder: str | Path) -> Path:
@@ -76,22 +81,59 @@ def table() -> str:
     return markdown_table(head, map(_row, sorted(RESULTS.glob("*.json"))))
 
 
+def names() -> list[str]:
+    """Return the names of the experiments, which are commands: files, and folders with a `__main__.py`."""
+    commands = [*EXPERIMENTS.glob("*.py"), *EXPERIMENTS.glob("*/__main__.py")]
+    run = [path for path in commands if "    run_experiment(" in path.read_text(encoding="utf-8")]
+    found = {path.parent.name if path.stem == "__main__" else path.stem for path in run}
+    return sorted(found - {"keep_results"})
+
+
+def entries() -> str:
+    """Return an entry for every experiment: what it asks, what was found, its command."""
+    return "\n\n".join(map(_entry, names()))
+
+
+def _entry(name: str) -> str:
+    doc, kept = _doc(name), RESULTS / f"{name}.json"
+    if kept.exists():
+        preset = json.loads(kept.read_text(encoding="utf-8"))["preset"]
+        first, hold = _finding(kept)
+        found = f"{first}. Claims that hold: {hold} (preset {preset})."
+    else:
+        result = re.search(r"^RESULT.*?(?=\n\n|\Z)", doc, re.MULTILINE | re.DOTALL)
+        found = " ".join(result[0].split()) if result else "No run has been kept yet."
+    paper = _paper(doc)
+    asks = f"{doc.splitlines()[0]}{f' arXiv {paper}.' if paper else ''}"
+    return f"### {name}\n\n{asks}\n\n{found}\n\n`python -m experiments.{name}`"
+
+
 def _row(path: Path) -> tuple[str, str, str, str]:
-    kept = json.loads(path.read_text(encoding="utf-8"))
-    doc = importlib.import_module(f"experiments.{kept['experiment']}").__doc__
+    doc = _doc(path.stem)
+    return f"`{path.stem}`: {doc.splitlines()[0]}", _paper(doc), *_finding(path)
+
+
+def _doc(name: str) -> str:
+    path = EXPERIMENTS / f"{name}.py"
+    path = path if path.exists() else EXPERIMENTS / name / "__init__.py"
+    return ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+
+
+def _paper(doc: str) -> str:
     number = re.search(r"arXiv (\d{4}\.\d{5})", doc)
-    paper = f"[{number[1]}](https://arxiv.org/abs/{number[1]})" if number else ""
-    claims = [Claim(**claim) for claim in kept["claims"]]
+    return f"[{number[1]}](https://arxiv.org/abs/{number[1]})" if number else ""
+
+
+def _finding(path: Path) -> tuple[str, str]:
+    """Return what the first of some kept claims says, and how many hold."""
+    claims = [Claim(**claim) for claim in json.loads(path.read_text(encoding="utf-8"))["claims"]]
     first, verdicts = claims[0], [claim.verdict for claim in claims]
     interval = " ({} to {})".format(*map(_short, first.interval)) if first.interval else ""
     published = "" if first.paper is None else f", published {_short(first.paper)}"
     verdict = "**does not hold**" if first.verdict == "fails" else first.verdict
-    finding = f"{first.claim}: {_short(first.measured)}{interval}{published}; {verdict}"
     undecided = f", {verdicts.count('undecided')} undecided" if "undecided" in verdicts else ""
     return (
-        f"`{kept['experiment']}`: {doc.splitlines()[0]}",
-        paper,
-        finding,
+        f"{first.claim}: {_short(first.measured)}{interval}{published}; {verdict}",
         f"{verdicts.count('holds')} of {len(claims)}{undecided}",
     )
 

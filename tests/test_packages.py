@@ -5,10 +5,12 @@ import importlib
 import inspect
 import pydoc
 import re
+import tomllib
 import types
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = [*(ROOT / "jaxllm").glob("*/__init__.py"), *(ROOT / "kernels/jaxllm_kernels").glob("*/__init__.py")]
@@ -74,3 +76,21 @@ def test_type_checkers_find_the_types():
     for folder in (ROOT / "jaxllm", ROOT / "kernels" / "jaxllm_kernels"):
         assert (folder / "py.typed").exists()
     assert '"*" = ["py.typed"]' in (ROOT / "pyproject.toml").read_text()  # in the wheel, too
+
+
+def test_the_extra_all_has_what_users_need_and_neither_rivals_nor_compilers():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    named = re.fullmatch(r"jaxllm\[(.*)\]", extras.pop("all")[0])[1].split(",")
+    assert set(named) == extras.keys() - {"test", "torch", "parity", "tpu-targets", "cuda-targets"}
+    assert not any("torch" in one or one.startswith("jax[") for name in named for one in extras[name])
+
+
+def test_the_citation_names_this_version_and_the_paper_of_every_experiment():
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+    assert yaml.safe_load(citation)["version"] == version
+    assert f"## {version}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    cited = {reference["url"] for reference in yaml.safe_load(citation)["references"]}
+    asked = (ROOT / "experiments" / "README.md").read_text(encoding="utf-8")
+    assert len(cited) == 18 and set(re.findall(r"https://arxiv.org/abs/[\d.]+", asked)) <= cited

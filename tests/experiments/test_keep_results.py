@@ -9,11 +9,21 @@ from jaxllm.errors import UserError
 from jaxllm.report import Claim, Report, decide
 
 
-def test_the_readme_shows_what_is_kept():
-    text = keep_results.README.read_text(encoding="utf-8")
-    assert f"{keep_results._BEGIN}\n{keep_results.table()}\n{keep_results._END}" in text, (
+@pytest.mark.parametrize("path, results", [(keep_results.README, keep_results.table),
+                                           (keep_results.GUIDE, keep_results.entries)])  # fmt: skip
+def test_the_readmes_show_what_is_kept(path, results):
+    text = path.read_text(encoding="utf-8")
+    assert f"{keep_results._BEGIN}\n{results()}\n{keep_results._END}" in text, (
         "run python -m experiments.keep_results"
     )
+
+
+def test_an_experiment_that_is_not_kept_speaks_for_itself(monkeypatch, tmp_path):
+    monkeypatch.setattr(keep_results, "RESULTS", tmp_path)
+    assert {"mad", "pretrain", "tart", "tart_train"} <= set(keep_results.names())
+    entries = dict(entry.split("\n", 1) for entry in keep_results.entries().split("### ")[1:])
+    assert "No run has been kept yet." in entries["tiled_training"]
+    assert "RESULT (29 November 2026, small, 34 minutes" in entries["phase_transition"]
 
 
 def test_a_report_is_kept_with_its_claims_and_shown_by_its_first(monkeypatch, tmp_path):
