@@ -160,10 +160,15 @@ class HybridConfig(LanguageModel):
                 part = self.parts[index]
                 head = 6 * part.embed_dim * part.logits_per_token
                 total += (part.flops_per_token(seq_len) - head) // self.blocks
-                if len(names) > 1 and self.projector != "none":
-                    projectors = leaves(declare_projectors(self, index))
-                    total += 6 * sum(one.size for one in projectors if one.inputs)
+                if len(names) > 1:
+                    total += 6 * self.projector_weights(index)
         return total
+
+    def projector_weights(self, part: int) -> int:
+        """Count the weights of a block's projectors to a part's stream and back that multiply a token."""
+        if self.projector == "none":
+            return 0
+        return sum(one.size for one in leaves(declare_projectors(self, part)) if one.inputs)
 
 
 def _check_part(index: int, part: LanguageModel) -> None:

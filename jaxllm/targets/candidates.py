@@ -8,6 +8,7 @@ from typing import Literal
 
 from jaxllm.config import Config, Count
 from jaxllm.errors import UserError
+from jaxllm.models import HybridConfig, LanguageModel
 from jaxllm.models.config import REMAT
 from jaxllm.optim import OptimConfig
 from jaxllm.optim.config import keeps_small_updates
@@ -112,9 +113,14 @@ def _memories(config: TrainConfig, target: Target, search: Search) -> Iterator[t
     offloads = OFFLOADS if host else ("none",)
     for remat in search.remats or (REMATS if host else REMATS[:-1]):
         for offload in search.offloads or offloads:
-            streams = remat != "none" and not config.adapts and config.model.start_id is None
+            streams = remat != "none" and not config.adapts and _has_whole_stacks(config.model)
             if offload != "state" or streams:
                 yield remat, offload
+
+
+def _has_whole_stacks(model: LanguageModel) -> bool:
+    """Say whether layers can be fetched from the host's memory: no second stack, none cut by blocks."""
+    return model.start_id is None and not (isinstance(model, HybridConfig) and model.blocks > 1)
 
 
 def _meshes(config: TrainConfig, target: Target) -> Iterator[MeshConfig]:

@@ -44,6 +44,8 @@ def tensor_ways(config: models.LanguageModel) -> int:
     """Return the size that the tensor axis of a mesh must divide."""
     if isinstance(config, models.MambaConfig):
         return config.inner_dim
+    if isinstance(config, models.HybridConfig):
+        return math.gcd(*map(tensor_ways, config.parts))
     if isinstance(config, models.StripedConfig):
         return math.gcd(config.num_heads, config.mlp_dim, config.inner_dim)
     heads = config.num_heads if isinstance(config, models.EncoderDecoderConfig) else config.num_kv_heads
@@ -128,6 +130,32 @@ def _of_striped(config: models.StripedConfig, seq_len: int, tensor: int = 1) -> 
     attend = 4 * config.embed_dim * _CAUSAL_PART * seq_len * attention
     blocks = len(config.pattern)
     return [_traced_stack(config, "num_layers", seq_len, tensor, last, attend=attend, blocks=blocks)]
+
+
+@stacks.register
+def _of_hybrid(config: models.HybridConfig, seq_len: int, tensor: int = 1) -> list[Stack]:
+    """Return the stacks of its parts, of layers in blocks that run them, and their projectors as layers."""
+    found = []
+    for index, part in enumerate(config.parts):
+        blocks = [names for names in config.running if index in names]
+        for stack in stacks(part, seq_len, tensor) if blocks else ():
+            found.append(stack._replace(layers=stack.layers * len(blocks) // config.blocks))
+        mixed = sum(len(names) > 1 for names in blocks)
+        if mixed and config.projector != "none":
+            found.append(_projectors(config, index, mixed))
+    return found
+
+
+def _projectors(config: models.HybridConfig, part: int, blocks: int) -> Stack:
+    """Return the projectors of a part in so many blocks; nothing of them is computed again."""
+    a, D, d = ITEMSIZE[config.dtype], config.embed_dim, config.parts[part].embed_dim
+    weights = config.projector_weights(part)
+    return Stack(
+        layers=blocks, weights=weights, attend=0.0, attend_backward=0.0, last=2 * weights, blocks=1,
+        # What both multiply; in float32 what the gate on the way in mixes, and that out with its sum.
+        kept=lambda remat: a * (D + d) + 4 * (2 * d + 3 * D),
+        streams=2 * (a + 4) * (D + d), working=8 * (D + d), scores=0.0,
+    )  # fmt: skip
 
 
 def _traced_stack(config, field, seq_len, tensor, last, *, attend, blocks) -> Stack:

@@ -84,14 +84,24 @@ def test_matmul_flops_are_those_of_the_traced_step(model):
         assert analytic.matmul_flops(config, 256) == pytest.approx(counted, rel=1e-3), remat
 
 
+def two_parts(**fields):
+    """Return a hybrid of a transformer and a Mamba, of unequal width and depth."""
+    gpt = models.ModelConfig(num_layers=3, embed_dim=96, num_heads=4, vocab_size=640, context_length=256)
+    mamba = models.MambaConfig(num_layers=6, embed_dim=64, inner_dim=160, vocab_size=640)
+    return models.HybridConfig(parts=(gpt, mamba), **fields)
+
+
 @pytest.mark.parametrize("model", [
     pytest.param("t5", marks=pytest.mark.slow), pytest.param("t5-first", marks=pytest.mark.slow), "mamba",
+    "hybrid",
 ])  # fmt: skip
 def test_matmul_flops_of_other_architectures_are_those_of_the_traced_step(model):
-    """Both stacks of an encoder-decoder with all scores; a Mamba's but for the small ones in its scan."""
+    """Both stacks of an encoder-decoder with all scores; a Mamba's and a hybrid's but for those in a scan."""
     shape = dict(num_layers=3, embed_dim=64, vocab_size=640)
     if model == "mamba":
         config = models.MambaConfig(**shape, inner_dim=160)
+    elif model == "hybrid":
+        config = two_parts(blocks=3, running=((0, 1), (0,), (1, 0)))
     else:
         first = dict(gated_mlp=False, tie_embeddings=True) if model == "t5-first" else {}
         config = models.EncoderDecoderConfig(
@@ -125,6 +135,35 @@ def test_estimates_of_other_architectures_follow_what_is_kept_split_and_trained(
     found = candidates(run(model, batch_size=16), get_target("v5e-8"), Search(remats=("full",)))
     assert {c.mesh.tensor for c in found} > {1} and {c.offload for c in found} >= {"none", "optimizer"}
     assert ("state" in {c.offload for c in found}) == (model == "mamba-130m")
+
+
+def test_a_hybrid_is_estimated_from_its_parts():
+    """One-hot it costs what the component does; mixed, both parts, and plans leave out streamed layers."""
+    mixed = two_parts(blocks=3, tables="parts")
+
+    def of(model):
+        return TrainConfig(model=model, batch_size=8, seq_len=256)
+
+    both, part, one_hot = (
+        estimate(of(model), "v5e-1") for model in (mixed, mixed.parts[0], mixed.choose((0, 0, 0)))
+    )
+    assert both.parameters == 4 * mixed.num_params
+    assert one_hot.matmul_flops == part.matmul_flops and one_hot.activations == part.activations
+    assert one_hot.parameters == both.parameters and both.activations > 1.5 * part.activations
+    of_one_block = of(two_parts(tables="parts"))
+    for config, offloads in ((of(mixed), set()), (of_one_block, {"state"})):
+        found = candidates(config, get_target("v5e-8"), Search(remats=("full",)))
+        assert {c.mesh.tensor for c in found} > {1}
+        assert {c.offload for c in found} == {"none", "optimizer"} | offloads
+
+
+def test_kept_bytes_of_projectors_are_what_autodiff_saves():
+    """By jax's own account of two blocks more, whose layers keep their inputs alone: within a tenth."""
+    one, three = (two_parts(blocks=n, remat="full", param_dtype="float32", dtype="bfloat16") for n in (1, 3))
+    saved = [(stacks._saved(config, 64, 2) - stacks._saved(config, 64, 1)) / 64 for config in (one, three)]
+    counted = [sum(stack.layers * stack.kept("full") for stack in stacks.stacks(config, 64))
+               for config in (one, three)]  # fmt: skip
+    assert counted[1] - counted[0] == pytest.approx(saved[1] - saved[0], rel=0.1)
 
 
 def _dots(jaxpr, times=1):
