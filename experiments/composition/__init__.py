@@ -1,0 +1,117 @@
+"""Combine the papers: one run each of what no single one of them describes, beside controls.
+
+    python -m experiments.composition                                  # small: 2 CPU cores
+    python -m experiments.composition --preset debug                   # tiny models of 15 steps
+    python -m experiments.composition --combinations llama test_time   # some of them
+
+- llama: evolving subnetworks, OrthoAdam, stochastic rounding and a grouped head at once, over 8 simulated
+  devices; the result exported, tuned by LoRA, probed, calibrated. Beside one device, and a plain run.
+- test_time: test-time training of LoRA adapters of that tuned Llama, neighbours by int8 vectors of its own.
+  Beside float32 vectors, random texts, all weights. It trains what llama does, unless that was.
+- softmax1: softmax-1 in a hybrid of attention and a Mamba. Beside softmax.
+
+What a combination costs is a step's median seconds, all arms timed in turn, and the bytes of its state. What
+cannot be combined is refused in a sentence before anything is compiled: the report's last table. A mesh that
+splits heads (tensor=2) is not one of those, but draws other subnetworks, half of each shard; so the mesh here
+is data=2, fsdp=4. A combination that ended is kept in OUT and not run again.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import jax
+
+from experiments.composition import llama as llamas
+from experiments.composition import softmax1
+from experiments.composition.runs import Finding, write_texts
+from experiments.grid import check_seeds, code_digest, publish
+from jaxllm.config import Config, Count, Positive, Seed, UserPath
+from jaxllm.errors import UserError, unknown
+from jaxllm.kept_result import kept_result
+from jaxllm.report import Claim, Report, markdown_table
+from jaxllm.train import to_dict
+
+DEVICES = 8
+COMBINATIONS: dict[str, Callable[["CompositionConfig"], Finding]] = {
+    "llama": llamas.trained_llama,
+    "test_time": llamas.trained_at_test_time,
+    "softmax1": softmax1.softmax1_hybrid,
+}
+
+
+@dataclass(frozen=True)
+class CompositionConfig(Config):
+    """Which combinations, and how large."""
+
+    combinations: tuple[str, ...] = tuple(COMBINATIONS)
+    seeds: tuple[Seed, ...] = (0, 1, 2)
+    tokenizer: UserPath = "bpe:512"
+    paragraphs: Count = 3000  # of the embedded addresses
+    layers: Count = 4
+    width: Count = 64
+    seq_len: Count = 64
+    batch_size: Count = 16
+    steps: Count = 200
+    tune_steps: Count = 60
+    learning_rate: Positive = 3e-3
+    documents: Count = 16  # that are adapted to; lines of each era that are labelled
+    rounds: Count = 5  # turns in which steps are timed
+    out: UserPath = "runs/composition"
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in self.combinations:
+            if name not in COMBINATIONS:
+                raise unknown("combination", name, COMBINATIONS)
+        check_seeds(self.seeds)
+
+
+def _debug() -> CompositionConfig:
+    return CompositionConfig(
+        seeds=(0, 1), tokenizer="bytes", paragraphs=400, layers=2, width=32, seq_len=32, batch_size=8,
+        steps=15, tune_steps=4, documents=4, rounds=2, out="runs/composition-debug",
+    )  # fmt: skip
+
+
+PRESETS = {"debug": _debug, "small": CompositionConfig}
+
+
+def main(config: CompositionConfig, preset: str = "custom") -> Report:
+    """Run each combination, unless it was; write the report into `config.out`."""
+    if jax.device_count() != DEVICES:
+        raise UserError(
+            f"a combination is sharded over {DEVICES} devices, and jax has {jax.device_count()}; set "
+            f"XLA_FLAGS=--xla_force_host_platform_device_count={DEVICES}, as python -m does by itself"
+        )
+    started = time.time()
+    write_texts(config.out, config.paragraphs)
+    results = {name: _kept(config, name) for name in config.combinations}
+    metrics = {
+        f"{name}/{key}": value for name, one in results.items() for key, value in one["metrics"].items()
+    }
+    claims = [
+        Claim(**(claim | {"claim": f"{name}: {claim['claim']}"}))
+        for name, one in results.items() for claim in one["claims"]
+    ]  # fmt: skip
+    refused = [(what, said) for one in results.values() for what, said in one["refused"].items()]
+    table = markdown_table(("combination", "it is said"), refused)
+    report = Report(
+        experiment="composition", preset=preset, config=to_dict(config), seeds=list(config.seeds),
+        metrics=metrics, claims=claims, seconds=time.time() - started,
+        sections={"Refused, before anything is compiled": table},
+    )  # fmt: skip
+    return publish(report, config.out)
+
+
+def _kept(config: CompositionConfig, name: str) -> dict:
+    decisive = {key: value for key, value in to_dict(config).items() if key not in ("combinations", "out")}
+
+    def measure():
+        begun, found = time.time(), COMBINATIONS[name](config)
+        print(f"{name}: {time.time() - begun:.0f} s")
+        return asdict(found)
+
+    path = Path(config.out, "kept", f"{name}.json")
+    return kept_result(path, measure, run=decisive, code=code_digest("composition/*.py"))

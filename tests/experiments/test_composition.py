@@ -1,0 +1,117 @@
+"""What cannot be combined is said before anything is compiled; texts are kept apart; debug runs end."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import composition
+from experiments.composition import runs, softmax1
+from experiments.composition.llama import llama
+from jaxllm import models
+from jaxllm.errors import UserError
+from jaxllm.pretrained import save_pretrained
+from jaxllm.text import TrainConfig, prepare
+
+PARTS = softmax1.parts(composition.PRESETS["debug"](), 32)
+HYBRID = models.HybridConfig(parts=PARTS, blocks=2, remat="full")
+GROUPED = models.get_preset("llama-nano", vocab_size=64, vocab_groups=models.VocabGroups.of(np.arange(64)))
+
+
+@pytest.fixture
+def config(tmp_path):
+    config = dataclasses.replace(composition.PRESETS["debug"](), out=str(tmp_path))
+    runs.write_texts(config.out, config.paragraphs)
+    return config
+
+
+@pytest.mark.parametrize(
+    "combine, said",
+    [
+        (lambda: TrainConfig(model=HYBRID, offload="state"), "set model.blocks to 1, or offload"),
+        (lambda: TrainConfig(model=HYBRID, subnetwork="est-gpt2-like"), "architecture is hybrid"),
+        (lambda: dataclasses.replace(HYBRID, vocab_groups=GROUPED.vocab_groups), "a hybrid's is its parts'"),
+        (lambda: save_pretrained("never", GROUPED, {}), "fit a dense head to it with vocabulary"),
+    ],
+    ids=["hybrid-streamed-in-blocks", "hybrid-subnetworks", "hybrid-groups", "groups-exported"],
+)
+def test_what_cannot_be_combined_is_said_in_one_sentence(combine, said):
+    with pytest.raises(UserError, match=said):
+        combine()
+
+
+def test_no_held_out_paragraph_is_trained_on_and_no_modern_one_either(config):
+    def read(name):
+        return {json.loads(line)["text"] for line in open(f"{config.out}/{name}.jsonl", encoding="utf-8")}
+
+    files = [read(name) for name in ("old", "old-held-out", "modern", "modern-held-out")]
+    assert all(files) and sum(map(len, files)) == len(set.union(*files))
+    assert len(set.union(*files)) == len(runs.paragraphs(config.paragraphs))
+
+
+def test_state_is_counted_where_it_lies(config):
+    """AdamW in float32: three arrays of 4 bytes a parameter, an eighth of them on each of eight devices."""
+    run = runs.text_run(config, "counted", 0, model=llama(config))
+    one = prepare(run, devices=jax.devices()[:1]).shapes
+    eight = prepare(dataclasses.replace(run, mesh=dataclasses.replace(run.mesh, fsdp=8))).shapes
+    count = sum(np.prod(x.shape) for x in jax.tree.leaves(one.params))
+    assert runs._bytes(one) == (pytest.approx(12 * count, abs=100), 0)
+    assert 12 * count / 8 <= runs._bytes(eight)[0] < 12 * count / 6
+
+
+def test_claims_follow_from_the_figures():
+    found = runs.Finding()
+    found.claim("below", [0.9, 0.91, 0.92], below=1)
+    found.claim("crosses", [0.5, 1.5], below=1)
+    found.exact("no difference", [0.0, 2e-6], 1e-6)
+    assert [one.holds for one in found.claims] == [True, None, False]
+    assert found.claims[2].measured == 2e-6
+
+
+def test_a_report_holds_what_combinations_found_and_they_are_not_run_again(config, monkeypatch):
+    runs_of_it = []
+
+    def found(config):
+        runs_of_it.append(config)
+        finding = runs.Finding({"loss": 1.5}, refused={"this and that": "it does not go; leave it out"})
+        finding.claim("loss", [1.4, 1.5, 1.6], below=2)
+        return finding
+
+    monkeypatch.setitem(composition.COMBINATIONS, "llama", found)
+    config = dataclasses.replace(config, combinations=("llama",))
+    for report in (composition.main(config), composition.main(config)):
+        assert report.metrics == {"llama/loss": 1.5} and report.claims[0].claim == "llama: loss"
+        assert report.claims[0].verdict == "holds"
+        assert "it does not go; leave it out" in report.to_markdown(config.out)
+    assert len(runs_of_it) == 1
+
+
+def test_unknown_combinations_are_named():
+    with pytest.raises(UserError, match="unknown combination 'lama'; did you mean 'llama'"):
+        composition.CompositionConfig(combinations=("lama",))
+
+
+@pytest.mark.slow
+def test_token_by_token_a_hybrid_with_softmax_1_says_the_same():
+    gpt, mamba = (dataclasses.replace(part, vocab_size=64) for part in PARTS)
+    model = models.HybridConfig(parts=(dataclasses.replace(gpt, sink_logit=0.0), mamba), blocks=2)
+    params = models.init(model, jax.random.key(0))
+    tokens = np.random.default_rng(0).integers(0, 64, (2, 8)).astype(np.int32)
+    assert softmax1.cache_difference(model, params, tokens) < 1e-5
+    softmax = models.HybridConfig(parts=(gpt, mamba), blocks=2)
+    read = [models.trunk(one, params, tokens) for one in (model, softmax)]
+    assert jnp.abs(read[0] - read[1]).max() > 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", composition.COMBINATIONS)
+def test_the_debug_run_of_each_combination_ends_in_a_report(name, tmp_path):
+    config = dataclasses.replace(composition.PRESETS["debug"](), combinations=(name,), out=str(tmp_path))
+    composition.main(config)
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert all(key.startswith(f"{name}/") for key in report["metrics"])
+    exact = [claim for claim in report["claims"] if ", at most " in claim["claim"]]
+    assert all(claim["holds"] for claim in exact)
