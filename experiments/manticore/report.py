@@ -36,9 +36,13 @@ def judge(config, cells: Cells, pretrained: dict, spaced: dict) -> tuple[dict[st
     below(
         f"{name} the better part alone at equal FLOPs (more steps), by", np.minimum(*dear), hybrid, "review"
     )
-    wide = losses_of(cells, "better part, equal parameters")
-    below(f"{name} the better part at equal parameters (wider, pretrained on both texts), by", wide, hybrid,
-          "review")  # fmt: skip
+    wide = "the better part at equal parameters (wider, pretrained on both texts"
+    for arm, long in (
+        ("parameters", "as long as a part"),
+        ("parameters and tokens", "as long as both parts"),
+    ):
+        control = losses_of(cells, f"better part, equal {arm}")
+        below(f"{name} {wide}, {long}), by", control, hybrid, "review")
     below(f"{name} the ensemble of both parts, by", losses_of(cells, "ensemble"), hybrid, "review")
     for arm in ("uniform", "random"):
         control = losses_of(cells, f"N={config.blocks[0]}, {arm}")

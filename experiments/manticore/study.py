@@ -121,12 +121,17 @@ class Pair:
         times = cost(self._hybrid(self.config.blocks[0])) / cost(self.parts[part])
         return self.alone(self.parts[part], self.params[part], times)[0]
 
-    def equal_parameters(self, part: int) -> float:
-        """Return the loss of a part as large as a hybrid, pretrained on what both parts were, for as long."""
+    def equal_parameters(self, part: int, times: int = 1) -> float:
+        """Return the loss of a part as large as a hybrid, pretrained on what both parts were.
+
+        Args:
+          times: for so many times as long as a part: once costs as many FLOPs as both parts did, twice has
+            seen as many tokens.
+        """
         like = self._hybrid(self.config.blocks[0])
         model = wide_part(part, self.config.size, like, self.config.seq_len)
         both = joined(self.texts.first, self.texts.second)
-        return self.alone(model, self._pretrain(model, both, 2 * self.config.pretrain_steps))[0]
+        return self.alone(model, self._pretrain(model, both, times * self.config.pretrain_steps))[0]
 
     def joint(self, config: HybridConfig, params: dict, alphas: Any = None) -> tuple[float, dict]:
         """Return (the loss, parameters) of a hybrid tuned with a frozen mixture."""
@@ -156,6 +161,7 @@ def tuned_cell(config, seed: int) -> dict[str, Any]:
     losses |= {f"part {part} alone, equal FLOPs": pair.equal_flops(part) for part in (0, 1)}
     better = int(np.argmin([loss for loss, _ in alone]))
     losses["better part, equal parameters"] = pair.equal_parameters(better)
+    losses["better part, equal parameters and tokens"] = pair.equal_parameters(better, times=2)
     losses["ensemble"] = -float(np.logaddexp(alone[0][1], alone[1][1]).mean() - np.log(2))
     draw = np.random.default_rng(seed)
     for blocks in config.blocks:

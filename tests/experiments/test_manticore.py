@@ -22,7 +22,8 @@ ROWS = windows(np.random.default_rng(0).integers(0, 64, 200), 8, 16)
 def made_up(better):
     hybrids = ("uniform", "random", "uniform, new tables", "rounded")
     alone = [f"part {part} alone{more}" for part in (0, 1) for more in ("", ", equal FLOPs")]
-    arms = [*alone, "better part, equal parameters", "ensemble", *(f"N=1, {arm}" for arm in hybrids)]
+    wide = [f"better part, equal parameters{more}" for more in ("", " and tokens")]
+    arms = [*alone, *wide, "ensemble", *(f"N=1, {arm}" for arm in hybrids)]
 
     def cell(seed):
         losses = {arm: 2 + 0.01 * seed for arm in arms} | {"N=1, simultaneous": 2 - better}
@@ -53,12 +54,12 @@ def test_a_held_out_half_has_rows_of_both_texts():
 def test_claims_follow_from_the_cells():
     config = manticore.ManticoreConfig(blocks=(1,), searches=("simultaneous",), sweep=(0, 0.5, 1), parts=())
     metrics, claims = judge(config, made_up(0.2), {}, {})
-    assert all(claim.holds for claim in claims[:6])
+    assert all(claim.holds for claim in claims[:7])
     assert metrics["regret/simultaneous"] == pytest.approx(-0.1)
     tokens = config.batch * config.seq_len * config.projector_steps
     assert metrics[f"projectors/{tokens}_tokens/tuned"] == pytest.approx(1.91)
     _, claims = judge(config, made_up(-0.2), {}, {})
-    assert not any(claim.holds for claim in claims[:6])
+    assert not any(claim.holds for claim in claims[:7])
 
 
 @pytest.mark.slow
