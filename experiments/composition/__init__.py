@@ -9,6 +9,7 @@
 - test_time: test-time training of LoRA adapters of that tuned Llama, neighbours by int8 vectors of its own.
   Beside float32 vectors, random texts, all weights. It trains what llama does, unless that was.
 - softmax1: softmax-1 in a hybrid of attention and a Mamba. Beside softmax.
+- penalty: the phase transition's penalty on copying, under evolving subnetworks. Beside each alone.
 
 What a combination costs is a step's median seconds, all arms timed in turn, and the bytes of its state. What
 cannot be combined is refused in a sentence before anything is compiled: the report's last table. A mesh that
@@ -24,7 +25,7 @@ from pathlib import Path
 import jax
 
 from experiments.composition import llama as llamas
-from experiments.composition import softmax1
+from experiments.composition import penalty, softmax1
 from experiments.composition.runs import Finding, write_texts
 from experiments.grid import check_seeds, code_digest, publish
 from jaxllm.config import Config, Count, Positive, Seed, UserPath
@@ -38,6 +39,7 @@ COMBINATIONS: dict[str, Callable[["CompositionConfig"], Finding]] = {
     "llama": llamas.trained_llama,
     "test_time": llamas.trained_at_test_time,
     "softmax1": softmax1.softmax1_hybrid,
+    "penalty": penalty.penalised_subnetworks,
 }
 
 
@@ -57,6 +59,7 @@ class CompositionConfig(Config):
     tune_steps: Count = 60
     learning_rate: Positive = 3e-3
     documents: Count = 16  # that are adapted to; lines of each era that are labelled
+    penalty: Positive = 1.0  # weight of the copying penalty, a token
     rounds: Count = 5  # turns in which steps are timed
     out: UserPath = "runs/composition"
 

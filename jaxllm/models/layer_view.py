@@ -43,9 +43,9 @@ class LayerView:
             x_BTD, captured, _ = layer(self.cut(self.stack, self.rows), x_BTD)
             if captured:
                 raise UserError(
-                    f"{', '.join(captured)} cannot be captured in layers that are skipped where they are "
-                    "fetched from the host's memory: leave out offload=state, the capture (a penalty on "
-                    "attention is one), or rates of layers below 1"
+                    "activations cannot be captured in layers that are skipped where they are fetched from "
+                    "the host's memory: leave out offload=state, the capture (as of a penalty on attention), "
+                    "or rates of layers below 1"
                 )
             return x_BTD
 

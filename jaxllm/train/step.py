@@ -190,6 +190,8 @@ def _call(loss, seen, params, batch, key):
     """
     try:
         returned = loss(seen, batch, key)
+    except UserError:
+        raise  # it says what is wrong, whatever views did
     except (LookupError, TypeError, AttributeError, ValueError) as error:
         if jax.tree.structure(seen) == jax.tree.structure(params):
             raise

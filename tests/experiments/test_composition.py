@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from experiments import composition
-from experiments.composition import runs, softmax1
+from experiments.composition import penalty, runs, softmax1
 from experiments.composition.llama import llama
 from jaxllm import models
 from jaxllm.errors import UserError
@@ -41,6 +41,33 @@ def config(tmp_path):
 def test_what_cannot_be_combined_is_said_in_one_sentence(combine, said):
     with pytest.raises(UserError, match=said):
         combine()
+
+
+def test_penalties_on_layers_that_are_skipped_in_host_memory_are_refused_while_traced(config, caplog):
+    with jax.log_compiles(), pytest.raises(UserError, match="^activations cannot be captured"):
+        penalty.streamed_penalty(config)
+    assert not [one for one in caplog.messages if "jit(step)" in one and "XLA compilation" in one]
+
+
+def test_the_penalised_loss_of_a_subnetwork_is_the_loss_and_the_attention_that_copies(config):
+    """Against the definition: the largest weight of any head on what followed each earlier occurrence."""
+    run = penalty._small_run(config, "plain", 0, None)
+    model = prepare(run, devices=jax.devices()[:1]).model
+    params = models.init(model, jax.random.key(0))
+    rows = np.random.default_rng(0).integers(0, 257, (2, 25)).astype(np.int32)
+    batch = {"tokens": rows[:, :-1], "targets": rows[:, 1:], "mask": np.ones((2, 24), np.float32),
+             "segment_ids": np.zeros((2, 24), np.int32)}  # fmt: skip
+    key = jax.random.key(3)
+    plain, with_it = (penalty.penalised_loss(model, w)(params, batch, key)[0] for w in (0.0, 2.0))
+    spans = penalty.interpret.draw_repeated_spans(key, 2, 24, 257, **penalty._PERIODS)
+    sites = models.Sites(capture=("attn_probs",))
+    probs_LBHTT = np.asarray(models.capture(model, params, spans.tokens_BT, sites)[1]["attn_probs"])
+    total = sum(
+        probs_LBHTT[:, b, :, i, j].max()
+        for b, period in enumerate(spans.period_B.tolist())
+        for i in range(24) for j in range(i + 1) if (i + 1 - j) % period == 0
+    )  # fmt: skip
+    assert with_it - plain == pytest.approx(2 * total / 48, rel=1e-4)
 
 
 def test_no_held_out_paragraph_is_trained_on_and_no_modern_one_either(config):

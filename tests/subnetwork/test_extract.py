@@ -184,5 +184,5 @@ def test_layers_cut_in_turn_capture_what_a_subnetwork_does_unless_some_are_skipp
     np.testing.assert_allclose(in_turn["attn_probs"], inside["attn_probs"], atol=1e-6)
     assert inside["attn_probs"].shape[:3] == (4, 2, 2)  # layers, batch, half of the heads
     skipping = extract_in_turn(params, axes, sample(config, HALF, jax.random.key(1)))
-    with pytest.raises(UserError, match="attn_probs cannot be captured in layers that are skipped"):
+    with pytest.raises(UserError, match="activations cannot be captured in layers that are skipped"):
         jax.eval_shape(capture, skipping)
