@@ -102,7 +102,7 @@ PRESETS = {
     "small": MadConfig,
     "debug": lambda: MadConfig(
         tasks=("in_context_recall",), proxies=("noisy_recall",), sizes="tiny", arms=(*PARTS, *HYBRIDS),
-        searches=("programmed",), models=Sizes(embed_dim=8, num_heads=2, state_dim=2),
+        searches=(), models=Sizes(embed_dim=8, num_heads=2, state_dim=2),
         training=Training(steps=4, points=2, batch_size=8), seeds=(0, 1), out="runs/mad-debug",
     ),
     "paper": lambda: MadConfig(

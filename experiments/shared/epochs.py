@@ -82,14 +82,17 @@ def train_epochs(
     parameters are None.
     """
     curve: list[dict[str, Any]] = []
-    note = Every(run.config.log_every, lambda step, params: curve.append({"step": step} | measure(params)))
+
+    def note(step, params):  # from the host, as what is returned: one program reads both
+        curve.append({"step": step} | measure(jax.device_get(params)))
+
     with tempfile.TemporaryDirectory(prefix="jaxllm-epochs-") as out:
         run = dataclasses.replace(
             run, task=dataclasses.replace(run.task, batches=batches), start=start,
             config=dataclasses.replace(run.config, out=out, seed=seed),
         )  # fmt: skip
         try:
-            trained = train_run(run, callbacks=[note])
+            trained = train_run(run, callbacks=[Every(run.config.log_every, note)])
         except NonFiniteLoss:
             return None, curve
         return jax.device_get(trained.params), curve
