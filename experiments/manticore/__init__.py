@@ -17,11 +17,12 @@ does to a loss a token. Everything measured is kept in OUT/cells; what was inter
 
 RESULT (30 November 2026, small, 35 minutes on one shared core, three seeds): at this size a hybrid does not
 pay. It ends 0.03 nats a token above the better part tuned alone (0.00 to 0.06), 0.27 above it at equal
-FLOPs, and 0.95 above a part as large that was pretrained on both texts; from their ensemble, a uniform and
-a random mixture it is not told apart. Searches end 0.004 (simultaneous) to 0.088 (DASH) above the sweep's
-best, which is one part alone in two of three seeds. The parts' own tables are worth 0.70, the projectors'
-stage 0.25. SmolLM2 with Gemma 3, frozen, one block, 20 steps: 4.72 where SmolLM2 alone has 4.54; as one-hot
-it is SmolLM2, difference 0. Characters joined by blanks: 3.77 nats a token where plain text has 4.73.
+FLOPs, and 0.95 above a part as large that saw as many tokens of both texts as both parts together (twice
+their FLOPs; the arm of equal FLOPs came after this run); from their ensemble, a uniform and a random mixture
+it is not told apart. Searches end 0.004 (simultaneous) to 0.088 (DASH) above the sweep's best, which is one
+part alone in two of three seeds. The parts' own tables are worth 0.70, the projectors' stage 0.25. SmolLM2
+with Gemma 3, frozen, one block, 20 steps: 4.72 where SmolLM2 alone has 4.54; as one-hot it is SmolLM2,
+difference 0. Characters joined by blanks: 3.77 nats a token where plain text has 4.73.
 """
 
 import time
@@ -98,7 +99,7 @@ PRESETS = {
     "small": ManticoreConfig,
     "debug": lambda: ManticoreConfig(
         size="tiny", corpora=("sotu", "sotu"), tokenizer="bytes", seq_len=16, rows=16, test=8, batch=4,
-        pretrain_steps=2, projector_steps=1, projector_shares=(0.0,), steps=2, blocks=(2,),
+        pretrain_steps=2, projector_steps=1, projector_shares=(0.0,), steps=2, blocks=(1,),
         searches=("simultaneous",), sweep=(0.0, 0.5, 1.0), parts=("nano", "nano-mamba"),
         pretrained_blocks=(2,), pretrained_len=16, pretrained_rows=16, pretrained_batch=8,
         pretrained_steps=2, seeds=(0, 1), out="runs/manticore-debug",
