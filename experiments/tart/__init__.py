@@ -21,10 +21,13 @@ Everything measured is kept in OUT/cells; what was interrupted goes on.
 
 The module is the shipped one, or that of a folder (`--reasoner`), which `experiments.tart_train` trains.
 
-RESULT: the small run waits for a quiet machine. Parts of it (29 November 2026, 2 busy cores), MiniLM, four
-binary tasks, three seeds, 60 items: TART 0.65, 0.70, 0.80 at 18, 32, 128 examples; a probe of the same 16
-components 0.66, 0.72, 0.80; of all dimensions 0.66, 0.72, 0.78. The module: 1,750 steps on a CPU, below the
-best ridge by 0.076 +- 0.023 of accuracy at d = 8, k = 32, alpha = 10, and by 0.041 at alpha = 1.
+RESULT (30 November 2026, small, an hour on one shared core, three seeds): on real vectors the module is
+worth a probe fitted to the same components: 0.001 of accuracy apart on seven binary tasks with 18 examples
+of SmolLM2's vectors (-0.016 to 0.018), 0.001 with 128 of MiniLM's (-0.006 to 0.007). That does not beat
+SmolLM2's in-context learning, which is 0.08 better at 18 examples (0.03 to 0.14), 0.13 when calibrated:
+these vectors, not reasoning over them, are what is missing, as the split says too. Leave-one-out vectors
+over those of one prompt: undecided. On fresh problems it is 0.029 below the best ridge (0.024 to 0.035; the
+claim is 0.02).
 """
 
 import functools

@@ -7,6 +7,7 @@ import runpy
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
@@ -29,6 +30,7 @@ def test_help_names_the_command_and_says_what_it_asks(name, monkeypatch):
     finders = [finder for finder in sys.meta_path if "_pytest" not in type(finder).__module__]
     monkeypatch.setattr(sys, "meta_path", finders)
     monkeypatch.setattr(sys, "argv", [name, "--help"])
+    monkeypatch.setattr(jax.config, "update", lambda *_: None)  # devices cannot be added to running tests
     with contextlib.redirect_stdout(io.StringIO()) as shown, pytest.raises(SystemExit) as ended:
         runpy.run_module(name, run_name="__main__", alter_sys=True)
     assert not ended.value.code
