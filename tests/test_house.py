@@ -104,19 +104,21 @@ def test_kernels_is_a_source_root_and_not_a_package():
 def test_importing_the_library_takes_under_a_second_beyond_jax():
     """All public modules, and none of the heavy packages that only some users need."""
     program = (
-        "import time, jax, jax.numpy, sys; start = time.process_time()\n"
+        "import time; begin = time.process_time()\n"
+        "import jax, jax.numpy, sys; start = time.process_time()\n"
         "import jaxllm, jaxllm.models, jaxllm.optim, jaxllm.data, jaxllm.parallel, jaxllm.generate\n"
         "import jaxllm.pretrained, jaxllm.score, jaxllm.text, jaxllm.train\n"
-        "print(time.process_time() - start)\n"
+        "print(time.process_time() - start, start - begin)\n"
         "heavy = {'torch', 'tensorflow', 'transformers', 'matplotlib', 'orbax', 'grain', 'tyro'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )
-    command, seconds = [sys.executable, "-c", program], []
+    command, shares = [sys.executable, "-c", program], []
     for _ in range(3):  # the least: a first import compiles byte code, and a busy core is slower
         result = subprocess.run(command, capture_output=True, text=True, check=True)
         taken, heavy = result.stdout.strip().splitlines()[-2:]
-        seconds.append(float(taken))
-        if seconds[-1] < 1.0:
+        ours, theirs = map(float, taken.split())
+        shares.append(ours / max(1.0, 0.75 * theirs))  # a slow core is slow with jax too
+        if shares[-1] < 1.0:
             break
-    assert min(seconds) < 1.0
+    assert min(shares) < 1.0
     assert heavy == "[]"
