@@ -22,10 +22,12 @@ from jaxllm.optim import OptimConfig
 from jaxllm.parallel import HOST_MEMORY
 from jaxllm.report import Claim, decide, t_interval
 from jaxllm.text import TrainConfig
+from jaxllm.text.prepare import TextRun
 from jaxllm.train.prepare import Run
 
 OURS = "this experiment"
 _MODERN = 1981  # the first year of the texts that are adapted to
+_SENTENCES = 6  # of a paragraph
 _HELD_OUT = 8  # one address of so many
 
 
@@ -74,13 +76,16 @@ def over_seeds(config, measure: Callable[..., dict[str, float]]) -> tuple[Findin
 
 @functools.cache
 def paragraphs(most: int) -> list[Paragraph]:
-    """Return about so many paragraphs of the embedded addresses, evenly over the years."""
+    """Return about so many paragraphs of the embedded addresses, evenly over the years.
+
+    The addresses have no breaks: a paragraph is some sentences, one a line.
+    """
     found = []
     for number, one in enumerate(sotu_addresses()):
-        for text in re.split(r"\n+", one["text"]):
-            text = re.sub(r"(?<=[.!?]) ", "\n", text.strip())
-            if len(text) >= 200:
-                found.append(Paragraph(text, int(one["year"]), number % _HELD_OUT == 0))
+        sentences = re.split(r"(?<=[.!?]) ", one["text"].strip())
+        for at in range(0, len(sentences) - _SENTENCES + 1, _SENTENCES):
+            text = "\n".join(sentences[at : at + _SENTENCES])
+            found.append(Paragraph(text, int(one["year"]), number % _HELD_OUT == 0))
     return found[:: max(1, len(found) // most)]
 
 
@@ -171,3 +176,12 @@ def refusal(call: Callable[[], object]) -> str:
     except UserError as error:
         return str(error)
     raise AssertionError("this combination was not refused")
+
+
+def losses_of(job: TextRun, steps: int) -> list[float]:
+    """Return the training losses of a run's first steps."""
+    state, batches, losses = job.init(jax.random.key(job.config.seed)), job.batches(), []
+    for number in range(steps):
+        state, told = job.train_step_at(number)(state, job.put(next(batches)))
+        losses.append(float(told["loss"]))
+    return losses
