@@ -51,8 +51,8 @@ def windows(ids: np.ndarray, seq_len: int, rows: int, seed: int = 0) -> Arrays:
     """Return rows of tokens and of those that follow, drawn without overlap.
 
     Examples:
-      >>> windows(np.arange(9), 4, 1)["targets"] - windows(np.arange(9), 4, 1)["tokens"]
-      array([[1, 1, 1, 1]])
+      >>> (windows(np.arange(9), 4, 1)["targets"] - windows(np.arange(9), 4, 1)["tokens"]).tolist()
+      [[1, 1, 1, 1]]
     """
     places = (len(ids) - 1) // seq_len
     if places < rows:
