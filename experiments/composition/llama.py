@@ -57,7 +57,7 @@ class Arm(NamedTuple):
 
 
 def llama(config) -> models.ModelConfig:
-    """Return the model, of whose heads subnetworks can take a half."""
+    """Return the model: an even number of heads, so that a subnetwork can have half of them."""
     return models.get_preset(
         "llama-nano", vocab_size=None, num_layers=config.layers, embed_dim=config.width, num_heads=8,
         num_kv_heads=4, mlp_dim=4 * config.width, context_length=1024,

@@ -45,7 +45,7 @@ def part(name: str, sizes: Sizes, vocab_size: int, length: int) -> LanguageModel
 def wide_part(
     name: str, sizes: Sizes, vocab_size: int, length: int, like: LanguageModel, what: str
 ) -> LanguageModel:
-    """Return a part so wide that it has as many parameters, or costs as many FLOPs, as another model.
+    """Return a part, widened until its parameters, or its FLOPs, are as many as another model's.
 
     Widths are multiples of the number of heads.
     """

@@ -110,7 +110,7 @@ def small_part(
 
 
 def wide_part(part: int, size: str, like: LanguageModel, seq_len: int) -> LanguageModel:
-    """Return the config of a part so wide that it has as many parameters as another model."""
+    """Return a part's config, widened until its parameters are as many as another model's."""
     make = functools.partial(small_part, part, size, like.vocab_size, seq_len)
     return widened(make, range(8, 4 * like.embed_dim, 4), like, "parameters", seq_len)
 

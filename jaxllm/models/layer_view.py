@@ -33,7 +33,7 @@ class LayerView:
           x_BTD: its input.
 
         Raises:
-          UserError: activations are captured of layers some of which are not kept.
+          UserError: activations are captured, and some layers are skipped.
         """
 
         if self.kept is None:
