@@ -45,7 +45,7 @@ import numpy as np
 import optax
 
 from experiments.grid import check_seeds, publish, run_grid
-from experiments.phase_transition import reading_corpora, text_report
+from experiments.phase_transition import init_params, reading_corpora, text_report
 from experiments.phase_transition.mixed_texts import write_mixed_texts
 from experiments.reading_times import syntax
 from jaxllm import data, interpret, models
@@ -215,11 +215,6 @@ def make_task(config: TextTransitionConfig, arm: str, seed: int, corpus: data.Co
     weight = config.penalty / pairs if ARMS[arm][2] else 0.0
     ids, places = corpus.train.ids, np.arange(length + 1)
 
-    def init(key):
-        params = models.init(model, key)
-        tokens = params["embed"]["tokens"] * (0.02 / model.init_std)  # tied: logits start small
-        return params | {"embed": params["embed"] | {"tokens": tokens}}
-
     def batches() -> Iterator[dict[str, np.ndarray]]:
         draw = np.random.default_rng([seed, 1])
         while True:
@@ -236,7 +231,7 @@ def make_task(config: TextTransitionConfig, arm: str, seed: int, corpus: data.Co
             mean += weight * interpret.copying_penalty(model, params, spans)
         return mean, sums
 
-    return Task(init, models.axes(model), batches, loss)
+    return Task(functools.partial(init_params, model), models.axes(model), batches, loss)
 
 
 def run_arm(config: TextTransitionConfig, corpora, arm: str, seed: int) -> dict:

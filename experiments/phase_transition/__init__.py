@@ -130,16 +130,18 @@ def model_config(config: PhaseTransitionConfig, arm: str) -> ModelConfig:
     )  # fmt: skip
 
 
+def init_params(model: ModelConfig, key: jax.Array) -> dict:
+    """Return parameters whose tied table starts small, and logits with it."""
+    params = models.init(model, key)
+    tokens = params["embed"]["tokens"] * (0.02 / model.init_std)
+    return params | {"embed": params["embed"] | {"tokens": tokens}}
+
+
 def make_task(config: PhaseTransitionConfig, arm: str, seed: int) -> Task:
     """Return next tokens of the repeating source, with or without the penalty."""
     model, (_, batch, penalised) = model_config(config, arm), ARMS[arm]
     weight = config.penalty if penalised else 0.0
     chain = source.make_source(seed, config.vocab_size)
-
-    def init(key):
-        params = models.init(model, key)
-        tokens = params["embed"]["tokens"] * (0.02 / model.init_std)  # tied: logits start small
-        return params | {"embed": params["embed"] | {"tokens": tokens}}
 
     def batches() -> Iterator[dict[str, np.ndarray]]:
         draw = np.random.default_rng([seed, 1])
@@ -161,7 +163,7 @@ def make_task(config: PhaseTransitionConfig, arm: str, seed: int) -> Task:
     def evaluate(params, mean_loss):
         return {"loss": mean_loss(params, itertools.islice(batches(), 4))[0]}
 
-    return Task(init, models.axes(model), batches, loss, evaluate)
+    return Task(functools.partial(init_params, model), models.axes(model), batches, loss, evaluate)
 
 
 def run_arm(config: PhaseTransitionConfig, arm: str, seed: int) -> dict:
