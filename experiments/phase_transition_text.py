@@ -5,18 +5,19 @@
     JAXLLM_DATA=DIR python -m experiments.phase_transition_text --preset gpu       # one H100 or H200
 
 What `experiments.phase_transition` asks of a simulated reader, asked of Natural Stories and Provo. Models in
-GPT-2's shape are trained on real text of several kinds (phase_transition/mixed_texts.py); at log-spaced
-checkpoints
+GPT-2's shape are trained on real text of several kinds (phase_transition/mixed_texts.py), three windows in
+four of which are one span of it again and again: without that, copying comes after far more tokens. At
+log-spaced checkpoints
 
 - heads are scored, each beside its null: copying (prefix matching), previous token, syntactic governors
   (UAS, UD English PUD); and the in-context-learning score, early minus late loss in a window;
 - every word's surprisal predicts reading times: psychometric predictive power, PPP, whole texts held out,
   also with each word's number of sub-words among the controls, and in the published, shifted column.
 
-Arms: 1 and 2 layers at two batch sizes, the same tokens; 2 layers whose copying is penalised throughout. At
-the last checkpoint the head that copies most, and the one that copies least, are taken out. A run is kept in
-OUT/runs; `--train_only --arms ... --seeds ...` trains some, in a process of its own, and a call without them
-reads what is there.
+Arms: 1 and 2 layers at two batch sizes, the same tokens; 2 layers whose copying is penalised throughout, and
+2 layers that read the text as it is. At the last checkpoint the head that copies most, and the one that
+copies least, are taken out. A run is kept in OUT/runs; `--train_only --arms ... --seeds ...` trains some, in
+a process of its own, and a call without them reads what is there.
 
 Aoyama and Wilcox, Language Models Grow Less Humanlike beyond Phase Transition (arXiv 2502.18802): 768 wide,
 T 1024, CC-100, 10 billion tokens; the paper preset. Rotary positions and few wide heads, which copy sooner,
@@ -38,7 +39,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import jax
 import numpy as np
@@ -47,10 +48,11 @@ import optax
 from experiments.grid import check_seeds, publish, run_grid
 from experiments.phase_transition import init_params, reading_corpora, text_report
 from experiments.phase_transition.mixed_texts import write_mixed_texts
+from experiments.phase_transition.repeating_source import SHORTEST, tile_spans
 from experiments.reading_times import syntax
 from jaxllm import data, interpret, models
 from jaxllm.cli.experiment import run_experiment
-from jaxllm.config import Config, Count, NotNegative, Positive, Range, Seed, UserPath
+from jaxllm.config import Config, Count, Fraction, NotNegative, Positive, Range, Seed, UserPath
 from jaxllm.errors import UserError, unknown
 from jaxllm.kept_result import kept_result
 from jaxllm.models import ModelConfig, get_preset
@@ -58,15 +60,24 @@ from jaxllm.report import Report
 from jaxllm.score import word_surprisals
 from jaxllm.train import Every, RunConfig, Task, to_dict, train
 
-# name -> what it changes: (layers, by what the batch is divided, whether copying is penalised)
+
+class Arm(NamedTuple):
+    """What an arm changes."""
+
+    layers: int
+    divided: int = 1  # the batch, by this
+    penalised: bool = False  # copying
+    repeats: bool = True  # windows that are one span again and again
+
+
 ARMS = {
-    "2 layers": (2, 1, False),
-    "2 layers, small batch": (2, 4, False),
-    "1 layer": (1, 1, False),
-    "1 layer, small batch": (1, 4, False),
-    "2 layers, copying penalised": (2, 1, True),
+    "2 layers": Arm(2),
+    "2 layers, small batch": Arm(2, divided=4),
+    "2 layers, no repeats": Arm(2, repeats=False),
+    "2 layers, copying penalised": Arm(2, penalised=True),
+    "1 layer": Arm(1),
+    "1 layer, small batch": Arm(1, divided=4),
 }
-_SHORTEST = 8  # tokens of the penalised spans; the longest are half a context
 _STEPS_APART = 80  # the first checkpoint comes after this part of the steps
 
 
@@ -74,23 +85,24 @@ _STEPS_APART = 80  # the first checkpoint comes after this part of the steps
 class TextTransitionConfig(Config):
     """The runs, and what they are read with."""
 
-    arms: tuple[str, ...] = ("2 layers", "2 layers, small batch", "1 layer")
-    seeds: tuple[Seed, ...] = (0, 1)
+    arms: tuple[str, ...] = tuple(ARMS)[:-1]
+    seeds: tuple[Seed, ...] = (0, 1, 2)
     train_only: bool = False  # train the runs and write no report
     data: str = "mixed"  # mixed_texts.py's, or what `jaxllm.data.open_source` reads, such as sotu
     tokenizer: str = "bpe:512"
-    tokens: Annotated[int, Range(1, 2**63 - 1)] = 4_000_000  # that a run is trained on
-    batch: Count = 16  # sequences; a quarter of them in the arms of a small batch
-    context_length: Count = 128
+    repeats: Fraction = 0.75  # of the windows: one span of text again and again, which teaches copying
+    tokens: Annotated[int, Range(1, 2**63 - 1)] = 5_000_000  # that a run is trained on
+    batch: Count = 32  # sequences; a quarter of them in the arms of a small batch
+    context_length: Count = 64
     embed_dim: Count = 64
     num_heads: Count = 2
     learning_rate: Positive = 3e-3
     warmup: Count = 100  # steps
     penalty: NotNegative = 3.0  # weight of the copying penalty times the pairs that it sums over
-    checkpoints: Count = 16  # evenly in their logarithm
+    checkpoints: Count = 18  # evenly in their logarithm
     windows: Count = 128  # of held-out text
     random_sequences: Count = 100  # of repeated random tokens
-    span: Count = 50  # tokens that are repeated
+    span: Count = 32  # tokens that are repeated
     sentences: Count = 100  # of the treebank
     words: Count = 20_000  # of each reading corpus at most
     out: UserPath = "runs/phase-transition-text"
@@ -104,15 +116,15 @@ class TextTransitionConfig(Config):
             check_seeds(self.seeds)
         if self.batch % 4:
             raise UserError(f"batch is {self.batch}; a quarter of it is a batch too: give a multiple of 4")
-        if self.context_length < 2 * max(self.span, _SHORTEST):
+        if self.context_length < 2 * max(self.span, SHORTEST):
             raise UserError(
                 f"context_length is {self.context_length}; a span of {self.span} tokens must come twice, so "
-                f"give {2 * max(self.span, _SHORTEST)} or more, or a shorter span"
+                f"give {2 * max(self.span, SHORTEST)} or more, or a shorter span"
             )
 
     def sequences(self, arm: str) -> int:
         """Return the batch of an arm."""
-        return self.batch // ARMS[arm][1]
+        return self.batch // ARMS[arm].divided
 
     def steps(self, arm: str) -> int:
         """Return the steps of an arm."""
@@ -136,18 +148,19 @@ def _debug() -> TextTransitionConfig:
 
 def _gpu() -> TextTransitionConfig:
     return TextTransitionConfig(
-        arms=tuple(ARMS), seeds=(0, 1, 2), tokenizer="bpe:4096", tokens=40_000_000, batch=64,
-        context_length=256, embed_dim=256, num_heads=4, learning_rate=2e-3, warmup=200, checkpoints=20,
-        windows=256, sentences=200, out="runs/phase-transition-text-gpu",
+        arms=tuple(ARMS), tokenizer="bpe:4096", tokens=40_000_000, batch=64, context_length=256,
+        embed_dim=256, num_heads=4, learning_rate=2e-3, warmup=200, span=50, checkpoints=20, windows=256,
+        sentences=200, out="runs/phase-transition-text-gpu",
     )  # fmt: skip
 
 
 def _paper() -> TextTransitionConfig:
     """The paper's widths and tokens; its 12 x 64 heads are GPT-2's, its models of 1 and 2 layers have 8."""
     return TextTransitionConfig(
-        arms=tuple(ARMS), seeds=(1, 2, 3), data="tfds:c4/en", tokenizer="gpt2", tokens=10_000_000_000,
-        batch=16, context_length=1024, embed_dim=768, num_heads=8, learning_rate=2.5e-4, warmup=2000,
-        checkpoints=30, windows=1024, sentences=1000, out="runs/phase-transition-text-paper",
+        arms=tuple(arm for arm in ARMS if ARMS[arm].repeats), seeds=(1, 2, 3), data="tfds:c4/en",
+        tokenizer="gpt2", repeats=0.0, tokens=10_000_000_000, batch=16, context_length=1024, embed_dim=768,
+        num_heads=8, learning_rate=2.5e-4, warmup=2000, span=50, checkpoints=30, windows=1024,
+        sentences=1000, out="runs/phase-transition-text-paper",
     )  # fmt: skip
 
 
@@ -192,7 +205,7 @@ def shortened(corpus: reading_corpora.ReadingCorpus, words: int) -> reading_corp
 def model_config(config: TextTransitionConfig, arm: str, vocab_size: int) -> ModelConfig:
     """Return the model of an arm: pre-norm, rotary positions."""
     return get_preset(
-        "gpt2-nano", vocab_size=vocab_size, context_length=config.context_length, num_layers=ARMS[arm][0],
+        "gpt2-nano", vocab_size=vocab_size, context_length=config.context_length, num_layers=ARMS[arm].layers,
         embed_dim=config.embed_dim, num_heads=config.num_heads, position="rotary", rope_theta=1000.0,
         init_std=config.embed_dim**-0.5,
     )  # fmt: skip
@@ -211,22 +224,24 @@ def make_task(config: TextTransitionConfig, arm: str, seed: int, corpus: data.Co
     model, batch = model_config(config, arm, corpus.tokenizer.vocab_size), config.sequences(arm)
     length, longest = config.context_length, config.context_length // 2
     # Expected pairs of spans whose length is uniform: the sum over later ones is about T^2 / 2 / length.
-    pairs = batch * length**2 / 2 * float(np.mean(1 / np.arange(_SHORTEST, longest + 1)))
-    weight = config.penalty / pairs if ARMS[arm][2] else 0.0
+    pairs = batch * length**2 / 2 * float(np.mean(1 / np.arange(SHORTEST, longest + 1)))
+    weight = config.penalty / pairs if ARMS[arm].penalised else 0.0
+    repeats = config.repeats if ARMS[arm].repeats else 0.0
     ids, places = corpus.train.ids, np.arange(length + 1)
 
     def batches() -> Iterator[dict[str, np.ndarray]]:
         draw = np.random.default_rng([seed, 1])
         while True:
             starts = draw.integers(0, len(ids) - length, batch)
-            yield {"tokens": ids[starts[:, None] + places].astype(np.int32)}
+            windows = ids[starts[:, None] + places].astype(np.int32)
+            yield {"tokens": tile_spans(windows, draw, repeats, longest)}
 
     def loss(params, batch, key):
         tokens = batch["tokens"]
         mean, sums = models.loss(model, params, tokens[:, :-1], tokens[:, 1:])
         if weight and key is not None:
             spans = interpret.draw_repeated_spans(
-                key, len(tokens), length, model.vocab_size, shortest=_SHORTEST, longest=longest
+                key, len(tokens), length, model.vocab_size, shortest=SHORTEST, longest=longest
             )
             mean += weight * interpret.copying_penalty(model, params, spans)
         return mean, sums

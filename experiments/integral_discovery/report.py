@@ -159,9 +159,9 @@ def sections(config, runs: Runs, rules: Rules, book: dict[str, Any], problems) -
     )
     first = runs[config.architectures[0], max(config.pairs)][0]
     wrote = [
-        (split, f, "; ".join(texts), str(closed_form(Formula.parse(f))))
+        (split, f, text, str(closed_form(Formula.parse(f))))
         for split in ("random", "coefficients", "degree 5", "degree 6")
-        for f, texts in first[f"{split}/verified/samples"]
+        for f, text in first[f"{split}/verified/samples"]
     ]
     found = {"Rules": f"```\n{rules}\n```", "Translation": markdown_table(head, rows)}
     found[f"What the {config.architectures[0]} wrote"] = markdown_table(("split", "f", "wrote", "is"), wrote)

@@ -145,9 +145,8 @@ def _searches(config: MadConfig, study: Study, cells) -> dict:
         arm, mixture = variant[1], None
         if arm in GIVEN:
             mixture = given_mixture(arm, cells, study.tasks, name, seeds.index(seed), seed)
-        if arm in SWEEP[1:-1]:
-            share = float(arm.split()[1])
-            mixture = np.array([[share, 1 - share]])
+        if arm in SWEEP:
+            mixture = np.array([[SWEEP[arm], 1 - SWEEP[arm]]])
         return study.run(name, arm, seed, mixture)
 
     return run_grid([(name, arm) for arm in config.searches], seeds, run)

@@ -37,8 +37,8 @@ BLOCKS = (1, 2)
 HYBRIDS = tuple(f"hybrid {blocks}" for blocks in BLOCKS)
 WIDE = tuple(f"{name}, equal {what}" for name in PARTS for what in EQUAL)
 TRAINED = (*PARTS, *HAND_MADE, *HYBRIDS, *WIDE)  # on every task
-# Attention's share in the hybrid of one block, frozen.
-SWEEP = tuple(f"alpha {share:g}" for share in (0.25, 0.5, 0.75))  # its ends are the parts
+# Attention's share in the hybrid of one block, frozen; the ends of the sweep are the parts.
+SWEEP = {f"alpha {share:g}": share for share in (0.25, 0.5, 0.75)}
 _GAEA = 10.0  # times the rate of other searches, as the paper's runs have it
 GIVEN = ("uniform", "random", "searched", "programmed")  # mixtures that are frozen while all else is trained
 

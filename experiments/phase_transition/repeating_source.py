@@ -41,7 +41,22 @@ def draw_sequences(
     for t in range(1, length):
         chance = draw.random(rows)
         tokens[:, t] = (cumulative_VV[tokens[:, t - 1]] < chance[:, None]).sum(axis=1)
-    period = draw.integers(SHORTEST, LONGEST + 1, rows)
+    return tile_spans(tokens, draw, tiled)
+
+
+def tile_spans(
+    tokens: np.ndarray, draw: np.random.Generator, tiled: float, longest: int = LONGEST
+) -> np.ndarray:
+    """Return sequences [rows, length], a share `tiled` of which repeats its first tokens again and again.
+
+    How many, SHORTEST to `longest`, each draws for itself: a fixed lag could be learned without copying.
+
+    Examples:
+      >>> tile_spans(np.arange(20)[None], np.random.default_rng(0), 1.0, longest=SHORTEST)
+      array([[0, 1, 2, 3, 4, 5, 6, 7, 0, 1, 2, 3, 4, 5, 6, 7, 0, 1, 2, 3]])
+    """
+    rows, length = tokens.shape
+    period = draw.integers(SHORTEST, longest + 1, rows)
     period = np.where(draw.random(rows) < tiled, period, length)
     return np.take_along_axis(tokens, np.arange(length) % period[:, None], axis=1)
 

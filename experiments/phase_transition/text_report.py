@@ -23,6 +23,11 @@ MEASURES = {
     "Provo, go-past": (1, "go-past", False),
 }
 HEADLINE, KNOWN, PUBLISHED, *_PROVO = MEASURES
+_WITHOUT = {  # arms in which copying cannot be learned
+    "1 layer": "in one",
+    "2 layers, no repeats": "where no window repeats itself",
+    "2 layers, copying penalised": "where copying is penalised",
+}
 _SMALL = 1e-3  # nats a word: a change of predictive power that is none
 
 
@@ -134,10 +139,11 @@ def claims(runs: dict[str, list[dict]], found: dict[str, list[dict]]) -> list[Cl
     if (arm := "1 layer") in runs:
         test("one layer: copying score of the best head at the end, over the null's (no induction)",
              _end(runs, arm, "copying") / _end(runs, arm, "null"), source="control", below=4)  # fmt: skip
-        if "2 layers" in runs:
-            test("PPP falls more in 2 layers than in one, nats a word",
-                 [fall(two["halves"][HEADLINE]) - fall(one["halves"][HEADLINE])
-                  for two, one in zip(found["2 layers"], found[arm], strict=True)],
+    for arm, why in _WITHOUT.items():
+        if arm in runs and "2 layers" in runs:
+            test(f"PPP falls more in 2 layers than {why}, nats a word",
+                 [fall(a["halves"][HEADLINE]) - fall(b["halves"][HEADLINE])
+                  for a, b in zip(found["2 layers"], found[arm], strict=True)],
                  source="control", above=0)  # fmt: skip
     if (arm := "2 layers, copying penalised") in runs:
         test("copying penalised: score of the best head at the end, over the null's",

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -89,6 +90,15 @@ def test_mixtures_are_given_as_they_are_called():
     np.testing.assert_allclose(of("programmed")[0], [0.3, 0.7])
     np.testing.assert_allclose(of("random").sum(axis=1), 1)
     np.testing.assert_array_equal(of("random"), of("random"))
+
+
+def test_every_mixture_of_the_sweep_is_given():
+    asked = {}
+    study = SimpleNamespace(run=lambda name, arm, seed, mixture: asked.update({arm: mixture}))
+    mad._searches(mad.MadConfig(searches=tuple(SWEEP)), study, {})
+    assert {arm: np.round(mixture, 6).tolist() for arm, mixture in asked.items()} == {
+        "alpha 0.25": [[0.25, 0.75]], "alpha 0.5": [[0.5, 0.5]], "alpha 0.75": [[0.75, 0.25]],
+    }  # fmt: skip
 
 
 def made_up_cells(tasks, proxies):

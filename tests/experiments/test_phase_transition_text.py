@@ -124,7 +124,7 @@ def test_claims_follow_the_curves(tmp_path):
     (dict(arms=("3 layers",)), "unknown arm '3 layers'"),
     (dict(seeds=(0,)), "give two or more"),
     (dict(batch=6), "batch is 6; a quarter of it is a batch too"),
-    (dict(context_length=64), "context_length is 64; a span of 50 tokens must come twice, so give 100"),
+    (dict(span=50), "context_length is 64; a span of 50 tokens must come twice, so give 100"),
 ])  # fmt: skip
 def test_what_cannot_be_run_is_refused(changes, message):
     with pytest.raises(UserError, match=message):

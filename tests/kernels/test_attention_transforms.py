@@ -28,8 +28,9 @@ def implementation(request, monkeypatch):
     name = request.param
     if name != "xla":
         kernel = {"pallas_tpu": pallas_tpu, "pallas_gpu": pallas_gpu}[name]
-        for table, run in ((api._FORWARD, kernel.forward), (api._BACKWARD, kernel.backward)):
-            monkeypatch.setitem(table, name, functools.partial(run, interpret=True))
+        for rule in ("forward", "backward"):
+            interpreted = functools.partial(getattr(kernel, rule), interpret=True)
+            monkeypatch.setitem(api._traced_once(rule), name, interpreted)
     return name
 
 

@@ -7,26 +7,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxllm_kernels.attention import cudnn, pallas_gpu, pallas_tpu, reference, xla
+from jaxllm_kernels.attention import cudnn, reference, xla
 from jaxllm_kernels.attention.visibility import NOTHING
 from jaxllm_kernels.compat import varying_like
 from jaxllm_kernels.dispatch import dispatch
 from jaxllm_kernels.dtypes import widened
 
-# Each is traced once for given shapes and options: every attention of every program is traced for all
-# platforms (`dispatch`), and without this a kernel would be again for each.
-_traced_once = functools.partial(jax.jit, static_argnames=("scale", "causal", "window"), inline=True)
-_FORWARD = {
-    "xla": _traced_once(xla.forward),
-    "pallas_tpu": _traced_once(pallas_tpu.forward),
-    "pallas_gpu": _traced_once(pallas_gpu.forward),
-}
-_BACKWARD = {
-    "xla": _traced_once(xla.backward),
-    "pallas_tpu": _traced_once(pallas_tpu.backward),
-    "pallas_gpu": _traced_once(pallas_gpu.backward),
-}
-IMPLEMENTATIONS = ("reference", *_FORWARD, "cudnn")
+IMPLEMENTATIONS = ("reference", "xla", "pallas_tpu", "pallas_gpu", "cudnn")
 
 
 def attention(
@@ -153,7 +140,7 @@ def _differentiable(q, k, v, sink_H, segment_ids_BT, mask_BTS, fixed: _Fixed):
 
 def _run_forward(q, k, v, sink_H, segment_ids_BT, mask_BTS, fixed: _Fixed):
     arrays = q, k, v, sink_H, segment_ids_BT, mask_BTS
-    out, lse_BHT = _dispatch(_FORWARD, arrays, fixed, ())
+    out, lse_BHT = _dispatch("forward", arrays, fixed, ())
     returned_lse = None
     if fixed.with_lse:
         returned_lse = jnp.where(lse_BHT < NOTHING / 4, -jnp.inf, lse_BHT)
@@ -162,19 +149,33 @@ def _run_forward(q, k, v, sink_H, segment_ids_BT, mask_BTS, fixed: _Fixed):
 
 def _run_backward(fixed: _Fixed, saved, cotangents):
     *arrays, out, lse_BHT = saved
-    d_q, d_k, d_v, d_sink = _dispatch(_BACKWARD, arrays, fixed, (out, lse_BHT, *cotangents))
+    d_q, d_k, d_v, d_sink = _dispatch("backward", arrays, fixed, (out, lse_BHT, *cotangents))
     return d_q, d_k, d_v, d_sink, None, None
 
 
 _differentiable.defvjp(_run_forward, _run_backward)
 
 
-def _dispatch(candidates, arrays, fixed: _Fixed, more):
+@functools.cache
+def _traced_once(rule: str):
+    """Return the implementations of "forward" or "backward", each traced once for its shapes and options.
+
+    Every attention of every program is traced for all platforms (`dispatch`), and without this a kernel
+    would be again for each.
+    """
+    from jaxllm_kernels.attention import pallas_gpu, pallas_tpu  # here: Pallas is slow to import
+
+    once = functools.partial(jax.jit, static_argnames=("scale", "causal", "window"), inline=True)
+    modules = {"xla": xla, "pallas_tpu": pallas_tpu, "pallas_gpu": pallas_gpu}
+    return {name: once(getattr(module, rule)) for name, module in modules.items()}
+
+
+def _dispatch(rule: str, arrays, fixed: _Fixed, more):
     options = dict(scale=fixed.scale, causal=fixed.causal, window=fixed.window)
     return dispatch(
         "attention",
         fixed.implementation,
-        {name: functools.partial(run, **options) for name, run in candidates.items()},
+        {name: functools.partial(run, **options) for name, run in _traced_once(rule).items()},
         _cannot(arrays[0], arrays[5]),
         *arrays,
         *more,
@@ -183,6 +184,8 @@ def _dispatch(candidates, arrays, fixed: _Fixed, more):
 
 def _cannot(q, mask_BTS) -> dict[str, str | None]:
     """Return for each implementation why it cannot run a call."""
+    from jaxllm_kernels.attention import pallas_tpu
+
     pallas = None
     if mask_BTS is not None:
         pallas = "mask_BTS is for decoding, which reads each key once; it has no kernel"

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxllm_kernels.dispatch import dispatch
-from jaxllm_kernels.hadamard_rotate import pallas_gpu, pallas_tpu, xla
+from jaxllm_kernels.hadamard_rotate import xla
 
 IMPLEMENTATIONS = ("xla", "pallas_tpu", "pallas_gpu")
 
@@ -58,6 +58,8 @@ def hadamard_rotate(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))
 def _rotate(x, signs, axis, block_size, inverse, implementation):
+    from jaxllm_kernels.hadamard_rotate import pallas_gpu, pallas_tpu  # here: Pallas is slow to import
+
     options = {"block_size": block_size, "inverse": inverse}
     candidates = {
         "xla": functools.partial(xla.hadamard_rotate, axis=axis, **options),

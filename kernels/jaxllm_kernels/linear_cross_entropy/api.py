@@ -9,11 +9,10 @@ import jax.numpy as jnp
 
 from jaxllm_kernels.compat import varying_like
 from jaxllm_kernels.dispatch import dispatch
-from jaxllm_kernels.linear_cross_entropy import pallas_gpu, pallas_tpu, reference, xla
+from jaxllm_kernels.linear_cross_entropy import reference, xla
 from jaxllm_kernels.linear_cross_entropy.options import CPU_SIZES, DEVICE_SIZES, Options
 
-_PALLAS = {"pallas_tpu": pallas_tpu, "pallas_gpu": pallas_gpu}
-IMPLEMENTATIONS = ("reference", "xla", *_PALLAS)
+IMPLEMENTATIONS = ("reference", "xla", "pallas_tpu", "pallas_gpu")
 # Up to this width the kernels run by default, for 2-byte types: they move 3 to 4 times fewer bytes
 # than chunks do, at the price of a fourth matmul, which costs more than that in a wider model. By
 # compilers' estimates and rooflines (experiments/benchmarks/cross_entropy.py), not by a clock.
@@ -265,12 +264,15 @@ def _flat(hidden_BTD, weights, labels_BT, limits_BT, options: Options):
 
 def _dispatch(fixed: _Fixed, arrays, by_xla, by_kernel):
     """Call by_xla(*arrays, options=, sizes=) or by_kernel(module, *arrays, options=)."""
+    from jaxllm_kernels.linear_cross_entropy import pallas_gpu, pallas_tpu  # here: Pallas is slow to import
+
+    pallas = {"pallas_tpu": pallas_tpu, "pallas_gpu": pallas_gpu}
     options = fixed.options
     candidates = {"xla": lambda *arrays: _with_sizes(by_xla, fixed, arrays)}
-    for name, module in _PALLAS.items() if by_kernel else ():
+    for name, module in pallas.items() if by_kernel else ():
         if fixed.implementation is not None or _is_default(arrays[0]):
             candidates[name] = functools.partial(by_kernel, module, options=options)
-    cannot = {name: _cannot(module, arrays, options) for name, module in _PALLAS.items()}
+    cannot = {name: _cannot(module, arrays, options) for name, module in pallas.items()}
     return dispatch("linear_cross_entropy", fixed.implementation, candidates, cannot, *arrays)
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxllm_kernels.compat import varying_like
 from jaxllm_kernels.dispatch import dispatch
 from jaxllm_kernels.dtypes import widened
-from jaxllm_kernels.selective_scan import pallas_tpu, xla
+from jaxllm_kernels.selective_scan import xla
 
 IMPLEMENTATIONS = ("xla", "pallas_tpu")
 
@@ -140,6 +140,8 @@ _scan.defvjp(_forward, _backward)
 
 
 def _dispatch(rule, implementation, arrays, **options):
+    from jaxllm_kernels.selective_scan import pallas_tpu  # here: Pallas is slow to import
+
     modules = {"xla": xla, "pallas_tpu": pallas_tpu}
     candidates = {name: functools.partial(getattr(m, rule), **options) for name, m in modules.items()}
     cannot = {"pallas_tpu": pallas_tpu.cannot(arrays[0], arrays[2])}
