@@ -12,7 +12,10 @@ compare accuracy with published figures, which are of sequences ten times as lon
 layer without bias at the last token. Accuracy is split by difficulty: depth of lists, length of reviews,
 digit. The attention part has learned positions; hybrids of equal widths need no projectors.
 
-RESULT: not yet run as a whole.
+RESULT (30 November 2026, small, 22 minutes on one core): the hybrid is 0.010 above its better part (-0.034
+to 0.054) and 0.004 above that part made wider (-0.039 to 0.047), over four tasks: undecided. Two tasks are
+learned at all: ListOps (hybrid 0.30, the commonest label 0.11) and digits (0.67 and 0.11; Mamba alone 0.17,
+as wide as the hybrid 0.53). Pathfinder and reviews stay at the commonest label in every arm.
 """
 
 import functools
