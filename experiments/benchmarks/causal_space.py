@@ -121,24 +121,32 @@ def main(config: CausalSpeedConfig, preset: str = "custom") -> Report:
 
 def _ours(config, model, params, tokens, moves) -> tuple[np.ndarray, np.ndarray]:
     """Return (states [L + 1, B, D], log-probabilities [depths, A, B])."""
-    streams = _capture(model, params, tokens)
-    scores = [_edit(model, config.entity, params, depth, streams[depth], moves) for depth in config.depths]
+    streams, cache = _capture(model, config.entity, params, tokens)
+    scores = [
+        _edit(model, depth, params, streams[depth, :, config.entity :], moves, cache)
+        for depth in config.depths
+    ]
     states_PBD = np.asarray(streams[:, :, config.entity])
     return states_PBD - states_PBD.mean(-1, keepdims=True), np.stack(jax.device_get(scores))
 
 
-@partial(jax.jit, static_argnums=0)
-def _capture(model, params, tokens_BT):
+@partial(jax.jit, static_argnums=(0, 1))
+def _capture(model, entity, params, tokens_BT):
+    """Return (the stream at every depth [L + 1, B, T, D], the cache of what comes before the place)."""
     sites = models.Sites(("embed", "resid_post"))
     seen = models.capture(model, params, tokens_BT, sites)[1]
-    return jnp.concatenate([seen["embed"][None], seen["resid_post"]])
+    before_BS, slots = tokens_BT[:, :entity], tokens_BT.shape[1]
+    cache = models.prefill(model, params, before_BS, None, slots=slots)[1]
+    return jnp.concatenate([seen["embed"][None], seen["resid_post"]]), cache
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _edit(model, entity, params, depth, stream_BTD, moves_ABD):
+def _edit(model, depth, params, stream_BTD, moves_ABD, cache):
+    """Return log-probabilities [A, B] after the stream from the place on, its first state moved."""
+
     def of_arm(move_BD):
-        states_BTD = stream_BTD.at[:, entity].add(move_BD)
-        hidden_BTD = interpret.forward_from(model, params, depth, states_BTD)
+        states_BTD = stream_BTD.at[:, 0].add(move_BD)
+        hidden_BTD = interpret.forward_from(model, params, depth, states_BTD, cache=cache)
         return jax.nn.log_softmax(models.logits(model, params, hidden_BTD[:, -1]))[:, 0]
 
     return jax.lax.map(of_arm, moves_ABD)

@@ -8,6 +8,7 @@ import numpy as np
 
 from jaxllm import models
 from jaxllm.errors import UserError, brief
+from jaxllm.models.architecture import run_span
 from jaxllm.models.sites import Sites
 
 
@@ -20,12 +21,16 @@ def forward_from(
     positions: jax.Array | None = None,
     segment_ids: jax.Array | None = None,
     sites: Sites | None = None,
+    cache: dict | None = None,
 ) -> jax.Array:
     """Return what `models.trunk` would, begun from the residual stream after some layers: [B, T, D].
 
     The stream that `models.capture` reads at embed goes in at layer 0, that at resid_post of layer i at
     i + 1: a model of L layers has L + 1 such places. Layers below are skipped. A traced layer gives one
     program for all places.
+
+    In a model that sees what is behind it alone, an edit changes nothing before it. With the `cache` of the
+    tokens before, states from the first edited one on are all that is run: many edits share a cache.
 
     Args:
       config: a decoder, an encoder or a Mamba.
@@ -35,10 +40,12 @@ def forward_from(
       positions: see `models.trunk`.
       segment_ids: see `models.trunk`; of padded texts of an encoder their mask.
       sites: edits of the layers that are left, which keep their numbers, and of final.
+      cache: of the tokens before the states' first, from `models.prefill` with slots for both; it stays as
+        it is. The layer is then a number, and positions, segment_ids and sites are not given.
 
     Raises:
       UserError: a layer that the model does not have, states of another width or rank, sites that capture
-        or edit embed, an encoder-decoder.
+        or edit embed, an encoder-decoder, a cache beside what goes without one.
 
     Examples:
       >>> config = models.get_preset("gpt2-nano")
@@ -54,11 +61,14 @@ def forward_from(
         )
     if not isinstance(layer, jax.core.Tracer):
         check_depth(layer, config.num_layers)
-    shape, sites = np.shape(states_BTD), sites or Sites()
+    shape = np.shape(states_BTD)
     if len(shape) != 3 or shape[2] != config.embed_dim:
         raise UserError(
             f"states_BTD has shape {shape}; it must be [B, T, {config.embed_dim}], the model's width"
         )
+    if cache is not None:
+        return _continued(config, params, layer, states_BTD, cache, (positions, segment_ids, sites))
+    sites = sites or Sites()
     if "embed" in sites.edits or sites.capture:
         said = "edit embed, which the states replace" if "embed" in sites.edits else "capture"
         raise UserError(f"sites {said}; give edits of the layers that are left, or of final")
@@ -72,6 +82,26 @@ def forward_from(
     tokens_BT = jnp.zeros(shape[:2], jnp.int32)  # looked up, and replaced
     told = dict(positions=positions, segment_ids=segment_ids, sites=Sites(edits=edits))
     return models.trunk(config, params | {"layers": layers}, tokens_BT, **told)
+
+
+def _continued(config, params, layer, states_BTD, cache, others) -> jax.Array:
+    """Run the layers that are left on states that come after the tokens of a cache."""
+    if isinstance(layer, jax.core.Tracer) or any(x is not None for x in others):
+        raise UserError(
+            "forward_from takes a cache with a layer that is a number, not traced, and without positions, "
+            "segment_ids and sites"
+        )
+    if layer == config.num_layers:  # nothing looks back any more
+        return forward_from(config, params, layer, states_BTD)
+    layers = params["layers"]
+    left = layers[layer:] if isinstance(layers, tuple) else jax.tree.map(lambda x: x[layer:], layers)
+    x_BTD = jnp.asarray(states_BTD).astype(config.dtype)
+    span = range(layer, config.num_layers)
+    hidden_BTD, _ = run_span(config, params | {"layers": left}, x_BTD, span, cache)
+    if "valid" in cache:  # one slot a token; written past the end they would replace the last in silence
+        fits = cache["length"] + x_BTD.shape[1] <= cache["valid"].shape[1]
+        hidden_BTD = jnp.where(fits, hidden_BTD, jnp.nan)
+    return hidden_BTD
 
 
 def check_depth(layer: int, layers: int) -> None:

@@ -59,6 +59,26 @@ def test_an_edit_within_and_one_by_sites_are_the_same_and_layers_keep_their_numb
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("family", ["llama-nano", "gemma-nano", "mamba-nano"])
+def test_states_behind_a_cache_go_on_as_all_states_do(family):
+    """Edits from the fourth token on, at every depth, with one cache. float32: 1e-5."""
+    config, params, _, _, streams = whole(family)
+    shift = np.random.default_rng(3).normal(size=(B, 3, config.embed_dim)).astype(np.float32)
+    for layout in (params, models.layers_apart(params)):
+        cache = models.prefill(config, layout, TOKENS[:, :3], None, slots=T)[1]
+        for depth, states in enumerate(streams):
+            edited = np.concatenate([states[:, :3], states[:, 3:] + shift], axis=1)
+            expected = forward_from(config, params, depth, edited)[:, 3:]
+            found = forward_from(config, layout, depth, edited[:, 3:], cache=cache)
+            np.testing.assert_allclose(found, expected, atol=1e-5, err_msg=str(depth))
+
+
+def test_a_cache_without_slots_for_the_states_gives_nothing():
+    config, params, _, _, streams = whole("llama-nano")
+    cache = models.prefill(config, params, TOKENS[:, :3], None, slots=T - 1)[1]
+    assert np.isnan(forward_from(config, params, 1, streams[1][:, 3:], cache=cache)).all()
+
+
 def test_slopes_at_sites_are_finite_differences():
     """Of a float32 model, by central differences of 1e-3 along a random direction: 2 %."""
     config, params, *_, streams = whole("llama-nano")
