@@ -26,8 +26,8 @@ longer one tunes (0.20 after 1,200 steps), and by 0.09 more than counting by kno
 decoding exaggerates (slope 1.12 at temperature 0.7, 1.48 greedy). Of 14 pairs without a difference all report
 one where samples are the replicates, 4 where refits are, none where refits are of resampled texts, which find
 0.94 of true differences of 0.3. CommunityLM: the authors' stances name the warmer party in 0.97 of the
-targets, VADER's of continuations in 0.91, a classifier trained here in 0.61. Reviews: all four classes lean as
-counted ones do; addresses of two parties: two of four, and no insight.
+targets, VADER's of continuations in 0.91, a classifier trained here in 0.61. Reviews: all four classes lean
+as counted ones do; addresses of two parties: two of four, and no insight.
 """
 
 import time

@@ -50,7 +50,7 @@ class PunctuationConfig(Config):
     encoder: Literal["minilm", "nano"] = "minilm"  # real weights, or random ones and bytes
     layers: Count = 2  # of the encoder, its first
     window: Count = 128  # tokens
-    tagger_steps: Count = 48
+    tagger_steps: Count = 200
     tagger_batch: Count = 8  # windows
     tagger_rate: Positive = 1e-3
     scratch_rate: Positive = 1e-3
