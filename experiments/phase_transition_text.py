@@ -276,9 +276,9 @@ def _measure(config, corpora, arm, seed) -> dict:
             for name, value in {"step": step, "tokens": tokens, **seen}.items():
                 found.setdefault(name, []).append(value)
 
-    schedule = optax.warmup_cosine_decay_schedule(
-        0.0, config.learning_rate, min(config.warmup, max(1, steps[-1] // 4)), steps[-1] + 1
-    )
+    # No decay: a checkpoint does not depend on where its run ends, and with a falling rate copying comes late.
+    warmup = min(config.warmup, max(1, steps[-1] // 4))
+    schedule = optax.warmup_constant_schedule(0.0, config.learning_rate, warmup)
     begun = time.time()
     with TemporaryDirectory() as folder:  # a run that is interrupted begins anew
         run = RunConfig(
