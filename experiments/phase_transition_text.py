@@ -276,7 +276,7 @@ def _measure(config, corpora, arm, seed) -> dict:
             for name, value in {"step": step, "tokens": tokens, **seen}.items():
                 found.setdefault(name, []).append(value)
 
-    # No decay: a checkpoint does not depend on where its run ends, and with a falling rate copying comes late.
+    # No decay: a checkpoint then does not depend on where its run ends, nor copying come late.
     warmup = min(config.warmup, max(1, steps[-1] // 4))
     schedule = optax.warmup_constant_schedule(0.0, config.learning_rate, warmup)
     begun = time.time()
