@@ -206,7 +206,7 @@ def plot(out: Path, found: dict[str, Any]) -> None:
     out.mkdir(parents=True, exist_ok=True)
     kinds = [kind for kind in found["matrix"] if "normalized" not in kind]
     figure, [axes] = pyplot.subplots(
-        1, len(kinds), figsize=(3.4 * len(kinds) + 1, 3.6), layout="constrained", squeeze=False
+        1, len(kinds), figsize=(3.4 * len(kinds) + 1, 4.0), layout="constrained", squeeze=False
     )
     for axis, kind in zip(axes, kinds, strict=True):
         rows = found["matrix"][kind]
