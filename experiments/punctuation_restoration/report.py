@@ -172,9 +172,9 @@ def draw_plots(config, cells: dict, extra: dict) -> None:
             axis.plot(f1, [place + 0.2 * offset] * len(f1), ".", color=colour, alpha=0.6)
             label = test if place == 0 else None
             axis.plot(f1.mean(), place + 0.2 * offset, "|", color=colour, ms=14, label=label)
+    label_axes(axis, "micro-F1 over comma, period, question", "")
     axis.set_yticks(range(len(rows)), [ROWS[row] for row in rows])
     axis.invert_yaxis()
-    label_axes(axis, "micro-F1 over comma, period, question", "")
     share_legend(figure, [axis])
     write_figure(Path(config.out, "rows.png"), figure)
     plt.close(figure)
