@@ -1,6 +1,6 @@
 """Marks put into text beside the same network in transformers, and policy gradients beside trl: how fast.
 
-    JAXLLM_DATA=DIR python -m experiments.benchmarks.punctuation     # 6 minutes on 2 cores
+    JAXLLM_DATA=DIR python -m experiments.benchmarks.punctuation     # 2 minutes on 2 cores
     python -m experiments.benchmarks.punctuation --preset debug      # small random networks, no real data
 
 The tagger is MiniLM with a drawn head of four labels, on words of the embedded addresses, in the same windows
@@ -10,7 +10,9 @@ drawn at temperature 1 and one REINFORCE step with leave-one-out; trl's RLOOTrai
 shapes, where trl is installed (pip install trl), else it is left out and the report says so; transformers'
 generate and a step by hand on torch are a second rival, which needs no trl. Extras: torch.
 
-RESULT: not yet run on a quiet machine.
+RESULT (30 November 2026, small, 2 idle cores): the tagger labels 1.78 times the words of transformers' in a
+second (1.75 to 1.84; goal 1.5), all labels alike. Rollouts and an update: 2.24 times trl's tokens (1.72 to
+3.50; goal 2: undecided), 1.61 times those of generate and a step by hand on torch (1.44 to 1.68).
 """
 
 import functools
