@@ -47,9 +47,9 @@ def draw_sequences(
 def tile_spans(
     tokens: np.ndarray, draw: np.random.Generator, tiled: float, longest: int = LONGEST
 ) -> np.ndarray:
-    """Return sequences [rows, length], a share `tiled` of which repeats its first tokens again and again.
+    """Return sequences [rows, length]; in a share `tiled` of the rows the first few tokens repeat to the end.
 
-    How many, SHORTEST to `longest`, each draws for itself: a fixed lag could be learned without copying.
+    Each row draws how many, from SHORTEST to `longest`: a fixed lag could be learned without copying.
 
     Examples:
       >>> tile_spans(np.arange(20)[None], np.random.default_rng(0), 1.0, longest=SHORTEST)

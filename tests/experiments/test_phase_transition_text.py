@@ -77,6 +77,21 @@ def test_checkpoints_lie_on_one_grid_and_end_with_the_run():
     assert config.steps("1 layer, small batch") == pytest.approx(4 * config.steps("1 layer"), abs=4)
 
 
+@pytest.mark.parametrize("arm, share", [("2 layers", 0.75), ("1 layer", 0.75), ("2 layers, no repeats", 0.0)])
+def test_three_windows_in_four_are_one_span_again_and_again_but_where_nothing_repeats(arm, share):
+    """Every token of the text is another one, so a window that holds one twice repeats itself."""
+    config = dataclasses.replace(PRESETS["small"](), batch=400)
+    ids = np.arange(10_000)
+    corpus = SimpleNamespace(train=SimpleNamespace(ids=ids), tokenizer=SimpleNamespace(vocab_size=512))
+    tokens = next(iter(experiment.make_task(config, arm, 0, corpus).batches()))["tokens"]
+    kinds = np.array([len(set(row)) for row in tokens.tolist()])
+    repeated = kinds < tokens.shape[1]
+    assert tokens.shape[1] == config.context_length + 1
+    assert repeated.mean() == pytest.approx(share, abs=0.07 if share else 0)
+    assert set(kinds[repeated]) <= set(range(8, 33))
+    np.testing.assert_array_equal(np.diff(tokens[~repeated], axis=1), 1)
+
+
 def made_up(peak_first: bool, copies: bool, arms=tuple(ARMS)):
     """Return (runs, powers) of three seeds: PPP peaks at the transition, or only rises."""
     runs, powers = {}, {}

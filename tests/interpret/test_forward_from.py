@@ -132,6 +132,13 @@ def test_padding_of_an_encoder_is_not_seen():
 def test_what_cannot_be_run_from_is_told_in_one_sentence():
     config, params, *_, streams = whole("llama-nano")
     run = functools.partial(forward_from, config, params)
+    cache = models.prefill(config, params, TOKENS[:, :3], None, slots=T)[1]
+    behind = functools.partial(run, states_BTD=streams[1][:, 3:], cache=cache)
+    for more in (dict(positions=TOKENS[:, 3:]), dict(segment_ids=TOKENS[:, 3:]), dict(sites=models.Sites())):
+        with pytest.raises(UserError, match="takes a cache with a layer that is a number"):
+            behind(1, **more)
+    with pytest.raises(UserError, match="takes a cache with a layer that is a number"):
+        jax.jit(behind)(1)
     for layer in (3, -1, 1.0, True, "1"):
         with pytest.raises(UserError, match=r"layer is .*; the model has 2, so it must be from 0 .* to 2"):
             run(layer, streams[1])
