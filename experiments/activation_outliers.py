@@ -4,6 +4,9 @@
     python -m experiments.activation_outliers --preset debug     # seconds
     python -m experiments.activation_outliers --preset paper --mesh.fsdp 8
 
+On your own model: `jaxllm train --optim.name orthoadam --model.sink-logit 0 --model.norm rmsnorm_scalar`;
+`jaxllm.optim.orthoadam`, `jaxllm.interpret.activation_statistics`.
+
 "From Attention to Activation" (Kaul et al., ICLR 2025, arXiv 2410.17174) names two causes and a fix for each:
 softmax, whose weights must sum to 1, makes heads attend to the first token (softmax-1 need not); Adam, which
 scales every coordinate by itself, makes a few channels large (OrthoAdam does so in a rotated basis, and

@@ -4,6 +4,9 @@
     python -m experiments.cheaper_training --preset debug    # a minute
     python -m experiments.cheaper_training --variants plain est groups orthoadam sr est+groups+orthoadam+sr
 
+On your own model: `jaxllm train --subnetwork est-gpt2-like --vocab-groups merge_tree --optim.name
+adamw_bf16_sr`.
+
 A variant is the plain run with parts of it replaced, in any combination:
 
 - est: random subnetworks that grow to the whole model (arXiv 2406.06962)

@@ -5,6 +5,9 @@
     python -m experiments.evolving_subnetworks --schedules est-gpt2-like layer-dropout random-paths
     python -m experiments.evolving_subnetworks --preset paper      # 8 H100
 
+On your own model: `jaxllm train --subnetwork est-gpt2-like`; `jaxllm.subnetwork.subnetwork`, a view of
+parameters.
+
 Evolving subnetwork training (EST) is put beside plain training of as many steps; plain training that ends
 where EST's FLOPs end, its learning rate rescaled to end there ("shorter", the fair control); and a model
 with fewer layers, trained for as many FLOPs ("smaller"). All arms see the same batches and, but for the last,

@@ -1,12 +1,13 @@
 """Keep what an experiment found; write the README's table of results and experiments/README.md from it.
 
-    python -m experiments.keep_results --folders runs/anchored_answers-small   # what an experiment wrote
-    python -m experiments.keep_results                                         # the texts alone
+    python -m experiments.keep_results --folders runs/mad --plot curves.png   # what an experiment wrote
+    python -m experiments.keep_results                                        # the texts alone
 
 experiments/results/NAME.json holds an experiment's claims, preset, seeds, seconds, machine and the commit
-they were measured at. The table has a row a kept experiment: its paper and first sentence from the module's
-docstring, its headline (the first claim) and how many of its claims hold. experiments/README.md has an entry
-for every experiment; one that is not kept yet speaks for itself, by the RESULT of its docstring.
+they were measured at; NAME.png is the one of its plots that shows them best. The table has a row a kept
+experiment: its paper, first sentence and use ("On your own model: ...") from the module's docstring, its
+headline (the first claim) and how many of its claims hold. experiments/README.md has an entry for every
+experiment: what it asks, the RESULT of its docstring, how many claims hold, the plot.
 """
 
 import ast
@@ -25,18 +26,20 @@ ROOT = Path(__file__).parents[1]
 EXPERIMENTS = ROOT / "experiments"
 RESULTS = EXPERIMENTS / "results"
 README, GUIDE = ROOT / "README.md", EXPERIMENTS / "README.md"
+_USE = "On your own model"
 _BEGIN, _END = "<!-- results: python -m experiments.keep_results -->", "<!-- end of results -->"
 
 
 @dataclass(frozen=True)
 class Config:
     folders: tuple[str, ...] = ()  # each holds a report.json
+    plot: str = ""  # which of their plots is kept; empty: one that is there alone
 
 
 def main(config: Config) -> None:
     """Keep the reports of the folders, then write the README's table and the guide's entries."""
     for folder in config.folders:
-        print(keep(folder))
+        print(keep(folder, config.plot))
     _fill(README, table())
     _fill(GUIDE, entries())
 
@@ -50,11 +53,12 @@ def _fill(path: Path, results: str) -> None:
     write_file(path, f"{before}{_BEGIN}\n{results}\n{_END}{after}".encode())
 
 
-def keep(folder: str | Path) -> Path:
-    """Write the claims of the report in a folder to experiments/results; return that file's path.
+def keep(folder: str | Path, plot: str = "") -> Path:
+    """Write the claims of a folder's report, and a plot, to experiments/results; return the claims' path.
 
     Raises:
-      UserError: the folder holds no report, or one without claims.
+      UserError: the folder holds no report, or one without claims; it holds several plots and none is named,
+        or not the one that is.
     """
     try:
         report = read_report(folder)
@@ -64,6 +68,10 @@ def keep(folder: str | Path) -> Path:
         ) from error
     if not report.claims:
         raise UserError(f"the report in {folder} makes no claim; only experiments that test claims are kept")
+    plots = {path.name: path for path in Path(folder).glob("*.png")}
+    if (plot and plot not in plots) or (not plot and len(plots) > 1):
+        raise UserError(f"plot is '{plot}', and {folder} holds {', '.join(sorted(plots)) or 'none'}; name "
+                        "the one that shows the finding best")  # fmt: skip
     head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
     kept = {
         "experiment": report.experiment, "preset": report.preset, "commit": head.stdout.strip(),
@@ -72,12 +80,17 @@ def keep(folder: str | Path) -> Path:
     }  # fmt: skip
     path = RESULTS / f"{report.experiment}.json"
     write_file(path, (json.dumps(kept, indent=1) + "\n").encode())
+    picture = path.with_suffix(".png")
+    picture.unlink(missing_ok=True)  # a plot of an earlier run does not stand beside the claims of this one
+    if plots:
+        write_file(picture, plots[plot or next(iter(plots))].read_bytes())
     return path
 
 
 def table() -> str:
     """Return the table of what is kept, in the order of the experiments' names."""
-    head = ("experiment, `python -m experiments.NAME`", "paper", "first finding", "claims that hold")
+    head = ("experiment, `python -m experiments.NAME`", "paper", "first finding", "claims that hold",
+            "on your own model")  # fmt: skip
     return markdown_table(head, map(_row, sorted(RESULTS.glob("*.json"))))
 
 
@@ -96,21 +109,30 @@ def entries() -> str:
 
 def _entry(name: str) -> str:
     doc, kept = _doc(name), RESULTS / f"{name}.json"
+    parts = [f"### {name}", f"{doc.splitlines()[0]}{f' arXiv {_paper(doc)}.' if _paper(doc) else ''}"]
+    result = _paragraph(doc, "RESULT")
     if kept.exists():
         preset = json.loads(kept.read_text(encoding="utf-8"))["preset"]
         first, hold = _finding(kept)
-        found = f"{first}. Claims that hold: {hold} (preset {preset})."
+        parts.append(f"{result or f'{first}.'} Claims that hold: {hold} (preset {preset}).")
     else:
-        result = re.search(r"^RESULT.*?(?=\n\n|\Z)", doc, re.MULTILINE | re.DOTALL)
-        found = " ".join(result[0].split()) if result else "No run has been kept yet."
-    paper = _paper(doc)
-    asks = f"{doc.splitlines()[0]}{f' arXiv {paper}.' if paper else ''}"
-    return f"### {name}\n\n{asks}\n\n{found}\n\n`python -m experiments.{name}`"
+        parts.append(result or "No run has been kept yet.")
+    if kept.with_suffix(".png").exists():
+        parts.append(f"![{name}](results/{name}.png)")
+    use = _paragraph(doc, _USE)
+    return "\n\n".join([*parts, f"`python -m experiments.{name}`{f'. {use}' if use else ''}"])
 
 
-def _row(path: Path) -> tuple[str, str, str, str]:
+def _row(path: Path) -> tuple[str, ...]:
     doc = _doc(path.stem)
-    return f"`{path.stem}`: {doc.splitlines()[0]}", _paper(doc), *_finding(path)
+    use = _paragraph(doc, _USE).removeprefix(f"{_USE}: ").removesuffix(".")
+    return f"`{path.stem}`: {doc.splitlines()[0]}", _paper(doc), *_finding(path), use
+
+
+def _paragraph(doc: str, begins: str) -> str:
+    """Return the paragraph that begins so, on one line; "" if there is none."""
+    found = re.search(rf"^{begins}.*?(?=\n\n|\Z)", doc, re.MULTILINE | re.DOTALL)
+    return " ".join(found[0].split()) if found else ""
 
 
 def _doc(name: str) -> str:

@@ -4,6 +4,9 @@
     JAXLLM_DATA=DIR python -m experiments.phase_transition_text --preset debug     # seconds
     JAXLLM_DATA=DIR python -m experiments.phase_transition_text --preset gpu       # one H100 or H200
 
+On your own model: `jaxllm.interpret.repeat_scores`, `jaxllm.interpret.copying_penalty`,
+`jaxllm.interpret.psychometric_power`.
+
 What `experiments.phase_transition` asks of a simulated reader, asked of Natural Stories and Provo. Models in
 GPT-2's shape are trained on real text of several kinds (phase_transition/mixed_texts.py), three windows in
 four of which are one span of it again and again: without that, copying comes after far more tokens. At

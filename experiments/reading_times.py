@@ -4,6 +4,8 @@
     python -m experiments.reading_times --preset debug      # seconds, models without training
     python -m experiments.reading_times --models EleutherAI/pythia-160m HuggingFaceTB/SmolLM2-360M
 
+On your own model: `jaxllm.score.word_surprisals`, `jaxllm.interpret.psychometric_power`.
+
 Reads JAXLLM_DATA/phase_transition: Natural Stories (self-paced) and Provo (eye movements). The gain in
 held-out log-likelihood that surprisal brings (`jaxllm.interpret.psychometric_power`) is asked of
 

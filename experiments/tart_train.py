@@ -5,6 +5,8 @@
     python -m experiments.tart_train --preset paper       # 12 layers, 257 pairs; compiled for an A100
     python -m experiments.tart_train --preset debug       # seconds
 
+On your own model: `jaxllm.in_context.train_reasoner`.
+
 No data: problems are drawn (`jaxllm.in_context`). Any value of the run can be changed, such as
 `--module.num_layers 6 --learning_rate 1e-3`. The trained module lies in OUT/module; `load_reasoner` reads it.
 

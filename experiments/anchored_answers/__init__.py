@@ -5,6 +5,9 @@
     python -m experiments.anchored_answers --preset paper               # GPT-2 small to XL, of the hub
     python -m experiments.anchored_answers --subjects openai-community/gpt2
 
+On your own model: `jaxllm.interpret.component_scores`, then `jaxllm.interpret.shift_row` or
+`jaxllm.interpret.swap_attention`.
+
 "Anchored Answers" (Li and Gao, Findings of ACL 2025, arXiv 2405.03205) sees GPT-2 answer " A" to most
 multiple-choice questions, finds value vectors (rows of MLP output matrices) that say A through a logit lens,
 and adds -W_U[A] + 8 W_U[gold] to one: all failing prompts are then right. That edit knows each prompt's

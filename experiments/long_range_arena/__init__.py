@@ -5,6 +5,8 @@
     python -m experiments.long_range_arena --preset debug                     # seconds
     JAXLLM_DATA=DIR python -m experiments.long_range_arena --preset paper     # the paper's sizes
 
+On your own model: `jaxllm.synthetic.ListOps`, `jaxllm.synthetic.Pathfinder`; `jaxllm.models.HybridConfig`.
+
 Roberts et al., Manticore (arXiv 2406.00894), from scratch: a hybrid of whole models against its parts, and
 against the better part made wider to as many parameters, which its reviewers missed. Tasks are of Tay et al.
 (arXiv 2011.04006), drawn by their rules or read from real files (`tasks.py`), and small here: do not

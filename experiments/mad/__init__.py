@@ -4,6 +4,8 @@
     python -m experiments.mad --preset debug                     # seconds
     python -m experiments.mad --preset paper                     # the paper's sizes, for an accelerator
 
+On your own model: `jaxllm.synthetic.draw_instances`, for any model; `jaxllm.models.HybridConfig`.
+
 Roberts et al., Manticore (arXiv 2406.00894): hybrids of whole models, mixed by weights that are searched.
 Here they are trained from scratch on the tasks of Poli et al. (arXiv 2403.17844; `jaxllm.synthetic`):
 

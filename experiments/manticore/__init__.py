@@ -5,6 +5,8 @@
     JAXLLM_DATA=DIR python -m experiments.manticore --preset paper   # GPT-Neo-125M and Mamba-130M of the hub
     JAXLLM_DATA=DIR python -m experiments.manticore --parts pypi:smollm2 mamba   # trained on its tokens
 
+On your own model: `jaxllm.models.pretrained_hybrid`, of two pretrained models; `jaxllm.optim.search_mixture`.
+
 Roberts et al., COLM 2025 (arXiv 2406.00894). A transformer and a Mamba, trained here on different texts, are
 tuned to a mix of both: alone, for more steps (equal FLOPs), wider (equal parameters; pretrained on what both
 were, for as long as one or as both), as an ensemble, and as hybrids with uniform, random, searched and swept

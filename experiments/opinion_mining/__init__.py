@@ -4,6 +4,9 @@
     python -m experiments.opinion_mining --preset debug                 # half a minute: a made-up world alone
     JAXLLM_DATA=DIR python -m experiments.opinion_mining --preset paper --base HuggingFaceTB/SmolLM2-1.7B
 
+On your own model: `jaxllm train --lora.rank 8` for each population, `jaxllm.score.read_opinions`,
+`jaxllm.measures.refit_test`.
+
 Susaiyah, Pandya and Harma (arXiv 2307.13173) tune a generator on one population's texts and read from it what
 that population holds of a target. Only the abstract could be had: no published figure stands below. The
 paper's claims, tested in a made-up world whose opinions are invented words: the model learns them, carries

@@ -3,6 +3,9 @@
     python -m experiments.phase_transition                    # small: 12 runs, 15 minutes on 2 cores
     python -m experiments.phase_transition --preset debug     # seconds
 
+On your own model: `jaxllm.interpret.repeat_scores`, `jaxllm.interpret.copying_penalty`,
+`jaxllm.interpret.psychometric_power`.
+
 Models are trained on text that repeats itself (repeating_source.py), with log-spaced checkpoints. At each,
 induction heads are scored (`jaxllm.interpret.repeat_scores`), and surprisal is put to predict the times of a
 simulated reader who knows the text's bigrams and does not copy: psychometric predictive power, PPP. Here the

@@ -5,6 +5,8 @@
     python -m experiments.predictive_writing --models                    # counts alone, minutes
     JAXLLM_DATA=DIR python -m experiments.predictive_writing --preset paper --models smollm2 own tuned
 
+On your own model: `jaxllm demo pypi:smollm2`; `jaxllm.write.Writer`, `jaxllm.write.replay`.
+
 Prosad, Polavarapu and Harsola (arXiv 2308.13576) finish the words and sentences of finance experts by a
 language model, an n-gram model of the user's own typing and a character-level model. The body of the paper
 could not be had, so no figure of it stands below; the yardstick is a pilot: 7,193 one-line facts, nine tenths

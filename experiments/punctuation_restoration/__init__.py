@@ -5,6 +5,9 @@
     JAXLLM_DATA=DIR python -m experiments.punctuation_restoration --data IWSLT/   # a folder of IWSLT's files
     JAXLLM_DATA=DIR python -m experiments.punctuation_restoration --generator smollm2 --seeds 0 1
 
+On your own model: `jaxllm train_punctuator --data talks.txt`, `jaxllm punctuate`;
+`jaxllm.reward.policy_task`.
+
 Lai et al., INTERSPEECH 2023 (arXiv 2307.12949); its body and figures could not be had, so that algorithm,
 reward and sizes are this project's. Test: Earnings-21, references and real output of Rev's Kaldi recogniser,
 talks that nothing else sees; a channel of errors is a second test. Learned from: addresses of presidents

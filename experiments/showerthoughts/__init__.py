@@ -5,6 +5,9 @@
     python -m experiments.showerthoughts --released DIR       # beside it, the authors' released sets
     python -m experiments.showerthoughts --texts posts.ndjson # posts, by the authors' filter rules
 
+On your own model: `jaxllm.measures.find_copies`, `jaxllm.measures.mtld`; a detector: `jaxllm train_labels
+--data texts.jsonl`.
+
 The linear detector needs the extra `studies`. One seed: intervals are over texts; give --seed for another.
 
 Buz et al., *SEM 2024 (arXiv 2405.01660), tune GPT-2 and GPT-Neo on posts of r/Showerthoughts, ask GPT-3.5 for

@@ -5,6 +5,9 @@
     python -m experiments.stochastic_rounding --preset compiled   # memory and time of larger models' steps
     python -m experiments.stochastic_rounding --preset paper --learning-rates 3e-4 7e-4  # 8 H100
 
+On your own model: `jaxllm train --optim.name adamw_bf16_sr`; `jaxllm.optim.stochastic_round`, the last link
+of any optax chain.
+
 Every method (methods.py) trains at every rate with every seed, from the same weights, rounded to
 its type, on the same batches; it is judged at its own best rate. The three in bfloat16 differ in how a new
 weight is written and in nothing else: their Adam is computed in float32, keeps its moments in bfloat16 and

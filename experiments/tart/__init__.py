@@ -4,6 +4,9 @@
     JAXLLM_DATA=DIR python -m experiments.tart --preset debug     # tiny random models, seconds
     JAXLLM_DATA=DIR python -m experiments.tart --preset paper --decoder EleutherAI/gpt-neo-125m
 
+On your own model: `jaxllm.in_context.InContextClassifier`, on any embeddings;
+`jaxllm.in_context.embed_in_prompt`.
+
 Bhatia, Narayan, De Sa, Ré, NeurIPS 2023 (arXiv 2306.07536). In-context learning (ICL) loses to fine-tuning
 though a model's representations suffice: what fails is reasoning over the examples. So a small Transformer is
 trained once on problems of logistic regression (`jaxllm.in_context`), and reads embeddings of labelled texts.

@@ -4,6 +4,8 @@
     python -m experiments.test_time_training --preset debug     # seconds: made texts, nothing downloaded
     python -m experiments.test_time_training --preset paper --data pile.jsonl     # GPT-2, GPT-Neo, of the hub
 
+On your own model: `jaxllm.adapt.score_adapted_texts`, with neighbours by `jaxllm.retrieve.search`.
+
 Hardt and Sun, "Test-Time Training on Nearest Neighbors for Large Language Models" (arXiv 2305.18466). Texts:
 minipile's 26 domains (JAXLLM_DATA), Python's own code and, where npm is there, mail. Models:
 

@@ -4,6 +4,9 @@
     python -m experiments.tiled_training --preset debug      # a minute
     python -m experiments.tiled_training --simulate a100x4   # the published figures of one machine alone
 
+On your own model: `jaxllm train --preset gpt2 --engine tiles --tiles.device-bytes 2000000000`;
+`jaxllm.tiles.TiledTrainer`.
+
 Seven figures: how exact the tiled step is; what scheduling policies do on a simulated machine with memory
 to spare and without; what hints save; what a task costs and at which tile size that is a tenth; the largest
 model for a device's and a host's memory; the makespan that the simulator predicts beside the measured one;

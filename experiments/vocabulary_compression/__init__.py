@@ -4,6 +4,9 @@
     python -m experiments.vocabulary_compression --preset debug     # seconds
     python -m experiments.vocabulary_compression --preset paper     # TinyStories-train.txt; an accelerator
 
+On your own model: `jaxllm train --vocab-groups merge_tree`; `jaxllm.vocabulary.to_grouped_head`, for a
+trained model.
+
 Every head (heads.py) is trained on the same trunk, batches and seeds. Held-out loss is split
 into the group's part and the token's part (a dense head's by the groups of the first map), and by how
 frequent the tokens are: each tenth holds a tenth of the training text, the most frequent tokens first.

@@ -1,10 +1,19 @@
 """Kept results are what the reports said, and the README's table is what is kept."""
 
+import contextlib
+import functools
+import importlib
+import io
 import json
+import re
+import shlex
 
 import pytest
 
 from experiments import keep_results
+from jaxllm.cli import _COMMANDS as COMMANDS
+from jaxllm.cli import _main as jaxllm
+from jaxllm.cli.train import parse_config
 from jaxllm.errors import UserError
 from jaxllm.report import Claim, Report, decide
 
@@ -22,7 +31,7 @@ def test_an_experiment_that_is_not_kept_speaks_for_itself(monkeypatch, tmp_path)
     monkeypatch.setattr(keep_results, "RESULTS", tmp_path)
     assert {"mad", "pretrain", "tart", "tart_train"} <= set(keep_results.names())
     entries = dict(entry.split("\n", 1) for entry in keep_results.entries().split("### ")[1:])
-    assert "No run has been kept yet." in entries["tiled_training"]
+    assert "No run has been kept yet." in entries["pretrain"]
     assert "RESULT (29 November 2026, small, 34 minutes" in entries["phase_transition"]
 
 
@@ -43,6 +52,55 @@ def test_a_report_is_kept_with_its_claims_and_shown_by_its_first(monkeypatch, tm
     row = keep_results.table().splitlines()[2]
     assert "[2410.17174](https://arxiv.org/abs/2410.17174)" in row
     assert "sinks vanish: 0.07 (0.05 to 0.09), published 0; **does not hold** | 1 of 3, 1 undecided |" in row
+    assert row.endswith("`jaxllm.optim.orthoadam`, `jaxllm.interpret.activation_statistics` |")
+
+
+def test_one_plot_is_kept_and_never_beside_the_claims_of_another_run(monkeypatch, tmp_path):
+    monkeypatch.setattr(keep_results, "RESULTS", tmp_path / "results")
+    claims = [Claim("it trains", "table 1", 3.0, True)]
+    for folder, plots in (("two", ("a.png", "b.png")), ("one", ("c.png",)), ("none", ())):
+        Report("mad", "small", {}, [0], {}, claims, 1.0, environment={}).write(tmp_path / folder)
+        for name in plots:
+            (tmp_path / folder / name).write_bytes(name.encode())
+    kept = tmp_path / "results" / "mad.png"
+    with pytest.raises(UserError, match="plot is '', and .*two holds a.png, b.png; name"):
+        keep_results.keep(tmp_path / "two")
+    with pytest.raises(UserError, match="plot is 'c.png', and .*none holds none"):
+        keep_results.keep(tmp_path / "none", "c.png")
+    keep_results.keep(tmp_path / "two", "b.png")
+    assert kept.read_bytes() == b"b.png" and "\n![mad](results/mad.png)\n" in keep_results.entries()
+    keep_results.keep(tmp_path / "one")
+    assert kept.read_bytes() == b"c.png"
+    keep_results.keep(tmp_path / "none")
+    assert not kept.exists() and "![mad]" not in keep_results.entries()
+
+
+USES = {name: keep_results._paragraph(keep_results._doc(name), keep_results._USE)
+        for name in keep_results.names()}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted(set(USES) - {"composition", "pretrain"}))
+def test_what_an_experiment_says_to_use_exists(name):
+    codes = re.findall(r"`([^`]+)`", USES[name])
+    assert codes, f"the docstring of {name} has no sentence '{keep_results._USE}: ...'"
+    for code in codes:
+        if code.startswith("jaxllm."):
+            module, _, attribute = code.rpartition(".")
+            assert hasattr(importlib.import_module(module), attribute), code
+            continue
+        program, command, *words = shlex.split(code)
+        assert program == "jaxllm" and command in COMMANDS, code
+        if command == "train":
+            parse_config(words, prog="", description="")
+        shown = set(re.findall(r"--[\w.-]+", help_of(command)))
+        assert {word for word in words if word.startswith("--")} <= shown, code
+
+
+@functools.cache
+def help_of(command):
+    with contextlib.redirect_stdout(io.StringIO()) as said, pytest.raises(SystemExit):
+        jaxllm([command, "--help"])
+    return said.getvalue()
 
 
 def test_what_is_not_a_report_is_refused(tmp_path):
