@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxllm_kernels.adamw_update.random_bits import mix
 from jaxllm_kernels.adamw_update.rounding import stochastic_round
 
 
@@ -37,13 +36,13 @@ def step_float32(w, m, v, g, s):
 def store(new, dtypes, words, round_weights: bool, round_moments: bool):
     """Return the three float32 results in their dtypes, rounded stochastically where asked.
 
-    One 32-bit word serves all three: its lower half the weights, its upper half the second moment,
-    and the upper half of its hash the first.
+    One 32-bit word serves all three: its lower half the weights, its upper half the second moment, and
+    the exclusive or of both the first. Any two of these are independent, so no two roundings correlate.
     """
     w, m, v = new
     if round_weights:
         w = stochastic_round(w, words, dtypes[0])
     if round_moments:
-        m = stochastic_round(m, mix(words) >> 16, dtypes[1])
+        m = stochastic_round(m, words ^ (words >> 16), dtypes[1])
         v = stochastic_round(v, words >> 16, dtypes[2])
     return tuple(x.astype(dtype) for x, dtype in zip((w, m, v), dtypes, strict=True))
