@@ -1,7 +1,7 @@
 """The phase transition on real text, and people's reading times: induction heads, surprisal, PPP.
 
     JAXLLM_DATA=DIR python -m experiments.phase_transition_text                    # small: 2 CPU cores
-    JAXLLM_DATA=DIR python -m experiments.phase_transition_text --preset debug     # seconds
+    JAXLLM_DATA=DIR python -m experiments.phase_transition_text --preset debug     # a minute
     JAXLLM_DATA=DIR python -m experiments.phase_transition_text --preset gpu       # one H100 or H200
 
 On your own model: `jaxllm.interpret.repeat_scores`, `jaxllm.interpret.copying_penalty`,

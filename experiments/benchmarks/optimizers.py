@@ -268,8 +268,8 @@ def _compiled(config, target, metrics, claims):
             over = forecast.compiler_seconds / bare.compiler_seconds
             metrics[f"compiler_over_bare_loop/{case}"] = over
             claims.append(
-                Claim(f"adamw_bf16_sr on {target}: compiler's time at most {BARE} x that of a loop which only "
-                      "adds, over the same arrays", "this benchmark", measured=over, holds=over <= BARE)
+                Claim(f"adamw_bf16_sr on {target}: compiler's time at most {BARE} x that of a loop that "
+                      "only adds, over the same arrays", "this benchmark", measured=over, holds=over <= BARE)
             )  # fmt: skip
         for kind, ratio in ratios.items():
             claims.append(

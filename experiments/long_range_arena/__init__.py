@@ -2,7 +2,7 @@
 
     JAXLLM_DATA=DIR python -m experiments.long_range_arena                    # small, 2 CPU cores
     python -m experiments.long_range_arena --tasks listops pathfinder         # what needs no files
-    python -m experiments.long_range_arena --preset debug                     # seconds
+    python -m experiments.long_range_arena --preset debug                     # half a minute
     JAXLLM_DATA=DIR python -m experiments.long_range_arena --preset paper     # the paper's sizes
 
 On your own model: `jaxllm.synthetic.ListOps`, `jaxllm.synthetic.Pathfinder`; `jaxllm.models.HybridConfig`.

@@ -1,7 +1,7 @@
 """MAD's synthetic tasks on attention, Mamba, hand-made mixtures of their blocks, and hybrids of both.
 
     python -m experiments.mad                                    # small: 99 runs, 2 CPU cores
-    python -m experiments.mad --preset debug                     # seconds
+    python -m experiments.mad --preset debug                     # half a minute
     python -m experiments.mad --preset paper                     # the paper's sizes, for an accelerator
 
 On your own model: `jaxllm.synthetic.draw_instances`, for any model; `jaxllm.models.HybridConfig`.

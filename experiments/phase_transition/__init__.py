@@ -1,7 +1,7 @@
 """Do language models read less like people once their heads have learned to copy?
 
     python -m experiments.phase_transition                    # small: 12 runs, 15 minutes on 2 cores
-    python -m experiments.phase_transition --preset debug     # seconds
+    python -m experiments.phase_transition --preset debug     # half a minute
 
 On your own model: `jaxllm.interpret.repeat_scores`, `jaxllm.interpret.copying_penalty`,
 `jaxllm.interpret.psychometric_power`.
