@@ -227,6 +227,12 @@ def test_tpu_trains_on_all_devices_and_goes_on_with_another_split(tmp_path, monk
     assert "10 steps more" in text
 
 
+def test_each_notebook_opens_itself_in_colab():
+    for path in (ROOT / "colab").glob("*.ipynb"):
+        top = nbformat.read(path, as_version=4).cells[0].source
+        assert f"https://colab.research.google.com/github/jaxllm/jaxllm/blob/main/colab/{path.name})" in top
+
+
 @pytest.mark.smoke
 def test_notebooks_are_stored_without_outputs():
     for path in (ROOT / "colab").glob("*.ipynb"):
