@@ -97,6 +97,31 @@ def encode_windows(
     return found
 
 
+def cut_words(tokenizer: Tokenizer, words: Sequence[str], longest: int) -> list[Window]:
+    """Return windows of a list of words each of which, encoded as a text of its own, is short enough.
+
+    At the beginning of a text a word may take more tokens than after a space, so that what `encode_windows`
+    reads in place would not fit.
+
+    Args:
+      tokenizer: the model's.
+      words: any number of them.
+      longest: most tokens of a window, special tokens included.
+
+    Raises:
+      UserError: a word without a token, or with more than a window has.
+    """
+    room = longest
+    while True:
+        windows = [window for window, _ in encode_windows(tokenizer, words, longest=room)]
+        texts = [words[window.begin : window.end] for window in windows]
+        alone = encode_texts(tokenizer, texts, longest=2**31, of_words=True)
+        over = max(len(one.ids_N) for one in alone) - longest
+        if over <= 0:
+            return windows
+        room -= over
+
+
 def _places(words_N: np.ndarray, count: int) -> np.ndarray:
     places = np.zeros(count, np.int64)
     at = np.flatnonzero(words_N >= 0)

@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxllm import models
 from jaxllm.data.labelled import padded_batch, padded_length
-from jaxllm.data.word_windows import encode_windows
+from jaxllm.data.word_windows import cut_words, encode_windows
 from jaxllm.errors import UserError
 from jaxllm.punctuate.marks import NONE, plain
 from jaxllm.punctuate.training import Document
@@ -69,7 +69,7 @@ class TaggerReward:
         longest = min(self._labeller.longest, 128)
         for words, labels in documents:
             read = [plain(word) for word in words]
-            for window, _ in encode_windows(self._labeller.tokenizer, read, longest=longest, marked="last"):
+            for window in cut_words(self._labeller.tokenizer, read, longest):
                 part = slice(window.begin, window.end)
                 found.append((words[part], labels[part]))
         return found

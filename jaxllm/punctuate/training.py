@@ -9,7 +9,7 @@ import optax
 
 from jaxllm import models
 from jaxllm.data import Labelled, Tokenizer
-from jaxllm.data.word_windows import encode_windows
+from jaxllm.data.word_windows import cut_words
 from jaxllm.errors import UserError
 from jaxllm.punctuate.marks import NONE, Marks, plain
 from jaxllm.punctuate.tagger import Punctuator
@@ -31,7 +31,7 @@ def cut_documents(documents: Sequence[Document], tokenizer: Tokenizer, longest: 
         if not len(words):
             continue
         read = [plain(word) for word in words]
-        for window, _ in encode_windows(tokenizer, read, longest=longest, marked="last"):
+        for window in cut_words(tokenizer, read, longest):
             texts.append(read[window.begin : window.end])
             labels.append(list(own[window.begin : window.end]))
     if not any(label != NONE for own in labels for label in own):

@@ -10,7 +10,8 @@ import pytest
 from jaxllm import models
 from jaxllm.cli import punctuate as command
 from jaxllm.cli import train_punctuator as train_command
-from jaxllm.data import load_tokenizer
+from jaxllm.data import bpe, load_tokenizer
+from jaxllm.data.labelled import encode_texts
 from jaxllm.data.word_windows import encode_windows, word_windows
 from jaxllm.errors import UserError
 from jaxllm.optim import OptimConfig
@@ -108,6 +109,21 @@ def test_long_lists_are_read_in_windows_and_short_ones_as_before():
         np.testing.assert_allclose(found[window.first : window.last], one[own], atol=1e-5)
     with pytest.raises(UserError, match=r"has room for 32; cut it up \('xxx.*in text 1"):
         labeller.log_probs([["a"], ["x" * 99]])
+
+
+def test_windows_to_train_on_fit_where_a_word_takes_more_tokens_at_the_beginning_of_a_text():
+    """After a space " nation" is one token of this tokenizer; a window that begins with it spells it out."""
+    said = "the nation is one nation, and a nation of one people. " * 30
+    tokenizer = bpe.train([said], 274)
+    read = [plain(word) for word in Marks().read(said)[0]]
+    assert any(
+        len(tokenizer.encode(" ".join(read[window.begin : window.end]))) > 11
+        for window, _ in encode_windows(tokenizer, read, longest=11)
+    )
+    found = cut_documents([Marks().read(said)], tokenizer, 11)
+    assert [word for text in found.texts for word in text] == read
+    encoded = encode_texts(tokenizer, found.texts, longest=11, of_words=True)  # none is refused
+    assert max(len(one.ids_N) for one in encoded) > 8
 
 
 def test_bad_values_are_named():
