@@ -112,13 +112,13 @@ def _debug() -> CheaperTrainingConfig:
 
 
 def _small() -> CheaperTrainingConfig:
-    """GPT-2's vocabulary, which at this width is most of a plain step."""
+    """GPT-2's vocabulary, which at this width is most of a plain step; a rate that subnetworks bear."""
     model = get_preset(
         "gpt2-micro", vocab_size=None, num_layers=6, embed_dim=256, num_heads=8, position="rotary"
     )
     return CheaperTrainingConfig(
         model=model, tokenizer="gpt2", seq_len=128, batch_size=8, steps=600,
-        optim=OptimConfig(learning_rate=3e-3, warmup_steps=60), eval_every=60, eval_batches=10,
+        optim=OptimConfig(learning_rate=1e-3, warmup_steps=60), eval_every=60, eval_batches=10,
         final_eval_batches=60, out="runs/cheaper-training",
     )  # fmt: skip
 

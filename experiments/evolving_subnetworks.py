@@ -88,13 +88,17 @@ def _debug() -> EvolvingSubnetworksConfig:
 
 
 def _small() -> EvolvingSubnetworksConfig:
-    """Width 256 and 6 layers, of which a small vocabulary leaves 97 % of the FLOPs to the blocks."""
+    """Width 256 and 6 layers, of which a small vocabulary leaves 97 % of the FLOPs to the blocks.
+
+    At 3e-3, which plain training bears, EST is at 4.40 nats after 420 of 600 steps and at 3.52 at 1e-3: what
+    it drops is noise that all tokens of a step share. The same by masks on the whole model (seed 0).
+    """
     model = get_preset(
         "gpt2-micro", vocab_size=None, num_layers=6, embed_dim=256, num_heads=8, position="rotary"
     )
     return EvolvingSubnetworksConfig(
         model=model, tokenizer="bpe:512", seq_len=128, batch_size=8, steps=600,
-        optim=OptimConfig(learning_rate=3e-3, warmup_steps=60), eval_every=60, eval_batches=10, log_every=1,
+        optim=OptimConfig(learning_rate=1e-3, warmup_steps=60), eval_every=60, eval_batches=10, log_every=1,
         final_eval_batches=60, out="runs/evolving-subnetworks",
     )  # fmt: skip
 
