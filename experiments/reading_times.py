@@ -1,5 +1,11 @@
 """What pretrained models' surprisal says of real reading times, and what depends on how one asks.
 
+RESULT (29 November 2026, small). SmolLM2-135M's surprisal brings 0.051 nats a word (0.037 to 0.066) on
+Natural Stories, that of other words of a length nothing; in the published column, which is shifted by one
+word, half of it is gone (0.024, 0.016 to 0.032). It is 0.008 (0.001 to 0.015) better than Gemma 3 270M's.
+The same model without training brings 0.039, of the number of sub-words alone: what training adds, 0.012
+(-0.004 to 0.028), is undecided here. On Provo: first fixation 0.035 (0.024 to 0.045), go-past 0.011.
+
     python -m experiments.reading_times                     # small: 17 minutes on 2 busy cores
     python -m experiments.reading_times --preset debug      # seconds, models without training
     python -m experiments.reading_times --models EleutherAI/pythia-160m HuggingFaceTB/SmolLM2-360M
@@ -16,12 +22,6 @@ held-out log-likelihood that surprisal brings (`jaxllm.interpret.psychometric_po
   whose surprisal is the number of sub-words.
 
 Besides, what each model's heads do: copying, previous token, syntactic governors (UD English PUD).
-
-RESULT (29 November 2026, small). SmolLM2-135M's surprisal brings 0.051 nats a word (0.037 to 0.066) on
-Natural Stories, that of other words of a length nothing; in the published column, which is shifted by one
-word, half of it is gone (0.024, 0.016 to 0.032). It is 0.008 (0.001 to 0.015) better than Gemma 3 270M's.
-The same model without training brings 0.039, of the number of sub-words alone: what training adds, 0.012
-(-0.004 to 0.028), is undecided here. On Provo: first fixation 0.035 (0.024 to 0.045), go-past 0.011.
 
 Aoyama and Wilcox, Language Models Grow Less Humanlike beyond Phase Transition (arXiv 2502.18802).
 """

@@ -1,5 +1,13 @@
 """Find what makes a model answer A whatever it is asked, and take it out without knowing the answers.
 
+RESULT (29 November 2026, small, 9 minutes on 2 busy cores; held-out questions, intervals over 6 models).
+Trained: the edit raises accuracy from 0.33 by 0.18 (0.09 to 0.27), random rows by 0.01; rows as active as the
+chosen one are not told apart from it, taking the letters' mean logits off the output does as well, and where
+A is right the edit costs 0.62. With each prompt's letter put in, 74 % of failing prompts are right, of a
+random row 1 %; a wrong letter put in is said in nearly as many, so the oracle injects an answer. SmolLM2: the
+edit lowers the anchored-bias rate, 0.77, by 0.59 (0.37 to 0.80), and accuracy changes by -0.05 (-0.12 to
+0.03): it does not know the answers. Exchanging attention between heads rights none.
+
     python -m experiments.anchored_answers                              # small
     python -m experiments.anchored_answers --preset debug               # 45 seconds of CPU
     python -m experiments.anchored_answers --preset paper               # GPT-2 small to XL, of the hub
@@ -23,14 +31,6 @@ answer. So here it is called an oracle, and what is asked first is whether an ed
 Subjects: "trained", a small GPT-2 trained here on text whose writer answers A out of habit; "smollm2",
 SmolLM2-135M-Instruct; any source that `from_pretrained` reads. Real questions lie in JAXLLM_DATA (see
 `experiments.shared.real_data`); without it pretrained models are asked generated ones.
-
-RESULT (29 November 2026, small, 9 minutes on 2 busy cores; held-out questions, intervals over 6 models).
-Trained: the edit raises accuracy from 0.33 by 0.18 (0.09 to 0.27), random rows by 0.01; rows as active as the
-chosen one are not told apart from it, taking the letters' mean logits off the output does as well, and where
-A is right the edit costs 0.62. With each prompt's letter put in, 74 % of failing prompts are right, of a
-random row 1 %; a wrong letter put in is said in nearly as many, so the oracle injects an answer. SmolLM2: the
-edit lowers the anchored-bias rate, 0.77, by 0.59 (0.37 to 0.80), and accuracy changes by -0.05 (-0.12 to
-0.03): it does not know the answers. Exchanging attention between heads rights none.
 """
 
 import time

@@ -1,5 +1,10 @@
 """Combine the papers: one run each of what no single one of them describes, beside controls.
 
+RESULT: the small run is owed. At debug size (30 November 2026, two seeds or one, a busy machine) all six end:
+8 devices, and layers in the host's memory, change no loss; stochastic rounding ends within 0.02 % of float32
+weights in the hybrid and the policy rises alike with half the state; the expert of numbers has no numbers to
+suppress, test-time training brings nothing, and the hybrid is worse than its better part.
+
     python -m experiments.composition                                  # small: 2 CPU cores
     python -m experiments.composition --preset debug                   # tiny models of 15 steps
     python -m experiments.composition --combinations llama test_time   # some of them
@@ -19,11 +24,6 @@ What a combination costs is a step's median seconds, all arms timed in turn, and
 cannot be combined is refused in a sentence before anything is compiled: the report's last table. A mesh that
 splits heads (tensor=2) is not one of those, but draws other subnetworks, half of each shard; so the mesh here
 is data=2, fsdp=4. A combination that ended is kept in OUT and not run again.
-
-RESULT: the small run is owed. At debug size (30 November 2026, two seeds or one, a busy machine) all six end:
-8 devices, and layers in the host's memory, change no loss; stochastic rounding ends within 0.02 % of float32
-weights in the hybrid and the policy rises alike with half the state; the expert of numbers has no numbers to
-suppress, test-time training brings nothing, and the hybrid is worse than its better part.
 """
 
 import time

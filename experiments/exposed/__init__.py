@@ -1,16 +1,16 @@
 """EXPOSED: an expert of toxic text shows which tokens to suppress at each step, beside its rivals.
 
-    python -m experiments.exposed                   # small: SmolLM2-135M, experts trained on real toxic text
-    python -m experiments.exposed --preset debug    # a made-up language whose toxicity is known exactly
-    python -m experiments.exposed --toxic-data hf:NAME --text-column text --expert-steps 2000
-
-On your own model: `jaxllm.generate.steer`, with `jaxllm.generate.suppression` of an expert's logits.
-
 RESULT of small, 2026-11-29, 27 minutes of a busy machine of 2 cores, five experts of 20 steps included: with
 real toxic text EXPOSED does not get where DExperts anti-only gets: its expected maximum toxicity (MiniLM's
 head) ends 0.14 above, at 0.29, where the base has 0.35 and anti-only 0.15; what it lowers is undecided
 (-0.06, -0.14 to 0.02), and not told apart from an expert of neutral text. A second model costs 1.49 times the
 time. RESULT of debug, the made-up world: -0.21 (-0.31 to -0.13), and the neutral expert raises it.
+
+    python -m experiments.exposed                   # small: SmolLM2-135M, experts trained on real toxic text
+    python -m experiments.exposed --preset debug    # a made-up language whose toxicity is known exactly
+    python -m experiments.exposed --toxic-data hf:NAME --text-column text --expert-steps 2000
+
+On your own model: `jaxllm.generate.steer`, with `jaxllm.generate.suppression` of an expert's logits.
 
 "Expert-Guided Extinction of Toxic Tokens for Debiased Generation" (Sun et al., arXiv 2405.19299) continues a
 language model on toxic text and reweights another one's distribution wherever that expert is likelier. The

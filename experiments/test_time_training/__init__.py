@@ -1,5 +1,12 @@
 """Train a copy of a model on each document's nearest neighbours, score the document, forget: what it brings.
 
+RESULT (29 November 2026, small, 41 minutes on 2 busy cores): on domains that a model was not trained on, 20
+neighbours take bits per byte to 0.85 of what they were (0.76 to 0.93; small), 0.81 (large), 0.75 (stories),
+and 10 to 0.95 (SmolLM2); on those it was trained on they bring nothing that can be told from 1, but for
+SmolLM2 (0.98). Nearest first beats farthest first by 0.014 bits per byte, random documents by 0.25 and random
+ones of the same domain by 0.020 alone: most of the gain is the domain's. One pass over the index brings 0.18
+more than 20 neighbours each. The small model covers 1.8 of its distance to the large one (0.7 to 3.7).
+
     python -m experiments.test_time_training                    # small; its time stands below
     python -m experiments.test_time_training --preset debug     # seconds: made texts, nothing downloaded
     python -m experiments.test_time_training --preset paper --data pile.jsonl     # GPT-2, GPT-Neo, of the hub
@@ -19,13 +26,6 @@ learning rates, the release's optimizer that is never reset, split evaluation, c
 and baselines: neighbours in the context, their unigrams, dynamic evaluation, one pass over the index.
 Cut to fit 2 cores: the first 256 tokens of a neighbour (the paper: all of it), 60 texts of a domain in the
 index, two that are scored, one seed of training; intervals are over documents.
-
-RESULT (29 November 2026, small, 41 minutes on 2 busy cores): on domains that a model was not trained on, 20
-neighbours take bits per byte to 0.85 of what they were (0.76 to 0.93; small), 0.81 (large), 0.75 (stories),
-and 10 to 0.95 (SmolLM2); on those it was trained on they bring nothing that can be told from 1, but for
-SmolLM2 (0.98). Nearest first beats farthest first by 0.014 bits per byte, random documents by 0.25 and random
-ones of the same domain by 0.020 alone: most of the gain is the domain's. One pass over the index brings 0.18
-more than 20 neighbours each. The small model covers 1.8 of its distance to the large one (0.7 to 3.7).
 """
 
 import time

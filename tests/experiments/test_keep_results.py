@@ -75,6 +75,11 @@ def test_one_plot_is_kept_and_never_beside_the_claims_of_another_run(monkeypatch
     assert not kept.exists() and "![mad]" not in keep_results.entries()
 
 
+@pytest.mark.parametrize("name", sorted(path.stem for path in keep_results.RESULTS.glob("*.json")))
+def test_the_docstring_of_what_is_kept_opens_with_its_result(name):
+    assert keep_results._doc(name).split("\n\n")[1].startswith("RESULT"), name
+
+
 USES = {name: keep_results._paragraph(keep_results._doc(name), keep_results._USE)
         for name in keep_results.names()}  # fmt: skip
 
