@@ -1,11 +1,11 @@
 """Combine the papers: one run each of what no single one of them describes, beside controls.
 
-RESULT (30 November 2026, small, 85 minutes on one shared core, three seeds): all six train, and 10 of 24
-claims hold. The four training systems together end 0.13 above plain training's loss (0.04 to 0.23) with half
-the state; on 8 devices each step's loss is one device's for 20 steps, then bfloat16 lets sums in another
-order drift apart, up to 4.8 % in a step. Streamed layers change nothing, and stochastic rounding stays within
-0.2 % of float32 in the hybrid, which is 0.27 nats worse than its better part. Test-time training through an
-int8 store takes off 0.33 % of a document's bits, random texts nothing. The penalty halves copying under
+RESULT (30 November 2026, small, 85 minutes on one shared core, three seeds): all six train, and 12 of 24
+claims hold. The four training systems together end 13 % above plain training's loss (4 to 23) with half the
+state; on 8 devices each step's loss is one device's for 20 steps, then bfloat16 lets sums in another order
+drift apart, up to 4.8 % in a step. Streamed layers change nothing, and stochastic rounding stays within 0.2 %
+of float32 in the hybrid, which is 0.27 nats worse than its better part. Test-time training through an int8
+store takes off 0.33 % of a document's bits, random texts nothing. The penalty halves copying under
 subnetworks too. The policy rises alike in bfloat16, whichever way it is rounded. Digits hardly occur, so
 their expert is undecided.
 
