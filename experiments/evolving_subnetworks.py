@@ -3,10 +3,11 @@
 RESULT (30 November 2026, small, 75 minutes of two cores, a process each; three seeds): no claim but the saved
 FLOPs holds. EST ends 0.40 nats above plain training (0.35 to 0.45), 0.20 above plain training that ends at
 EST's FLOPs, 0.46 above four layers for six; what it does to another corpus is undecided. The rate is part of
-it: at 3e-3 EST is a whole nat worse than at 1e-3 and plain training is not. A drop that all tokens of a step
-share is noise that no batch averages out; masks on the whole model, written apart from this, end there too.
+it: at 3e-3 EST was at 4.40 nats after 420 steps (3.52 at 1e-3), and plain training gains 0.12 there (seed 0).
+A drop that all tokens of a step share is noise that no batch averages out: masks on the neurons, written
+apart from this, were as far behind after 60 steps.
 
-    python -m experiments.evolving_subnetworks                     # small: 12 runs, 40 minutes on 2 cores
+    python -m experiments.evolving_subnetworks                     # small: 12 runs, 75 minutes on 2 cores
     python -m experiments.evolving_subnetworks --preset debug      # a minute
     python -m experiments.evolving_subnetworks --schedules est-gpt2-like layer-dropout random-paths
     python -m experiments.evolving_subnetworks --preset paper      # 8 H100
