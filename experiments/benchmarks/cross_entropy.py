@@ -10,6 +10,9 @@ that logits and both gradients take, timed alone, are the floor.
 Compiled for TPU and GPU targets (extras: tpu-targets, cuda-targets), in bfloat16 with float32 weights:
 temporary memory, bytes moved, the compiler's time where it gives one and the roofline's. Nothing ran there.
 Rivals that are not installed are left out: optax, jax-cce, tokamax, torch.
+
+RESULT (30 November 2026, 2 idle cores): ours 6.25 s (6.08 to 7.17), optax 4.75, torch 4.41, the three products
+alone 4.01: 0.76 of optax's speed (goal 1.2) in 0.15 of its memory.
 """
 
 import importlib.util
