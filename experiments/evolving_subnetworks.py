@@ -95,10 +95,9 @@ def _debug() -> EvolvingSubnetworksConfig:
 
 
 def _small() -> EvolvingSubnetworksConfig:
-    """Width 256 and 6 layers, of which a small vocabulary leaves 97 % of the FLOPs to the blocks.
+    """Return a run of 6 layers of width 256, which take 97 % of the FLOPs: the vocabulary is small.
 
-    At 3e-3, which plain training bears, EST is at 4.40 nats after 420 of 600 steps and at 3.52 at 1e-3: what
-    it drops is noise that all tokens of a step share. The same by masks on the whole model (seed 0).
+    The rate is one that EST bears: after 420 steps, seed 0, it was at 4.40 nats with 3e-3, 3.52 with 1e-3.
     """
     model = get_preset(
         "gpt2-micro", vocab_size=None, num_layers=6, embed_dim=256, num_heads=8, position="rotary"

@@ -36,7 +36,7 @@ from jaxllm.config import Config, Count, UserPath
 from jaxllm.report import Claim, Report
 
 MIB = 2**20
-_PRODUCTS = "three products alone"
+_PRODUCTS, _OVER = "three products alone", 1.1  # how much longer a loss may take
 
 
 @dataclass(frozen=True)
@@ -105,8 +105,8 @@ def _on_cpu(config, metrics, claims):
         over = metrics["seconds/cpu/jaxllm"] / metrics[f"seconds/cpu/{_PRODUCTS}"]
         metrics["seconds over its three products"] = over
         claims.append(
-            Claim("seconds of loss and gradients on a CPU: at most 1.1 times its three products alone",
-                  "this benchmark", measured=over, holds=over <= 1.1)
+            Claim(f"seconds of loss and gradients on a CPU: at most {_OVER} times its {_PRODUCTS}",
+                  "this benchmark", measured=over, holds=over <= _OVER)
         )  # fmt: skip
     for kind in ("seconds", "temporary_mib"):
         found = {

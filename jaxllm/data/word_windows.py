@@ -98,10 +98,10 @@ def encode_windows(
 
 
 def cut_words(tokenizer: Tokenizer, words: Sequence[str], longest: int) -> list[Window]:
-    """Return windows of a list of words each of which, encoded as a text of its own, is short enough.
+    """Cut a list of words into windows that still fit when each is encoded on its own.
 
-    At the beginning of a text a word may take more tokens than after a space, so that what `encode_windows`
-    reads in place would not fit.
+    The windows of `encode_windows` may not: a word can take more tokens at the beginning of a text than it
+    takes after a space.
 
     Args:
       tokenizer: the model's.
