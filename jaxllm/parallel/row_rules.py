@@ -4,6 +4,7 @@ A row is an entry along the first axis. A rule says, for an equation of a jaxpr 
 rows, which operands it takes by rows and which whole, and computes a block.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -193,8 +194,63 @@ def _dot_general(eqn, length):
     return Rule(by_rows, _plain(eqn)) if by_rows else None
 
 
+def _cond(eqn, length):
+    """A choice of programs of which each computes rows from rows, such as one for each platform."""
+    by_rows = tuple(x.aval.shape[:1] == (length,) for x in eqn.invars[1:])
+    programs = [_program_by_rows(branch, length, by_rows) for branch in eqn.params["branches"]]
+    if None in programs:
+        return None
+
+    def run(operands, start, size):
+        index, *rest = operands
+        rest = [jnp.asarray(start), *rest]
+        branches = (jax.make_jaxpr(functools.partial(program, size))(*rest) for program in programs)
+        return list(eqn.primitive.bind(index, *rest, **eqn.params | {"branches": tuple(branches)}))
+
+    return Rule((False, *by_rows), run)
+
+
+def _program_by_rows(traced: core.ClosedJaxpr, length: int, by_rows) -> Callable | None:
+    """Return (size, start, *operands) -> blocks of a program's results; None: they need other rows too."""
+    eqns, aliases, constants = equations(traced)
+    of_rows = dict(zip(traced.jaxpr.invars, by_rows, strict=True)) | dict.fromkeys(constants, False)
+
+    def resolve(atom):
+        while not isinstance(atom, core.Literal) and atom in aliases:
+            atom = aliases[atom]
+        return atom
+
+    def taken(atoms):
+        return tuple(not isinstance(x, core.Literal) and of_rows[x] for x in map(resolve, atoms))
+
+    rules = []
+    for eqn in eqns:
+        rule = row_rule(eqn, length)
+        if rule is None or rule.by_rows != taken(eqn.invars):
+            return None
+        of_rows |= dict.fromkeys(eqn.outvars, any(rule.by_rows) or eqn.outvars[0].aval.shape[:1] == (length,))
+        rules.append(rule)
+    if not all(taken(traced.jaxpr.outvars)):
+        return None
+
+    def program(size, start, *operands):
+        known = constants | dict(zip(traced.jaxpr.invars, operands, strict=True))
+
+        def value(atom):
+            atom = resolve(atom)
+            return atom.val if isinstance(atom, core.Literal) else known[atom]
+
+        for eqn, rule in zip(eqns, rules, strict=True):
+            results = rule.run([value(x) for x in eqn.invars], start, size)
+            known |= dict(zip(eqn.outvars, results, strict=True))
+        return [value(x) for x in traced.jaxpr.outvars]
+
+    return program
+
+
 _RULES = {
     "iota": _iota,
+    "cond": _cond,
     "broadcast_in_dim": _broadcast,
     "reshape": _reshape,
     "transpose": _transpose,

@@ -105,20 +105,46 @@ def test_a_chain_does_in_the_host_s_memory_what_it_does_on_the_device(name, ever
     assert memories == jax.tree.map(lambda s: s.memory_kind, shardings)
 
 
-def test_a_stack_is_updated_in_one_loop_that_fetches_a_block(places):
+@pytest.mark.parametrize(
+    "optimizer, dtype",
+    [(optax.adamw(1e-2), jnp.float32), (optim.adamw_bf16_sr(1e-2), jnp.bfloat16)],
+    ids=["adamw", "adamw_bf16_sr"],  # the second rounds by another program on each platform
+)
+def test_a_stack_is_updated_in_one_loop_that_fetches_a_block(optimizer, dtype, places):
     """Of 32 layers one is on the device at a time, of moments and, in place, of weights."""
     device, host = places
-    optimizer = optax.adamw(1e-2)
 
     def shape(x):
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=host if x.ndim > 2 else device)
 
-    params = {"w": jax.ShapeDtypeStruct((32, 512, 512), jnp.float32, sharding=device)}
+    params = {"w": jax.ShapeDtypeStruct((32, 512, 512), dtype, sharding=device)}
     state = jax.tree.map(shape, jax.eval_shape(optimizer.init, params))
-    update = streamed(updater(optimizer), block_bytes=4 * 2**20)
+    update = streamed(updater(optimizer), block_bytes=4 * 512**2 * dtype.dtype.itemsize)
     program = str(jax.make_jaxpr(update)((params, state), params))
     assert program.count("scan[") == 1
-    assert re.findall(r":f32\[([\d,]+)\] = device_put", program) == ["1,512,512"] * 2
+    assert re.findall(r":b?f\d\d\[([\d,]+)\] = device_put", program) == ["1,512,512"] * 2
+
+
+@pytest.mark.parametrize("rows", [2, 7])
+def test_a_choice_of_programs_is_made_for_each_block(rows, places):
+    """By platform and by a value; neither keeps the array on the device as a whole."""
+    device, host = places
+    x = np.random.default_rng(0).normal(size=(7, 4)).astype(np.float32)
+
+    def update(kept, more):
+        kept = jax.lax.platform_dependent(kept, cpu=lambda x: jnp.where(x > 0, x, 2.0), default=jnp.negative)
+        places = jax.lax.broadcasted_iota(jnp.float32, (7, 4), 0)
+        return jax.lax.cond(more, lambda x, at: x + at, lambda x, at: x - at, kept, places), more
+
+    run = jax.jit(streamed(update, block_bytes=rows * x[0].nbytes), out_shardings=(host, None))
+    for more, sign in ((True, 1), (False, -1)):
+        new, _ = run(jax.device_put(x, host), jnp.asarray(more))
+        expected = np.where(x > 0, x, 2) + sign * np.arange(7)[:, None]
+        np.testing.assert_allclose(jax.device_put(new, device), expected, rtol=1e-6)
+    program = str(jax.make_jaxpr(streamed(update, block_bytes=rows * x[0].nbytes))(
+        jax.device_put(x, host), jnp.asarray(True)
+    ))  # fmt: skip
+    assert f":f32[{rows},4] = device_put" in program
 
 
 def test_a_program_without_rules_is_computed_from_whole_arrays(places):
