@@ -1,8 +1,8 @@
 """Synthetic problems that tell architectures apart before a pretraining is paid for.
 
 Start with `draw_instances`, which draws MAD's six tasks: `MAD` has the published sizes, a task knows its
-ceiling and what guessing gives. `draw_listops` and `draw_pathfinder` draw by the rules of the Long Range
-Arena's generators.
+ceiling and what guessing gives. `backcopy_task` makes heads turn to a first token. `draw_listops` and
+`draw_pathfinder` draw by the rules of the Long Range Arena's generators.
 
 Examples:
   >>> from jaxllm.synthetic import MAD, draw_instances
@@ -11,6 +11,7 @@ Examples:
   (256, 32)
 """
 
+from jaxllm.synthetic.backcopy import Backcopy, backcopy_task
 from jaxllm.synthetic.listops import (
     ListOps,
     ListOpsConfig,
@@ -30,12 +31,14 @@ __all__ = [
     "MAD",
     "MANTICORE",
     "TASKS",
+    "Backcopy",
     "Instances",
     "ListOps",
     "ListOpsConfig",
     "MadTask",
     "Pathfinder",
     "PathfinderConfig",
+    "backcopy_task",
     "draw_instances",
     "draw_listops",
     "draw_pathfinder",

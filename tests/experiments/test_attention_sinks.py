@@ -1,0 +1,79 @@
+"""Attention sinks: what a cell measures, how claims are judged, and a run that goes on where it stopped."""
+
+import dataclasses
+import math
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import attention_sinks as sinks
+from experiments.attention_sinks import training
+from experiments.attention_sinks.training import SINKS, AttentionSinksConfig, measure
+from jaxllm import models
+from jaxllm.errors import UserError
+from jaxllm.synthetic import backcopy_task
+
+TINY = sinks.PRESETS["debug"]()
+TASK = backcopy_task("the rain in spain stays mainly in the plain")
+
+
+def cells(figures):
+    """One cell a seed: untrained, then these."""
+    start = dict.fromkeys(sinks.COLUMNS, 0.05)
+    return [
+        {"curve": [{"step": 0} | start, {"step": 4} | start | {"sink_argmax": x, "copy_loss": y}]}
+        for x, y in figures
+    ]
+
+
+def test_losses_of_copies_and_of_the_rest_are_those_of_float64():
+    model = TINY.model("softmax", TASK.vocab_size)
+    params = models.init(model, jax.random.key(0))
+    inputs, targets = TASK.draw(16, TINY.length, seed=0)
+    found = measure(model, params, TASK, {"inputs": inputs, "targets": targets})
+    logits = np.asarray(models.apply(model, params, inputs), np.float64)
+    log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    losses = -np.take_along_axis(log_probs, targets[..., None], -1)[..., 0]
+    copies = np.zeros(inputs.shape, bool)
+    for row, values in enumerate(inputs):
+        for at in range(2, len(values)):
+            copies[row, at] = values[at] in TASK.triggers
+    assert found["copy_loss"] == pytest.approx(losses[copies].mean(), rel=1e-5)
+    assert found["other_loss"] == pytest.approx(losses[~copies].mean(), rel=1e-5)
+    assert set(sinks.COLUMNS) <= set(found)
+
+
+def test_each_attention_gets_its_sink():
+    logits = {name: TINY.model(name, 8).sink_logit for name in SINKS}
+    assert logits == {"softmax": -math.inf, "softmax-1": 0.0, "learned": "learned"}
+
+
+def test_claims_are_judged_seed_by_seed():
+    """With a begin token softmax-1 keeps the sink, without one it takes it away but copies worse."""
+    figures = {
+        "softmax, begin": [(0.60, 0.1), (0.62, 0.1)], "softmax-1, begin": [(0.50, 0.1), (0.52, 0.1)],
+        "learned, begin": [(0.10, 0.1), (0.11, 0.1)], "softmax, none": [(0.55, 0.1), (0.56, 0.1)],
+        "softmax-1, none": [(0.02, 0.9), (0.03, 0.9)], "learned, none": [(0.02, 0.1), (0.9, 0.1)],
+    }  # fmt: skip
+    found = {name: cells(values) for name, values in figures.items()}
+    metrics, claims, table = sinks.judge(dataclasses.replace(TINY, length=64), found)
+    assert [claim.holds for claim in claims] == [True, False, True, True, True, True, None, False, False]
+    assert metrics["sink_argmax/softmax, begin"] == pytest.approx(0.61)
+    assert metrics["sink_argmax/softmax, none, untrained"] == pytest.approx(0.05)
+    assert claims[0].measured == pytest.approx(0.61) and "| softmax, begin | 61.0% |" in table
+
+
+@pytest.mark.slow  # six programs
+def test_a_run_is_kept_and_gone_on_with(tmp_path, monkeypatch):
+    config = dataclasses.replace(TINY, out=str(tmp_path))
+    report = sinks.main(config, "debug")
+    assert (tmp_path / "report.json").is_file() and (tmp_path / "sinks.png").is_file()
+    assert {claim.holds for claim in report.claims} <= {True, False, None} and len(report.claims) == 9
+    monkeypatch.setattr(training, "train_epochs", lambda *_: pytest.fail("a kept cell was trained again"))
+    assert sinks.main(config, "debug").metrics == report.metrics
+
+
+def test_evaluations_are_at_most_one_a_step():
+    with pytest.raises(UserError, match="points is 10 of 4 steps; give at most one a step"):
+        AttentionSinksConfig(steps=4)
