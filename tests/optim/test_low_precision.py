@@ -113,6 +113,20 @@ def test_fused_alias_draws_what_its_links_draw():
     np.testing.assert_allclose(a["w"].astype(jnp.float32), b["w"].astype(jnp.float32), rtol=2.0**-6)
 
 
+def test_a_mask_spares_parameters_and_a_schedule_is_read_at_the_count():
+    """float32 parameters are not rounded: optax's AdamW is the same, but for moments kept in bfloat16."""
+    params = {"w": jnp.linspace(1.0, 2.0, 64), "gain": jnp.linspace(1.0, 2.0, 64)}
+    mask = {"w": True, "gain": False}
+    rate = lambda count: 0.01 * (count + 1)  # 0.02 in the second step
+    kwargs = dict(weight_decay=2.0, mask=mask)
+    ours, _ = run(adamw_bf16_sr(rate, **kwargs), params, 2)
+    theirs, _ = run(optax.adamw(rate, b2=0.95, **kwargs), params, 2)
+    for name in params:
+        np.testing.assert_allclose(ours[name], theirs[name], atol=2e-4)
+    undecayed, _ = run(optax.adamw(rate, b2=0.95, weight_decay=0.0), params, 2)
+    assert np.all(np.abs(ours["w"] - undecayed["w"]) > 0.05)
+
+
 def test_state_is_eight_bytes_a_parameter_with_gradient():
     params = {"w": jnp.zeros((256, 128), BF16)}
     state = adamw_bf16_sr(1e-3).init(params)
