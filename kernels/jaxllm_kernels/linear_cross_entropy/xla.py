@@ -15,6 +15,7 @@ from jaxllm_kernels.linear_cross_entropy.options import MASKED, Options, Sizes
 
 _CPU_ROWS = 128  # of SmolLM2's logits are 25 MB, and 1.7 times as fast as 512
 
+
 def loss_sums(hidden_BTD, weights, labels_BT, counted_BT, limits_BT, *, options, sizes):
     """Return (cross-entropy, z-loss), each summed over tokens; one vocabulary shard's share."""
 
@@ -91,16 +92,19 @@ def _time_chunk(hidden_BTD, weights, options: Options, sizes: Sizes) -> int:
     return time_chunk(hidden_BTD.shape, weights.shape[options.vocab_axis], sizes.logits_bytes)
 
 
-def _blocks(vocab_size: int, block: int | None):
-    """Return (block length, first column and first new column of each block).
+def _over_blocks(step, carry, vocab_size: int, block: int, kept=(None, None)):
+    """Carry through step(carry, first column, columns, kept) -> (carry, out), a smaller block last.
 
-    The last block is moved back so that it ends with the vocabulary: it sees columns of the block
-    before it again, and leaves them out.
+    Returns:
+      (carry, (outs of the blocks of equal length, stacked; of the last one or None)); `kept` is such a pair.
     """
-    if block is None or block >= vocab_size:
-        return vocab_size, None
-    new = jnp.arange(0, vocab_size, block, dtype=jnp.int32)
-    return block, (jnp.minimum(new, vocab_size - block), new)
+    full, rest = divmod(vocab_size, block)
+    starts = jnp.arange(full, dtype=jnp.int32) * block
+    carry, outs = jax.lax.scan(lambda carry, x: step(carry, x[0], block, x[1]), carry, (starts, kept[0]))
+    if not rest:
+        return carry, (outs, None)
+    carry, out = step(carry, full * block, rest, kept[1])
+    return carry, (outs, out)
 
 
 def _slice(weights, start, length, options):
@@ -109,16 +113,14 @@ def _slice(weights, start, length, options):
     return jax.lax.dynamic_slice_in_dim(weights, start, length, options.vocab_axis)
 
 
-def _logits(hidden_BtD, weights, start, new, length, limits_Bt, options: Options):
+def _logits(hidden_BtD, weights, start, length, limits_Bt, options: Options):
     # Contract whichever axis of the weights is not the vocabulary: a tied head needs no transpose.
     block = _slice(weights, start, length, options).astype(hidden_BtD.dtype)
     logits_Btv = dot_general_float32(
         hidden_BtD, block, (((2,), (1 - options.vocab_axis,)), ((), ()))
     )
-    columns = _columns(logits_Btv.shape, start)
-    if new is not start:
-        logits_Btv = jnp.where(columns >= new, logits_Btv, MASKED)
     if limits_Bt is not None:
+        columns = _columns(logits_Btv.shape, start)
         logits_Btv = jnp.where(columns < limits_Bt[..., None], logits_Btv, MASKED)
     return logits_Btv
 
@@ -140,70 +142,76 @@ def _columns(shape, start):
 
 
 def _stats(hidden_BtD, weights, labels_Bt, limits_Bt, options, sizes, keep_logits=False):
-    """Return ((logsumexp, label's logit), logits by block or None) of a chunk."""
-    length, starts = _blocks(weights.shape[options.vocab_axis], sizes.block)
+    """Return ((logsumexp, label's logit), logits or those of `_over_blocks`, or None) of a chunk."""
+    V = weights.shape[options.vocab_axis]
     labels_Bt, limits_Bt = options.local(labels_Bt, limits_Bt, weights)
-
-    def one(start, new):
-        logits_Btv = _logits(hidden_BtD, weights, start, new, length, limits_Bt, options)
-        max_Bt = jnp.max(logits_Btv, axis=-1)
+    if not _in_blocks(sizes, V):
+        logits_BtV = _logits(hidden_BtD, weights, 0, V, limits_Bt, options)
         # A comparison, not a gather: it fuses, and a sharded vocabulary stays sharded.
-        hit = (logits_Btv > MASKED) & (_columns(logits_Btv.shape, start) == labels_Bt[..., None])
-        label_Bt = jnp.sum(jnp.where(hit, logits_Btv, 0.0), axis=-1)
-        return logits_Btv, max_Bt, label_Bt
-
-    if starts is None:
-        logits_BtV, _, label_Bt = one(0, 0)
+        hit = (logits_BtV > MASKED) & (_columns(logits_BtV.shape, 0) == labels_Bt[..., None])
+        label_Bt = jnp.sum(jnp.where(hit, logits_BtV, 0.0), axis=-1)
         lse_Bt = jax.nn.logsumexp(logits_BtV, axis=-1)
         return (lse_Bt, label_Bt), logits_BtV if keep_logits else None
 
-    def step(carry, block):
+    def step(carry, start, length, _):
         max_Bt, sum_Bt, label_Bt = carry
-        logits_Btv, block_max_Bt, block_label_Bt = one(*block)
-        higher_Bt = jnp.maximum(max_Bt, block_max_Bt)
+        logits_Btv = _logits(hidden_BtD, weights, start, length, limits_Bt, options)
+        higher_Bt = jnp.maximum(max_Bt, jnp.max(logits_Btv, axis=-1))
         sum_Bt = sum_Bt * jnp.exp(max_Bt - higher_Bt) + jnp.sum(
             jnp.exp(logits_Btv - higher_Bt[..., None]), axis=-1
         )
-        carry = (higher_Bt, sum_Bt, label_Bt + block_label_Bt)
+        # Of one device's cache a gather is cheaper than a pass.
+        at_Bt = labels_Bt - start
+        found_Bt = jnp.take_along_axis(logits_Btv, jnp.clip(at_Bt, 0, length - 1)[..., None], axis=-1)[..., 0]
+        here = (at_Bt >= 0) & (at_Bt < length) & (found_Bt > MASKED)
+        carry = (higher_Bt, sum_Bt, label_Bt + jnp.where(here, found_Bt, 0.0))
         return carry, logits_Btv if keep_logits else None
 
     zero_Bt = _zeros(labels_Bt.shape, hidden_BtD)
     carry = (zero_Bt + MASKED, zero_Bt, zero_Bt)
-    (max_Bt, sum_Bt, label_Bt), blocks = jax.lax.scan(step, carry, starts)
+    (max_Bt, sum_Bt, label_Bt), blocks = _over_blocks(step, carry, V, sizes.block)
     return (max_Bt + jnp.log(sum_Bt), label_Bt), blocks
+
+
+def _in_blocks(sizes: Sizes, vocab_size: int) -> bool:
+    return sizes.block is not None and sizes.block < vocab_size
 
 
 def _gradients(hidden_BtD, weights, labels_Bt, slopes, blocks, d_weights, options, sizes):
     """Return (gradient for a chunk's hidden states, d_weights with the chunk's part added)."""
     vocab_axis = options.vocab_axis
-    length, starts = _blocks(weights.shape[vocab_axis], sizes.block)
+    V = weights.shape[vocab_axis]
     labels_Bt, _ = options.local(labels_Bt, None, weights)
     lse_Bt1, slopes = jax.tree.map(lambda x_Bt: x_Bt[..., None], slopes)
+    in_blocks = _in_blocks(sizes, V)
 
-    def one(logits_Btv, start):
+    def one(logits_Btv, start, length):
         hit = _columns(logits_Btv.shape, start) == labels_Bt[..., None]
         hit &= logits_Btv > MASKED
         d_logits_Btv = options.d_logits(logits_Btv, hit, lse_Bt1, slopes)
         d_logits_Btv = d_logits_Btv.astype(hidden_BtD.dtype)
         block = _slice(weights, start, length, options).astype(hidden_BtD.dtype)
         d_hidden_BtD = dot_general_float32(d_logits_Btv, block, (((2,), (vocab_axis,)), ((), ())))
-        pair = (d_logits_Btv, hidden_BtD) if vocab_axis == 0 else (hidden_BtD, d_logits_Btv)
-        return d_hidden_BtD, dot_general_float32(*pair, (((0, 1), (0, 1)), ((), ())))
+        over_tokens = (((0, 1), (0, 1)), ((), ()))
+        if vocab_axis == 1:
+            return d_hidden_BtD, dot_general_float32(hidden_BtD, d_logits_Btv, over_tokens)
+        if in_blocks:  # a CPU turns the left operand of a product, and hidden is the smaller one
+            return d_hidden_BtD, dot_general_float32(hidden_BtD, d_logits_Btv, over_tokens).T
+        return d_hidden_BtD, dot_general_float32(d_logits_Btv, hidden_BtD, over_tokens)
 
-    if starts is None:
-        d_hidden_BtD, piece = one(blocks, 0)
+    if not in_blocks:
+        d_hidden_BtD, piece = one(blocks, 0, V)
         return d_hidden_BtD.astype(hidden_BtD.dtype), d_weights + piece
 
-    def step(carry, block):
+    def step(carry, start, length, logits_Btv):
         d_hidden_BtD, d_weights = carry
-        logits_Btv, start = block
-        more_BtD, piece = one(logits_Btv, start)
+        more_BtD, piece = one(logits_Btv, start, length)
         piece += jax.lax.dynamic_slice_in_dim(d_weights, start, length, vocab_axis)
         d_weights = jax.lax.dynamic_update_slice_in_dim(d_weights, piece, start, vocab_axis)
         return (d_hidden_BtD + more_BtD, d_weights), None
 
-    zeros_BtD = _zeros(hidden_BtD.shape, hidden_BtD)
-    (d_hidden_BtD, d_weights), _ = jax.lax.scan(step, (zeros_BtD, d_weights), (blocks, starts[0]))
+    carry = (_zeros(hidden_BtD.shape, hidden_BtD), d_weights)
+    (d_hidden_BtD, d_weights), _ = _over_blocks(step, carry, V, sizes.block, blocks)
     return d_hidden_BtD.astype(hidden_BtD.dtype), d_weights
 
 
