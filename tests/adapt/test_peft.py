@@ -10,6 +10,7 @@ import pytest
 
 from jaxllm import data, models
 from jaxllm.adapt import Lora, LoraConfig, load_adapter, read_about, save_adapter
+from jaxllm.adapt.peft import _scale
 from jaxllm.errors import UserError
 from jaxllm.pretrained import save_pretrained
 
@@ -107,3 +108,17 @@ def test_what_does_not_fit_is_refused(tmp_path):
         path.write_text(json.dumps(whole | change))
         with pytest.raises(UserError, match=said):
             load_adapter(tmp_path / "one", lora.model)
+
+
+@pytest.mark.parametrize(
+    "module, rslora, expected",
+    [
+        ("transformer.h.1.attn.c_attn", False, 4 / 2),  # both patterns fit: the first holds, as in peft
+        ("transformer.h.0.attn.c_attn", False, 1 / 2),
+        ("transformer.h.0.attn.xc_attn", False, 8 / 2),  # a pattern is of whole names
+        ("transformer.h.0.mlp.c_fc", True, 8 / 2**0.5),
+    ],
+)
+def test_alpha_may_be_a_pattern_s(module, rslora, expected):
+    theirs = {"lora_alpha": 8, "alpha_pattern": {r"h\.1\.attn\.c_attn": 4, "c_attn": 1}, "use_rslora": rslora}
+    assert _scale(theirs, module, rank=2) == pytest.approx(expected)
