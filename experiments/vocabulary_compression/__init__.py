@@ -1,10 +1,11 @@
 """Predict a token's group, then the token in the group, beside heads over the whole vocabulary.
 
 RESULT (30 November 2026, small with nine of its heads, 64 minutes on one shared core, three seeds): a head
-whose groups' tokens keep vectors of their own (own/merge_tree) loses nothing: 0.957 of the full tied head's
-held-out loss after 300 steps (0.944 to 0.970). One that has only a part a group (hidden/merge_tree, the
-abstract's) is 7.7 % worse (6.8 to 8.5), all of it in the rarer half of the text. Merges matter: the tree's
-groups are 0.32 nats below random ones (0.29 to 0.35) for such heads, 0.08 (0.02 to 0.14) for own vectors.
+in which each token of a group keeps its own vector (own/merge_tree) loses nothing: 0.957 of the full tied
+head's held-out loss after 300 steps (0.944 to 0.970). One with a direction a slot, as small as the abstract
+asks (hidden/merge_tree), is 7.7 % worse (6.8 to 8.5), all of it in the sixth to ninth tenth of the text by
+frequency. Merges matter: the tree's groups are 0.32 nats below random ones (0.29 to 0.35) for such heads,
+0.08 (0.02 to 0.14) for own vectors.
 
     python -m experiments.vocabulary_compression                    # small: 36 runs, 80 minutes on one core
     python -m experiments.vocabulary_compression --preset debug     # half a minute
