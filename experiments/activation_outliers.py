@@ -1,7 +1,7 @@
 """Train with and without what is said to cause outlier activations; see what a model then loses when rounded.
 
     python -m experiments.activation_outliers                    # small: 12 runs, 3 hours on 2 CPU cores
-    python -m experiments.activation_outliers --preset debug     # seconds
+    python -m experiments.activation_outliers --preset debug     # a minute
     python -m experiments.activation_outliers --preset paper --mesh.fsdp 8
 
 On your own model: `jaxllm train --optim.name orthoadam --model.sink-logit 0 --model.norm rmsnorm_scalar`;
