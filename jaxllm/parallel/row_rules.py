@@ -195,7 +195,7 @@ def _dot_general(eqn, length):
 
 
 def _cond(eqn, length):
-    """A choice of programs of which each computes rows from rows, such as one for each platform."""
+    """A choice by platform or by value, if every program to choose from has rules for its rows."""
     by_rows = tuple(x.aval.shape[:1] == (length,) for x in eqn.invars[1:])
     programs = [_program_by_rows(branch, length, by_rows) for branch in eqn.params["branches"]]
     if None in programs:
