@@ -1,6 +1,11 @@
 """Train with four savings at once, beside plain AdamW in float32: loss against FLOPs, memory and time.
 
-    python -m experiments.cheaper_training                   # small: 9 runs, 70 minutes on one core
+RESULT (30 November 2026, small, 9 runs, about 85 core-minutes, three seeds): three of the four savings cost
+nothing: groups, OrthoAdam and stochastic rounding together end 1.3 % below plain training's held-out loss
+(0.9 to 1.7), with 0.29 of its FLOPs, 0.80 of its time and 0.76 of its memory. With growing subnetworks too it
+is 5.9 % above (-0.2 to 12.0: undecided), with 0.21 of the FLOPs and 0.57 of the time.
+
+    python -m experiments.cheaper_training                   # small: 9 runs, 85 minutes on one core
     python -m experiments.cheaper_training --preset debug    # a minute
     python -m experiments.cheaper_training --variants plain est groups orthoadam sr est+groups+orthoadam+sr
 
