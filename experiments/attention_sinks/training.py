@@ -1,6 +1,5 @@
 """A decoder on Bigram-Backcopy with one of three attentions: trained once, kept with its curve."""
 
-import dataclasses
 import functools
 import math
 from dataclasses import dataclass
@@ -67,11 +66,11 @@ class AttentionSinksConfig(Config):
 
 def kept_cell(config: AttentionSinksConfig, task: Backcopy, variant: str, seed: int) -> dict[str, Any]:
     """Train a variant, unless it was; return its curve: what `measure` says before and during training."""
-    decisive = dataclasses.replace(config, seeds=(0, 1), out="")
+    decisive = {name: value for name, value in to_dict(config).items() if name not in ("seeds", "out")}
     return kept_result(
         Path(config.out, "cells", f"{variant.replace(', ', '-')}-{seed}.json"),
         lambda: _train(config, task, variant, seed),
-        config=to_dict(decisive), variant=variant, seed=seed, chances=float(np.sum(task.chances_VV**2)),
+        config=decisive, variant=variant, seed=seed, chances=float(np.sum(task.chances_VV**2)),
     )  # fmt: skip
 
 

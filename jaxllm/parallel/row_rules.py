@@ -81,6 +81,13 @@ def equations(traced: core.ClosedJaxpr) -> tuple[list, dict, dict]:
     return found, aliases, constants
 
 
+def resolve(atom, aliases: dict):
+    """Return the variable that another name stands for, or the atom itself; for aliases see `equations`."""
+    while not isinstance(atom, core.Literal) and atom in aliases:
+        atom = aliases[atom]
+    return atom
+
+
 def _called(eqn) -> core.ClosedJaxpr | None:
     if eqn.primitive.name not in _CALLS:
         return None
@@ -215,20 +222,16 @@ def _program_by_rows(traced: core.ClosedJaxpr, length: int, by_rows) -> Callable
     eqns, aliases, constants = equations(traced)
     of_rows = dict(zip(traced.jaxpr.invars, by_rows, strict=True)) | dict.fromkeys(constants, False)
 
-    def resolve(atom):
-        while not isinstance(atom, core.Literal) and atom in aliases:
-            atom = aliases[atom]
-        return atom
-
     def taken(atoms):
-        return tuple(not isinstance(x, core.Literal) and of_rows[x] for x in map(resolve, atoms))
+        resolved = (resolve(x, aliases) for x in atoms)
+        return tuple(not isinstance(x, core.Literal) and of_rows[x] for x in resolved)
 
     rules = []
     for eqn in eqns:
-        rule = row_rule(eqn, length)
-        if rule is None or rule.by_rows != taken(eqn.invars):
+        rule, shape = row_rule(eqn, length), eqn.outvars[0].aval.shape
+        if rule is None or rule.by_rows != taken(eqn.invars) or shape[:1] not in ((), (length,)):
             return None
-        of_rows |= dict.fromkeys(eqn.outvars, any(rule.by_rows) or eqn.outvars[0].aval.shape[:1] == (length,))
+        of_rows |= dict.fromkeys(eqn.outvars, shape != ())
         rules.append(rule)
     if not all(taken(traced.jaxpr.outvars)):
         return None
@@ -237,7 +240,7 @@ def _program_by_rows(traced: core.ClosedJaxpr, length: int, by_rows) -> Callable
         known = constants | dict(zip(traced.jaxpr.invars, operands, strict=True))
 
         def value(atom):
-            atom = resolve(atom)
+            atom = resolve(atom, aliases)
             return atom.val if isinstance(atom, core.Literal) else known[atom]
 
         for eqn, rule in zip(eqns, rules, strict=True):

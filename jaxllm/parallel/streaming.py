@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.extend import core
 
 from jaxllm.parallel.memory import on_host, to_device, to_host
-from jaxllm.parallel.row_rules import accumulator, equations, row_rule
+from jaxllm.parallel.row_rules import accumulator, equations, resolve, row_rule
 
 BLOCK_BYTES = 2**26  # of all that is on the device for one block of rows
 
@@ -89,9 +89,7 @@ class _Program:
 
     def resolve(self, atom):
         """Return the variable that another name stands for, or the atom itself."""
-        while not isinstance(atom, core.Literal) and atom in self.aliases:
-            atom = self.aliases[atom]
-        return atom
+        return resolve(atom, self.aliases)
 
     def whole(self, atom):
         """Return the value of a variable on the device, all of it."""

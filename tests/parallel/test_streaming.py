@@ -198,3 +198,20 @@ def test_a_stack_is_sharded_as_before():
     moved = in_host_memory(NamedSharding(mesh, spec))
     assert moved.spec == spec and moved.memory_kind == parallel.HOST_MEMORY
     assert moved.shard_shape((2, 64, 256)) == (2, 16, 128)
+
+
+def test_a_choice_with_an_array_of_another_length_is_computed_whole(places):
+    """Three entries made within a program are no rows of seven: blocks of two must not cut them."""
+    device, host = places
+    x = np.random.default_rng(0).normal(size=(7, 3)).astype(np.float32)
+
+    def other(kept):
+        return kept * (jax.lax.broadcasted_iota(jnp.float32, (3,), 0) + jnp.full(3, 2.0))[None]
+
+    def update(kept):
+        return (jax.lax.platform_dependent(kept, cpu=other, default=jnp.negative),)
+
+    (new,) = jax.jit(streamed(update, block_bytes=2 * x[0].nbytes), out_shardings=(host,))(
+        jax.device_put(x, host)
+    )
+    np.testing.assert_allclose(jax.device_put(new, device), x * np.arange(2, 5), rtol=1e-6)
