@@ -12,12 +12,12 @@ none does there is hardly a sink after 400 steps (9.0 %), and softmax-1 brings i
 
 On your own model: `jaxllm.interpret.activation_statistics`; `jaxllm train --model.sink-logit 0`.
 
-`experiments.activation_outliers` asks the same of text, where sinks take longer to form than a small run
-lasts. Here is the task that was made to show them (Guo et al., arXiv 2410.13835; `jaxllm.synthetic`): the
-head that copies after a trigger has nothing to do elsewhere, and softmax makes it look at something. Two
-things are varied: what the attention may do instead (softmax: nothing; softmax-1: a key of logit 0 and no
-value, Kaul et al., arXiv 2410.17174; or a learned logit of that key for each head), and whether each sequence
-begins with the same token. The control is a model before its training.
+What softmax-1 does to a sink (Kaul et al., arXiv 2410.17174; `experiments.activation_outliers` asks the same
+of text, where sinks take longer to form than a small run lasts), on the task that was made to show one (Guo
+et al., arXiv 2410.13835; `jaxllm.synthetic`): the head that copies after a trigger has nothing to do
+elsewhere, and softmax makes it look at something. Two things are varied: what the attention may do instead
+(softmax: nothing; softmax-1: a key of logit 0 and no value; or a learned logit of that key for each head),
+and whether each sequence begins with the same token. The control is a model before its training.
 """
 
 import time
