@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 from jaxllm_kernels.adamw_update import adamw_update, fold_in
 
+from jaxllm.optim.after import after
 from jaxllm.optim.param_types import ParamTypes
 from jaxllm.optim.stochastic_round import chosen, difference, leaf_seed, seed_words
 
@@ -122,11 +123,17 @@ def adamw_bf16_sr(
 
     def step(param, g, mu, nu, *, decays, count, **kwargs):
         rate = learning_rate(count) if callable(learning_rate) else learning_rate
-        new = adamw_update(
-            param, mu, nu, g, learning_rate=rate, weight_decay=weight_decay if decays else 0.0,
-            round_weights=True, round_moments=round_moments, **kwargs,
-        )  # fmt: skip
-        return difference(new.weights, param), new.first_moment, new.second_moment
+
+        def update(g):
+            return adamw_update(
+                param, mu, nu, g, learning_rate=rate, weight_decay=weight_decay if decays else 0.0,
+                round_weights=True, round_moments=round_moments, **kwargs,
+            )  # fmt: skip
+
+        delta = difference(update(g).weights, param)
+        # One expression to a compiler that computes all at once; on a CPU the weights come first.
+        new = update(after(g, optax.apply_updates(param, delta), count))
+        return delta, new.first_moment, new.second_moment
 
     hyper = dict(b1=b1, b2=b2, eps=eps, generator=generator)
     return _per_leaf("adamw_bf16_sr", step, AdamWBF16SRState, jnp.bfloat16, seed, hyper, mask)

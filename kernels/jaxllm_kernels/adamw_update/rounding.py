@@ -38,25 +38,25 @@ def stochastic_round(x: jax.Array, bits: jax.Array, dtype=jnp.bfloat16) -> jax.A
 
 
 def _round_to_bfloat16(x, low):
-    # bfloat16 is the upper half of float32; the carry out of the lower half does the rounding, but for Inf
-    # and NaN: the carry would turn a NaN with a full mantissa into -0.
+    # bfloat16 is the upper half of float32; the carry out of the lower half does the rounding. The carry
+    # would turn a NaN with a full mantissa into -0.
     word = jax.lax.bitcast_convert_type(x, jnp.uint32)
-    finite = (word & jnp.uint32(_INFINITY_BITS)) != jnp.uint32(_INFINITY_BITS)
-    return jax.lax.platform_dependent(word, low, finite, cpu=_upper_half, default=_cast)
+    return jax.lax.platform_dependent(word, low, cpu=_upper_half, default=_cast)
 
 
-def _cast(word, low, finite):
+def _cast(word, low):
     # The cast is of a value that is one of bfloat16 already, so a compiler that drops casts to "keep excess
     # precision" undoes nothing. (Ending in uint16 makes XLA's TPU compiler write weights and moments in two
     # loops, 2.3 times the bytes.)
+    finite = (word & jnp.uint32(_INFINITY_BITS)) != jnp.uint32(_INFINITY_BITS)
     rounded = jnp.where(finite, (word + low) & jnp.uint32(0xFFFF0000), word)
     return jax.lax.bitcast_convert_type(rounded, jnp.float32).astype(jnp.bfloat16)
 
 
-def _upper_half(word, low, finite):
+def _upper_half(word, low):
     # On a CPU a cast to bfloat16 is a rounding of its own, as long as ours. A NaN keeps a bit in this half.
-    quiet = word | ((word & jnp.uint32(0x007FFFFF)) + jnp.uint32(0x003FFFFF)) & jnp.uint32(0x00400000)
-    half = jnp.where(finite, word + low, quiet) >> 16
+    nan = (word << 1) > jnp.uint32(2 * _INFINITY_BITS)
+    half = jnp.where(nan, word | jnp.uint32(0x00400000), word + low) >> 16
     return jax.lax.bitcast_convert_type(half.astype(jnp.uint16), jnp.bfloat16)
 
 
