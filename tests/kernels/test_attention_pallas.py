@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 from jax.experimental.pallas import tpu as pltpu
-from jaxllm_kernels.attention import pallas_gpu, pallas_tpu, pallas_tpu_tiles, xla, xla_loop
+from jaxllm_kernels.attention import head_by_head, pallas_gpu, pallas_tpu, pallas_tpu_tiles, xla, xla_loop
 
 from tests.kernels.attention_oracle import answer, assert_close, make_call
 
@@ -139,9 +139,11 @@ def test_loops_over_long_texts_match_float64(case, monkeypatch):
     assert_close(run(xla, call), call, TOLERANCE["float32"])
 
 
-@pytest.mark.parametrize("case", ["segments and window", "rows that see nothing"])
+@pytest.mark.parametrize(
+    "case", ["segments and window", "rows that see nothing", "rows that see nothing, sink"]
+)
 def test_heads_in_turn_match_float64(case, monkeypatch):
-    monkeypatch.setattr(xla, "HEAD_BY_HEAD", 0)
+    monkeypatch.setattr(head_by_head, "SHORTEST", 0)
     call = make_call(**(CASES[case] | dict(B=2, T=40, H=4, G=2, window=20)))
     assert_close(run(xla, call), call, TOLERANCE["float32"])
 

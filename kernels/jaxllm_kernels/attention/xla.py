@@ -16,26 +16,32 @@ import jax
 import jax.numpy as jnp
 
 from jaxllm_kernels.attention import xla_loop
+from jaxllm_kernels.attention.head_by_head import head_by_head
 from jaxllm_kernels.attention.layout import by_group, by_time, dot, for_rows
 from jaxllm_kernels.attention.visibility import NOTHING
 from jaxllm_kernels.dtypes import widened
 
 UNROLLED = 1024  # the longest text whose blocks are unrolled
 BLOCK = 128  # rows of scores held at a time
-HEAD_BY_HEAD = 256  # the shortest text whose heads are gone over one after another on a CPU
 
 
 def forward(q, k, v, sink_H, segment_ids_BT, mask_BTS, *, scale, causal, window):
     """Return (output [B, T, H, K], logsumexp [B, H, T]); arguments as in `attention`."""
-    (B, T, H, _), (S, G) = q.shape, k.shape[1:3]
-    grouped = [by_group(q, G), k.swapaxes(1, 2), v.swapaxes(1, 2)]
-    if sink_H is not None:
-        sink_BGR = jnp.broadcast_to(sink_H.astype(_wide(q)).reshape(G, H // G), (B, G, H // G))
-        grouped.append(sink_BGR)
-    run = _forward if max(T, S) <= UNROLLED else xla_loop.forward
-    run = functools.partial(run, scale=scale, causal=causal, window=window)
-    out_BGRTK, lse_BGRT = _head_by_head(run, grouped, segment_ids_BT, mask_BTS)
-    return by_time(out_BGRTK), lse_BGRT.reshape(B, H, T)
+
+    def heads(q, k, v, sink_H, segment_ids_BT, mask_BTS):
+        (B, T, H, _), (S, G) = q.shape, k.shape[1:3]
+        grouped = [by_group(q, G), k.swapaxes(1, 2), v.swapaxes(1, 2)]
+        if sink_H is not None:
+            sink_BGR = jnp.broadcast_to(sink_H.astype(_wide(q)).reshape(G, H // G), (B, G, H // G))
+            grouped.append(sink_BGR)
+        run = _forward if max(T, S) <= UNROLLED else xla_loop.forward
+        out_BGRTK, lse_BGRT = run(
+            *grouped, segment_ids_BT, mask_BTS, scale=scale, causal=causal, window=window
+        )
+        return by_time(out_BGRTK), lse_BGRT.reshape(B, H, T)
+
+    arrays, axes = (q, k, v, sink_H), (2, 2, 2, 0)
+    return head_by_head(heads, arrays, axes, (2, 1), segment_ids_BT, mask_BTS)
 
 
 def backward(
@@ -47,19 +53,21 @@ def backward(
       out, lse_BHT: what `forward` returned.
       d_out, d_lse_BHT: their cotangents; d_lse_BHT may be None.
     """
-    (B, T, H, _), (S, G) = q.shape, k.shape[1:3]
+
+    def heads(q, k, v, d_out, lse_BHT, mean_BHT, segment_ids_BT, mask_BTS):
+        (B, T, H, _), (S, G) = q.shape, k.shape[1:3]
+        grouped = [by_group(q, G), k.swapaxes(1, 2), v.swapaxes(1, 2), by_group(d_out, G)]
+        grouped += [x.reshape(B, G, H // G, T) for x in (lse_BHT, mean_BHT)]
+        run = _backward if max(T, S) <= UNROLLED else xla_loop.backward
+        d_query, d_key, d_value = run(
+            *grouped, segment_ids_BT, mask_BTS, scale=scale, causal=causal, window=window
+        )
+        return by_time(d_query), d_key.swapaxes(1, 2), d_value.swapaxes(1, 2)
+
     mean_BHT = row_means(out, d_out, d_lse_BHT)
-    grouped = [by_group(q, G), k.swapaxes(1, 2), v.swapaxes(1, 2), by_group(d_out, G)]
-    grouped += [x.reshape(B, G, H // G, T) for x in (lse_BHT, mean_BHT)]
-    run = _backward if max(T, S) <= UNROLLED else xla_loop.backward
-    run = functools.partial(run, scale=scale, causal=causal, window=window)
-    d_query, d_key, d_value = _head_by_head(run, grouped, segment_ids_BT, mask_BTS)
-    return (
-        by_time(d_query),
-        d_key.swapaxes(1, 2),
-        d_value.swapaxes(1, 2),
-        sink_gradient(sink_H, lse_BHT, mean_BHT),
-    )
+    arrays, axes = (q, k, v, d_out, lse_BHT, mean_BHT), (2, 2, 2, 2, 1, 1)
+    gradients = head_by_head(heads, arrays, axes, (2, 2, 2), segment_ids_BT, mask_BTS)
+    return *gradients, sink_gradient(sink_H, lse_BHT, mean_BHT)
 
 
 def row_means(out_BTHK, d_out_BTHK, d_lse_BHT) -> jax.Array:
@@ -79,43 +87,6 @@ def sink_gradient(sink_H, lse_BHT, mean_BHT) -> jax.Array | None:
         return None
     share_BHT = jnp.exp(sink_H.astype(lse_BHT.dtype)[None, :, None] - lse_BHT)
     return -jnp.sum(share_BHT * mean_BHT, axis=(0, 2)).astype(sink_H.dtype)
-
-
-def _head_by_head(run, grouped, segment_ids_BT, mask_BTS):
-    """Call run on one row of the batch and one key head after another where that is faster.
-
-    That is on a CPU: the scores then stay in its cache, and are held for one head at a time. Not for
-    short texts, where the loop costs more than it saves; not in a mesh, where batch and heads are
-    spread over devices; not on an accelerator, which one head would not fill.
-
-    Args:
-      run: function of (*grouped, segment_ids_BT, mask_BTS).
-      grouped: arrays [B, G, ...].
-    """
-    (B, G, _, T, _), S = grouped[0].shape, grouped[1].shape[2]
-
-    def all_at_once(*grouped):
-        return run(*grouped, segment_ids_BT, mask_BTS)
-
-    if B * G == 1 or min(T, S) < HEAD_BY_HEAD or jax.sharding.get_abstract_mesh().size > 1:
-        return all_at_once(*grouped)
-
-    def one_head(given):
-        index, arrays = given
-        row = jax.lax.div(index, jnp.int32(G))
-        segments, mask = (
-            x if x is None or len(x) == 1 else jax.lax.dynamic_slice_in_dim(x, row, 1)
-            for x in (segment_ids_BT, mask_BTS)
-        )
-        results = run(*(x[None, None] for x in arrays), segments, mask)
-        return jax.tree.map(lambda x: x[0, 0], results)
-
-    def in_turn(*grouped):
-        flat = [x.reshape(B * G, *x.shape[2:]) for x in grouped]
-        results = jax.lax.map(one_head, (jnp.arange(B * G, dtype=jnp.int32), flat))
-        return jax.tree.map(lambda x: x.reshape(B, G, *x.shape[1:]), results)
-
-    return jax.lax.platform_dependent(*grouped, cpu=in_turn, default=all_at_once)
 
 
 def _forward(query_BGRTK, key_BGSK, value_BGSK, *more, scale, causal, window):
@@ -153,13 +124,14 @@ def _backward(
     query_BGRTK, key_BGSK, value_BGSK, d_out_BGRTK, lse_BGRT, mean_BGRT, segment_ids_BT, mask_BTS,
     *, scale, causal, window,
 ):  # fmt: skip
-    (_, _, R, T, _), S = query_BGRTK.shape, key_BGSK.shape[2]
+    (B, G, R, T, K), S = query_BGRTK.shape, key_BGSK.shape[2]
     dtype, wide = query_BGRTK.dtype, lse_BGRT.dtype
     lse_BGRT1, mean_BGRT1 = lse_BGRT[..., None], mean_BGRT[..., None]
-    d_query_BGRTK = jnp.zeros(query_BGRTK.shape, wide)
+    key_BGKS = key_BGSK.swapaxes(2, 3)
+    d_query_BGKRT = jnp.zeros((B, G, K, R, T), wide)
     d_keys, d_values = [], []
-    # Blocks of keys, and scores with keys first: two of the three matmuls that read scores then
-    # read them as they lie in memory, against one with queries first: a tenth faster on a CPU.
+    # Blocks of keys, scores with keys first, the queries' gradient with positions last: all three matmuls
+    # that read scores then read them as they lie in memory, which XLA's CPU backend does twice as fast.
     for keys in _cut(S):
         queries = _queries_seeing(keys, T, causal, window)
         hidden = _hidden(queries, keys, segment_ids_BT, mask_BTS, causal, window, wide)
@@ -176,11 +148,10 @@ def _backward(
         d_keys.append(d_key_BGsK.astype(key_BGSK.dtype))
         d_value_BGsK = dot(probs_BGsN.astype(value_BGSK.dtype), d_out_BGNK, 3, 2, wide)
         d_values.append(d_value_BGsK.astype(value_BGSK.dtype))
-        d_rows_BGNK = dot(d_scores_BGsN, key_BGsK, 2, 2, wide)
-        d_rows_BGRtK = d_rows_BGNK.reshape(*query_BGRTK.shape[:3], -1, key_BGsK.shape[3])
-        d_query_BGRTK = d_query_BGRTK.at[:, :, :, queries].add(d_rows_BGRtK)
+        d_rows_BGKN = dot(key_BGKS[..., keys], d_scores_BGsN, 3, 2, wide)
+        d_query_BGKRT = d_query_BGKRT.at[..., queries].add(d_rows_BGKN.reshape(B, G, K, R, -1))
     return (
-        (d_query_BGRTK * scale).astype(dtype),
+        (d_query_BGKRT * scale).astype(dtype).transpose(0, 1, 3, 4, 2),
         jnp.concatenate(d_keys, axis=2),
         jnp.concatenate(d_values, axis=2),
     )

@@ -15,7 +15,7 @@ from jaxllm_kernels.attention.visibility import NOTHING
 from jaxllm_kernels.compat import varying_like
 from jaxllm_kernels.dtypes import widened
 
-QUERIES, KEYS = 256, 512  # positions in a block
+QUERIES, KEYS = 512, 512  # positions in a block
 
 
 def forward(query_BGRTK, key_BGSK, value_BGSK, *more, scale, causal, window):
@@ -82,14 +82,16 @@ def backward(
     key_BGSK, value_BGSK = (_pad(x, 2, KEYS) for x in (key_BGSK, value_BGSK))
     lse_BGRT1, mean_BGRT1 = (_pad(x[..., None], 3, QUERIES) for x in (lse_BGRT, mean_BGRT))
     like = query_BGRTK, key_BGSK, value_BGSK, d_out_BGRTK
+    key_BGKS = key_BGSK.swapaxes(2, 3)
     hidden = _hider(T, S, segment_ids_BT, mask_BTS, causal, window, R, wide)
 
-    def keys_block(d_query_BGRTK, j):
+    def keys_block(d_query_BGKRT, j):
         key_BGsK = dynamic_slice_in_dim(key_BGSK, j * KEYS, KEYS, 2)
+        key_BGKs = dynamic_slice_in_dim(key_BGKS, j * KEYS, KEYS, 3)
         value_BGsK = dynamic_slice_in_dim(value_BGSK, j * KEYS, KEYS, 2)
 
         def queries_block(i, carry):
-            d_query_BGRTK, d_key_BGsK, d_value_BGsK = carry
+            d_query_BGKRT, d_key_BGsK, d_value_BGsK = carry
             query_BGNK, d_out_BGNK = _rows(query_BGRTK, i), _rows(d_out_BGRTK, i)
             scores_BGsN = dot(key_BGsK, query_BGNK, 3, 3, wide) * scale
             scores_BGsN = scores_BGsN + hidden(i, j).swapaxes(1, 2)[:, None]
@@ -99,25 +101,26 @@ def backward(
             d_scores_BGsN = d_scores_BGsN.astype(dtype)
             d_key_BGsK += dot(d_scores_BGsN, query_BGNK, 3, 2, wide)
             d_value_BGsK += dot(probs_BGsN.astype(value_BGSK.dtype), d_out_BGNK, 3, 2, wide)
-            d_rows_BGNK = dot(d_scores_BGsN, key_BGsK, 2, 2, wide)
-            so_far = dynamic_slice_in_dim(d_query_BGRTK, i * QUERIES, QUERIES, 3)
-            d_query_BGRTK = dynamic_update_slice_in_dim(
-                d_query_BGRTK, so_far + d_rows_BGNK.reshape(so_far.shape), i * QUERIES, 3
+            d_rows_BGKN = dot(key_BGKs, d_scores_BGsN, 3, 2, wide)
+            so_far = dynamic_slice_in_dim(d_query_BGKRT, i * QUERIES, QUERIES, 4)
+            d_query_BGKRT = dynamic_update_slice_in_dim(
+                d_query_BGKRT, so_far + d_rows_BGKN.reshape(so_far.shape), i * QUERIES, 4
             )
-            return d_query_BGRTK, d_key_BGsK, d_value_BGsK
+            return d_query_BGKRT, d_key_BGsK, d_value_BGsK
 
         zeros = varying_like(jnp.zeros((B, G, KEYS, K), wide), *like)
         low, high = _query_blocks(j, query_BGRTK.shape[3] // QUERIES, causal, window)
-        carry = jax.lax.fori_loop(low, high, queries_block, (d_query_BGRTK, zeros, zeros))
+        carry = jax.lax.fori_loop(low, high, queries_block, (d_query_BGKRT, zeros, zeros))
         return carry[0], ((carry[1] * scale).astype(key_BGSK.dtype), carry[2].astype(value_BGSK.dtype))
 
     blocks = key_BGSK.shape[2] // KEYS
-    d_query_BGRTK = varying_like(jnp.zeros(query_BGRTK.shape, wide), *like)
-    d_query_BGRTK, gradients = jax.lax.scan(keys_block, d_query_BGRTK, jnp.arange(blocks, dtype=jnp.int32))
+    d_query_BGKRT = varying_like(jnp.zeros((B, G, K, R, query_BGRTK.shape[3]), wide), *like)
+    d_query_BGKRT, gradients = jax.lax.scan(keys_block, d_query_BGKRT, jnp.arange(blocks, dtype=jnp.int32))
     d_key, d_value = (
         jnp.moveaxis(x, 0, 2).reshape(B, G, blocks * KEYS, K)[:, :, :S] for x in gradients
     )
-    return (d_query_BGRTK[:, :, :, :T] * scale).astype(dtype), d_key, d_value
+    d_query_BGRTK = (d_query_BGKRT[..., :T] * scale).astype(dtype).transpose(0, 1, 3, 4, 2)
+    return d_query_BGRTK, d_key, d_value
 
 
 def _key_blocks(i, blocks: int, causal: bool, window: int | None):
