@@ -6,6 +6,9 @@ One step is forward, backward, clipping to norm 1 and AdamW on random tokens, in
 dropout. Every contender runs in a process of its own and they take turns, a few steps each, so that a
 busy moment of the machine hits all. The floor is the step's matmul FLOPs at the rate of one large
 matmul: what no program of this arithmetic can beat.
+
+RESULT (30 November 2026, 2 quiet cores): over the faster of torch's two, a 1.09 (0.91 to 1.21) and b 1.00
+(0.91 to 1.08), where the floor itself would be 2.00 and 1.41; of our steps 0.86 are matmuls.
 """
 
 import functools
