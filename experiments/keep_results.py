@@ -4,10 +4,11 @@
     python -m experiments.keep_results                                        # the texts alone
 
 experiments/results/NAME.json holds an experiment's claims, preset, seeds, seconds, machine and the commit
-they were measured at; NAME.png is the one of its plots that shows them best. The table has a row a kept
-experiment: its paper, first sentence and use ("On your own model: ...") from the module's docstring, its
-headline (the first claim) and how many of its claims hold. experiments/README.md has an entry for every
-experiment: what it asks, the RESULT of its docstring, how many claims hold, the plot.
+they were measured at; NAME.png is the one of its plots that shows them best or, where none was kept, one of
+the claims themselves. The table has a row a kept experiment: its paper, first sentence and use ("On your own
+model: ...") from the module's docstring, its headline (the first claim) and how many of its claims hold.
+experiments/README.md has an entry for every experiment: what it asks, the RESULT of its docstring, how many
+claims hold, the plot.
 """
 
 import ast
@@ -17,7 +18,8 @@ import subprocess
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from jaxllm.atomic import write_file
+from experiments.claims_plot import draw_claims
+from jaxllm.atomic import write_figure, write_file
 from jaxllm.cli.experiment import run_experiment
 from jaxllm.errors import UserError
 from jaxllm.report import Claim, format_figure, markdown_table, read_report
@@ -40,6 +42,9 @@ def main(config: Config) -> None:
     """Keep the reports of the folders, then write the README's table and the guide's entries."""
     for folder in config.folders:
         print(keep(folder, config.plot))
+    for path in RESULTS.glob("*.json"):
+        if not path.with_suffix(".png").exists():
+            write_figure(path.with_suffix(".png"), draw_claims(_claims(path)), dpi=80)
     _fill(README, table())
     _fill(GUIDE, entries())
 
@@ -148,7 +153,7 @@ def _paper(doc: str) -> str:
 
 def _finding(path: Path) -> tuple[str, str]:
     """Return what the first of some kept claims says, and how many hold."""
-    claims = [Claim(**claim) for claim in json.loads(path.read_text(encoding="utf-8"))["claims"]]
+    claims = _claims(path)
     first, verdicts = claims[0], [claim.verdict for claim in claims]
     interval = " ({} to {})".format(*map(_short, first.interval)) if first.interval else ""
     published = "" if first.paper is None else f", published {_short(first.paper)}"
@@ -158,6 +163,10 @@ def _finding(path: Path) -> tuple[str, str]:
         f"{first.claim}: {_short(first.measured)}{interval}{published}; {verdict}",
         f"{verdicts.count('holds')} of {len(claims)}{undecided}",
     )
+
+
+def _claims(path: Path) -> list[Claim]:
+    return [Claim(**claim) for claim in json.loads(path.read_text(encoding="utf-8"))["claims"]]
 
 
 def _short(value: float) -> str:

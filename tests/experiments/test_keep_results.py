@@ -11,6 +11,7 @@ import shlex
 import pytest
 
 from experiments import keep_results
+from experiments.claims_plot import draw_claims
 from jaxllm.cli import _COMMANDS as COMMANDS
 from jaxllm.cli import _main as jaxllm
 from jaxllm.cli.train import parse_config
@@ -73,6 +74,33 @@ def test_one_plot_is_kept_and_never_beside_the_claims_of_another_run(monkeypatch
     assert kept.read_bytes() == b"c.png"
     keep_results.keep(tmp_path / "none")
     assert not kept.exists() and "![mad]" not in keep_results.entries()
+
+
+def test_a_picture_of_claims_shows_each_figure_in_the_colour_of_its_verdict():
+    claims = [
+        Claim("it is near what was published", "table 1", 0.9, True, 0.93, (0.88, 0.92)),
+        Claim("it gains, by", "abstract", -0.1, False, None, (-0.2, -0.01)),
+        Claim("one seed decides nothing", "abstract", 2.0, None),
+    ]
+    figure = draw_claims(claims)
+    for axis, claim, colour in zip(figure.axes, claims, ("green", "red", "gray"), strict=True):
+        points = {line.get_marker(): line for line in axis.get_lines() if len(line.get_xdata())}
+        assert list(points["s"].get_xdata()) == [claim.measured]
+        assert points["s"].get_color() == f"tab:{colour}"
+        ends = [tuple(line.get_xdata()) for line in axis.get_lines() if line.get_color() == f"tab:{colour}"]
+        assert claim.interval is None or claim.interval in ends
+        assert [label.get_text() for label in axis.get_yticklabels()] == [claim.claim]
+        shown = [claim.measured, *(claim.interval or ()), claim.paper or claim.measured]
+        low, high = axis.get_xlim()
+        assert low < min(shown) <= max(shown) < high
+    assert list(figure.axes[0].get_lines()[2].get_xdata()) == [0.93]
+    assert figure.axes[1].texts[0].get_text() == "-0.1 (-0.2 to -0.01)"
+
+
+def test_every_kept_result_has_a_picture():
+    kept = list(keep_results.RESULTS.glob("*.json"))
+    assert len(kept) >= 18
+    assert all(path.with_suffix(".png").read_bytes().startswith(b"\x89PNG") for path in kept)
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in keep_results.RESULTS.glob("*.json")))
