@@ -8,6 +8,10 @@ the trunk stays as it is); scored on other addresses. "clusters" are groups by `
 assigns slots by `similar_slots`. Then everything is trained, the trunk too: the best head, and beside it the
 dense one as many steps on the same texts, which is what it is compared with.
 Downloads 93 MB the first time.
+
+RESULT (30 November 2026, --cases own/clusters, half an hour on one core): the converted head's perplexity is
+1.174 of the dense head's (43.2 beside 36.8). Training the trunk too does not close the gap: after 48 steps of
+everything 35.5 beside 28.1, 1.262 of what the dense model reaches in as many.
 """
 
 import functools
