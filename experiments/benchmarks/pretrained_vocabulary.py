@@ -132,15 +132,20 @@ def _train_whole(config, model, params, rows, name: str):
 
     @functools.partial(jax.jit, donate_argnums=(0, 1))
     def step(params, state, rows):
-        gradients = jax.grad(lambda params: models.loss(model, params, rows[:, :-1], rows[:, 1:])[0])(params)
+        def loss(params):
+            return models.loss(model, params, rows[:, :-1], rows[:, 1:])[0]
+
+        mean, gradients = jax.value_and_grad(loss)(params)
         updates, state = optimizer.update(gradients, state, params)
-        return optax.apply_updates(params, updates), state
+        return optax.apply_updates(params, updates), state, mean
 
     params = jax.tree.map(jnp.copy, params)  # what is given stays
     state = optimizer.init(params)
-    for at in trange(config.whole_steps, desc=f"training everything, {name}", unit="step"):
+    bar = trange(config.whole_steps, desc=f"training everything, {name}", unit="step")
+    for at in bar:
         batch = np.take(rows, range(at * config.whole_batch, (at + 1) * config.whole_batch), 0, mode="wrap")
-        params, state = step(params, state, batch)
+        params, state, mean = step(params, state, batch)
+        bar.set_postfix(loss=f"{float(mean):.3f}")
     return params
 
 
