@@ -2,30 +2,43 @@
 
 import jax
 import jax.numpy as jnp
+from jaxllm_kernels.compat import sharded_like
 
 
 def after(x: jax.Array, result: jax.Array, count: jax.Array) -> jax.Array:
-    """Return x, which what is compiled for a CPU reads only when `result` has been computed.
+    """Return x, on a CPU with a dependence on `result`: what reads x runs when `result` has been computed.
 
-    There each result of a program is a loop of its own, and the loops are ordered by nothing but what they
-    read. So an array that one of them overwrites and another reads is copied before both; here the one that
-    reads it can be made the first. Elsewhere, and for x without rows and columns, this is x itself.
+    XLA's CPU compiler makes each output a loop of its own, ordered by nothing but what the loops read, and
+    copies a donated array that one of them overwrites and another may still read. Elsewhere, and for fewer
+    than two axes, this is x itself.
 
     Args:
-      x: floating, at least as many axes as 2 for an order.
-      result: shape of x, floating.
-      count: int32 [], of steps; below 0 never, which the compiler cannot know.
+      x: floating.
+      result: of x's shape, floating.
+      count: int32 [], of steps: 0 or more.
     """
-    if x.ndim < 2:
+    if x.ndim < 2 or x.size == 0:
         return x
-    return jax.lax.platform_dependent(x, result, count, cpu=_waiting, default=lambda x, *_: x)
+    result = sharded_like(result, x)
+    return jax.lax.platform_dependent(x, result, count, cpu=_waiting, default=_itself)
+
+
+# Functions of the module, since without jit each new one would be compiled again.
+def _itself(x, result, count):
+    del result, count
+    return x
 
 
 def _waiting(x, result, count):
-    # A program to choose is not merged with the loops around it: its operand is computed before. It returns
-    # an entry a row, so that a block of rows waits for the same rows alone, and always False.
-    def look(result):
-        return jnp.max(result, axis=-1, keepdims=True) > 0
+    # XLA fuses nothing across a conditional, so its operand is computed first. That count < 0 never holds
+    # is more than XLA can know. An entry a row, so that a block of rows depends on the same rows alone.
+    always_false = jax.lax.cond(count < 0, _row_is_positive, _no_row, result)
+    return jnp.where(always_false, jnp.zeros_like(x), x)
 
-    never = jax.lax.cond(count < 0, look, lambda result: look(result) & False, result)
-    return jnp.where(never, jnp.zeros_like(x), x)
+
+def _row_is_positive(result):
+    return jnp.max(result, axis=-1, keepdims=True) > 0
+
+
+def _no_row(result):
+    return _row_is_positive(result) & False

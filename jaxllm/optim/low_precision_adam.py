@@ -131,7 +131,8 @@ def adamw_bf16_sr(
             )  # fmt: skip
 
         delta = difference(update(g).weights, param)
-        # One expression to a compiler that computes all at once; on a CPU the weights come first.
+        # The weights' loop reads both moments: on a CPU it runs before the loops that overwrite them.
+        # Elsewhere the compiler merges the two calls into one.
         new = update(after(g, optax.apply_updates(param, delta), count))
         return delta, new.first_moment, new.second_moment
 

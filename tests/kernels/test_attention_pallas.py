@@ -139,13 +139,29 @@ def test_loops_over_long_texts_match_float64(case, monkeypatch):
     assert_close(run(xla, call), call, TOLERANCE["float32"])
 
 
+@pytest.mark.parametrize("in_loops", [False, True])
 @pytest.mark.parametrize(
     "case", ["segments and window", "rows that see nothing", "rows that see nothing, sink"]
 )
-def test_heads_in_turn_match_float64(case, monkeypatch):
-    monkeypatch.setattr(head_by_head, "SHORTEST", 0)
-    call = make_call(**(CASES[case] | dict(B=2, T=40, H=4, G=2, window=20)))
+def test_heads_in_turn_match_float64(case, in_loops, monkeypatch):
+    monkeypatch.setattr(head_by_head, "SHORTEST_TEXT", 0)
+    if in_loops:
+        monkeypatch.setattr(xla, "UNROLLED", 0)
+        monkeypatch.setattr(xla_loop, "QUERIES_OF_ONE_HEAD", 16)
+        monkeypatch.setattr(xla_loop, "KEYS", 16)
+    lengths = dict(T=40) if "segments" in case else dict(T=60, S=20)
+    call = make_call(**(CASES[case] | dict(B=2, H=4, G=2, window=20) | lengths))
+    blind = answer(call).probs.sum(-1) == 0
+    assert blind.any() == ("nothing" in case)
     assert_close(run(xla, call), call, TOLERANCE["float32"])
+
+
+def test_a_token_that_is_decoded_is_not_padded_to_a_block_of_queries(monkeypatch):
+    query, keys = jnp.ones((1, 1, 2, 8)), jnp.ones((1, 2048, 2, 8))
+    program = str(jax.make_jaxpr(functools.partial(xla.forward, scale=1.0, causal=False, window=None))(
+        query, keys, keys, None, None, jnp.ones((1, 1, 2048), bool)
+    ))  # fmt: skip
+    assert "[1,2,1,512]" in program and "[1,2,256,512]" not in program
 
 
 def test_hidden_blocks_of_keys_are_not_read(monkeypatch):

@@ -151,10 +151,36 @@ def test_on_a_cpu_moments_are_updated_where_they_lie():
     assert memory.temp_size_in_bytes < 64 * 512 * BF16.dtype.itemsize / 4
 
 
-def test_what_waits_for_a_result_is_itself():
-    x = jnp.array([[1.5, -0.0, jnp.nan, jnp.inf]], jnp.float32)
+@pytest.mark.parametrize("shape", [(1, 4), (4, 0), (0, 4), (3,), ()])
+def test_what_waits_for_a_result_is_itself(shape):
+    x = jnp.resize(jnp.array([1.5, -0.0, jnp.nan, jnp.inf], jnp.float32), shape)
     waiting = jax.jit(after)(x, x, jnp.int32(3))
     np.testing.assert_array_equal(waiting.view(jnp.uint32), x.view(jnp.uint32))
+
+
+def test_moments_may_be_sharded_where_weights_are_not():
+    mesh = jax.make_mesh((4, 2), ("a", "b"), axis_types=(AxisType.Explicit,) * 2)
+    optimizer, params = adamw_bf16_sr(1e-2), jax.random.normal(jax.random.key(1), (16, 8)).astype(BF16)
+    whole, _ = run(optimizer, params, 1, lambda t, p: 0.5 * params)
+    with jax.set_mesh(mesh):
+        here = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
+        state = optimizer.init(here)
+        moments = [jax.device_put(x, NamedSharding(mesh, PartitionSpec("a"))) for x in (state.mu, state.nu)]
+        state = state._replace(mu=moments[0], nu=moments[1])
+        updates, state = jax.jit(optimizer.update)(0.5 * here, state, here)
+        np.testing.assert_array_equal(whole, optax.apply_updates(here, updates))
+    assert state.mu.sharding.spec[0] == "a"
+
+
+def test_without_jit_a_second_update_compiles_nothing(caplog):
+    optimizer, params = adamw_bf16_sr(1e-2), jnp.ones((8, 8), BF16)
+    state = optimizer.init(params)
+    with jax.log_compiles():
+        _, state = optimizer.update(params, state, params)
+        assert "Compiling" in caplog.text
+        caplog.clear()
+        optimizer.update(params, state, params)
+    assert "Compiling" not in caplog.text
 
 
 def test_stationary_second_moment_has_no_drift():

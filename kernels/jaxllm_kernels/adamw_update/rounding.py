@@ -38,8 +38,8 @@ def stochastic_round(x: jax.Array, bits: jax.Array, dtype=jnp.bfloat16) -> jax.A
 
 
 def _round_to_bfloat16(x, low):
-    # bfloat16 is the upper half of float32; the carry out of the lower half does the rounding. The carry
-    # would turn a NaN with a full mantissa into -0.
+    # bfloat16 is the upper half of float32; the carry out of the lower half does the rounding. Infinity has
+    # no lower half to carry from; the carry would turn a NaN with a full mantissa into -0.
     word = jax.lax.bitcast_convert_type(x, jnp.uint32)
     return jax.lax.platform_dependent(word, low, cpu=_upper_half, default=_cast)
 
@@ -54,7 +54,8 @@ def _cast(word, low):
 
 
 def _upper_half(word, low):
-    # On a CPU a cast to bfloat16 is a rounding of its own, as long as ours. A NaN keeps a bit in this half.
+    # On a CPU a cast to bfloat16 is a rounding of its own, as long as ours. A NaN
+    # whose bits are all in the lower half would become an infinity: one more is set in this half.
     nan = (word << 1) > jnp.uint32(2 * _INFINITY_BITS)
     half = jnp.where(nan, word | jnp.uint32(0x00400000), word + low) >> 16
     return jax.lax.bitcast_convert_type(half.astype(jnp.uint16), jnp.bfloat16)

@@ -15,7 +15,8 @@ from jaxllm_kernels.attention.visibility import NOTHING
 from jaxllm_kernels.compat import varying_like
 from jaxllm_kernels.dtypes import widened
 
-QUERIES, KEYS = 512, 512  # positions in a block
+QUERIES, KEYS = 256, 512  # positions in a block
+QUERIES_OF_ONE_HEAD = 512  # whose scores fit into a CPU's cache
 
 
 def forward(query_BGRTK, key_BGSK, value_BGSK, *more, scale, causal, window):
@@ -27,21 +28,21 @@ def forward(query_BGRTK, key_BGSK, value_BGSK, *more, scale, causal, window):
     """
     *sink_BGR, segment_ids_BT, mask_BTS = more
     (B, G, R, T, K), S, dtype = query_BGRTK.shape, key_BGSK.shape[2], query_BGRTK.dtype
-    wide = widened(dtype)
-    query_BGRTK = _pad(query_BGRTK, 3, QUERIES)
+    wide, size = widened(dtype), _queries_block(B, G, T)
+    query_BGRTK = _pad(query_BGRTK, 3, size)
     key_BGSK, value_BGSK = (_pad(x, 2, KEYS) for x in (key_BGSK, value_BGSK))
-    hidden = _hider(T, S, segment_ids_BT, mask_BTS, causal, window, R, wide)
+    hidden = _hider(T, S, segment_ids_BT, mask_BTS, causal, window, R, wide, size)
     first_top, first_total = jnp.full((B, G, R), NOTHING / 2, wide), jnp.zeros((B, G, R), wide)
     if sink_BGR:
         first_top = jnp.maximum(first_top, sink_BGR[0])
         first_total = jnp.exp(sink_BGR[0] - first_top)
 
     def queries_block(i):
-        query_BGNK = _rows(query_BGRTK, i)
+        query_BGNK = _rows(query_BGRTK, i, size)
         N = query_BGNK.shape[2]
 
         def one_row_each(x_BGR):
-            return jnp.repeat(x_BGR, QUERIES, axis=2)
+            return jnp.repeat(x_BGR, size, axis=2)
 
         def keys_block(j, carry):
             top_BGN, total_BGN, sum_BGNK = carry
@@ -57,17 +58,17 @@ def forward(query_BGRTK, key_BGSK, value_BGSK, *more, scale, causal, window):
 
         carry = one_row_each(first_top), one_row_each(first_total), jnp.zeros((B, G, N, K), wide)
         carry = [varying_like(x, query_BGRTK, key_BGSK, value_BGSK) for x in carry]
-        low, high = _key_blocks(i, key_BGSK.shape[2] // KEYS, causal, window)
+        low, high = _key_blocks(i, size, key_BGSK.shape[2] // KEYS, causal, window)
         top_BGN, total_BGN, sum_BGNK = jax.lax.fori_loop(low, high, keys_block, tuple(carry))
         total_BGN = jnp.maximum(total_BGN, jnp.finfo(wide).tiny)  # 0 where nothing is visible
         out_BGNK = (sum_BGNK / total_BGN[..., None]).astype(dtype)
         lse_BGN = top_BGN + jnp.log(total_BGN)
-        return out_BGNK.reshape(B, G, R, QUERIES, K), lse_BGN.reshape(B, G, R, QUERIES)
+        return out_BGNK.reshape(B, G, R, size, K), lse_BGN.reshape(B, G, R, size)
 
-    blocks = query_BGRTK.shape[3] // QUERIES
+    blocks = query_BGRTK.shape[3] // size
     out, lse = jax.lax.map(queries_block, jnp.arange(blocks, dtype=jnp.int32))  # blocks first
-    out_BGRTK = jnp.moveaxis(out, 0, 3).reshape(B, G, R, blocks * QUERIES, K)
-    lse_BGRT = jnp.moveaxis(lse, 0, 3).reshape(B, G, R, blocks * QUERIES)
+    out_BGRTK = jnp.moveaxis(out, 0, 3).reshape(B, G, R, blocks * size, K)
+    lse_BGRT = jnp.moveaxis(lse, 0, 3).reshape(B, G, R, blocks * size)
     return out_BGRTK[:, :, :, :T], lse_BGRT[..., :T]
 
 
@@ -77,13 +78,13 @@ def backward(
 ):  # fmt: skip
     """Return the cotangents of queries, keys and values, by groups of heads as they are."""
     (B, G, R, T, K), S, dtype = query_BGRTK.shape, key_BGSK.shape[2], query_BGRTK.dtype
-    wide = lse_BGRT.dtype
-    query_BGRTK, d_out_BGRTK = (_pad(x, 3, QUERIES) for x in (query_BGRTK, d_out_BGRTK))
+    wide, size = lse_BGRT.dtype, _queries_block(B, G, T)
+    query_BGRTK, d_out_BGRTK = (_pad(x, 3, size) for x in (query_BGRTK, d_out_BGRTK))
     key_BGSK, value_BGSK = (_pad(x, 2, KEYS) for x in (key_BGSK, value_BGSK))
-    lse_BGRT1, mean_BGRT1 = (_pad(x[..., None], 3, QUERIES) for x in (lse_BGRT, mean_BGRT))
+    lse_BGRT1, mean_BGRT1 = (_pad(x[..., None], 3, size) for x in (lse_BGRT, mean_BGRT))
     like = query_BGRTK, key_BGSK, value_BGSK, d_out_BGRTK
     key_BGKS = key_BGSK.swapaxes(2, 3)
-    hidden = _hider(T, S, segment_ids_BT, mask_BTS, causal, window, R, wide)
+    hidden = _hider(T, S, segment_ids_BT, mask_BTS, causal, window, R, wide, size)
 
     def keys_block(d_query_BGKRT, j):
         key_BGsK = dynamic_slice_in_dim(key_BGSK, j * KEYS, KEYS, 2)
@@ -92,24 +93,24 @@ def backward(
 
         def queries_block(i, carry):
             d_query_BGKRT, d_key_BGsK, d_value_BGsK = carry
-            query_BGNK, d_out_BGNK = _rows(query_BGRTK, i), _rows(d_out_BGRTK, i)
+            query_BGNK, d_out_BGNK = _rows(query_BGRTK, i, size), _rows(d_out_BGRTK, i, size)
             scores_BGsN = dot(key_BGsK, query_BGNK, 3, 3, wide) * scale
             scores_BGsN = scores_BGsN + hidden(i, j).swapaxes(1, 2)[:, None]
-            probs_BGsN = jnp.exp(scores_BGsN - _rows(lse_BGRT1, i).swapaxes(2, 3))
+            probs_BGsN = jnp.exp(scores_BGsN - _rows(lse_BGRT1, i, size).swapaxes(2, 3))
             d_probs_BGsN = dot(value_BGsK, d_out_BGNK, 3, 3, wide)
-            d_scores_BGsN = probs_BGsN * (d_probs_BGsN - _rows(mean_BGRT1, i).swapaxes(2, 3))
+            d_scores_BGsN = probs_BGsN * (d_probs_BGsN - _rows(mean_BGRT1, i, size).swapaxes(2, 3))
             d_scores_BGsN = d_scores_BGsN.astype(dtype)
             d_key_BGsK += dot(d_scores_BGsN, query_BGNK, 3, 2, wide)
             d_value_BGsK += dot(probs_BGsN.astype(value_BGSK.dtype), d_out_BGNK, 3, 2, wide)
             d_rows_BGKN = dot(key_BGKs, d_scores_BGsN, 3, 2, wide)
-            so_far = dynamic_slice_in_dim(d_query_BGKRT, i * QUERIES, QUERIES, 4)
+            so_far = dynamic_slice_in_dim(d_query_BGKRT, i * size, size, 4)
             d_query_BGKRT = dynamic_update_slice_in_dim(
-                d_query_BGKRT, so_far + d_rows_BGKN.reshape(so_far.shape), i * QUERIES, 4
+                d_query_BGKRT, so_far + d_rows_BGKN.reshape(so_far.shape), i * size, 4
             )
             return d_query_BGKRT, d_key_BGsK, d_value_BGsK
 
         zeros = varying_like(jnp.zeros((B, G, KEYS, K), wide), *like)
-        low, high = _query_blocks(j, query_BGRTK.shape[3] // QUERIES, causal, window)
+        low, high = _query_blocks(j, size, query_BGRTK.shape[3] // size, causal, window)
         carry = jax.lax.fori_loop(low, high, queries_block, (d_query_BGKRT, zeros, zeros))
         return carry[0], ((carry[1] * scale).astype(key_BGSK.dtype), carry[2].astype(value_BGSK.dtype))
 
@@ -123,31 +124,36 @@ def backward(
     return d_query_BGRTK, d_key, d_value
 
 
-def _key_blocks(i, blocks: int, causal: bool, window: int | None):
+def _queries_block(B: int, G: int, T: int) -> int:
+    """Return how many positions a block of queries has: of a token that is decoded, one."""
+    return min(QUERIES_OF_ONE_HEAD if B * G == 1 else QUERIES, T)
+
+
+def _key_blocks(i, size: int, blocks: int, causal: bool, window: int | None):
     """Return the range of key blocks that query block i sees something of."""
-    low = jnp.maximum(i * QUERIES - window + 1, 0) // KEYS if window else 0
-    high = jnp.minimum(((i + 1) * QUERIES + KEYS - 1) // KEYS, blocks) if causal else blocks
+    low = jnp.maximum(i * size - window + 1, 0) // KEYS if window else 0
+    high = jnp.minimum(((i + 1) * size + KEYS - 1) // KEYS, blocks) if causal else blocks
     return low, high
 
 
-def _query_blocks(j, blocks: int, causal: bool, window: int | None):
+def _query_blocks(j, size: int, blocks: int, causal: bool, window: int | None):
     """Return the range of query blocks that see something of key block j."""
-    low = j * KEYS // QUERIES if causal else 0
+    low = j * KEYS // size if causal else 0
     last = (j + 1) * KEYS - 1 + (window or 0)  # the first query past all that see the block
-    return low, jnp.minimum((last + QUERIES - 1) // QUERIES, blocks) if window else blocks
+    return low, jnp.minimum((last + size - 1) // size, blocks) if window else blocks
 
 
-def _hider(T, S, segment_ids_BT, mask_BTS, causal, window, R, dtype):
+def _hider(T, S, segment_ids_BT, mask_BTS, causal, window, R, dtype, size):
     """Return (i, j) -> what to add to a block's scores, 0 or NOTHING: [1 or B, N, s]."""
     query_ids, key_ids = (
-        None if segment_ids_BT is None else _pad(segment_ids_BT, 1, size) for size in (QUERIES, KEYS)
+        None if segment_ids_BT is None else _pad(segment_ids_BT, 1, block) for block in (size, KEYS)
     )
     if mask_BTS is not None:
         mask_BTS = _pad(mask_BTS, 2, KEYS)
-        mask_BTS = mask_BTS if mask_BTS.shape[1] == 1 else _pad(mask_BTS, 1, QUERIES)
+        mask_BTS = mask_BTS if mask_BTS.shape[1] == 1 else _pad(mask_BTS, 1, size)
 
     def hidden(i, j):
-        t = i * QUERIES + jnp.arange(QUERIES, dtype=jnp.int32)[:, None]
+        t = i * size + jnp.arange(size, dtype=jnp.int32)[:, None]
         s = j * KEYS + jnp.arange(KEYS, dtype=jnp.int32)[None]
         seen = (s < S) & (t < T)
         if causal:
@@ -156,13 +162,13 @@ def _hider(T, S, segment_ids_BT, mask_BTS, causal, window, R, dtype):
             seen = seen & (t - s < window)
         seen = seen[None]
         if segment_ids_BT is not None:
-            of_queries = dynamic_slice_in_dim(query_ids, i * QUERIES, QUERIES, 1)
+            of_queries = dynamic_slice_in_dim(query_ids, i * size, size, 1)
             of_keys = dynamic_slice_in_dim(key_ids, j * KEYS, KEYS, 1)
             seen = seen & (of_queries[:, :, None] == of_keys[:, None])
         if mask_BTS is not None:
             part = dynamic_slice_in_dim(mask_BTS, j * KEYS, KEYS, 2)
             if part.shape[1] > 1:
-                part = dynamic_slice_in_dim(part, i * QUERIES, QUERIES, 1)
+                part = dynamic_slice_in_dim(part, i * size, size, 1)
             seen = seen & part
         return for_rows(jnp.where(seen, 0.0, NOTHING).astype(dtype), R)
 
@@ -176,8 +182,8 @@ def _pad(x: jax.Array, axis: int, multiple: int) -> jax.Array:
     return jnp.pad(x, widths)
 
 
-def _rows(x_BGRTK: jax.Array, i) -> jax.Array:
+def _rows(x_BGRTK: jax.Array, i, size: int) -> jax.Array:
     """Cut out a block of queries and stack the heads of a group: [B, G, N, K]."""
-    block = dynamic_slice_in_dim(x_BGRTK, i * QUERIES, QUERIES, 3)
+    block = dynamic_slice_in_dim(x_BGRTK, i * size, size, 3)
     B, G, R, t, K = block.shape
     return block.reshape(B, G, R * t, K)
