@@ -1,5 +1,6 @@
 """A picture of an experiment's claims: what was measured, its interval, what was published, the verdict."""
 
+import math
 import textwrap
 from collections.abc import Sequence
 from typing import Any
@@ -13,8 +14,9 @@ _WIDE = 62  # characters of a line of a claim
 def draw_claims(claims: Sequence[Claim]) -> Any:
     """Return a matplotlib figure with a row a claim, each on a scale of its own.
 
-    A row shows the claim, the figure measured with its interval, a diamond for the published figure, and 0
-    as a line where it is near. Its colour is the verdict.
+    A row shows the claim (its bound stands in the text alone), the figure measured with its interval, a
+    diamond for the published figure, and 0 as a line where it is near. Its colour is the verdict. Figures
+    that are not finite are not drawn but written.
     """
     from matplotlib.figure import Figure
 
@@ -38,13 +40,15 @@ def _row(axis, claim: Claim, text: str) -> None:
         axis.plot(claim.interval, [0, 0], "-", color=colour, linewidth=2)
     if claim.paper is not None:
         axis.plot([claim.paper], [0], "D", color="black", fillstyle="none", markersize=6)
-    shown = [claim.measured, *(claim.interval or ()), *([] if claim.paper is None else [claim.paper])]
+    figures = [claim.measured, *(claim.interval or ()), *([] if claim.paper is None else [claim.paper])]
+    shown = list(filter(math.isfinite, figures)) or [0.0]
     low, high = min(shown), max(shown)
     if min(abs(low), abs(high)) < 2 * (high - low) or low <= 0 <= high:
         low, high = min(low, 0), max(high, 0)
         axis.axvline(0, color="black", linewidth=0.8)
     margin = 0.08 * (high - low) or abs(high) or 1
-    axis.set(xlim=(low - margin, high + margin), ylim=(-1, 1), yticks=[0], yticklabels=[text])
+    axis.set(xlim=(low - margin, high + margin), ylim=(-1, 1), yticks=[0])
+    axis.set_yticklabels([text], parse_math=False)
     axis.tick_params(axis="y", length=0, labelsize=8)
     axis.set_xticks([])
     axis.spines[:].set_visible(False)

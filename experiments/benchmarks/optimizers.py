@@ -17,8 +17,8 @@ The parameters are those of a GPT-2 of the size given, all gradients are noise, 
   training step.
 
 RESULT (30 November 2026, 2 idle cores): adamw_bf16_sr takes 57 ms (53 to 69), 0.74 of optax.adamw's speed
-in float32 (43 ms; goal 1.0) and 0.46 of torch's (27 ms): nothing is copied, but each of its three loops draws
-and rounds for itself. Compiled for v5e, GPT-2: 1.53 of the floor; the bare loop 1.50.
+in float32 (43 ms; goal 1.0) and 0.46 of torch's (27 ms): no moment is copied, but each of its three loops
+draws and rounds for itself. Compiled for v5e, GPT-2: 1.53 of the floor; the bare loop 1.50.
 """
 
 import functools

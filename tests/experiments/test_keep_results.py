@@ -97,6 +97,16 @@ def test_a_picture_of_claims_shows_each_figure_in_the_colour_of_its_verdict():
     assert figure.axes[1].texts[0].get_text() == "-0.1 (-0.2 to -0.01)"
 
 
+def test_a_run_that_diverged_and_a_price_in_dollars_are_drawn(tmp_path):
+    nan = float("nan")
+    claims = [Claim("it costs $1 less, not $2", "x", nan, False, 2.0, (nan, float("inf")))]
+    figure = draw_claims(claims)
+    figure.savefig(tmp_path / "claims.png")
+    assert figure.axes[0].get_xlim()[0] < 2 < figure.axes[0].get_xlim()[1]
+    assert figure.axes[0].texts[0].get_text() == "nan (nan to inf)"
+    assert not figure.axes[0].get_yticklabels()[0].get_parse_math()
+
+
 def test_every_kept_result_has_a_picture():
     kept = list(keep_results.RESULTS.glob("*.json"))
     assert len(kept) >= 18
