@@ -2,24 +2,23 @@
 
 import jax
 import jax.numpy as jnp
-from jaxllm_kernels.compat import sharded_like
+from jaxllm_kernels.compat import types_say_shardings
 
 
 def after(x: jax.Array, result: jax.Array, count: jax.Array) -> jax.Array:
     """Return x, on a CPU with a dependence on `result`: what reads x runs when `result` has been computed.
 
     XLA's CPU compiler makes each output a loop of its own, ordered by nothing but what the loops read, and
-    copies a donated array that one of them overwrites and another may still read. Elsewhere, and for fewer
-    than two axes, this is x itself.
+    copies a donated array that one of them overwrites and another may still read. Elsewhere, for fewer than
+    two axes, and on a mesh with Explicit axes, whose entries cannot be cut out, this is x itself.
 
     Args:
       x: floating.
       result: of x's shape, floating.
       count: int32 [], of steps: 0 or more.
     """
-    if x.ndim < 2 or x.size == 0:
+    if x.ndim < 2 or x.size == 0 or types_say_shardings():
         return x
-    result = sharded_like(result, x)
     return jax.lax.platform_dependent(x, result, count, cpu=_waiting, default=_itself)
 
 
@@ -37,7 +36,7 @@ def _waiting(x, result, count):
 
 
 def _row_is_positive(result):
-    return jnp.max(result, axis=-1, keepdims=True) > 0
+    return result[..., :1] > 0  # of its first entry: to read more, XLA would set memory aside
 
 
 def _no_row(result):

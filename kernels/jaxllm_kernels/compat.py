@@ -49,9 +49,12 @@ def varying_axes(*arrays: jax.Array) -> frozenset[str]:
     return _varying_axes(arrays)
 
 
+def types_say_shardings() -> bool:
+    """Return whether the mesh in force has Explicit axes."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return not mesh.empty and jax.sharding.AxisType.Explicit in mesh.axis_types
+
+
 def sharded_like(x: jax.Array, like: jax.Array) -> jax.Array:
     """Give x the sharding that `like` has in its type, on a mesh with Explicit axes."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or jax.sharding.AxisType.Explicit not in mesh.axis_types:
-        return x
-    return jax.sharding.reshard(x, jax.typeof(like).sharding)
+    return jax.sharding.reshard(x, jax.typeof(like).sharding) if types_say_shardings() else x
