@@ -16,9 +16,9 @@ The parameters are those of a GPT-2 of the size given, all gradients are noise, 
 - OrthoAdam: FLOPs by `rotation_cost`, the same counted in the compiled program, and their share of a
   training step.
 
-RESULT (30 November 2026, 2 idle cores): adamw_bf16_sr takes 57 ms (53 to 69), 0.74 of optax.adamw's speed
-in float32 (43 ms; goal 1.0) and 0.46 of torch's (27 ms): no moment is copied, but each of its three loops
-draws and rounds for itself. Compiled for v5e, GPT-2: 1.53 of the floor; the bare loop 1.50.
+RESULT (30 November 2026, 2 idle cores): adamw_bf16_sr takes 42 ms (40 to 51), 0.90 of optax.adamw's speed in
+float32 (40 ms; goal 1.0) and 0.57 of torch's (25 ms): no moment is copied, but each of its three loops draws
+and rounds for itself. Compiled for v5e, GPT-2: 1.53 of the floor; the bare loop 1.50.
 """
 
 import functools
