@@ -5,7 +5,9 @@ FLOPs holds. EST ends 0.40 nats above plain training (0.35 to 0.45), 0.20 above 
 EST's FLOPs, 0.46 above four layers for six; what it does to another corpus is undecided. The rate is part of
 it: at 3e-3 EST was at 4.40 nats after 420 steps (3.52 at 1e-3), and plain training gains 0.12 there (seed 0).
 A drop that all tokens of a step share is noise that no batch averages out: masks on the neurons, written
-apart from this, were as far behind after 60 steps.
+apart from this, were as far behind after 60 steps. Length is the other part (width 128, `jaxllm train`, seed
+0): 600 steps leave 0.37 nats, 1,800 leave 0.24. Neither width nor evaluation is to blame: 0.37 beside 0.40 at
+twice the width, and the training loss of the last tenth is as far behind (0.32 and 0.24).
 
     python -m experiments.evolving_subnetworks                     # small: 12 runs, 75 minutes on 2 cores
     python -m experiments.evolving_subnetworks --preset debug      # a minute
