@@ -146,8 +146,7 @@ def test_on_a_cpu_moments_are_updated_where_they_lie():
 
     given = params, jax.eval_shape(optimizer.init, params), params
     memory = jax.jit(step, donate_argnums=(0, 1)).lower(*given).compile().memory_analysis()
-    if memory.alias_size_in_bytes == 0:
-        pytest.skip("this jax tells nothing of what a program updates in place")
+    assert memory.alias_size_in_bytes >= 3 * 64 * 512 * BF16.dtype.itemsize
     assert memory.temp_size_in_bytes < 64 * 512 * BF16.dtype.itemsize / 4
 
 
