@@ -5,14 +5,20 @@ FLOPs holds. EST ends 0.40 nats above plain training (0.35 to 0.45), 0.20 above 
 EST's FLOPs, 0.46 above four layers for six; what it does to another corpus is undecided. The rate is part of
 it: at 3e-3 EST was at 4.40 nats after 420 steps (3.52 at 1e-3), and plain training gains 0.12 there (seed 0).
 A drop that all tokens of a step share is noise that no batch averages out: masks on the neurons, written
-apart from this, were as far behind after 60 steps. Length is the other part (width 128, `jaxllm train`, seed
-0): 600 steps leave 0.37 nats, 1,800 leave 0.24. Neither width nor evaluation is to blame: 0.37 beside 0.40 at
-twice the width, and the training loss of the last tenth is as far behind (0.32 and 0.24).
+apart from this, were as far behind after 60 steps. Length is another part, by one seed at width 128: 600
+steps leave 0.37 nats, 1,800 leave 0.24. Width (0.40 at twice the width) and evaluation (the training loss of
+the last tenth is 0.32 and 0.24 behind) do not explain it.
 
     python -m experiments.evolving_subnetworks                     # small: 12 runs, 75 minutes on 2 cores
     python -m experiments.evolving_subnetworks --preset debug      # a minute
     python -m experiments.evolving_subnetworks --schedules est-gpt2-like layer-dropout random-paths
     python -m experiments.evolving_subnetworks --preset paper      # 8 H100
+
+Width 128, each length with and without `--subnetwork est-gpt2-like`; its metrics.jsonl has the losses:
+
+    jaxllm train --preset gpt2-micro --model.num-layers 6 --model.embed-dim 128 --model.num-heads 4
+        --model.position rotary --tokenizer bpe:512 --seq-len 128 --batch-size 8 --steps 1800
+        --optim.learning-rate 1e-3 --optim.warmup-steps 60 --eval-batches 10 --final-eval-batches 60
 
 On your own model: `jaxllm train --subnetwork est-gpt2-like`; `jaxllm.subnetwork.subnetwork`, a view of
 parameters.

@@ -10,8 +10,7 @@ random batches of it, so its last checkpoint is scored on all of it too (extra: 
 seed: its runs differ in time alone.
 
 RESULT (30 November 2026, a busy core): ours ends at 1.910 (1.882 to 1.937, three seeds), nanoGPT at 1.898, or
-1.886 by its own 20 batches: the 1.88 of its README is such a figure. Windows that begin anywhere, as
-nanoGPT's do, instead of a shuffled grid: 1.916 (1.902 to 1.930).
+1.886 by its own 20 batches: the 1.88 of its README is such a figure.
 """
 
 import os

@@ -8,7 +8,7 @@ busy moment of the machine hits all. The floor is the step's matmul FLOPs at the
 matmul: what no program of this arithmetic can beat.
 
 RESULT (30 November 2026, 2 quiet cores): over the faster of torch's two, a 1.09 (0.91 to 1.21) and b 1.00
-(0.91 to 1.08), where the floor itself would be 2.00 and 1.41; of our steps 0.86 are matmuls.
+(0.91 to 1.08), where the floor itself would be 2.00 and 1.41.
 """
 
 import functools

@@ -156,7 +156,7 @@ def test_heads_in_turn_match_float64(case, in_loops, monkeypatch):
     assert_close(run(xla, call), call, TOLERANCE["float32"])
 
 
-def test_a_token_that_is_decoded_is_not_padded_to_a_block_of_queries(monkeypatch):
+def test_a_token_that_is_decoded_is_not_padded_to_a_block_of_queries():
     query, keys = jnp.ones((1, 1, 2, 8)), jnp.ones((1, 2048, 2, 8))
     program = str(jax.make_jaxpr(functools.partial(xla.forward, scale=1.0, causal=False, window=None))(
         query, keys, keys, None, None, jnp.ones((1, 1, 2048), bool)

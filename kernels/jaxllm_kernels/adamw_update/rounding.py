@@ -54,8 +54,8 @@ def _cast(word, low):
 
 
 def _upper_half(word, low):
-    # On a CPU a cast to bfloat16 is a rounding of its own, as long as ours. A NaN
-    # whose bits are all in the lower half would become an infinity: one more is set in this half.
+    # On a CPU a cast to bfloat16 is a rounding of its own, as long as ours. A NaN whose bits are
+    # all in the lower half would become an infinity: one more is set in this half.
     nan = (word << 1) > jnp.uint32(2 * _INFINITY_BITS)
     half = jnp.where(nan, word | jnp.uint32(0x00400000), word + low) >> 16
     return jax.lax.bitcast_convert_type(half.astype(jnp.uint16), jnp.bfloat16)

@@ -28,7 +28,7 @@ BLOCK = 128  # rows of scores held at a time
 def forward(q, k, v, sink_H, segment_ids_BT, mask_BTS, *, scale, causal, window):
     """Return (output [B, T, H, K], logsumexp [B, H, T]); arguments as in `attention`."""
 
-    def heads(q, k, v, sink_H, segment_ids_BT, mask_BTS):
+    def attend(q, k, v, sink_H, segment_ids_BT, mask_BTS):
         (B, T, H, _), (S, G) = q.shape, k.shape[1:3]
         grouped = [by_group(q, G), k.swapaxes(1, 2), v.swapaxes(1, 2)]
         if sink_H is not None:
@@ -41,7 +41,7 @@ def forward(q, k, v, sink_H, segment_ids_BT, mask_BTS, *, scale, causal, window)
         return by_time(out_BGRTK), lse_BGRT.reshape(B, H, T)
 
     arrays, axes = (q, k, v, sink_H), (2, 2, 2, 0)
-    return head_by_head(heads, arrays, axes, (2, 1), segment_ids_BT, mask_BTS)
+    return head_by_head(attend, arrays, axes, (2, 1), segment_ids_BT, mask_BTS)
 
 
 def backward(
@@ -54,7 +54,7 @@ def backward(
       d_out, d_lse_BHT: their cotangents; d_lse_BHT may be None.
     """
 
-    def heads(q, k, v, d_out, lse_BHT, mean_BHT, segment_ids_BT, mask_BTS):
+    def attend(q, k, v, d_out, lse_BHT, mean_BHT, segment_ids_BT, mask_BTS):
         (B, T, H, _), (S, G) = q.shape, k.shape[1:3]
         grouped = [by_group(q, G), k.swapaxes(1, 2), v.swapaxes(1, 2), by_group(d_out, G)]
         grouped += [x.reshape(B, G, H // G, T) for x in (lse_BHT, mean_BHT)]
@@ -66,7 +66,7 @@ def backward(
 
     mean_BHT = row_means(out, d_out, d_lse_BHT)
     arrays, axes = (q, k, v, d_out, lse_BHT, mean_BHT), (2, 2, 2, 2, 1, 1)
-    gradients = head_by_head(heads, arrays, axes, (2, 2, 2), segment_ids_BT, mask_BTS)
+    gradients = head_by_head(attend, arrays, axes, (2, 2, 2), segment_ids_BT, mask_BTS)
     return *gradients, sink_gradient(sink_H, lse_BHT, mean_BHT)
 
 
