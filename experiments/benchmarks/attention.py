@@ -8,8 +8,8 @@ counted from its grid, since every block whose index changes from one step to th
 Needs torch, and the extras tpu-targets and cuda-targets for the machines that are not here; tokamax is
 left out where it is not installed.
 
-RESULT (30 November 2026, 2 quiet cores, B 8, T 1024, 12 heads of 64): forward 139 ms, 1.38 of torch's speed
-(1.13 to 1.67); forward and backward 429 ms, 1.08 (0.95 to 1.11), in 12 MB beside q, k, v.
+RESULT (30 November 2026, 2 quiet cores, B 8, T 1024, 12 heads of 64): of three runs forward 139 to 148 ms,
+1.38, 1.38 and 1.51 of torch's speed; forward and backward 429, 568 and 487 ms, 1.08, 0.88 and 1.00: undecided.
 """
 
 import functools
