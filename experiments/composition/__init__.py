@@ -13,6 +13,9 @@ their expert is undecided.
     python -m experiments.composition --preset debug                   # tiny models of 15 steps
     python -m experiments.composition --combinations llama test_time   # some of them
 
+On your own model: `jaxllm train --subnetwork est-gpt2-like --optim.name adamw_bf16_sr --precision bfloat16
+--vocab-groups merge_tree --model.sink-logit 0`; `jaxllm.models.pretrained_hybrid`, whatever its parts.
+
 - llama: evolving subnetworks, OrthoAdam, stochastic rounding and a grouped head at once, over 8 simulated
   devices; the result exported, tuned by LoRA, probed, calibrated. Beside one device, and a plain run.
 - hybrid: a Manticore of a transformer and a Mamba that were trained apart, in bfloat16 rounded

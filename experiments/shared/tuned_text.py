@@ -39,6 +39,11 @@ class Rows:
     def __len__(self):
         return len(self.tokens_NT)
 
+    @classmethod
+    def of(cls, ids: np.ndarray) -> "Rows":
+        """Return rows [N, T + 1] of which each token after the first is predicted."""
+        return cls(ids[:, :-1], ids[:, 1:], np.ones(ids[:, 1:].shape, np.float32))
+
 
 def encode_rows(tokenizer, texts: Sequence[str], longest: int, begin: Sequence[int] | None = None) -> Rows:
     """Return texts as rows of one length; the end is a target, the padding after it is not.

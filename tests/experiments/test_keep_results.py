@@ -122,7 +122,7 @@ USES = {name: keep_results._paragraph(keep_results._doc(name), keep_results._USE
         for name in keep_results.names()}  # fmt: skip
 
 
-@pytest.mark.parametrize("name", sorted(set(USES) - {"composition", "pretrain"}))
+@pytest.mark.parametrize("name", sorted(set(USES) - {"pretrain"}))
 def test_what_an_experiment_says_to_use_exists(name):
     codes = re.findall(r"`([^`]+)`", USES[name])
     assert codes, f"the docstring of {name} has no sentence '{keep_results._USE}: ...'"

