@@ -5,7 +5,7 @@ RESULT pending.
     python -m experiments.pretrained_sinks                    # small: SmolLM2-135M, 9 runs
     python -m experiments.pretrained_sinks --preset debug     # one step of each, of the same model: minutes
 
-On your own model: `jaxllm.text.train`, given its parameters and a config of it whose sink_logit is 0;
+On your own model: `jaxllm.adapt.add_sink`, then `jaxllm.text.train` with start=;
 `jaxllm.interpret.activation_statistics`.
 
 A model trained with softmax-1 from the start (a key of logit 0 whose value is zero stands beside the others,
@@ -24,15 +24,14 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
 from experiments.attention_sinks.training import SINKS
 from experiments.grid import check_seeds, code_digest, column, publish, run_grid
 from experiments.shared.tuned_text import Rows, TuneConfig, row_losses, tune
-from jaxllm import compilation_cache, models
-from jaxllm.adapt import LoraConfig
+from jaxllm import compilation_cache
+from jaxllm.adapt import LoraConfig, add_sink
 from jaxllm.atomic import write_figure
 from jaxllm.cli.experiment import run_experiment
 from jaxllm.config import Config, Count, Positive, Seed, UserPath
@@ -100,12 +99,12 @@ def main(config: PretrainedSinksConfig, preset: str = "custom") -> Report:
         at = "before" if seed is None else f"{seed}"
 
         def run():
-            begun = with_sink(model, params, SINKS[attention], read.tokens_NT[:4])
+            changed, given = begun(model, params, attention, read.tokens_NT[:4])
             if seed is None:
-                return measure(*begun, scored)
+                return measure(changed, given, scored)
             how = TuneConfig(config.steps, config.batch_size, config.learning_rate, LoraConfig(rank=None))
             with tempfile.TemporaryDirectory() as folder:  # a gigabyte or more of checkpoints
-                return measure(begun[0], tune(*begun, read, how, seed=seed, out=folder), scored)
+                return measure(changed, tune(changed, given, read, how, seed=seed, out=folder), scored)
 
         path = out / "cells" / f"{attention}-{at}.json"
         return kept_result(path, run, **decisive, attention=attention, seed=seed)
@@ -141,20 +140,11 @@ def windows(tokenizer, texts: int, seq_len: int) -> tuple[Rows, Rows]:
     return tuple(Rows.of(np.array(some, np.int32)) for some in (openings, others))
 
 
-def with_sink(model, params: dict, sink_logit: float | str, tokens_BT: np.ndarray):
-    """Return (config, parameters) of a model whose heads may attend to a key without a value.
-
-    Args:
-      sink_logit: see `ModelConfig`; a learned one begins at the first token's mean logit, head by head.
-      tokens_BT: text that says that logit; its first query, which has no choice, is left out.
-    """
-    changed = dataclasses.replace(model, sink_logit=sink_logit)
-    if sink_logit == "learned":
-        seen = models.capture(model, params, tokens_BT, models.Sites(capture=("attn_scores",)))[1]
-        sink_LH = jnp.asarray(seen["attn_scores"])[:, :, :, 1:, 0].mean(axis=(1, 3))
-        attention = params["layers"]["attn"] | {"sink": sink_LH.astype(jnp.float32)}
-        params = params | {"layers": params["layers"] | {"attn": attention}}
-    return changed, params
+def begun(model, params: dict, attention: str, tokens_BT: np.ndarray):
+    """Return (config, parameters) to continue with; text says where a learned sink begins."""
+    if SINKS[attention] == "learned":
+        return add_sink(model, params, tokens_BT)
+    return dataclasses.replace(model, sink_logit=SINKS[attention]), params
 
 
 def measure(model, params, scored: Rows) -> dict:

@@ -7,9 +7,10 @@ what is trained; the frozen rest has no gradient and no moments. A run takes it 
     trained = lora.init(jax.random.key(0))
     params = lora(trained, base_params, None)       # for models.apply; lora.merge(trained, base) for good
 
-`TrainOnly` trains parameters by name, `LastLayers` the last layers; `add_tokens` adds tags to a vocabulary;
-`GumbelMixture` draws a hybrid's mixture, to search it. `save_adapter` and `load_adapter` write and read
-peft's folders. `score_adapted_texts` trains a copy for each text on its neighbours, scores it and forgets it.
+`TrainOnly` trains parameters by name, `LastLayers` the last layers; `add_tokens` adds tags to a vocabulary,
+`add_sink` a key without a value to every head; `GumbelMixture` draws a hybrid's mixture, to search it.
+`save_adapter` and `load_adapter` write and read peft's folders. `score_adapted_texts` trains a copy for each
+text on its neighbours, scores it and forgets it.
 """
 
 from jaxllm.adapt.gumbel_mixture import GumbelMixture
@@ -25,6 +26,7 @@ from jaxllm.adapt.per_document import (
     score_adapted_texts,
     split_document,
 )
+from jaxllm.adapt.sink import add_sink
 from jaxllm.adapt.train_only import TrainOnly
 
 __all__ = [
@@ -36,6 +38,7 @@ __all__ = [
     "PerDocumentConfig",
     "TrainOnly",
     "adapt_and_score",
+    "add_sink",
     "add_tokens",
     "layer_matrices",
     "load_adapter",

@@ -4,12 +4,10 @@ import math
 from types import SimpleNamespace
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from experiments import pretrained_sinks as sinks
-from experiments.attention_sinks.training import SINKS
 from experiments.shared.tuned_text import Rows
 from jaxllm import models
 from jaxllm.errors import UserError
@@ -40,20 +38,13 @@ def test_scored_openings_and_windows_that_are_read_share_no_address(monkeypatch)
         sinks.windows(tokenizer, 5, seq_len=8)
 
 
-def test_a_learned_sink_begins_at_the_first_tokens_logit_and_softmax_is_the_model_as_given():
-    params, whole = given(), models.Sites(capture=("query", "key"))
-    begun = {name: sinks.with_sink(MODEL, params, sink, TOKENS) for name, sink in SINKS.items()}
-    logits = {name: models.apply(*one, TOKENS) for name, one in begun.items()}
-    np.testing.assert_array_equal(logits["softmax"], models.apply(MODEL, params, TOKENS))
-    assert float(jnp.abs(logits["softmax"] - logits["softmax-1"]).max()) > 1e-3
-    seen = models.capture(MODEL, params, TOKENS, whole)[1]
-    seen = {name: np.asarray(x, np.float64) for name, x in seen.items()}
-    scores_LBTH = np.einsum("lbthk,lbhk->lbth", seen["query"], seen["key"][:, :, 0]) * MODEL.head_dim**-0.5
-    model, params = begun["learned"]
-    sink_LH = params["layers"]["attn"]["sink"]
-    np.testing.assert_allclose(sink_LH, scores_LBTH[:, :, 1:].mean((1, 2)), rtol=1e-4, atol=1e-5)
-    loss = lambda params: models.loss(model, params, TOKENS[:, :-1], TOKENS[:, 1:])[0]
-    assert bool((jax.grad(loss)(params)["layers"]["attn"]["sink"] != 0).all())
+def test_each_attention_begins_as_it_says():
+    params = given()
+    softmax, as_given = sinks.begun(MODEL, params, "softmax", TOKENS)
+    assert softmax == MODEL and as_given is params
+    assert sinks.begun(MODEL, params, "softmax-1", TOKENS)[0].sink_logit == 0
+    learned, more = sinks.begun(MODEL, params, "learned", TOKENS)
+    assert learned.sink_logit == "learned" and bool((more["layers"]["attn"]["sink"] != 0).all())
 
 
 def test_perplexity_is_that_of_float64_and_the_sink_is_told_by_layer():

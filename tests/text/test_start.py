@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from jaxllm import models
+from jaxllm.adapt import add_sink
 from jaxllm.errors import UserError
 from jaxllm.pretrained import save_pretrained
 from jaxllm.subnetwork import Rates, Schedule, Stage
@@ -36,6 +37,22 @@ def test_a_run_is_fine_tuned_with_its_own_model_and_tokenizer_and_goes_on_withou
     assert train(tuned, devices=ONE).steps == 1
     said = capsys.readouterr().err
     assert f"fine-tuning '{base.out}'" in said and f"resuming {tuned.out} after step 1" in said
+
+
+@pytest.mark.slow
+def test_a_model_that_was_given_sinks_goes_on_and_comes_back(tiny):
+    model = models.get_preset("gpt2-nano", vocab_size=257, num_layers=1, context_length=32)
+    tokens = jax.random.randint(jax.random.key(1), (2, 16), 0, 256)
+    config, params = add_sink(model, models.init(model, jax.random.key(0)), tokens)
+    sink_LH = np.asarray(params["layers"]["attn"]["sink"])
+    run = tiny(model=config, steps=2)
+    trained = train(run, start=params, devices=ONE).params["layers"]["attn"]["sink"]
+    moved = np.abs(np.asarray(trained) - sink_LH)
+    # AdamW's step is about the rate in size: half of it, then all, each 0.01 at most.
+    assert moved.min() > 1e-4 and moved.max() <= 0.0151
+    loaded, again, _ = load_run(run.out)
+    assert loaded.sink_logit == "learned"
+    np.testing.assert_array_equal(again["layers"]["attn"]["sink"], trained)
 
 
 def test_a_pretrained_folder_is_fine_tuned(tiny, tmp_path):
