@@ -52,7 +52,7 @@ def _first_logits(config, params, tokens_BT):
     def first_logits(captured, layer):
         scores_BHT = captured["attn_scores"][..., 0]
         window = jnp.array(config.windows, jnp.int32)[layer % len(config.windows)]
-        at_T = jnp.arange(scores_BHT.shape[-1])
+        at_T = jnp.arange(scores_BHT.shape[-1], dtype=jnp.int32)
         sees_T = (at_T > 0) & ((window == 0) | (at_T < window))
         sums_H = jnp.sum(scores_BHT.astype(jnp.float32).mean(axis=0), axis=-1, where=sees_T)
         return {"mean": sums_H / jnp.maximum(jnp.sum(sees_T), 1)}
