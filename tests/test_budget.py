@@ -55,12 +55,13 @@ FAST = {
 def module(path):
     """Return (its imports, {name: the node that defines it}) of a file's top level."""
     imports, defined = {}, {}
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             imports |= {alias.asname or alias.name.partition(".")[0]: alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             imports |= {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
-    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+    for node in tree.body:
         if isinstance(node, ast.FunctionDef):
             defined[node.name] = node
         elif isinstance(node, ast.Assign):
@@ -68,6 +69,7 @@ def module(path):
     return imports, defined
 
 
+@functools.cache  # here and below: many tests use the same helpers
 def names(node):
     """Return the names that a piece of code reads, and the fixtures that a function asks for."""
     arguments = node.args.args if isinstance(node, ast.FunctionDef) else ()
@@ -75,12 +77,12 @@ def names(node):
 
 
 def reached(path, nodes):
-    """Yield (imports, node) of some code and of all that it uses, fixtures of its folders included."""
+    """Yield (file, node) of some code and of all that it uses, fixtures of its folders included."""
     files = [path, *(p / "conftest.py" for p in path.parents if (p / "conftest.py").exists() and p >= TESTS)]
     waiting, seen = [(path, node) for node in nodes], set()
     while waiting:
         file, node = waiting.pop()
-        yield module(file)[0], node
+        yield file, node
         for name in names(node) - seen:
             home = next((f for f in (file, *files) if name in module(f)[1]), None)
             if home:
@@ -88,8 +90,13 @@ def reached(path, nodes):
                 waiting.append((home, module(home)[1][name]))
 
 
-def kinds(imports, node):
-    """Yield what is expensive in a piece of code."""
+@functools.cache
+def kinds(file, node):
+    """Return what is expensive in a piece of code."""
+    return set(_kinds(module(file)[0], node))
+
+
+def _kinds(imports, node):
     for part in ast.walk(node):
         if isinstance(part, ast.Name):
             package = imports.get(part.id, "")
@@ -111,16 +118,22 @@ def marks(path, test):
     return [node for _, node in reached(path, test.decorator_list + everywhere)]
 
 
+unparsed = functools.cache(ast.unparse)
+
+
 def marked(path, test, *markers):
-    code = "\n".join(ast.unparse(node) for node in marks(path, test))
+    code = "\n".join(unparsed(node) for node in marks(path, test))
     return any(f"mark.{marker}" in code for marker in markers)
 
 
+@functools.cache
 def every_test():
-    for path in sorted(TESTS.rglob("test_*.py")):
-        for name, node in module(path)[1].items():
-            if name.startswith("test_"):
-                yield path, node
+    return [
+        (path, node)
+        for path in sorted(TESTS.rglob("test_*.py"))
+        for name, node in module(path)[1].items()
+        if name.startswith("test_")
+    ]
 
 
 @functools.cache
