@@ -9,25 +9,28 @@ import pytest
 
 from jaxllm import interpret, models
 from jaxllm.errors import UserError
+from tests.models.random_params import random_params
 
 CONFIG = models.get_preset("gpt2-nano", vocab_size=31, context_length=32, num_layers=2)
 TOKENS = np.random.default_rng(0).integers(0, 31, (3, 12))
 
 
+TRUNK = jax.jit(lambda params: models.trunk(CONFIG, params, jnp.asarray(TOKENS)))
+
+
 @functools.cache
 def random_model():
-    params = models.init(CONFIG, jax.random.key(0))
-    keys = iter(jax.random.split(jax.random.key(1), 99))
-    return jax.tree.map(lambda x: x + 0.2 * jax.random.normal(next(keys), x.shape, x.dtype), params)
+    return random_params(CONFIG, 0.2)
 
 
-def captured(params, *names):
-    return models.capture(CONFIG, params, jnp.asarray(TOKENS), models.Sites(capture=names))
+def captured(params, *names, tokens=TOKENS, **edits):
+    sites = models.Sites(capture=names, **edits)
+    return jax.jit(lambda p: models.capture(CONFIG, p, jnp.asarray(tokens), sites))(params)
 
 
 def test_zero_rows_of_the_output_matrix_are_a_zeroed_head():
     hidden = interpret.hidden_without_head(CONFIG, random_model(), TOKENS, 1, 0)
-    expected = models.trunk(CONFIG, interpret.without_head(random_model(), 1, 0), jnp.asarray(TOKENS))
+    expected = TRUNK(interpret.without_head(random_model(), 1, 0))
     np.testing.assert_allclose(hidden, expected, atol=1e-5)
     assert float(jnp.abs(hidden - captured(random_model())[0]).max()) > 0.01
 
@@ -35,7 +38,7 @@ def test_zero_rows_of_the_output_matrix_are_a_zeroed_head():
 def test_patterns_that_are_kept_with_nothing_taken_out_change_nothing():
     """A head that adds nothing already: both ways of taking it out are the identity."""
     params = interpret.without_head(random_model(), 0, 1)
-    whole = models.trunk(CONFIG, params, jnp.asarray(TOKENS))
+    whole = TRUNK(params)
     for keep in (False, True):
         hidden = interpret.hidden_without_head(CONFIG, params, TOKENS, 0, 1, keep_patterns=keep)
         np.testing.assert_allclose(hidden, whole, atol=1e-5)
@@ -45,14 +48,11 @@ def test_later_layers_attend_as_in_the_whole_model_only_where_patterns_are_kept(
     """The stream after layer 1, with layer 0's head taken out, is that of clean weights on changed values."""
     params = random_model()
     _, clean = captured(params, "attn_probs")
-    zero = models.Sites(
-        capture=("attn_probs", "value", "head_out"),
-        edits={
-            "head_out": lambda x, layer: jnp.where(layer == 0, x.at[:, :, 1].set(0), x),
-            "attn_probs": lambda x, layer: clean["attn_probs"][layer],
-        },
-    )
-    hidden, seen = models.capture(CONFIG, params, jnp.asarray(TOKENS), zero)
+    zero = {
+        "head_out": lambda x, layer: jnp.where(layer == 0, x.at[:, :, 1].set(0), x),
+        "attn_probs": lambda x, layer: clean["attn_probs"][layer],
+    }
+    hidden, seen = captured(params, "attn_probs", "value", "head_out", edits=zero)
     mixed = np.einsum("bhts,bshk->bthk", np.float64(clean["attn_probs"][1]), np.float64(seen["value"][1]))
     np.testing.assert_allclose(seen["head_out"][1], mixed, atol=1e-5)
     found = interpret.hidden_without_head(CONFIG, params, TOKENS, 0, 1, keep_patterns=True)
@@ -85,11 +85,8 @@ def test_a_head_beyond_the_model_is_named(layer, head, wrong):
 
 def test_the_copying_penalty_is_a_sum_over_pairs():
     spans = interpret.draw_repeated_spans(jax.random.key(2), 3, 12, 31, shortest=3, longest=5)
-    probs = np.float64(
-        models.capture(CONFIG, random_model(), spans.tokens_BT, models.Sites(capture=("attn_probs",)))[1][
-            "attn_probs"
-        ]
-    ).max(axis=(0, 2))
+    seen = captured(random_model(), "attn_probs", tokens=spans.tokens_BT)[1]
+    probs = np.float64(seen["attn_probs"]).max(axis=(0, 2))
     expected = sum(
         probs[b, i, j]
         for b, period in enumerate(spans.period_B.tolist())

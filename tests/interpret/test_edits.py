@@ -1,5 +1,6 @@
 """Edits of rows and of attention, against what NumPy says they change."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -19,7 +20,8 @@ def model(family, scale=0.2):
 
 
 def seen(config, params, *names, **edits):
-    return models.capture(config, params, TOKENS, models.Sites(names, **edits))[1]
+    sites = models.Sites(names, **edits)
+    return jax.jit(lambda p: models.capture(config, p, TOKENS, sites)[1])(params)
 
 
 @pytest.mark.parametrize("family", ["gpt2-nano", "llama-nano", "pythia-nano"])

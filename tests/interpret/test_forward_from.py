@@ -25,7 +25,8 @@ def whole(family):
     params = random_params(config, 0.15)
     mask = MASK if getattr(config, "causal", True) is False else None
     sites = models.Sites(("embed", "resid_post"))
-    hidden, seen = models.capture(config, params, TOKENS, sites, segment_ids=mask)
+    run = jax.jit(lambda params: models.capture(config, params, TOKENS, sites, segment_ids=mask))
+    hidden, seen = run(params)
     return config, params, mask, hidden, np.concatenate([seen["embed"][None], seen["resid_post"]])
 
 
@@ -46,31 +47,37 @@ def test_an_edit_within_and_one_by_sites_are_the_same_and_layers_keep_their_numb
     shift = np.zeros((B, T, config.embed_dim), np.float32)
     shift[:, 3] = np.random.default_rng(2).normal(size=config.embed_dim)
     by_site = lambda value, layer: value + jnp.where(layer == 0, 1.0, 0.0) * shift
-    expected = models.trunk(config, params, TOKENS, sites=models.Sites(edits={"resid_post": by_site}))
+    trunk = lambda **edits: jax.jit(
+        lambda params: models.trunk(config, params, TOKENS, sites=models.Sites(edits=edits))
+    )(params)
+    expected = trunk(resid_post=by_site)
     assert np.abs(expected - hidden).max() > 1e-2
-    np.testing.assert_allclose(forward_from(config, params, 1, streams[1] + shift), expected, atol=1e-5)
-    apart = models.layers_apart(params)
-    np.testing.assert_allclose(forward_from(config, apart, 1, streams[1] + shift), expected, atol=1e-5)
+    run = jax.jit(functools.partial(forward_from, config), static_argnums=1)
+    for layout in (params, models.layers_apart(params)):
+        np.testing.assert_allclose(run(layout, 1, streams[1] + shift), expected, atol=1e-5)
     halved = models.Sites(edits={"mlp_out": lambda value, layer: value * jnp.where(layer == 1, 0.5, 7.0)})
-    once = models.Sites(edits={"mlp_out": lambda value, layer: value * jnp.where(layer == 1, 0.5, 1.0)})
-    np.testing.assert_allclose(
-        forward_from(config, params, 1, streams[1], sites=halved),  # what layer 0 does is over
-        models.trunk(config, params, TOKENS, sites=once), atol=1e-5,
-    )  # fmt: skip
+    found = jax.jit(functools.partial(forward_from, config, sites=halved), static_argnums=1)
+    once = trunk(mlp_out=lambda value, layer: value * jnp.where(layer == 1, 0.5, 1.0))
+    np.testing.assert_allclose(found(params, 1, streams[1]), once, atol=1e-5)  # what layer 0 does is over
 
 
 @pytest.mark.parametrize("family", ["llama-nano", "gemma-nano", "mamba-nano"])
 def test_states_behind_a_cache_go_on_as_all_states_do(family):
     """Edits from the fourth token on, at every depth, with one cache. float32: 1e-5."""
     config, params, _, _, streams = whole(family)
-    shift = np.random.default_rng(3).normal(size=(B, 3, config.embed_dim)).astype(np.float32)
-    for layout in (params, models.layers_apart(params)):
+    edited = np.array(streams)
+    edited[:, :, 3:] += np.random.default_rng(3).normal(size=(B, 3, config.embed_dim))
+    run = jax.jit(functools.partial(forward_from, config))  # the layer is traced
+    expected = [run(params, depth, states)[:, 3:] for depth, states in enumerate(edited)]
+
+    @jax.jit
+    def behind(layout, edited):
         cache = models.prefill(config, layout, TOKENS[:, :3], None, slots=T)[1]
-        for depth, states in enumerate(streams):
-            edited = np.concatenate([states[:, :3], states[:, 3:] + shift], axis=1)
-            expected = forward_from(config, params, depth, edited)[:, 3:]
-            found = forward_from(config, layout, depth, edited[:, 3:], cache=cache)
-            np.testing.assert_allclose(found, expected, atol=1e-5, err_msg=str(depth))
+        return [forward_from(config, layout, at, edited[at, :, 3:], cache=cache) for at in range(len(edited))]
+
+    for layout in (params, models.layers_apart(params)):
+        for depth, found in enumerate(behind(layout, edited)):
+            np.testing.assert_allclose(found, expected[depth], atol=1e-5, err_msg=str(depth))
 
 
 def test_a_cache_without_slots_for_the_states_gives_nothing():
@@ -113,7 +120,8 @@ def test_pooled_states_are_means_over_spans_whatever_the_batches(tmp_path):
     found = pooled_states(config, params, rows, spans, tokens_per_batch=24, path=tmp_path / "states.npy")
     assert isinstance(found, np.memmap) and found.shape == (config.num_layers + 1, 6, config.embed_dim)
     tokens = np.array([row + [0] * (9 - len(row)) for row in rows])
-    seen = models.capture(config, params, tokens, models.Sites(("embed", "resid_post")))[1]
+    sites = models.Sites(("embed", "resid_post"))
+    seen = jax.jit(lambda params: models.capture(config, params, tokens, sites)[1])(params)
     streams = np.concatenate([seen["embed"][None], seen["resid_post"]])
     for n, (first, end) in enumerate(spans):
         np.testing.assert_allclose(found[:, n], streams[:, n, first:end].mean(1), atol=1e-5)

@@ -9,24 +9,24 @@ import pytest
 
 from jaxllm import interpret, models
 from jaxllm.errors import UserError
+from tests.models.random_params import random_params
 
 CONFIG = models.get_preset("gpt2-nano", vocab_size=31, context_length=32, num_layers=2)
 
 
 @functools.cache
-def random_model(config=CONFIG):
+def random_model():
     """Return parameters whose attention is far from uniform."""
-    params = models.init(config, jax.random.key(0))
-    keys = iter(jax.random.split(jax.random.key(1), 99))
-    return jax.tree.map(lambda x: x + 0.3 * jax.random.normal(next(keys), x.shape, x.dtype), params)
+    return random_params(CONFIG, 0.3)
 
 
 def probs_of(params, tokens):
     sites = models.Sites(capture=("attn_probs",))
-    return np.float64(models.capture(CONFIG, params, jnp.asarray(tokens), sites)[1]["attn_probs"])
+    seen = jax.jit(lambda p: models.capture(CONFIG, p, jnp.asarray(tokens), sites)[1])(params)
+    return np.float64(seen["attn_probs"])
 
 
-@pytest.mark.parametrize("sequences", [3, 6])
+@pytest.mark.parametrize("sequences", [pytest.param(3, marks=pytest.mark.slow), 6])
 def test_repeat_scores_are_a_loop_over_positions(sequences, monkeypatch):
     monkeypatch.setattr(
         "jaxllm.interpret.heads._WEIGHTS_IN_MEMORY", CONFIG.num_heads * 4 * 10**2 * 4
@@ -44,7 +44,7 @@ def test_repeat_scores_are_a_loop_over_positions(sequences, monkeypatch):
             previous += probs[:, b, :, i, i - 1] / sequences / span
     np.testing.assert_allclose(found.copying_LH, copying, atol=1e-6)
     np.testing.assert_allclose(found.previous_LH, previous, atol=1e-6)
-    log_probs = jax.nn.log_softmax(models.apply(CONFIG, params, jnp.asarray(tokens)))
+    log_probs = jax.jit(lambda p: jax.nn.log_softmax(models.apply(CONFIG, p, jnp.asarray(tokens))))(params)
     loss = -np.take_along_axis(np.float64(log_probs)[:, :-1], tokens[:, 1:, None], axis=2)[..., 0]
     assert found.first_loss == pytest.approx(loss[:, : span - 1].mean(), abs=1e-5)
     assert found.repeat_loss == pytest.approx(loss[:, span:].mean(), abs=1e-5)
@@ -52,7 +52,7 @@ def test_repeat_scores_are_a_loop_over_positions(sequences, monkeypatch):
 
 def test_the_null_is_the_mean_of_weights_from_the_simplex():
     draw = np.random.default_rng(0)
-    params = models.init(CONFIG, jax.random.key(0))
+    params = random_model()
     null = interpret.repeat_scores(CONFIG, params, jax.random.key(0), span=10, sequences=2).null
     drawn = [np.mean([draw.dirichlet(np.ones(i + 1))[i - 9] for i in range(10, 20)]) for _ in range(3000)]
     assert null == pytest.approx(np.mean(drawn), abs=4 * np.std(drawn) / 3000**0.5)
@@ -127,7 +127,7 @@ def test_a_head_that_looks_back_finds_governors_one_word_back():
 
 
 def test_bad_input_is_one_sentence():
-    params = models.init(CONFIG, jax.random.key(0))
+    params = random_model()
     with pytest.raises(
         UserError, match="span is 17; two of them must fit into the context of 32 tokens, so give 2 to 16"
     ):

@@ -14,6 +14,10 @@ from tests.models.random_params import random_params
 
 B, T = 3, 9
 FAMILIES = ("gpt2-nano", "gpt-neo-nano", "pythia-nano", "llama-nano", "gemma-nano")
+families = pytest.mark.parametrize("family", [
+    pytest.param(name, marks=pytest.mark.slow if name in ("gpt-neo-nano", "pythia-nano") else ())
+    for name in FAMILIES
+])  # fmt: skip
 TOKEN, OTHER = np.array([65, 66, 67]), np.array([70, 65, 71])
 POSITIONS = np.array([8, 3, 6])
 
@@ -35,7 +39,7 @@ def parts(family):
     """Return the vectors that components write, and the stream's, from whole captured activations."""
     config, params, tokens = model(family)
     sites = models.Sites(("embed", "head_out", "attn_out", "mlp_hidden", "mlp_out", "resid_post", "final"))
-    seen = as64(models.capture(config, params, tokens, sites)[1])
+    seen = as64(jax.jit(lambda p: models.capture(config, p, tokens, sites)[1])(params))
     seen = {
         name: x[np.arange(B), POSITIONS] if name in ("embed", "final") else x[:, np.arange(B), POSITIONS]
         for name, x in seen.items()
@@ -89,7 +93,7 @@ def difference(logits, axis):
 
 
 @pytest.mark.parametrize("norm", ["own", "final"])
-@pytest.mark.parametrize("family", FAMILIES)
+@families
 def test_scores_are_those_of_each_vector_by_itself(family, norm):
     config, params, tokens = model(family)
     seen, heads, rows, bias = parts(family)
@@ -109,7 +113,7 @@ def test_scores_are_those_of_each_vector_by_itself(family, norm):
         np.testing.assert_allclose(getattr(found, name), value, rtol=1e-4, atol=2e-5, err_msg=name)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@families
 def test_parts_add_up(family):
     """Rows to the MLP's output within 1e-5, heads to attention's, blocks to the stream, scores to logits."""
     config, params, tokens = model(family)
@@ -122,7 +126,7 @@ def test_parts_add_up(family):
     scores = component_scores(config, params, tokens, TOKEN, OTHER, norm="final", positions_B=POSITIONS)
     whole = scores.embed_B + scores.attn_LB.sum(0) + scores.mlp_LB.sum(0) + scores.bias_B
     np.testing.assert_allclose(whole, scores.model_B, atol=5e-5)
-    full = models.apply(config, params, tokens)[np.arange(B), POSITIONS]
+    full = np.asarray(jax.jit(lambda p: models.apply(config, p, tokens))(params))[np.arange(B), POSITIONS]
     np.testing.assert_allclose(
         scores.model_B, full[np.arange(B), TOKEN] - full[np.arange(B), OTHER], atol=5e-5
     )

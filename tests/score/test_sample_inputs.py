@@ -20,7 +20,7 @@ from tests.score.few_shot_cases import (
     uncached_log_probs,
 )
 
-LONGEST, COUNT = 6, 4096
+LONGEST, COUNT = 6, 2048
 
 
 @functools.cache
@@ -66,7 +66,7 @@ def test_the_prior_is_within_three_standard_errors_of_the_truth_and_its_error_fa
     assert (np.abs(np.exp(prior.log_probs_Y) - truth) < 3 * prior.standard_error_Y).all()
     assert prior.standard_error_Y.max() < 0.02 and prior.count == COUNT
 
-    sizes, errors = np.array([8, 32, 128, 512]), []
+    sizes, errors = np.array([4, 16, 64, 256]), []
     for size in sizes:
         blocks = drawn().log_probs_LY.reshape(-1, size, 2)
         found = [score.estimate_prior(block, normalise_each=normalise_each) for block in blocks]
@@ -138,7 +138,7 @@ def test_a_generator_that_never_ends_a_field_is_given_up_with_the_rejection_rate
     with pytest.raises(UserError, match="room for 10 tokens after the exemplars, too few"):
         score.sample_inputs(prompt, 4, key=jax.random.key(0), max_new_tokens=10)
     config = models.get_preset("mamba-nano", vocab_size=10)
-    mamba = Decoder(config, models.init(config, jax.random.key(0)))
+    mamba = Decoder(config, random_params(config))
     prompt_of_mamba = score.FewShotPrompt(mamba, TinyTokenizer(), TASK, EXEMPLARS)
     with pytest.raises(UserError, match="this model has a recurrent state"):
         score.sample_inputs(prompt_of_mamba, 2, key=jax.random.key(0))
