@@ -15,6 +15,7 @@ from jaxllm.optim import OptimConfig
 from jaxllm.parallel import MeshConfig
 from jaxllm.pretrained import save_pretrained
 from jaxllm.text import LabelConfig, Labeller, train_labels
+from tests.models.random_params import random_params
 
 WORDS = [
     "the",
@@ -90,13 +91,14 @@ def config(start, tmp_path, **changes):
 
 
 ADAPTER = LoraConfig(rank=4, targets="all")
+ONE = jax.devices()[:1]
 
 
 @pytest.mark.parametrize(
     "lora", [LoraConfig(), pytest.param(ADAPTER, marks=pytest.mark.slow)], ids=["whole", "lora"]
 )
 def test_texts_are_labelled_and_the_run_says_the_same_again(start, tmp_path, lora):
-    trained = train_labels(config(start, tmp_path, lora=lora), texts(96), held_out=texts(40, seed=1))
+    trained = train_labels(config(start, tmp_path, lora=lora), texts(96), texts(40, seed=1), devices=ONE)
     assert trained.evaluation["accuracy"] >= 0.9 and trained.evaluation["macro_f1"] >= 0.9
     again = Labeller.load(tmp_path / "run")
     assert again.config.labels == ("neg", "pos") and again.longest == 24
@@ -121,7 +123,7 @@ def test_words_are_labelled_by_the_token_that_is_marked(start, tmp_path):
         words = draw.choice(["the", "good", "unlikely", "man", "bad"], draw.integers(1, 6)).tolist()
         found.append((words, [{"unlikely": "LONG", "man": "NOUN"}.get(word, "O") for word in words]))
     data = Labelled(*map(list, zip(*found, strict=True)))
-    trained = train_labels(config(start, tmp_path, marked="last", steps=80), data)
+    trained = train_labels(config(start, tmp_path, marked="last", steps=80), data, devices=ONE)
     assert trained.evaluation["accuracy"] >= 0.95
     again = Labeller.load(tmp_path / "run")
     assert again.predict([["the", "unlikely", "man"], ["good"]]) == [["O", "LONG", "NOUN"], ["O"]]
@@ -139,16 +141,16 @@ def test_an_encoder_that_nobody_trained_learns_from_words_alone(tmp_path):
     rows = [draw.choice(words, draw.integers(1, 5)).tolist() for _ in range(96)]
     data = Labelled(rows, [["O"] * (len(row) - 1) + ["PERIOD"] for row in rows])
     made = config(None, tmp_path, marked="last", steps=150)
-    trained = train_labels(made, data, start=(model, None, load_tokenizer("bytes")))
+    trained = train_labels(made, data, start=(model, None, load_tokenizer("bytes")), devices=ONE)
     assert trained.evaluation["accuracy"] >= 0.95
     assert Labeller.load(tmp_path / "run").predict([["it", "goes"]]) == [["O", "PERIOD"]]
 
 
 @pytest.mark.slow
 def test_a_run_goes_on_bit_for_bit_and_other_examples_are_refused(start, tmp_path):
-    whole = train_labels(config(start, tmp_path / "a"), texts(20))
-    train_labels(config(start, tmp_path / "b", stop_after=41), texts(20))
-    parts = train_labels(config(start, tmp_path / "b"), texts(20))
+    whole = train_labels(config(start, tmp_path / "a"), texts(20), devices=ONE)
+    train_labels(config(start, tmp_path / "b", stop_after=41), texts(20), devices=ONE)
+    parts = train_labels(config(start, tmp_path / "b"), texts(20), devices=ONE)
     jax.tree.map(np.testing.assert_array_equal, whole.params, parts.params)
     with pytest.raises(UserError, match="not those that the run began with"):
         train_labels(config(start, tmp_path / "b"), texts(20, seed=3))
@@ -245,7 +247,7 @@ def test_bad_input_is_told_in_a_sentence_before_anything_is_compiled(start, tmp_
     refused("need an encoder", start=None)
     decoder = tmp_path / "decoder"
     model = models.get_preset("gpt2-nano", vocab_size=300, num_layers=1)
-    save_pretrained(decoder, model, models.init(model, jax.random.key(0)), load_tokenizer("bytes"))
+    save_pretrained(decoder, model, random_params(model), load_tokenizer("bytes"))
     refused("reads texts in one direction", start=str(decoder))
     for labels, said in (
         (["x"], "2 texts have 1 labels"),
