@@ -14,6 +14,7 @@ from jaxllm.adapt.names import flat
 from jaxllm.errors import UserError
 from jaxllm.pretrained import save_pretrained
 from tests.adapt.test_peft import random_adapter
+from tests.models.random_params import random_params
 
 SIZES = dict(num_layers=2, embed_dim=24, num_heads=3, mlp_dim=40, vocab_size=61, context_length=16)
 LABELS = ("no", "yes", "maybe")
@@ -53,7 +54,7 @@ def ours(config, params):
 def test_an_adapter_and_what_is_trained_whole_come_back(case, tmp_path):
     config, task_type, _, options = CASES[case]
     lora = Lora(config, LoraConfig(rank=3, alpha=5.0, **options))
-    adapter, base = random_adapter(lora), models.init(config, jax.random.key(0))
+    adapter, base = random_adapter(lora), random_params(config)
     save_adapter(tmp_path / "adapter", lora, adapter)
     written = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     assert written["task_type"] == task_type
@@ -84,7 +85,7 @@ def test_peft_gives_the_same_numbers_and_writes_what_we_read(case, tmp_path):
     import transformers
 
     config, task_type, name, options = CASES[case]
-    base = models.init(config, jax.random.key(0))
+    base = random_params(config)
     save_pretrained(tmp_path / "base", config, base)
     lora = Lora(config, LoraConfig(rank=3, alpha=5.0, **options))
     adapter = random_adapter(lora)

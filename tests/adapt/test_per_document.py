@@ -21,6 +21,7 @@ from jaxllm.adapt import (
 from jaxllm.adapt.per_document import _program
 from jaxllm.errors import UserError
 from jaxllm.score import rolling_log_probs, score_texts
+from tests.models.random_params import random_params
 
 V, WINDOW = 37, 8
 CONFIG = models.get_preset("gpt2-nano", vocab_size=V, num_layers=2, embed_dim=16, num_heads=2, mlp_dim=32,
@@ -187,7 +188,7 @@ def test_a_bound_on_time_leaves_steps_out_and_counts_them(case):
 
 def test_texts_are_scored_by_their_bytes_as_without_neighbours():
     config = dataclasses.replace(CONFIG, vocab_size=257)
-    params, words = models.init(config, jax.random.key(0)), data.load_tokenizer("bytes")
+    params, words = random_params(config), data.load_tokenizer("bytes")
     texts = ["naïve café 日本", "plain"]
     found = score_adapted_texts(config, params, words, texts, [["naïve"], []], HOW, after=(0, 1))
     for text, scores in zip(texts, found, strict=True):

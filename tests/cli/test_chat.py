@@ -11,6 +11,7 @@ from jaxllm.cli import chat
 from jaxllm.errors import UserError
 from jaxllm.generate.draw import Drawn
 from tests.data.test_examples import CHATML, chat_tokenizer
+from tests.models.random_params import random_params
 
 
 @pytest.fixture
@@ -88,7 +89,7 @@ def test_a_model_answers_with_its_own_ids(monkeypatch, capsys):
     """Nothing scripted: greedy ids of a small random model, as `generate` draws them from the same prompt."""
     tokenizer = chat_tokenizer()
     config = models.get_preset("llama-nano", vocab_size=tokenizer.vocab_size, num_layers=1, context_length=96)
-    params = models.init(config, jax.random.key(0))
+    params = random_params(config)
     monkeypatch.setattr(chat, "load_model_and_tokenizer", lambda *_, **options: (config, params, tokenizer))
     monkeypatch.setattr(chat.compilation_cache, "enable", lambda: None)
     monkeypatch.setattr("sys.stdin", io.StringIO("Hi\n"))

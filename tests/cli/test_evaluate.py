@@ -2,12 +2,12 @@
 
 import json
 
-import jax
 import pytest
 
 from jaxllm import data, models, score
 from jaxllm.cli import evaluate, lm_eval
 from jaxllm.errors import UserError
+from tests.models.random_params import random_params
 
 
 @pytest.fixture
@@ -15,7 +15,7 @@ def tiny(monkeypatch):
     """The model that the command finds, whatever its name."""
     config = models.get_preset("gpt2-nano", vocab_size=257, embed_dim=16, num_heads=2, num_layers=1,
                                context_length=32)  # fmt: skip
-    found = config, models.init(config, jax.random.key(0)), data.load_tokenizer("bytes")
+    found = config, random_params(config), data.load_tokenizer("bytes")
     monkeypatch.setattr(evaluate, "load_model_and_tokenizer", lambda *_: found)
     return found
 

@@ -12,6 +12,7 @@ from jaxllm.cli import generate
 from jaxllm.errors import UserError
 from jaxllm.generate import generate_text
 from tests.data.test_examples import chat_tokenizer
+from tests.models.random_params import random_params
 
 
 @pytest.fixture(scope="module")
@@ -19,14 +20,14 @@ def plain():
     config = models.get_preset(
         "gpt2-nano", vocab_size=257, embed_dim=16, num_heads=2, num_layers=1, context_length=64
     )
-    return config, models.init(config, jax.random.key(0)), data.load_tokenizer("bytes")
+    return config, random_params(config), data.load_tokenizer("bytes")
 
 
 @pytest.fixture(scope="module")
 def chatty():
     tokenizer = chat_tokenizer()
     config = models.get_preset("llama-nano", vocab_size=tokenizer.vocab_size, num_layers=1, context_length=96)
-    return config, models.init(config, jax.random.key(0)), tokenizer
+    return config, random_params(config), tokenizer
 
 
 @pytest.fixture

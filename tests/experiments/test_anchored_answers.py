@@ -111,7 +111,9 @@ def by_hand(subject, params, asked, sites=None):
     return logits[:, subject.letters], logits.argmax(1)
 
 
-@pytest.mark.parametrize("family", ["gpt2-nano", "gpt-neo-nano", "gemma-nano"])
+@pytest.mark.parametrize(
+    "family", [pytest.param("gpt2-nano", marks=pytest.mark.slow), "gpt-neo-nano", "gemma-nano"]
+)
 def test_answers_after_an_edit_are_the_same_resumed_from_its_layer(world, asked, family):
     subject = subject_of(world, family)
     layer = subject.config.num_layers - 1

@@ -3,7 +3,6 @@
 import dataclasses
 import math
 
-import jax
 import numpy as np
 import pytest
 
@@ -13,6 +12,7 @@ from experiments.attention_sinks.training import SINKS, AttentionSinksConfig, me
 from jaxllm import models
 from jaxllm.errors import UserError
 from jaxllm.synthetic import backcopy_task
+from tests.models.random_params import random_params
 
 TINY = sinks.PRESETS["debug"]()
 TASK = backcopy_task("the rain in spain stays mainly in the plain")
@@ -29,7 +29,7 @@ def cells(figures):
 
 def test_losses_of_copies_and_of_the_rest_are_those_of_float64():
     model = TINY.model("softmax", TASK.vocab_size)
-    params = models.init(model, jax.random.key(0))
+    params = random_params(model)
     inputs, targets = TASK.draw(16, TINY.length, seed=0)
     found = measure(model, params, TASK, {"inputs": inputs, "targets": targets})
     logits = np.asarray(models.apply(model, params, inputs), np.float64)

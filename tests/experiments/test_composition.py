@@ -15,7 +15,9 @@ from jaxllm import models
 from jaxllm.errors import UserError
 from jaxllm.pretrained import save_pretrained
 from jaxllm.text import TrainConfig, prepare
+from tests.models.random_params import random_params
 
+EVERY_DEVICE = True
 PARTS = softmax1.parts(composition.PRESETS["debug"](), 32)
 HYBRID = models.HybridConfig(parts=PARTS, blocks=2, remat="full")
 GROUPED = models.get_preset("llama-nano", vocab_size=64, vocab_groups=models.VocabGroups.of(np.arange(64)))
@@ -53,7 +55,7 @@ def test_the_penalised_loss_of_a_subnetwork_is_the_loss_and_the_attention_that_c
     """Against the definition: the largest weight of any head on what followed each earlier occurrence."""
     run = penalty._small_run(config, "plain", 0, None)
     model = prepare(run, devices=jax.devices()[:1]).model
-    params = models.init(model, jax.random.key(0))
+    params = random_params(model)
     rows = np.random.default_rng(0).integers(0, 257, (2, 25)).astype(np.int32)
     batch = {"tokens": rows[:, :-1], "targets": rows[:, 1:], "mask": np.ones((2, 24), np.float32),
              "segment_ids": np.zeros((2, 24), np.int32)}  # fmt: skip
@@ -125,7 +127,7 @@ def test_unknown_combinations_are_named():
 def test_token_by_token_a_hybrid_with_softmax_1_says_the_same():
     gpt, mamba = (dataclasses.replace(part, vocab_size=64) for part in PARTS)
     model = models.HybridConfig(parts=(dataclasses.replace(gpt, sink_logit=0.0), mamba), blocks=2)
-    params = models.init(model, jax.random.key(0))
+    params = random_params(model)
     tokens = np.random.default_rng(0).integers(0, 64, (2, 8)).astype(np.int32)
     assert softmax1.cache_difference(model, params, tokens) < 1e-5
     softmax = models.HybridConfig(parts=(gpt, mamba), blocks=2)

@@ -5,7 +5,6 @@ import functools
 import os
 from types import SimpleNamespace
 
-import jax
 import numpy as np
 import optax
 import pytest
@@ -17,6 +16,7 @@ from experiments.phase_transition_text import ARMS, PRESETS
 from jaxllm import data, interpret, models, score, targets
 from jaxllm.errors import UserError
 from jaxllm.train import RunConfig, prepare
+from tests.models.random_params import random_params
 
 needs_data = pytest.mark.skipif(
     not os.environ.get("JAXLLM_DATA"), reason="JAXLLM_DATA names no folder of real data"
@@ -44,7 +44,7 @@ def test_surprisals_are_kept_to_a_hundredth_of_a_bit():
 def test_a_head_of_the_last_layer_is_missed_alike_in_both_ways():
     """No later head reacts; a head of the first layer is missed otherwise where all react."""
     config = models.get_preset("gpt2-nano", vocab_size=257, embed_dim=32, context_length=32, init_std=0.2)
-    params, tokenizer = models.init(config, jax.random.key(0)), data.load_tokenizer("bytes")
+    params, tokenizer = random_params(config), data.load_tokenizer("bytes")
     texts = [["some", "words", "to", "read"]]
 
     def surprisals(layer, keep):

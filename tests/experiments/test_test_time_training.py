@@ -19,12 +19,13 @@ from jaxllm.adapt import per_document as inside
 from jaxllm.errors import UserError
 from jaxllm.pretrained.load import Pretrained
 from jaxllm.score import score_sequences, score_texts
+from tests.models.random_params import random_params
 
 
 @pytest.fixture(scope="module")
 def model():
     config = models.get_preset("gpt2-nano", vocab_size=257, num_layers=1, embed_dim=16, num_heads=2)
-    return Pretrained(config, models.init(config, jax.random.key(0)), data.load_tokenizer("bytes"))
+    return Pretrained(config, random_params(config), data.load_tokenizer("bytes"))
 
 
 def test_domains_are_read_from_a_file_and_share_no_text(tmp_path):

@@ -16,6 +16,7 @@ from jaxllm import models
 from jaxllm.errors import UserError
 from jaxllm.report import read_report
 from jaxllm.text import next_token_loss, train
+from tests.models.random_params import random_params
 
 
 def debug(**changes):
@@ -40,7 +41,7 @@ def test_full_logits_and_the_fused_loss_are_one_function():
     """Value and gradients, float32: 1e-5 of the largest."""
     run = experiment.run_config(debug(), "full_tied", 0)
     run = dataclasses.replace(run, model=dataclasses.replace(run.model, vocab_size=64))
-    params = models.init(run.model, jax.random.key(0))
+    params = random_params(run.model)
     tokens = np.random.default_rng(0).integers(0, 64, (4, 33))
     batch = dict(tokens=tokens[:, :-1], targets=tokens[:, 1:], segment_ids=(tokens[:, :-1] > 40).cumsum(1))
     batch = jax.tree.map(jnp.asarray, batch | dict(mask=(tokens[:, 1:] > 5).astype(np.float32)))

@@ -8,6 +8,7 @@ from jaxllm import data, models
 from jaxllm.errors import UserError
 from jaxllm.in_context import embed_in_prompt, embed_leave_one_out
 from jaxllm.score import FewShotTask
+from tests.models.random_params import random_params
 
 TASK = FewShotTask(("Text", "Tone"), ("bad", "good"))
 EXAMPLES = [(["dull, bad"], 0), (["fine"], 1), (["good fun"], 1)]
@@ -26,7 +27,7 @@ def model(request):
         context_length=160,
         causal=causal,
     )
-    return config, models.init(config, jax.random.key(0)), data.load_tokenizer("bytes")
+    return config, random_params(config), data.load_tokenizer("bytes")
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ import pytest
 from jaxllm import models
 from jaxllm.errors import UserError
 from jaxllm.in_context import Curriculum, ProblemBatches, ReasonerConfig, axes, draw_problems, init, logits
+from tests.models.random_params import random_params
 
 SIZES = dict(features=3, max_pairs=5, num_layers=2, embed_dim=16, num_heads=2)
 KINDS = {
@@ -107,7 +108,7 @@ def test_more_pairs_than_were_trained_on_are_refused():
 def test_a_transformer_takes_vectors_in_place_of_tokens():
     """The table's own vectors give what the ids give, bit for bit, whole and from a cache."""
     config = models.get_preset("gpt2-nano", num_layers=1, embed_dim=16, num_heads=2, vocab_size=11)
-    params = models.init(config, jax.random.key(0))
+    params = random_params(config)
     tokens = np.random.default_rng(0).integers(0, 11, (2, 6))
     vectors = params["embed"]["tokens"][tokens]
     for run in (

@@ -3,7 +3,6 @@
 import json
 from types import SimpleNamespace
 
-import jax
 import numpy as np
 import pytest
 
@@ -17,6 +16,7 @@ from jaxllm.errors import UserError
 from jaxllm.optim import OptimConfig
 from jaxllm.punctuate import Marks, Punctuator, cut_documents, plain, train_punctuator
 from jaxllm.text import LabelConfig, Labeller
+from tests.models.random_params import random_params
 
 LABELS = Marks().labels
 
@@ -97,7 +97,7 @@ def test_long_lists_are_read_in_windows_and_short_ones_as_before():
     model = models.get_preset("bert-nano", vocab_size=257, context_length=32, num_layers=1, embed_dim=16,
                               head="token_labels", labels=LABELS)  # fmt: skip
     tokenizer = load_tokenizer("bytes")
-    labeller = Labeller(model, models.init(model, jax.random.key(0)), tokenizer, marked="last", overlap=2)
+    labeller = Labeller(model, random_params(model), tokenizer, marked="last", overlap=2)
     words = [f"w{i}" * (1 + i % 3) for i in range(40)]
     [found] = labeller.log_probs([words])
     assert found.shape == (40, 4)

@@ -10,6 +10,7 @@ from jaxllm.data.labelled import encode_texts, padded_batch
 from jaxllm.errors import UserError
 from jaxllm.punctuate import Marks, TaggerReward
 from jaxllm.text import Labeller
+from tests.models.random_params import random_params
 
 LABELS = Marks().labels
 DEV = [("so it goes now".split(), ["COMMA", "O", "O", "PERIOD"]), (["what"], ["QUESTION"])]
@@ -19,7 +20,7 @@ SAMPLES = [("we go on".split(), ["O", "COMMA", "O"]), ([], []), ("is it".split()
 def test_terms_are_autodiffs_cosine_and_the_taggers_own_words():
     model = models.get_preset("bert-nano", vocab_size=257, context_length=32, num_layers=1, embed_dim=16,
                               head="token_labels", labels=LABELS)  # fmt: skip
-    params, tokenizer = models.init(model, jax.random.key(0)), load_tokenizer("bytes")
+    params, tokenizer = random_params(model), load_tokenizer("bytes")
     labeller = Labeller(model, params, tokenizer, marked="last")
     reward = TaggerReward(labeller, DEV, ceiling=-1.3)
 

@@ -11,6 +11,7 @@ from jaxllm.data import load_tokenizer, start_id
 from jaxllm.errors import UserError
 from jaxllm.generate import Decoder
 from jaxllm.write.model_source import ModelSource, at_tokens, recent
+from tests.models.random_params import random_params
 
 CONFIG = models.get_preset("llama-nano", vocab_size=300, context_length=64)
 TEXT = "send the invoice to the client before noon and the receipt "
@@ -19,7 +20,7 @@ TEXT = "send the invoice to the client before noon and the receipt "
 @pytest.fixture(scope="module")
 def source():
     tokenizer = load_tokenizer("bpe:300", documents=[TEXT * 20 + "call again tomorrow morning"])
-    params = models.init(CONFIG, jax.random.key(0))
+    params = random_params(CONFIG, 0.02)
     # Logits that a random model spreads too evenly to tell words apart.
     params = jax.tree.map(lambda x: x * 3.0 if x.ndim > 1 else x, params)
     return ModelSource(Decoder(CONFIG, params), tokenizer, slots=32, beams=3, most_tokens=5), params
