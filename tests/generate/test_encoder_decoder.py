@@ -113,7 +113,7 @@ def test_two_models_answer_together(params):
     drawn = generate(CONFIG, params, SOURCES, max_new_tokens=5, sampling=GREEDY, processors=[processor])
     assert drawn.tokens == generate(*other, SOURCES, max_new_tokens=5, sampling=GREEDY).tokens
     decoder = models.get_preset("gpt2-nano", vocab_size=37)
-    second = combine_models(Decoder(decoder, models.init(decoder, jax.random.key(0))), _second)
+    second = combine_models(Decoder(decoder, random_params(decoder)), _second)
     with pytest.raises(UserError, match="one of the models answers sources"):
         generate(CONFIG, params, SOURCES, max_new_tokens=5, processors=[second])
 

@@ -30,7 +30,9 @@ def run(prompts, ended, **options):
     return jax.tree.map(lambda *x: np.concatenate(x, axis=1), *drawn), sizes
 
 
-@pytest.mark.parametrize("shared, second", [(False, False), (True, True)])
+@pytest.mark.parametrize(
+    "shared, second", [pytest.param(False, False, marks=pytest.mark.slow), (True, True)]
+)
 def test_rows_that_ended_drop_out_without_compiling(shared, second, monkeypatch):
     monkeypatch.setattr(decoding, "_PROGRAMS", {})
     prompts = [PROMPTS[0]] * 4 if shared else PROMPTS

@@ -57,7 +57,7 @@ def contrast(expert_BV, amateur_MBV, state):
     return 1.5 * expert_BV - 0.5 * amateur_MBV[0]
 
 
-@pytest.mark.parametrize("prompts", [PROMPTS, [PROMPTS[0]] * 3])
+@pytest.mark.parametrize("prompts", [PROMPTS, pytest.param([PROMPTS[0]] * 3, marks=pytest.mark.slow)])
 def test_two_models_draw_what_a_loop_over_both_draws(prompts):
     drawn = draw_with(decoder(OTHER), prompts)
     for row, prompt in enumerate(prompts):

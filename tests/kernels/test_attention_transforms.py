@@ -53,7 +53,11 @@ def everything(call, implementation, wrap=lambda run: run):
     return jax.jit(both)(*arrays, sink, segments, jnp.asarray(call.d_out), jnp.asarray(call.d_lse))
 
 
-@pytest.mark.parametrize("wrap", [lambda run: run, jax.checkpoint], ids=["plain", "remat"])
+@pytest.mark.parametrize(
+    "wrap",
+    [pytest.param(lambda run: run, marks=pytest.mark.slow), jax.checkpoint],
+    ids=["plain", "remat"],
+)
 @fast("xla", "pallas_tpu")
 def test_output_and_logsumexp_carry_gradients(implementation, wrap):
     call = make_call(**SMALL)
@@ -67,7 +71,7 @@ def test_the_reference_returns_the_same():
         assert_close(everything(call, "reference"), call, TOLERANCE)
 
 
-@fast("xla", "pallas_gpu")
+@fast("xla")
 def test_vmap_and_scan_match_single_calls(implementation):
     calls = [make_call(**(SMALL | dict(seed=seed))) for seed in range(2)]
     stacked = [jnp.stack([getattr(call, name) for call in calls]) for name in ("query", "key", "value")]

@@ -34,7 +34,12 @@ def assert_equal(got, expected):
 
 @pytest.mark.parametrize(
     ("checked", "vocab_axis", "limited"),
-    [(True, 0, False), (True, 1, True), (False, 0, True), (False, 1, False)],
+    [
+        (True, 1, True),
+        (False, 0, True),
+        pytest.param(True, 0, False, marks=pytest.mark.slow),
+        pytest.param(False, 1, False, marks=pytest.mark.slow),
+    ],
 )
 def test_tokens_and_vocabulary_in_shard_map_equal_one_device(checked, vocab_axis, limited):
     arrays = inputs(vocab_axis)

@@ -182,7 +182,7 @@ def test_the_loss_of_a_masked_head_is_that_of_its_logits():
     assert np.abs(found[1]["head"]["bias"]).max() > 1e-3
 
 
-@pytest.mark.parametrize("head", ["text_labels", "token_labels"])
+@pytest.mark.parametrize("head", ["text_labels", pytest.param("token_labels", marks=pytest.mark.slow)])
 def test_labels_are_learned(head):
     config = dataclasses.replace(NANO, head=head, labels=("a", "b", "c"), num_layers=1)
     params = models.init(config, jax.random.key(0))
@@ -222,7 +222,7 @@ def test_what_an_encoder_cannot_do_is_told_in_a_sentence():
         models.trunk(NANO, params, np.zeros((1, 3), int), token_types=np.full((1, 3), 2))
     classifier = dataclasses.replace(NANO, head="text_labels", labels=("a", "b"))
     with pytest.raises(UserError, match="targets of shape .* give a label of each text"):
-        models.hidden_loss(classifier, models.init(classifier, jax.random.key(0)), jnp.zeros((2, 3, 64)),
+        models.hidden_loss(classifier, random_params(classifier), jnp.zeros((2, 3, 64)),
                            jnp.zeros((2, 3), int))  # fmt: skip
 
 

@@ -74,7 +74,10 @@ def test_mixing_is_the_papers_in_float64():
     ("parts", "fields"),
     [
         ((GPT, MAMBA), dict(blocks=2, tables="parts", projector="mlp")),
-        ((LLAMA, GPT, MAMBA), dict(blocks=1, tables="first", projector="linear_skip")),
+        pytest.param(
+            (LLAMA, GPT, MAMBA), dict(blocks=1, tables="first", projector="linear_skip"),
+            marks=pytest.mark.slow,
+        ),
         ((MAMBA,), dict(blocks=2, tables="new", projector="mlp_skip")),
     ],
 )

@@ -120,7 +120,8 @@ def test_a_dense_rotation_is_not_adam_and_the_mask_spares_parameters():
     [
         ("hadamard", optax.chain(optax.scale_by_adam(), optax.scale(-0.05))),
         pytest.param("block", optax.rmsprop(0.02), marks=pytest.mark.slow),
-        ("kronecker", optax.adamw(0.05, weight_decay=0.3)),  # which reads the parameters
+        # Which reads the parameters.
+        pytest.param("kronecker", optax.adamw(0.05, weight_decay=0.3), marks=pytest.mark.slow),
         pytest.param(
             "hadamard", optax.chain(optax.scale_by_lion(), optax.scale(-0.01)), marks=pytest.mark.slow
         ),

@@ -30,7 +30,7 @@ def test_round_trip_is_exact(name, shard, tmp_path, tokenizer):
     assert again.tokenizer.encode("the people, 12").tolist() == tokenizer.encode("the people, 12").tolist()
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float16", marks=pytest.mark.slow)])
 def test_half_precision_round_trip_is_exact(dtype, tmp_path):
     config = dataclasses.replace(FAMILIES["llama"], param_dtype=dtype, dtype=dtype)
     params = make_params(config)

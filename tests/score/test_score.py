@@ -46,7 +46,9 @@ def random_ids(n, seed=0):
     return np.random.default_rng(seed).integers(0, 257, n).tolist()
 
 
-@pytest.mark.parametrize("name, tied", [("gpt2-nano", True), ("llama-nano", False)])
+@pytest.mark.parametrize(
+    "name, tied", [("gpt2-nano", True), pytest.param("llama-nano", False, marks=pytest.mark.slow)]
+)
 def test_sequences_of_any_lengths_score_as_alone(name, tied):
     config, params = model(name, tie_embeddings=tied)
     sequences = [random_ids(n, n) for n in (7, 1, 41, 2, 20, 19)]

@@ -93,7 +93,7 @@ def two_parts(**fields):
 
 @pytest.mark.parametrize("model", [
     pytest.param("t5", marks=pytest.mark.slow), pytest.param("t5-first", marks=pytest.mark.slow), "mamba",
-    "hybrid",
+    pytest.param("hybrid", marks=pytest.mark.slow),
 ])  # fmt: skip
 def test_matmul_flops_of_other_architectures_are_those_of_the_traced_step(model):
     """Both stacks of an encoder-decoder with all scores; a Mamba's and a hybrid's but for those in a scan."""

@@ -11,7 +11,7 @@ from jaxllm.tiles.access import Mode
 from jaxllm.tiles.graph import Kernel
 
 
-@pytest.fixture(params=["float32", "float64"])
+@pytest.fixture(params=[pytest.param("float32", marks=pytest.mark.slow), "float64"])
 def tolerance(request):
     """How far results may be from NumPy's, relative to the largest; computes in that type."""
     with jax.enable_x64(request.param == "float64"):

@@ -42,7 +42,7 @@ AXES = {"w": ("embed",), "b": ()}
 TASK = Task(lambda key: {"w": jnp.zeros(3), "b": jnp.zeros(())}, AXES, batches, loss, evaluate)
 
 
-@pytest.mark.parametrize("devices", [1, 8])
+@pytest.mark.parametrize("devices", [pytest.param(1, marks=pytest.mark.slow), 8])
 def test_a_regression_is_trained_checkpointed_and_resumed_bit_for_bit(tmp_path, devices):
     mesh = MeshConfig(fsdp=devices, data=1)
     config = RunConfig(steps=60, save_every=20, eval_every=30, progress=False, mesh=mesh)
