@@ -13,7 +13,6 @@ import types
 from dataclasses import fields
 from pathlib import Path
 
-import jax
 import numpy as np
 import optax
 import pytest
@@ -30,6 +29,7 @@ from jaxllm.text import TrainConfig, train
 from jaxllm.text.presets import TRAIN_PRESETS
 from jaxllm.train import to_dict
 from jaxllm.train.checkpoint import Checkpoints
+from tests.models.random_params import random_params
 
 ROOT = Path(__file__).parents[1]
 README, OPTIONS = ((ROOT / page).read_text(encoding="utf-8") for page in ("README.md", "OPTIONS.md"))
@@ -212,7 +212,7 @@ def test_the_model_from_python_runs_as_shown():
 def test_a_pretrained_model_and_a_run_are_used_as_shown(monkeypatch, capsys):
     """A tiny model stands for both; every call and argument is the README's."""
     config = models.get_preset("gpt2-nano", vocab_size=257)
-    tiny = Pretrained(config, models.init(config, jax.random.key(0)), load_tokenizer("bytes"))
+    tiny = Pretrained(config, random_params(config), load_tokenizer("bytes"))
     asked = []
     for place in ("jaxllm.pretrained.from_pretrained", "jaxllm.text.load_run"):
         monkeypatch.setattr(place, lambda source: asked.append(source) or tiny)
@@ -278,7 +278,7 @@ def test_a_copy_is_fitted_to_each_document_as_shown(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = models.get_preset("gpt2-nano", vocab_size=257, num_layers=1, embed_dim=16, num_heads=2,
                                context_length=256)  # fmt: skip
-    model = config, models.init(config, jax.random.key(0)), load_tokenizer("bytes")
+    model = config, random_params(config), load_tokenizer("bytes")
     library = [f"{n} {'abc' * (n % 5 + 1)} {'xyz' * (n % 3)}" for n in range(24)]
     shown = dict(model=model, library=library, documents=["abcabcabc", "xyz abc"])
     shown["from_pretrained"] = lambda source: model

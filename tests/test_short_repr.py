@@ -13,6 +13,7 @@ from jaxllm.pretrained import Pretrained
 from jaxllm.text import TrainConfig, prepare
 from jaxllm.text.presets import TRAIN_PRESETS
 from jaxllm.train import RunConfig, Task, train
+from tests.models.random_params import random_params
 
 
 def test_a_config_shows_what_differs_from_its_defaults():
@@ -33,11 +34,12 @@ def test_a_preset_s_model_is_its_repr(name):
 
 def test_what_holds_arrays_prints_how_much(tmp_path):
     config = models.get_preset("gpt2-nano", vocab_size=257)
-    params = models.init(config, jax.random.key(0))
+    params = random_params(config)
     tokenizer = data.load_tokenizer("bytes")
     count = f"{config.num_params:,} numbers of float32"
     corpus = data.prepare("sotu", tokenizer, seq_len=16)
-    run = prepare(TrainConfig(tokenizer="bytes", model=config, batch_size=8, seq_len=16))
+    asked = TrainConfig(tokenizer="bytes", model=config, batch_size=8, seq_len=16)
+    run = prepare(asked, devices=jax.devices()[:1])
     for value, words in (
         (Decoder(config, params), count),
         (Pretrained(config, params, tokenizer), count),

@@ -14,6 +14,7 @@ from jaxllm.pretrained import save_pretrained
 from jaxllm.subnetwork import Rates, Schedule, Stage
 from jaxllm.text import load_run, prepare, train
 from jaxllm.train.writers import read_metrics
+from tests.models.random_params import random_params
 from tests.text.steps import take_steps
 
 ONE = jax.devices()[:1]
@@ -57,7 +58,7 @@ def test_a_model_that_was_given_sinks_goes_on_and_comes_back(tiny):
 
 def test_a_pretrained_folder_is_fine_tuned(tiny, tmp_path):
     config = models.get_preset("gpt2-nano", vocab_size=257, num_layers=1, context_length=32)
-    params = jax.tree.map(np.asarray, models.init(config, jax.random.key(3)))
+    params = jax.tree.map(np.asarray, random_params(config))
     save_pretrained(tmp_path / "hf", config, params)
     run = prepare(tiny(start=str(tmp_path / "hf"), precision="bfloat16"), devices=ONE)
     started = run.init(jax.random.key(0)).params
