@@ -19,8 +19,10 @@ from jaxllm.text import load_adapted, load_run, prepare, train
 from jaxllm.text.card import model_card
 from jaxllm.text.load import export_adapter
 from jaxllm.train import state
+from tests.models.random_params import random_params
 
 LORA = LoraConfig(rank=3, targets="query,out,mlp_in", alpha=6.0)
+ONE = jax.devices()[:1]
 
 
 def steps(run, number):
@@ -36,7 +38,7 @@ def lora(tiny):
     """A run's config, and parameters to start from."""
     config = tiny(lora=LORA)
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=257))
-    return config, models.init(config.model, jax.random.key(7))
+    return config, random_params(config.model)
 
 
 @pytest.mark.slow
@@ -131,11 +133,11 @@ def test_an_adapter_on_a_mesh_under_offload_and_precisions(lora, values, rtol, a
 
 @pytest.mark.slow
 def test_a_run_resumes_and_loads_merged_while_its_base_is_there(tiny, tmp_path, capfd):
-    whole = train(tiny(steps=2, out=str(tmp_path / "base")))
+    whole = train(tiny(steps=2, out=str(tmp_path / "base")), devices=ONE)
     config = tiny(steps=3, start=str(tmp_path / "base"), lora=LORA, out=str(tmp_path / "adapted"))
-    train(dataclasses.replace(config, stop_after=1))
+    train(dataclasses.replace(config, stop_after=1), devices=ONE)
     assert "fine-tuning" in capfd.readouterr().err
-    trained = train(config)
+    trained = train(config, devices=ONE)
     assert trained.steps == 2 and "resuming" in capfd.readouterr().err
     assert trained.evaluation["loss"] < whole.evaluation["loss"]
     sizes = json.loads((tmp_path / "adapted/checkpoints/3/checksums/metadata").read_text())["arrays"]
@@ -169,13 +171,13 @@ def test_a_run_resumes_and_loads_merged_while_its_base_is_there(tiny, tmp_path, 
         load_run(tmp_path / "adapted")
     moved = load_run(tmp_path / "adapted", base=str(tmp_path / "moved"))
     jax.tree.map(np.testing.assert_array_equal, moved[1], params)
-    train(tiny(steps=3, seed=1, out=str(tmp_path / "base")))
+    train(tiny(steps=3, seed=1, out=str(tmp_path / "base")), devices=ONE)
     with pytest.raises(UserError, match="trained on another model than .*base' .they differ in"):
         load_run(tmp_path / "adapted")
     with pytest.raises(UserError, match="adapter' holds was trained on another model"):
         load_adapted(str(tmp_path / "base"), str(tmp_path / "adapter"))
     with pytest.raises(UserError, match="other frozen parameters"):
-        train(dataclasses.replace(config, steps=4))
+        train(dataclasses.replace(config, steps=4), devices=ONE)
 
 
 def test_train_only_trains_the_named_and_nothing_else(lora):

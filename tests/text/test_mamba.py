@@ -14,6 +14,7 @@ from jaxllm.score import score_choices, score_sequences
 from jaxllm.text import TrainConfig, load_run, train
 
 pytestmark = pytest.mark.slow
+ONE = jax.devices()[:1]
 
 
 def test_a_mamba_is_trained_resumed_adapted_generated_from_and_scored(tmp_path):
@@ -23,10 +24,10 @@ def test_a_mamba_is_trained_resumed_adapted_generated_from_and_scored(tmp_path):
         final_eval_batches=1, progress=False, optim=OptimConfig(schedule="constant"),
         out=str(tmp_path / "straight"),
     )  # fmt: skip
-    straight = train(run)
+    straight = train(run, devices=ONE)
     half = dataclasses.replace(run, out=str(tmp_path / "resumed"))
-    train(dataclasses.replace(half, steps=2))
-    resumed = train(half)
+    train(dataclasses.replace(half, steps=2), devices=ONE)
+    resumed = train(half, devices=ONE)
     jax.tree.map(np.testing.assert_array_equal, resumed.params, straight.params)
 
     config, params, tokenizer = load_run(half.out)
@@ -44,5 +45,5 @@ def test_a_mamba_is_trained_resumed_adapted_generated_from_and_scored(tmp_path):
 
     lora = LoraConfig(rank=2, targets="mamba_in,mamba_select,mamba_out")
     adapted = dataclasses.replace(half, start=half.out, lora=lora, steps=2, out=str(tmp_path / "lora"))
-    train(adapted)
+    train(adapted, devices=ONE)
     assert type(load_run(adapted.out)[0]) is models.MambaConfig

@@ -103,9 +103,9 @@ def test_tiles_train_a_model_whose_arrays_lie_in_the_host_s_memory(tiny):
 def test_a_run_moves_to_the_host_and_back_between_sessions(tiny):
     """A checkpoint knows nothing of memories: a run may be resumed with another offload."""
     config = tiny(steps=4)
-    whole = train(dataclasses.replace(config, out=config.out + "-whole"))
-    train(dataclasses.replace(config, offload="optimizer", stop_after=2))
-    resumed = train(config)
+    whole = train(dataclasses.replace(config, out=config.out + "-whole"), devices=jax.devices()[:1])
+    train(dataclasses.replace(config, offload="optimizer", stop_after=2), devices=jax.devices()[:1])
+    resumed = train(config, devices=jax.devices()[:1])
     for a, b in zip(numbers(whole.params), numbers(resumed.params), strict=True):
         np.testing.assert_array_equal(a, b)
 
@@ -118,7 +118,7 @@ def test_an_update_in_place_that_is_not_finite_is_named_and_never_saved(tiny):
         run = dataclasses.replace(config, save_every=save_every, out=f"{config.out}-{save_every}")
         said = f"update was not finite at step {min(save_every, 4)} or before .* its last checkpoint"
         with pytest.raises(NonFiniteLoss, match=said):
-            train(run)
+            train(run, devices=jax.devices()[:1])
         assert not list(Path(run.out, "checkpoints").glob("*"))
 
 
