@@ -71,7 +71,7 @@ def test_claims_are_judged_seed_by_seed_against_softmax_continued():
         for name, seeds in figures.items()
     }  # fmt: skip
     metrics, claims, table = sinks.judge(sinks.PretrainedSinksConfig(), found)
-    assert [claim.holds for claim in claims] == [True, True, False, True, False, True, False]
-    assert claims[1].measured == pytest.approx(0.21) and claims[3].measured == pytest.approx(1.005, abs=1e-3)
+    assert [claim.holds for claim in claims] == [True, False, True, False, True, False, True]
+    assert claims[0].measured == pytest.approx(0.21) and claims[2].measured == pytest.approx(1.005, abs=1e-3)
     assert metrics["perplexity/learned"] == pytest.approx(22.1)
     assert table.count("\n") == len(found) + 1
