@@ -4,7 +4,7 @@ RESULT (30 November 2026, small with two of its variants, 95 minutes on one shar
 undecided): with neither fix kurtosis is 18 to 21 (a Gaussian's is 3), the first token is the most attended
 of 9.6 % of queries (uniform 3.5; 24 % in one layer), and weights of 4 bits cost 0.83 of perplexity. With both
 kurtosis is 3.08 (the paper: 3.1), the share 1.3 % and the cost 0.15; perplexity is 17.69 where it was 16.99.
-Where sinks come from: `experiments.attention_sinks`.
+Where sinks come from: `experiments.attention_sinks`; SmolLM2 with softmax-1: `experiments.pretrained_sinks`.
 
     python -m experiments.activation_outliers                    # small: 12 runs, 8 hours on one core
     python -m experiments.activation_outliers --preset debug     # a minute
