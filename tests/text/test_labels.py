@@ -98,7 +98,8 @@ ONE = jax.devices()[:1]
     "lora", [LoraConfig(), pytest.param(ADAPTER, marks=pytest.mark.slow)], ids=["whole", "lora"]
 )
 def test_texts_are_labelled_and_the_run_says_the_same_again(start, tmp_path, lora):
-    trained = train_labels(config(start, tmp_path, lora=lora), texts(96), texts(40, seed=1), devices=ONE)
+    made, held_out = config(start, tmp_path, lora=lora), texts(40, seed=1)
+    trained = train_labels(made, texts(96), held_out=held_out, devices=ONE)
     assert trained.evaluation["accuracy"] >= 0.9 and trained.evaluation["macro_f1"] >= 0.9
     again = Labeller.load(tmp_path / "run")
     assert again.config.labels == ("neg", "pos") and again.longest == 24
