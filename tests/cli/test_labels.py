@@ -3,6 +3,7 @@
 import csv
 import json
 
+import jax
 import pytest
 
 from jaxllm import models
@@ -10,7 +11,6 @@ from jaxllm.cli import convert, label, train_labels
 from jaxllm.errors import UserError
 from jaxllm.pretrained import save_pretrained
 from jaxllm.text import Labeller
-from tests.models.random_params import random_params
 from tests.text.test_labels import texts, word_pieces
 
 
@@ -18,7 +18,7 @@ from tests.text.test_labels import texts, word_pieces
 def test_from_a_file_of_rows_to_labels_and_a_folder_for_transformers(tmp_path, capsys):
     tokenizer = word_pieces(tmp_path / "tokenizer")
     model = models.get_preset("bert-nano", vocab_size=18, context_length=24, num_layers=1, embed_dim=32)
-    save_pretrained(tmp_path / "start", model, random_params(model), tokenizer)
+    save_pretrained(tmp_path / "start", model, models.init(model, jax.random.key(0)), tokenizer)
     rows, out = texts(96), str(tmp_path / "run")
     with open(tmp_path / "rows.csv", "w", newline="") as file:
         writer = csv.writer(file)

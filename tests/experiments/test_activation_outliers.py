@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 
+import jax
 import numpy as np
 import pytest
 
@@ -15,7 +16,6 @@ from jaxllm.interpret import kurtosis_limits, uniform_first_token_mass
 from jaxllm.parallel import MeshConfig
 from jaxllm.pretrained import save_pretrained
 from jaxllm.report import Claim
-from tests.models.random_params import random_params
 
 PRESETS, BOTH = outliers.PRESETS, outliers.BOTH
 
@@ -168,7 +168,7 @@ def test_the_paper_s_runs_fit_their_target():
 def test_a_pretrained_model_is_measured_from_its_folder(tmp_path):
     model = models.get_preset("llama-nano", vocab_size=257)
     folder = tmp_path / "model"
-    save_pretrained(folder, model, random_params(model), data.load_tokenizer("bytes"))
+    save_pretrained(folder, model, models.init(model, jax.random.key(0)), data.load_tokenizer("bytes"))
     report = pretrained_outliers.main(
         pretrained_outliers.PretrainedOutliersConfig(
             model=str(folder), texts=2, calibration_texts=2, seq_len=16, batch_size=2, out=str(tmp_path)

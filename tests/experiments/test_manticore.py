@@ -14,7 +14,6 @@ from experiments.manticore.training import tune
 from experiments.shared.epochs import alternate_halves
 from jaxllm import models, targets
 from jaxllm.errors import UserError
-from tests.models.random_params import random_params
 
 PARTS = hybrids.parts_of("tiny")
 ROWS = windows(np.random.default_rng(0).integers(0, 64, 200), 8, 16)
@@ -66,7 +65,7 @@ def test_claims_follow_from_the_cells():
 @pytest.mark.slow
 def test_frozen_parts_stay_and_a_searched_mixture_moves():
     config = models.HybridConfig(parts=PARTS, tables="parts")
-    params = random_params(config)
+    params = models.init(config, jax.random.key(0))
     rows = {name: x[:4] for name, x in ROWS.items()}
     batches = iter([rows] * 4)
     tuned, curve = tune(config, params, batches, 2, 0.01, parts=0.0)

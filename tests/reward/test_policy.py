@@ -13,11 +13,10 @@ from jaxllm.errors import UserError
 from jaxllm.generate import Decoder
 from jaxllm.reward import PolicyConfig, draw_rollouts, policy_log_probs, policy_task
 from jaxllm.train import train
-from tests.models.random_params import random_params
 
 MODEL = models.get_preset("gpt2-nano", vocab_size=5, context_length=12, num_layers=1, embed_dim=16,
                           num_heads=2)  # fmt: skip
-PARAMS = random_params(MODEL, 0.02)
+PARAMS = models.init(MODEL, jax.random.key(0))
 PARAMS["embed"]["tokens"] *= 20  # so that its five tokens are not equally likely, nor stay so
 ONE = dict(devices=jax.devices()[:1])
 
