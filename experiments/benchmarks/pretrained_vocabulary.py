@@ -1,6 +1,6 @@
 """Give a pretrained model a head of groups, and see what that costs in perplexity.
 
-    python -m experiments.benchmarks.pretrained_vocabulary     # seven heads; two took 80 minutes on half a core
+    python -m experiments.benchmarks.pretrained_vocabulary   # seven heads; two took 80 minutes on half a core
 
 Its dense head becomes each kind of head of groups: fitted to the dense head on hidden states of State of the
 Union addresses (`to_grouped_head` of `jaxllm.vocabulary`), then fine-tuned on their next tokens (`fit_head`:
