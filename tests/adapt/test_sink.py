@@ -15,10 +15,12 @@ from tests.models.random_params import random_params
 TOKENS = jax.random.randint(jax.random.key(1), (3, 9), 0, 200)
 
 
-@pytest.mark.parametrize("preset", ["gpt2-nano", "llama-nano", "gemma-nano"])
-def test_the_sink_is_the_first_tokens_mean_logit(preset):
+@pytest.mark.parametrize(
+    "preset, changes", [("gpt2-nano", {}), ("llama-nano", {}), ("gemma-nano", dict(windows=(4, 0)))]
+)
+def test_the_sink_is_the_first_tokens_mean_logit(preset, changes):
     """Of queries after the first that see it: with windows those within them."""
-    config = models.get_preset(preset)
+    config = models.get_preset(preset, **changes)
     params = random_params(config)
     sunk, more = add_sink(config, params, TOKENS)
     models.check_params(sunk, more)
