@@ -12,7 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from jaxllm.errors import UserError
-from jaxllm.report import Report, t_interval
+from jaxllm.report import Claim, Report, decide, t_interval
 
 Variant = TypeVar("Variant", bound=Hashable)
 
@@ -73,6 +73,27 @@ def spread(values: Sequence[float]) -> str:
     """
     mean, (_, high) = mean_interval(values)
     return f"{mean:.4f} ± {high - mean:.4f}" if math.isfinite(mean) else "diverged"
+
+
+def seeds_claim(
+    text: str, source: str, values: Sequence[float], *, less: Sequence[float] | float = 0.0,
+    paper: float | None = None, **bounds: float,
+) -> Claim:  # fmt: skip
+    """Return a claim on the mean of a figure over two or more seeds, decided by its 95 % interval.
+
+    Args:
+      less: what is taken off, seed by seed, before the interval is held against the bounds: half of the
+        control's figure, say. What the claim shows is the figure itself.
+      paper: what was published.
+      bounds: see `decide`.
+
+    Examples:
+      >>> claim = seeds_claim("less than the control", "ours", [1.0, 1.2], less=[2.0, 2.1], below=0)
+      >>> claim.measured, claim.holds
+      (1.1, True)
+    """
+    holds = decide(t_interval(np.asarray(values) - less), **bounds)
+    return Claim(text, source, float(np.mean(values)), holds, paper, t_interval(values))
 
 
 @functools.cache

@@ -33,7 +33,7 @@ import numpy as np
 from tqdm import tqdm
 
 from experiments.attention_sinks.training import SINKS
-from experiments.grid import check_seeds, code_digest, column, publish, run_grid
+from experiments.grid import check_seeds, code_digest, column, publish, run_grid, seeds_claim
 from experiments.shared.tuned_text import Rows, TuneConfig, row_losses, tune
 from jaxllm import compilation_cache
 from jaxllm.adapt import LoraConfig, add_sink
@@ -46,7 +46,7 @@ from jaxllm.interpret import activation_statistics, uniform_first_token_mass
 from jaxllm.kept_result import kept_result
 from jaxllm.plots import label_axes
 from jaxllm.pretrained import fetch_smollm2, from_pretrained
-from jaxllm.report import Claim, Report, decide, markdown_table, t_interval
+from jaxllm.report import Claim, Report, markdown_table
 from jaxllm.train import to_dict
 from jaxllm.train.checksum import checksums
 
@@ -168,10 +168,8 @@ def judge(config: PretrainedSinksConfig, found) -> tuple[dict[str, float], list[
     metrics["sink_argmax/uniform"] = uniform = uniform_first_token_mass(config.seq_len)
     claims = []
 
-    def claim(text, source, measured, less=0.0, **bound):
-        holds = decide(t_interval(measured - less), **bound)
-        claims.append(Claim(text, source, measured=float(np.mean(measured)), interval=t_interval(measured),
-                            holds=holds))  # fmt: skip
+    def claim(*said, **bounds):
+        claims.append(seeds_claim(*said, **bounds))
 
     share, outlying = values["sink_argmax"], values["kurtosis_first"]
     for attention, source in (("softmax-1", _KAUL), ("learned", _OURS)):

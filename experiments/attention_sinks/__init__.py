@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 
 from experiments.attention_sinks.training import BEGINS, SINKS, VARIANTS, AttentionSinksConfig, kept_cell
-from experiments.grid import publish, run_grid
+from experiments.grid import publish, run_grid, seeds_claim
 from jaxllm import compilation_cache, data
 from jaxllm.atomic import write_figure
 from jaxllm.interpret import uniform_first_token_mass
@@ -88,10 +88,8 @@ def judge(config: AttentionSinksConfig, found) -> tuple[dict[str, float], list[C
     metrics["sink_argmax/uniform"] = uniform = uniform_first_token_mass(config.length)
     claims = []
 
-    def claim(text, source, measured, less=0.0, **bound):
-        holds = decide(t_interval(measured - less), **bound)
-        claims.append(Claim(text, source, measured=float(np.mean(measured)), interval=t_interval(measured),
-                            holds=holds))  # fmt: skip
+    def claim(*said, **bounds):
+        claims.append(seeds_claim(*said, **bounds))
 
     for begin, where in (("begin", "a token begins each sequence"), ("none", "none does")):
         sink, copies = (

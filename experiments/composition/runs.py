@@ -14,13 +14,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.grid import seeds_claim
 from jaxllm import models
 from jaxllm.atomic import write_file
 from jaxllm.data.embedded import sotu_addresses
 from jaxllm.errors import UserError
 from jaxllm.optim import OptimConfig
 from jaxllm.parallel import HOST_MEMORY
-from jaxllm.report import Claim, decide, t_interval
+from jaxllm.report import Claim
 from jaxllm.text import TrainConfig
 from jaxllm.text.prepare import TextRun
 from jaxllm.train.prepare import Run
@@ -49,9 +50,7 @@ class Finding:
 
     def claim(self, text: str, values: Sequence[float], **bounds: float) -> None:
         """Claim that a figure, one a seed, lies within bounds (`report.decide`)."""
-        interval = t_interval(values)
-        holds = decide(interval, **bounds)
-        self.claims.append(Claim(text, OURS, float(np.mean(values)), holds, interval=interval))
+        self.claims.append(seeds_claim(text, OURS, values, **bounds))
 
     def exact(self, text: str, values: Sequence[float], at_most: float) -> None:
         """Claim that a difference which no seed should have is at most a rounding error, in every one."""

@@ -30,7 +30,7 @@ import jax
 import numpy as np
 import optax
 
-from experiments.grid import check_seeds, publish, run_grid, spread
+from experiments.grid import check_seeds, publish, run_grid, seeds_claim, spread
 from experiments.long_range_arena.tasks import (
     PUBLISHED,
     TASKS,
@@ -51,7 +51,7 @@ from jaxllm.errors import UserError, unknown
 from jaxllm.kept_result import kept_result
 from jaxllm.models import HybridConfig, LanguageModel, MambaConfig, ModelConfig
 from jaxllm.plots import label_axes, share_legend
-from jaxllm.report import Claim, Report, decide, markdown_table, t_interval
+from jaxllm.report import Claim, Report, markdown_table
 from jaxllm.train import Run, to_dict
 
 PARTS = ("attention", "mamba")
@@ -271,10 +271,8 @@ def judge(config: LongRangeConfig, cells) -> list[Claim]:
             gaps.append(_accuracy(cells, name, "hybrid") - better)
         return np.mean(gaps, axis=0)
 
-    def claim(text, source, values, paper=None, **bounds):
-        interval = t_interval(values)
-        holds = decide(interval, **bounds)
-        claims.append(Claim(text, source, float(np.mean(values)), holds, paper, interval))
+    def claim(*said, **bounds):
+        claims.append(seeds_claim(*said, **bounds))
 
     mean = f"mean over {len(config.tasks)} tasks"
     claim(f"the hybrid is above its better part, accuracy, {mean}", "its blog", gap(PARTS), above=0)

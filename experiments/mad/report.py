@@ -5,14 +5,14 @@ from typing import Any
 
 import numpy as np
 
-from experiments.grid import spread
+from experiments.grid import seeds_claim, spread
 from experiments.mad.arms import HAND_MADE, PARTS
 from experiments.mad.study import HYBRIDS, TRAINED, WIDE
 from experiments.shared.epochs import steps_to
 from experiments.shared.equal_size import EQUAL
 from jaxllm.atomic import write_figure
 from jaxllm.plots import label_axes, share_legend
-from jaxllm.report import Claim, decide, format_figure, markdown_table, t_interval
+from jaxllm.report import Claim, format_figure, markdown_table
 from jaxllm.synthetic import MadTask
 
 _BLOG, _CODE, _REVIEWS, _OURS = "its blog", "its code", "its reviews", "this experiment"
@@ -53,9 +53,7 @@ class Judge:
 
     def claim(self, text: str, source: str, values, paper: float | None = None, **bounds) -> None:
         """Add a claim on the mean over seeds."""
-        interval = t_interval(values)
-        holds = decide(interval, **bounds)
-        self.claims.append(Claim(text, source, float(np.mean(values)), holds, paper, interval))
+        self.claims.append(seeds_claim(text, source, values, paper=paper, **bounds))
 
     def final_mixtures(self, task: str, arm: str = "hybrid 2") -> np.ndarray:
         """Return [seeds, blocks, parts]."""

@@ -41,7 +41,7 @@ class Rows:
 
     @classmethod
     def of(cls, ids: np.ndarray) -> "Rows":
-        """Return rows [N, T + 1] of which each token after the first is predicted."""
+        """Make rows of ids [N, T + 1]: each but the first is predicted, none is padding."""
         return cls(ids[:, :-1], ids[:, 1:], np.ones(ids[:, 1:].shape, np.float32))
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +22,8 @@ def add_sink(config: LanguageModel, params: dict, tokens_BT: jax.Array) -> tuple
     Args:
       config: the model, with the softmax that it was trained with.
       params: its parameters, layers stacked.
-      tokens_BT: text. Queries that see the first token alone, or do not see it, are left out of the mean.
+      tokens_BT: texts, each from its first token on, without padding. Queries that see that token alone, or
+        do not see it, are left out of the mean.
 
     Raises:
       UserError: no transformer; it has a sink; the text has no query that chooses.
@@ -34,7 +36,7 @@ def add_sink(config: LanguageModel, params: dict, tokens_BT: jax.Array) -> tuple
       ('learned', (2, 2))
     """
     check_transformer(config, "a learned sink")
-    if config.sink_logit != -float("inf"):
+    if config.sink_logit != -math.inf:
         raise UserError(f"the model has a sink, sink_logit={config.sink_logit}; give one of plain softmax")
     if tokens_BT.ndim != 2 or len(tokens_BT) < 1 or tokens_BT.shape[1] < 2:
         raise UserError(
