@@ -8,7 +8,7 @@ seeds, so undecided. Both cost: perplexity is 1.052 (1.015 to 1.090) and 1.121 (
 30.1. The largest activation of the first token is 14,400, with softmax-1 6,490, with a learned sink 2,770.
 
     python -m experiments.pretrained_sinks                    # small: SmolLM2-135M, 76 minutes on one core
-    python -m experiments.pretrained_sinks --preset debug     # one step of each, of the same model: minutes
+    python -m experiments.pretrained_sinks --preset debug     # two steps of each, of the same model: minutes
 
 On your own model: `jaxllm.adapt.add_sink`, then `jaxllm.text.train` with start=;
 `jaxllm.interpret.activation_statistics`.
@@ -82,7 +82,7 @@ class PretrainedSinksConfig(Config):
 PRESETS = {
     "small": PretrainedSinksConfig,
     "debug": lambda: PretrainedSinksConfig(
-        seq_len=16, texts=2, steps=1, batch_size=1, seeds=(0, 1), out="runs/pretrained-sinks-debug"
+        seq_len=16, texts=2, steps=2, batch_size=1, seeds=(0, 1), out="runs/pretrained-sinks-debug"
     ),
 }
 
