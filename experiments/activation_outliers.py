@@ -132,7 +132,7 @@ def _debug() -> OutliersConfig:
 def _small() -> OutliersConfig:
     """Strong weight decay at a high, constant rate brings a sink and outliers soonest: without decay neither
     was there after 2500 steps; at 0.5 kurtosis was 12 after 2000, and a head had turned to the first token
-    (29 % of queries, uniform 2 %) after 4400. Three seeds of two corners decide more than one seed of four."""
+    (29 % of queries, uniform 2 %) after 4400. Three seeds of two corners decide more than one of four."""
     return OutliersConfig(
         model=_model(4, 256, 4, vocab_size=None), tokenizer="bpe:512", seq_len=128, batch_size=8,
         steps=3000, eval_every=1000, save_every=1000, eval_batches=16, final_eval_batches=16,
