@@ -1,10 +1,10 @@
 """Train with and without what is said to cause outlier activations; see what a model then loses when rounded.
 
-RESULT (1 December 2026, small, three seeds of two corners, three hours on one core): with neither fix kurtosis
-is 16.6 (7.0 to 26.3; a Gaussian's is 3), with both 2.99 (2.91 to 3.08; the paper: 3.1). Weights of 4 bits then
-cost 0.077 of perplexity where they cost 0.166, coarse activations of 8 bits no less (undecided); perplexity
-is 20.3 where it was 19.7. The first token is no sink after 3,000 steps (most attended of 3.8 % of queries,
-uniform 3.5), so softmax-1 has nothing to take away; one seed of 6,000 steps had 9.6 %, with both fixes 1.3.
+RESULT (1 December 2026, small, three seeds of two corners, three hours on one core): with neither fix
+kurtosis is 16.6 (7.0 to 26.3; a Gaussian's is 3), with both 2.99 (2.91 to 3.08; the paper: 3.1). Weights of
+4 bits then cost 0.077 of perplexity where they cost 0.166, coarse activations of 8 bits no less (undecided);
+perplexity is 20.3 where it was 19.7. The first token is no sink after 3,000 steps (most attended of 3.8 % of
+queries, uniform 3.5), so softmax-1 has none to take away; one seed of 6,000 steps had 9.6 %, with both 1.3.
 Where sinks come from: `experiments.attention_sinks`; SmolLM2 with softmax-1: `experiments.pretrained_sinks`.
 
     python -m experiments.activation_outliers                    # small: 6 runs, 3 hours on one core
