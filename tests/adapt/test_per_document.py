@@ -18,7 +18,7 @@ from jaxllm.adapt import (
     score_adapted_texts,
     split_document,
 )
-from jaxllm.adapt.per_document import _program
+from jaxllm.adapt.per_document import _program, _Runner
 from jaxllm.errors import UserError
 from jaxllm.score import rolling_log_probs, score_texts
 from tests.models.random_params import random_params
@@ -175,7 +175,7 @@ def test_dropout_follows_its_seed(case):
     np.testing.assert_array_equal(first[:, 0], score(2)[:, 0])  # none while scoring
 
 
-def test_a_bound_on_time_leaves_steps_out_and_counts_them(case):
+def test_a_bound_on_time_leaves_steps_out_and_counts_them(case, monkeypatch):
     bound = dataclasses.replace(HOW, most_seconds=1e-9)
     found = adapt_and_score(CONFIG, case[2], *case[:2], bound, after=AFTER)
     assert found.steps.tolist() == [0, 0, 0] and found.cut.all()
@@ -184,6 +184,9 @@ def test_a_bound_on_time_leaves_steps_out_and_counts_them(case):
         CONFIG, case[2], *case[:2], dataclasses.replace(HOW, most_seconds=1e4), after=AFTER
     )
     assert ample.steps.tolist() == [4, 1, 2] and not ample.cut.any()
+    monkeypatch.setattr(_Runner, "steps_within", lambda *_: 2)  # as many as the last needs
+    two = adapt_and_score(CONFIG, case[2], *case[:2], bound, after=AFTER)
+    assert two.steps.tolist() == [2, 1, 2] and two.cut.tolist() == [True, False, False]
 
 
 def test_texts_are_scored_by_their_bytes_as_without_neighbours():
