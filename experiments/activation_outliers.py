@@ -9,7 +9,7 @@ Where sinks come from: `experiments.attention_sinks`; SmolLM2 with softmax-1: `e
 
     python -m experiments.activation_outliers                    # small: 6 runs, 3 hours on one core
     python -m experiments.activation_outliers --preset debug     # a minute
-    python -m experiments.activation_outliers --steps 6000       # where one seed had a sink: 6 hours, reckoned
+    python -m experiments.activation_outliers --steps 6000       # where one seed had a sink: some 6 hours
     python -m experiments.activation_outliers --preset paper --mesh.fsdp 8
 
 On your own model: `jaxllm train --optim.name orthoadam --model.sink-logit 0 --model.norm rmsnorm_scalar`;
