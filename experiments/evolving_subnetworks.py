@@ -1,4 +1,7 @@
-"""Train random subnetworks that grow to the whole model, beside plain training of as many FLOPs.
+"""EST: train random subnetworks that grow to the whole model, beside plain training of as many FLOPs.
+
+VERDICT: No: it saves 0.267 of the blocks' FLOPs, and ends 0.40 nats above plain training, 0.20 above plain
+training of as many FLOPs.
 
 RESULT (30 November 2026, small, 75 minutes of two cores, a process each; three seeds): no claim but the saved
 FLOPs holds. EST ends 0.40 nats above plain training (0.35 to 0.45), 0.20 above plain training that ends at

@@ -1,14 +1,15 @@
-"""Keep what an experiment found; write the README's table of results and experiments/README.md from it.
+"""Keep what an experiment found; write the README's tables of results and the guides from it.
 
     python -m experiments.keep_results --folders runs/mad --plot curves.png   # what an experiment wrote
     python -m experiments.keep_results                                        # the texts alone
 
 experiments/results/NAME.json holds an experiment's claims, preset, seeds, seconds, machine and the commit
 they were measured at; NAME.png is the one of its plots that shows them best or, where none was kept, one of
-the claims themselves. The table has a row a kept experiment: its paper, first sentence and use ("On your own
-model: ...") from the module's docstring, its headline (the first claim) and how many of its claims hold.
-experiments/README.md has an entry for every experiment: what it asks, the RESULT of its docstring, how many
-claims hold, the plot.
+the claims themselves. README has a row a kept experiment, the eighteen systems first: its paper, first
+sentence, VERDICT and use ("On your own model: ...") from the module's docstring, and how many of its claims
+hold. A figure in a verdict is one of the kept claims', which a test compares. experiments/README.md has an
+entry for every experiment: what it asks, VERDICT and RESULT of its docstring, how many claims hold, the plot;
+experiments/benchmarks/README.md one for every benchmark.
 """
 
 import ast
@@ -22,12 +23,17 @@ from experiments.claims_plot import draw_claims
 from jaxllm.atomic import write_figure, write_file
 from jaxllm.cli.experiment import run_experiment
 from jaxllm.errors import UserError
-from jaxllm.report import Claim, format_figure, markdown_table, read_report
+from jaxllm.report import Claim, markdown_table, read_report
 
 ROOT = Path(__file__).parents[1]
 EXPERIMENTS = ROOT / "experiments"
 RESULTS = EXPERIMENTS / "results"
 README, GUIDE = ROOT / "README.md", EXPERIMENTS / "README.md"
+BENCHMARKS = EXPERIMENTS / "benchmarks" / "README.md"
+STUDIES = (  # what is kept beside the eighteen systems
+    "attention_sinks", "cheaper_training", "composition", "long_range_arena", "mad", "phase_transition_text",
+    "pretrained_sinks", "reading_times", "tart_train",
+)  # fmt: skip
 _USE = "On your own model"
 _BEGIN, _END = "<!-- results: python -m experiments.keep_results -->", "<!-- end of results -->"
 
@@ -39,14 +45,15 @@ class Config:
 
 
 def main(config: Config) -> None:
-    """Keep the reports of the folders, then write the README's table and the guide's entries."""
+    """Keep the reports of the folders, then write the README's tables and the guides' entries."""
     for folder in config.folders:
         print(keep(folder, config.plot))
     for path in RESULTS.glob("*.json"):
         if not path.with_suffix(".png").exists():
             write_figure(path.with_suffix(".png"), draw_claims(_claims(path)), dpi=80)
-    _fill(README, table())
+    _fill(README, tables())
     _fill(GUIDE, entries())
+    _fill(BENCHMARKS, benchmark_entries())
 
 
 def _fill(path: Path, results: str) -> None:
@@ -92,19 +99,27 @@ def keep(folder: str | Path, plot: str = "") -> Path:
     return path
 
 
-def table() -> str:
-    """Return the table of what is kept, in the order of the experiments' names."""
-    head = ("experiment, `python -m experiments.NAME`", "paper", "first finding", "claims that hold",
-            "on your own model")  # fmt: skip
-    return markdown_table(head, map(_row, sorted(RESULTS.glob("*.json"))))
+def tables() -> str:
+    """Return the table of the systems and that of the studies beside them, in the order of their names."""
+    kept = sorted(RESULTS.glob("*.json"))
+    systems = [_row(path) for path in kept if path.stem not in STUDIES]
+    studies = [_row(path) for path in kept if path.stem in STUDIES]
+    head = ("does it work here?", "claims that hold", "on your own model")
+    both = [markdown_table((first, "paper", *head), rows)
+            for first, rows in (("system", systems), ("study", studies)) if rows]  # fmt: skip
+    return "\n\n".join(both)
 
 
 def names() -> list[str]:
     """Return the names of the experiments, which are commands: files, and folders with a `__main__.py`."""
-    commands = [*EXPERIMENTS.glob("*.py"), *EXPERIMENTS.glob("*/__main__.py")]
-    run = [path for path in commands if "    run_experiment(" in path.read_text(encoding="utf-8")]
-    found = {path.parent.name if path.stem == "__main__" else path.stem for path in run}
-    return sorted(found - {"keep_results"})
+    found = _commands(*EXPERIMENTS.glob("*.py"), *EXPERIMENTS.glob("*/__main__.py"))
+    named = {path.parent.name if path.stem == "__main__" else path.stem for path in found}
+    return sorted(named - {"keep_results"})
+
+
+def _commands(*paths: Path) -> list[Path]:
+    """Return those of some files that are run as a command."""
+    return [path for path in paths if "    run_experiment(" in path.read_text(encoding="utf-8")]
 
 
 def entries() -> str:
@@ -115,23 +130,40 @@ def entries() -> str:
 def _entry(name: str) -> str:
     doc, kept = _doc(name), RESULTS / f"{name}.json"
     parts = [f"### {name}", f"{doc.splitlines()[0]}{f' arXiv {_paper(doc)}.' if _paper(doc) else ''}"]
-    result = _paragraph(doc, "RESULT")
+    result = _paragraph(doc, "RESULT") or "No run has been kept yet."
     if kept.exists():
         preset = json.loads(kept.read_text(encoding="utf-8"))["preset"]
-        first, hold = _finding(kept)
-        parts.append(f"{result or f'{first}.'} Claims that hold: {hold} (preset {preset}).")
+        parts += [_verdict(doc), f"{result} Claims that hold: {_holding(kept)} (preset {preset})."]
     else:
-        parts.append(result or "No run has been kept yet.")
+        parts.append(result)
     if kept.with_suffix(".png").exists():
         parts.append(f"![{name}](results/{name}.png)")
     use = _paragraph(doc, _USE)
     return "\n\n".join([*parts, f"`python -m experiments.{name}`{f'. {use}' if use else ''}"])
 
 
+def benchmark_entries() -> str:
+    """Return an entry for every benchmark: what it measures, what was measured, its command."""
+    return "\n\n".join(map(_benchmark, _commands(*sorted(BENCHMARKS.parent.glob("*.py")))))
+
+
+def _benchmark(path: Path) -> str:
+    doc = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+    result = _paragraph(doc, "RESULT") or "Its figures are printed, and none is kept here."
+    run = f"`python -m experiments.benchmarks.{path.stem}`"
+    return "\n\n".join([f"### {path.stem}", doc.splitlines()[0], result, run])
+
+
 def _row(path: Path) -> tuple[str, ...]:
     doc = _doc(path.stem)
     use = _paragraph(doc, _USE).removeprefix(f"{_USE}: ").removesuffix(".")
-    return f"`{path.stem}`: {doc.splitlines()[0]}", _paper(doc), *_finding(path), use
+    return f"`{path.stem}`: {doc.splitlines()[0]}", _paper(doc), _verdict(doc), _holding(path), use
+
+
+def _verdict(doc: str) -> str:
+    """Return what a docstring says after VERDICT, its answer in bold."""
+    answer, mark, why = re.match(r"VERDICT: ([\w ]+)([,:])(.*)", _paragraph(doc, "VERDICT")).groups()
+    return f"**{answer}**{mark}{why}"
 
 
 def _paragraph(doc: str, begins: str) -> str:
@@ -151,26 +183,15 @@ def _paper(doc: str) -> str:
     return f"[{number[1]}](https://arxiv.org/abs/{number[1]})" if number else ""
 
 
-def _finding(path: Path) -> tuple[str, str]:
-    """Return what the first of some kept claims says, and how many hold."""
-    claims = _claims(path)
-    first, verdicts = claims[0], [claim.verdict for claim in claims]
-    interval = " ({} to {})".format(*map(_short, first.interval)) if first.interval else ""
-    published = "" if first.paper is None else f", published {_short(first.paper)}"
-    verdict = "**does not hold**" if first.verdict == "fails" else first.verdict
+def _holding(path: Path) -> str:
+    """Return how many of some kept claims hold, and how many are undecided."""
+    verdicts = [claim.verdict for claim in _claims(path)]
     undecided = f", {verdicts.count('undecided')} undecided" if "undecided" in verdicts else ""
-    return (
-        f"{first.claim}: {_short(first.measured)}{interval}{published}; {verdict}",
-        f"{verdicts.count('holds')} of {len(claims)}{undecided}",
-    )
+    return f"{verdicts.count('holds')} of {len(verdicts)}{undecided}"
 
 
 def _claims(path: Path) -> list[Claim]:
     return [Claim(**claim) for claim in json.loads(path.read_text(encoding="utf-8"))["claims"]]
-
-
-def _short(value: float) -> str:
-    return format_figure(value, digits=3)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,9 @@
 """Find what makes a model answer A whatever it is asked, and take it out without knowing the answers.
 
+VERDICT: In part: the edit takes the bias out (its rate falls by 0.78 in a small trained model, by 0.59 in
+SmolLM2), and the answers get better only in the trained one (accuracy +0.18; SmolLM2 -0.05, undecided);
+where A is right it costs 0.62.
+
 RESULT (29 November 2026, small, 9 minutes on 2 busy cores; held-out questions, intervals over 6 models).
 Trained: the edit raises accuracy from 0.33 by 0.18 (0.09 to 0.27), random rows by 0.01; rows as active as the
 chosen one are not told apart from it, taking the letters' mean logits off the output does as well, and where
@@ -13,8 +17,8 @@ edit lowers the anchored-bias rate, 0.77, by 0.59 (0.37 to 0.80), and accuracy c
     python -m experiments.anchored_answers --preset paper               # GPT-2 small to XL, of the hub
     python -m experiments.anchored_answers --subjects openai-community/gpt2
 
-On your own model: `jaxllm.interpret.component_scores`, then `jaxllm.interpret.shift_row` or
-`jaxllm.interpret.swap_attention`.
+On your own model: `python -m experiments.anchored_answers --subjects YOURS`; by hand the largest row of
+`jaxllm.interpret.component_scores`, then `jaxllm.interpret.shift_row`.
 
 "Anchored Answers" (Li and Gao, Findings of ACL 2025, arXiv 2405.03205) sees GPT-2 answer " A" to most
 multiple-choice questions, finds value vectors (rows of MLP output matrices) that say A through a logit lens,

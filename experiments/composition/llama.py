@@ -8,7 +8,6 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from experiments.cheaper_training import orthoadam_bf16_sr
 from experiments.composition.runs import (
     Finding,
     hidden_states,
@@ -44,7 +43,6 @@ from jaxllm.vocabulary import to_dense_head
 ALL, ONE, PLAIN = "all, 8 devices", "all, 1 device", "plain"
 _EIGHT = MeshConfig(data=2, fsdp=4)  # with tensor=2 other subnetworks are drawn: half of each shard
 _LORA = LoraConfig(rank=8, targets="all")
-_ORTHOADAM = f"{orthoadam_bf16_sr.__module__}:{orthoadam_bf16_sr.__name__}"
 _NEIGHBOURS = 4
 _TASK = FewShotTask(("Line", "Era"), ("old", "new"))
 
@@ -67,7 +65,7 @@ def llama(config) -> models.ModelConfig:
 def arms(config, seed: int) -> dict[str, Arm]:
     """Return the combination on eight devices, on one, and the plain run."""
     plain = text_run(config, "llama-plain", seed, model=llama(config))
-    combined = with_optimizer(plain, _ORTHOADAM)
+    combined = with_optimizer(plain, "orthoadam_bf16_sr")
     combined = dataclasses.replace(
         combined, subnetwork="est-gpt2-like", vocab_groups="merge_order",
         model=dataclasses.replace(plain.model, group_head="own"),

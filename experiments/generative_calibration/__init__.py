@@ -1,5 +1,8 @@
 """Divide a few-shot classifier by the label prior that its own generated inputs show; beside seven rivals.
 
+VERDICT: Yes: macro-F1 is 0.24 above plain in-context learning and 0.13 above contextual calibration;
+domain-context and batch calibration, which see the inputs, are not told apart from it (0.002 and 0.006).
+
 RESULT (29 November 2026, small: 7 tasks, 5 seeds, 23 minutes on 2 CPU cores at work on other things too):
 mean macro-F1 0.735, plain in-context learning 0.500 (difference 0.24, 0.13 to 0.34), contextual calibration
 0.607 (0.13, 0.08 to 0.17); not told apart from domain-context (0.733) and batch calibration (0.729), which
@@ -11,7 +14,8 @@ over prompts by 0.095 and plain learning by 0.159 (undecided).
     python -m experiments.generative_calibration --preset paper --model openai-community/gpt2-large
     python -m experiments.generative_calibration --data mr trec=TREC.test.all --shots 8
 
-On your own model: `jaxllm.score.FewShotPrompt`, `jaxllm.score.sample_inputs`, `jaxllm.score.CALIBRATORS`.
+On your own model: `jaxllm.score.FewShotPrompt` of your examples, `jaxllm.score.sample_inputs`, whose prior
+`jaxllm.score.divide_by_prior` takes out.
 
 "Generative Calibration for In-context Learning" (Jiang et al., Findings of EMNLP 2023, arXiv 2310.10266): the
 prompt distorts p(y) and leaves p(x | y); so let the model write inputs after the prompt, average its label

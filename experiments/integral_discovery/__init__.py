@@ -1,5 +1,9 @@
 """Integrals discovered from areas alone: regression, translation, rules; and what holds on unseen degrees.
 
+VERDICT: In part: regression finds every formula of clean areas, and rules found up to degree 4 are exact on
+degrees 5 to 12; the decoder that translates is exact on none of degrees 5 and 6, and on 0.26 fewer new
+functions than regression, which solves 0.27 more of the textbook problems.
+
 RESULT (30 November 2026, small, 12 minutes on one core): rules found in pairs up to degree 4 are exact on
 degrees 5 to 12; translation (0.1 million parameters, 40,000 pairs) is on none of degree 5 or 6, and on 0.78
 of new functions as a decoder, 0.69 as an encoder-decoder (verified beam; greedy 0.74 and 0.53). Regression

@@ -1,5 +1,8 @@
 """Long sequences to be labelled: attention, Mamba and their hybrid on the Long Range Arena's kinds of tasks.
 
+VERDICT: Undecided: the hybrid is 0.010 above its better part (-0.034 to 0.054), and two of four tasks are
+learned at all.
+
 RESULT (30 November 2026, small, 22 minutes on one core): the hybrid is 0.010 above its better part (-0.034
 to 0.054) and 0.004 above that part made wider (-0.039 to 0.047), over four tasks: undecided. Two tasks are
 learned at all: ListOps (hybrid 0.30, the commonest label 0.11) and digits (0.67 and 0.11; Mamba alone 0.17,

@@ -1,5 +1,8 @@
 """MAD's synthetic tasks on attention, Mamba, hand-made mixtures of their blocks, and hybrids of both.
 
+VERDICT: Undecided: the hybrid of two blocks is 0.026 above its better part (-0.052 to 0.104); it equals the
+better of two hand-made mixtures (-0.002).
+
 RESULT (30 November 2026, small, 13 minutes on one core, three seeds): over two tasks the hybrid of two blocks
 is 0.026 above its better part (-0.052 to 0.104), 0.005 and 0.004 above that part at equal parameters and
 FLOPs: undecided. It is as good as the better of MambaFormer and the striped model (-0.002, -0.011 to 0.008).

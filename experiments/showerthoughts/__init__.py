@@ -1,5 +1,8 @@
 """Short witty texts: models that write them, measures of what they write, and whether anyone can tell.
 
+VERDICT: Yes: generated texts are told from genuine ones (MiniLM in 0.80 of the cases, a linear detector in
+0.62), by 0.07 to 0.17 less on generators that the detector has not seen.
+
 RESULT (30 November 2026, small with --released, 44 minutes on half a core; facts of randfacts): a detector
 tells texts of the generators that it was trained on from genuine ones in 0.80 of the cases as MiniLM (0.77 to
 0.83), 0.74 by likelihood, 0.64 from scratch, 0.62 as a linear one; on other generators 0.07 to 0.17 less. The
@@ -15,8 +18,8 @@ all 800 of ChatGPT's stand in the mixed training set.
     python -m experiments.showerthoughts --released DIR       # beside it, the authors' released sets
     python -m experiments.showerthoughts --texts posts.ndjson # posts, by the authors' filter rules
 
-On your own model: `jaxllm.measures.find_copies`, `jaxllm.measures.mtld`; a detector: `jaxllm train_labels
---data texts.jsonl`.
+On your own model: a detector of your texts: `jaxllm train_labels --start pypi:minilm --data texts.jsonl
+--out runs/detector`; `jaxllm.measures.find_copies`, `jaxllm.measures.mtld`.
 
 The linear detector needs the extra `studies`. One seed: intervals are over texts; give --seed for another.
 

@@ -1,5 +1,9 @@
 """Train a copy of a model on each document's nearest neighbours, score the document, forget: what it brings.
 
+VERDICT: Yes, on domains that the model was not trained on: 20 neighbours take bits per byte to 0.85 of what
+they were (SmolLM2: 10 to 0.95); most of it is the domain, and one pass over the whole index brings 0.18
+more.
+
 RESULT (29 November 2026, small, 41 minutes on 2 busy cores): on domains that a model was not trained on, 20
 neighbours take bits per byte to 0.85 of what they were (0.76 to 0.93; small), 0.81 (large), 0.75 (stories),
 and 10 to 0.95 (SmolLM2); on those it was trained on they bring nothing that can be told from 1, but for

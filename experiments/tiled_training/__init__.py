@@ -1,4 +1,7 @@
-"""Train GPT-2 as tile tasks that a scheduler places, and simulate machines that are not here.
+"""NNTile: train GPT-2 as tile tasks that a scheduler places, and simulate machines that are not here.
+
+VERDICT: Yes: tiles compute the same step (relative error 6.8e-07) at 0.97 of the jitted speed; machines of
+several GPUs are simulated, not run.
 
 RESULT (30 November 2026, small, 6 minutes on 2 idle cores): all 18 claims hold. The tiled step differs from
 the jitted one by 7e-7 and runs at 0.97 of its speed at the best tile size (goal 0.8); the scheduler adds 10
@@ -11,8 +14,8 @@ its machines it is up to twice as fast as published with the largest, and slower
     python -m experiments.tiled_training --preset debug      # a minute
     python -m experiments.tiled_training --simulate a100x4   # the published figures of one machine alone
 
-On your own model: `jaxllm train --preset gpt2 --engine tiles --tiles.device-bytes 2000000000`;
-`jaxllm.tiles.TiledTrainer`.
+On your own model: `jaxllm train --preset gpt2 --precision float32 --engine tiles --tiles.sizes.batch 1
+--tiles.device-bytes 2000000000`; `jaxllm.tiles.TiledTrainer`.
 
 Seven figures: how exact the tiled step is; what scheduling policies do on a simulated machine with memory
 to spare and without; what hints save; what a task costs and at which tile size that is a tenth; the largest

@@ -1,5 +1,6 @@
 """The command `jaxllm`."""
 
+import os
 import platform
 import sys
 from collections.abc import Sequence
@@ -27,7 +28,8 @@ _COMMANDS = {
 
 
 def main() -> None:
-    """Run the command line."""
+    """Run the command line; modules of the folder it is called in are found (`--optim.name a.b:chain`)."""
+    sys.path.append(os.getcwd())
     run(_main)
 
 

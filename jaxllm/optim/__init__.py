@@ -2,7 +2,8 @@
 
 Start with the links, for any model that optax trains: `stochastic_round` or `kahan_compensate` last, where
 weights are bfloat16; `scale_by_adam_low_precision`; `with_master_weights(inner)`; `rotate(inner, axes)`,
-`orthoadam`; `mask_unsampled`. `check_chain(state)` names a link in the wrong place.
+`orthoadam`, and `orthoadam_bf16_sr` for bfloat16 weights; `mask_unsampled`. `check_chain(state)` names a link
+in the wrong place.
 
     optimizer = optax.chain(scale_by_adam_low_precision(), optax.scale(-3e-4), stochastic_round(seed=0))
 
@@ -19,7 +20,14 @@ from jaxllm.optim.low_precision_adam import adamw_bf16_sr, scale_by_adam_low_pre
 from jaxllm.optim.mask_unsampled import mask_unsampled
 from jaxllm.optim.master_weights import with_master_weights
 from jaxllm.optim.mixture import exponentiated_gradient, search_mixture
-from jaxllm.optim.rotate import RotationCost, orthoadam, rotate, rotation_cost, scale_by_ortho_adam
+from jaxllm.optim.rotate import (
+    RotationCost,
+    orthoadam,
+    orthoadam_bf16_sr,
+    rotate,
+    rotation_cost,
+    scale_by_ortho_adam,
+)
 from jaxllm.optim.schedules import make_schedule
 from jaxllm.optim.stochastic_round import apply_updates, stochastic_round
 
@@ -37,6 +45,7 @@ __all__ = [
     "make_schedule",
     "mask_unsampled",
     "orthoadam",
+    "orthoadam_bf16_sr",
     "rotate",
     "rotation_cost",
     "scale_by_adam_low_precision",

@@ -15,12 +15,12 @@ from jaxllm.errors import UserError, bare, brief, unknown
 from jaxllm.optim.check_chain import must_be_last
 from jaxllm.optim.decay import decay_mask
 from jaxllm.optim.low_precision_adam import adamw_bf16_sr
-from jaxllm.optim.rotate import orthoadam
+from jaxllm.optim.rotate import orthoadam, orthoadam_bf16_sr
 from jaxllm.optim.schedules import ScheduleName, make_schedule
 
 # What a run offers to the function that builds its optimizer.
 _OFFERED = ("learning_rate", "b1", "b2", "eps", "weight_decay", "mask", "axes")
-_OWN = {"adamw_bf16_sr": adamw_bf16_sr, "orthoadam": orthoadam}
+_OWN = {build.__name__: build for build in (adamw_bf16_sr, orthoadam, orthoadam_bf16_sr)}
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,8 @@ class OptimConfig(Config):
       jaxllm.errors.UserError: unknown optimizer 'adamx'; did you mean 'adamax'? Known: adabelief, ...
     """
 
-    # an optax optimizer (adamw, lion, ...), adamw_bf16_sr, orthoadam, or "package.module:function"
+    # an optax optimizer (adamw, lion, ...), adamw_bf16_sr, orthoadam, orthoadam_bf16_sr, or
+    # "package.module:function"
     name: str = "adamw"
     learning_rate: NotNegative = 6e-4  # the peak
     schedule: ScheduleName = "cosine"

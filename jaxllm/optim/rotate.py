@@ -11,8 +11,9 @@ from jaxllm_kernels.hadamard_rotate import random_signs
 
 from jaxllm.optim import orthogonal
 from jaxllm.optim.axis_names import axis_names
+from jaxllm.optim.low_precision_adam import scale_by_adam_low_precision
 from jaxllm.optim.param_types import ParamTypes
-from jaxllm.optim.stochastic_round import chosen, leaf_seed, seed_words
+from jaxllm.optim.stochastic_round import chosen, leaf_seed, seed_words, stochastic_round
 
 # Layers are stacked, not mixed, and share their rotation. Of a table only the rows that a batch
 # reads have gradients; rotated, every row would move.
@@ -176,6 +177,45 @@ def orthoadam(
         scale_by_ortho_adam(axes, b1, b2, eps, strategy=strategy, block_size=block_size, seed=seed),
         optax.add_decayed_weights(weight_decay, mask),
         optax.scale_by_learning_rate(learning_rate),
+    )
+
+
+def orthoadam_bf16_sr(
+    learning_rate: optax.ScalarOrSchedule,
+    axes: Any,
+    b1: float = 0.9,
+    b2: float = 0.95,
+    eps: float = 1e-8,
+    weight_decay: float = 1e-4,
+    mask: Any = None,
+    *,
+    strategy: str = "hadamard",
+    block_size: int | None = None,
+    seed: int | jax.Array = 0,
+) -> optax.GradientTransformationExtraArgs:
+    """OrthoAdam for bfloat16 weights without a float32 copy: moments in bfloat16, stochastic rounding last.
+
+    As `adamw_bf16_sr` it takes 8 bytes a parameter, gradient included, and no link may follow it. Arguments
+    are those of `orthoadam`; `seed` draws both the basis and the rounding.
+
+    Examples:
+      >>> params = {"w": jnp.full((2, 2), 256.0, jnp.bfloat16)}     # its neighbours: 255 and 258
+      >>> optimizer = orthoadam_bf16_sr(0.1, {"w": ("embed", "mlp")}, weight_decay=0.0)
+      >>> gradient = {"w": jnp.array([[1.0, 2.0], [3.0, -4.0]], jnp.bfloat16)}
+      >>> updates, _ = optimizer.update(gradient, optimizer.init(params), params)
+      >>> set(updates["w"].ravel().tolist()) <= {-1.0, 0.0, 2.0}
+      True
+
+    References:
+      Kaul, Ma, Elezi, Deng, From Attention to Activation (arXiv 2410.17174); Ozkara, Yu, Park, Stochastic
+      Rounding for LLM Training (arXiv 2502.20566).
+    """
+    adam = scale_by_adam_low_precision(b1, b2, eps)
+    return optax.chain(
+        rotate(adam, axes, strategy=strategy, block_size=block_size, seed=seed),
+        optax.add_decayed_weights(weight_decay, mask),
+        optax.scale_by_learning_rate(learning_rate),
+        stochastic_round(seed),
     )
 
 

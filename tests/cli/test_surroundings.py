@@ -1,5 +1,6 @@
 """A command in odd surroundings: no home, a terminal that knows few letters, a reader that left."""
 
+import importlib.machinery
 import io
 import os
 import subprocess
@@ -12,10 +13,11 @@ import pytest
 
 from jaxllm import compilation_cache
 from jaxllm.atomic import write_file
-from jaxllm.cli import parse
+from jaxllm.cli import main, parse
 from jaxllm.cli.plan import _DESCRIPTION
 from jaxllm.cli.train import parse_config
 from jaxllm.errors import UserError
+from jaxllm.optim import OptimConfig, make_optimizer
 from jaxllm.user_cache import user_cache_folder
 
 
@@ -92,6 +94,22 @@ def test_without_docstrings_a_command_line_is_still_read():
     config, preset = parse.parse(TrainConfig, ["--steps", "3"], prog="x", description=None, presets=presets,
                                  default_preset="debug")  # fmt: skip
     assert (config.steps, preset) == (3, "debug")
+
+
+def test_a_module_of_the_folder_that_the_script_is_called_in_is_found(tmp_path, monkeypatch, capsys):
+    """As under `python -m`; what is installed comes first."""
+    for name in ("a_chain_of_mine", "optax"):
+        (tmp_path / f"{name}.py").write_text("import optax\n\ndef chain_of(learning_rate):\n"
+                                             "    return optax.sgd(learning_rate)\n")  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
+    monkeypatch.setattr(sys, "argv", ["jaxllm", "--version"])
+    main()
+    assert capsys.readouterr().out.startswith("jaxllm ")
+    mine = OptimConfig(name="a_chain_of_mine:chain_of")
+    assert callable(make_optimizer(mine, 10, {"w": ("embed",)}).update)
+    found = importlib.machinery.PathFinder.find_spec("optax", sys.path)
+    assert not found.origin.startswith(str(tmp_path))
 
 
 @pytest.mark.slow

@@ -19,8 +19,14 @@ from jaxllm.errors import UserError
 from jaxllm.report import Claim, Report, decide
 
 
-@pytest.mark.parametrize("path, results", [(keep_results.README, keep_results.table),
-                                           (keep_results.GUIDE, keep_results.entries)])  # fmt: skip
+@pytest.mark.parametrize(
+    "path, results",
+    [
+        (keep_results.README, keep_results.tables),
+        (keep_results.GUIDE, keep_results.entries),
+        (keep_results.BENCHMARKS, keep_results.benchmark_entries),
+    ],
+)
 def test_the_readmes_show_what_is_kept(path, results):
     text = path.read_text(encoding="utf-8")
     assert f"{keep_results._BEGIN}\n{results()}\n{keep_results._END}" in text, (
@@ -36,7 +42,7 @@ def test_an_experiment_that_is_not_kept_speaks_for_itself(monkeypatch, tmp_path)
     assert "RESULT (29 November 2026, small, 34 minutes" in entries["phase_transition"]
 
 
-def test_a_report_is_kept_with_its_claims_and_shown_by_its_first(monkeypatch, tmp_path):
+def test_a_report_is_kept_with_its_claims_and_shown_by_its_verdict(monkeypatch, tmp_path):
     monkeypatch.setattr(keep_results, "RESULTS", tmp_path / "results")
     claims = [
         Claim("sinks vanish", "abstract", 0.07, False, 0.0, (0.05, 0.09)),
@@ -50,10 +56,10 @@ def test_a_report_is_kept_with_its_claims_and_shown_by_its_first(monkeypatch, tm
     assert (
         kept["claims"][0]["interval"] == [0.05, 0.09] and kept["seeds"] == [0, 1] and len(kept["commit"]) >= 7
     )
-    row = keep_results.table().splitlines()[2]
-    assert "[2410.17174](https://arxiv.org/abs/2410.17174)" in row
-    assert "sinks vanish: 0.07 (0.05 to 0.09), published 0; **does not hold** | 1 of 3, 1 undecided |" in row
-    assert row.endswith("`jaxllm.optim.orthoadam`, `jaxllm.interpret.activation_statistics` |")
+    row = keep_results.tables().splitlines()[2]
+    assert "[2410.17174](https://arxiv.org/abs/2410.17174) | **In part**: outliers go (kurtosis" in row
+    assert "could be taken away. | 1 of 3, 1 undecided | `jaxllm train" in row
+    assert row.endswith("`jaxllm.interpret.activation_statistics` measures |")
 
 
 def test_one_plot_is_kept_and_never_beside_the_claims_of_another_run(monkeypatch, tmp_path):
@@ -113,9 +119,55 @@ def test_every_kept_result_has_a_picture():
     assert all(path.with_suffix(".png").read_bytes().startswith(b"\x89PNG") for path in kept)
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in keep_results.RESULTS.glob("*.json")))
-def test_the_docstring_of_what_is_kept_opens_with_its_result(name):
-    assert keep_results._doc(name).split("\n\n")[1].startswith("RESULT"), name
+KEPT = sorted(path.stem for path in keep_results.RESULTS.glob("*.json"))
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_the_docstring_of_what_is_kept_opens_with_its_verdict_and_its_result(name):
+    _, verdict, result, *_ = keep_results._doc(name).split("\n\n")
+    assert verdict.startswith("VERDICT: ") and result.startswith("RESULT"), name
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_a_verdict_says_figures_of_kept_claims_and_what_became_of_those(name):
+    """A figure is a number with a point: of a claim, its interval, its words or its paper, rounded."""
+    claims = keep_results._claims(keep_results.RESULTS / f"{name}.json")
+    answer, why = re.match(r"\*\*(.+?)\*\*(.*)", keep_results._verdict(keep_results._doc(name))).groups()
+    cited = {figure: [claim for claim in claims if any(same(figure, one) for one in figures(claim))]
+             for figure in re.findall(r"\d+\.\d+(?:e-?\d+)?", why)}  # fmt: skip
+    assert all(cited.values()), {figure for figure, found in cited.items() if not found}
+    verdicts = {claim.verdict for found in cited.values() for claim in found}
+    needed = {"Yes": "holds", "No": "fails", "Undecided": "undecided", "In part": "holds"}
+    assert needed[answer] in verdicts, (answer, verdicts)
+    assert answer != "In part" or {claim.verdict for claim in claims} & {"fails", "undecided"}
+
+
+def figures(claim):
+    numbers = [claim.measured, claim.paper, *(claim.interval or ())]
+    in_words = map(float, re.findall(r"\d+\.\d+", claim.claim))
+    return [abs(number) for number in numbers if number is not None] + list(in_words)
+
+
+def same(written, figure):
+    """Say whether a figure is written so, to the digits that are written."""
+    digits, _, power = written.partition("e")
+    half = 0.5 * 10.0 ** (int(power or 0) - len(digits.partition(".")[2]))
+    return abs(float(written) - figure) <= half * (1 + 1e-9)
+
+
+def test_a_figure_of_a_verdict_that_no_claim_has_is_found():
+    claim = Claim("it is below 0.25", "abstract", -0.1346, True, 0.5, (-0.2, -0.07))
+    found = {written for written in ("0.13", "0.135", "0.14", "0.20", "0.25", "0.50", "0.5e1", "0.08")
+             if any(same(written, one) for one in figures(claim))}  # fmt: skip
+    assert found == {"0.13", "0.135", "0.20", "0.25", "0.50"}
+
+
+def test_the_eighteen_systems_are_those_of_the_papers_cited():
+    citation = (keep_results.ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    cited = set(re.findall(r"arxiv\.org/abs/(\d{4}\.\d{5})", citation))
+    papers = [keep_results._paper(keep_results._doc(name))[1:11] for name in KEPT
+              if name not in keep_results.STUDIES]  # fmt: skip
+    assert len(papers) == 18 and set(papers) == cited and set(keep_results.STUDIES) < set(KEPT)
 
 
 USES = {name: keep_results._paragraph(keep_results._doc(name), keep_results._USE)
@@ -127,6 +179,8 @@ def test_what_an_experiment_says_to_use_exists(name):
     codes = re.findall(r"`([^`]+)`", USES[name])
     assert codes, f"the docstring of {name} has no sentence '{keep_results._USE}: ...'"
     for code in codes:
+        if code.startswith(("python -m experiments.", "--", "tables=")):
+            continue
         if code.startswith("jaxllm."):
             module, _, attribute = code.rpartition(".")
             assert hasattr(importlib.import_module(module), attribute), code
@@ -134,9 +188,15 @@ def test_what_an_experiment_says_to_use_exists(name):
         program, command, *words = shlex.split(code)
         assert program == "jaxllm" and command in COMMANDS, code
         if command == "train":
-            parse_config(words, prog="", description="")
+            config = parse_config(words, prog="", description="")
+            rounds = config.optim.name.endswith("bf16_sr")
+            assert not rounds or config.precision == "bfloat16", f"{code} rounds no weight"
+        assert command not in NEED_A_MODEL and "--lora.rank" not in words or "--start" in words, code
         shown = set(re.findall(r"--[\w.-]+", help_of(command)))
         assert {word for word in words if word.startswith("--")} <= shown, code
+
+
+NEED_A_MODEL = ("train_labels", "train_punctuator")
 
 
 @functools.cache

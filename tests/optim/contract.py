@@ -15,7 +15,7 @@ from jaxllm.optim import (
     kahan_compensate,
     mask_unsampled,
     orthoadam,
-    rotate,
+    orthoadam_bf16_sr,
     scale_by_adam_low_precision,
     stochastic_round,
     with_master_weights,
@@ -38,13 +38,9 @@ SPECS = {
 }
 
 
-def adam_then(*links, adam=scale_by_adam_low_precision):
+def adam_then(*links):
     """Return learning rate -> chain(Adam, learning rate, links)."""
-    return lambda rate: optax.chain(adam(), optax.scale_by_learning_rate(rate), *links)
-
-
-def rotated_adam():
-    return rotate(scale_by_adam_low_precision(), AXES)
+    return lambda rate: optax.chain(scale_by_adam_low_precision(), optax.scale_by_learning_rate(rate), *links)
 
 
 # A new link is one line here.
@@ -56,7 +52,7 @@ OPTIMIZERS = {
     "with_master_weights": Case(lambda rate: with_master_weights(optax.adam(rate)), 0.02, "bfloat16"),
     "orthoadam": Case(lambda rate: orthoadam(rate, AXES, weight_decay=0.0), 0.02),
     "mask_unsampled": Case(lambda rate: mask_unsampled(optax.adam(rate), AXES), 0.02),
-    "rotate": Case(adam_then(stochastic_round(), adam=rotated_adam), 0.02, "bfloat16"),
+    "orthoadam_bf16_sr": Case(lambda rate: orthoadam_bf16_sr(rate, AXES, weight_decay=0.0), 0.02, "bfloat16"),
     "optax.adamw": Case(optax.adamw, 0.02),
     "optax.lion": Case(optax.lion, 0.01),
     "optax.sgd": Case(lambda rate: optax.sgd(rate, momentum=0.9), 0.01),
