@@ -1,33 +1,38 @@
 """A model as EleutherAI's lm-evaluation-harness takes it (extra `harness`)."""
 
-from collections.abc import Sequence
+import dataclasses
+import itertools
 
+import jax
 from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import normalize_gen_kwargs
 
 from jaxllm import models
 from jaxllm.data import start_id
-from jaxllm.errors import UserError, brief
+from jaxllm.data.tokenizer import begin_ids, encode_prompt, encode_source
+from jaxllm.errors import UserError, brief, unknown
 from jaxllm.generate import Decoder, SamplingConfig, generate_text
 from jaxllm.score.choices import score_choices
 from jaxllm.score.sequences import TOKENS_PER_BATCH, check_tokenizer, prepare
 from jaxllm.score.texts import rolling_log_probs
 
 _PROMPTS_PER_BATCH = 16
+_SAMPLING = tuple(field.name for field in dataclasses.fields(SamplingConfig))
 
 
 class HarnessModel(TemplateLM):
     """Answers the harness's requests with `jaxllm.score` and `jaxllm.generate`.
 
     A request longer than the model's context is cut on the left, as the harness's own backends do. Contexts
-    that several continuations share, such as a question's, are read once.
+    that several continuations share, such as a question's, are read once. Each batch of prompts draws anew; a
+    new instance draws the same again.
 
     Args:
       config: the model.
       params: its parameters.
       tokenizer: from `jaxllm.data.load_tokenizer`.
       prefix_id: read before a text that has nothing before it; None is `data.start_id`.
-      max_gen_toks: new tokens of a request that names no number.
+      max_gen_toks: new tokens of a request that names no number; a prompt has the rest of the context.
       tokens_per_batch: what one call of the model computes.
     """
 
@@ -47,6 +52,7 @@ class HarnessModel(TemplateLM):
         self._ids = tokenizer
         self._prefix_id = start_id(tokenizer) if prefix_id is None else prefix_id
         self._max_gen_toks, self._tokens_per_batch = max_gen_toks, tokens_per_batch
+        self._batches = itertools.count()
 
     @property
     def eot_token_id(self) -> int:
@@ -61,7 +67,9 @@ class HarnessModel(TemplateLM):
         return self.config.context_length
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs) -> list[int]:
-        return self._ids.encode(string).tolist()
+        if add_special_tokens is False:
+            return self._ids.encode(string).tolist()
+        return encode_prompt(self._ids, string) if string else list(begin_ids(self._ids))
 
     def _loglikelihood_tokens(self, requests, disable_tqdm: bool = False, **kwargs):
         groups: dict[tuple[int, ...], list[int]] = {}
@@ -109,17 +117,14 @@ class HarnessModel(TemplateLM):
             groups.setdefault(repr(sorted(request.args[1].items())), []).append(number)
         for group in groups.values():
             asked = normalize_gen_kwargs(requests[group[0]].args[1], self._max_gen_toks)
-            sampling = SamplingConfig(
-                temperature=asked.get("temperature", 0.0),
-                top_p=asked.get("top_p", 1.0),
-                top_k=asked.get("top_k", 0),
-            )
+            sampling, new = _sampling(asked), asked["max_gen_toks"]
             group.sort(key=lambda number: -len(requests[number].args[0]))
             for start in range(0, len(group), _PROMPTS_PER_BATCH):
                 some = group[start : start + _PROMPTS_PER_BATCH]
-                prompts = self._prompts([requests[number].args[0] for number in some], asked["max_gen_toks"])
+                prompts = [self._prompt(requests[number].args[0], new) for number in some]
+                key = jax.random.fold_in(jax.random.key(0), next(self._batches))
                 texts = generate_text(
-                    *decoder, self._ids, prompts, sampling=sampling, max_new_tokens=asked["max_gen_toks"],
+                    *decoder, self._ids, prompts, sampling=sampling, max_new_tokens=new, key=key,
                     stop=tuple(word for word in asked["until"] if word),
                 )  # fmt: skip
                 for number, text in zip(some, texts, strict=True):
@@ -127,8 +132,22 @@ class HarnessModel(TemplateLM):
                     self.cache_hook.add_partial("generate_until", requests[number].args, text)
         return answers
 
-    def _prompts(self, texts: Sequence[str], new: int) -> list[str]:
-        """Return the texts, cut on the left where the model's context could not hold them and the answer."""
-        room = max(1, self.max_length - new)
-        ids = self._ids.encode_batch(list(texts))
-        return [t if len(i) <= room else self._ids.decode(i[-room:]) for t, i in zip(texts, ids, strict=True)]
+    def _prompt(self, text: str, new: int) -> list[int]:
+        """Return the ids of a text, cut on the left where the context could not hold them and the answer."""
+        if self.config.start_id is not None:  # an answer is not read where its source is
+            return encode_source(self._ids, text)[-self.max_length :]
+        if new >= self.max_length:
+            raise UserError(
+                f"a request asks for {new} new tokens, which leaves no room for its prompt in the model's "
+                f"context of {self.max_length}; set max_gen_toks, in the task or of the model, to less"
+            )
+        return encode_prompt(self._ids, text)[new - self.max_length :]
+
+
+def _sampling(asked: dict) -> SamplingConfig:
+    """Return how a request draws, every argument read or refused."""
+    known = ("until", "max_gen_toks", "do_sample", *_SAMPLING)
+    for name, value in asked.items():
+        if name not in known and (name, value) != ("num_beams", 1):
+            raise unknown("generation argument", name, known)
+    return SamplingConfig(**{"temperature": 0.0} | {name: asked[name] for name in _SAMPLING if name in asked})

@@ -78,6 +78,39 @@ def test_the_harness_gets_the_answers_of_its_own_backend(rival, ours):
     assert got == expected
 
 
+def test_bos_stands_where_the_harness_s_own_backend_puts_it(rival, ours, tmp_path):
+    pytest.importorskip("lm_eval")
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
+    from tokenizers.processors import TemplateProcessing
+
+    from jaxllm.score.harness import HarnessModel
+
+    end = "<|endoftext|>"
+    backend = data.load_tokenizer("gpt2").backend
+    backend.post_processor = TemplateProcessing(single=[end, "$A"], special_tokens=[(end, 50256)])
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token=end, eos_token=end, pad_token=end
+    )
+    tokenizer.save_pretrained(tmp_path)
+    theirs = HFLM(pretrained=rival[0], tokenizer=tokenizer, batch_size=4, device="cpu", max_length=48)
+    mine = HarnessModel(*ours[:2], data.load_tokenizer(tmp_path), tokens_per_batch=256)
+
+    def ask(kind, arguments):
+        requests = [Instance(kind, {}, args, i) for i, args in enumerate(arguments)]
+        return [getattr(one, kind)(requests, disable_tqdm=True) for one in (theirs, mine)]
+
+    for text in SENTENCES:
+        assert mine.tok_encode(text) == theirs.tok_encode(text) and mine.tok_encode(text)[0] == 50256
+    contexts = ["The keys", "ends in a space ", end + "The keys", "", " ".join(SENTENCES * 4)]
+    expected, got = ask("loglikelihood", [(context, " more sails") for context in contexts])
+    np.testing.assert_allclose([a for a, _ in got], [a for a, _ in expected], atol=1e-3)
+    asked = {"until": ["."], "max_gen_toks": 12, "do_sample": False}
+    contexts = ["The keys", "ends in a space ", contexts[-1]]  # theirs looks for BOS in a batch's first alone
+    expected, got = ask("generate_until", [(context, asked) for context in contexts])
+    assert got == expected
+
+
 @pytest.mark.parametrize("boundary", ["sum", "corrected"])
 def test_word_surprisals_are_those_of_minicons(rival, ours, boundary):
     minicons = pytest.importorskip("minicons.scorer")
