@@ -17,15 +17,16 @@ _STALE_SECONDS = 24 * 3600
 
 
 @contextlib.contextmanager
-def new_folder(final: Path, is_whole: Callable[[Path], bool]) -> Iterator[Path]:
+def new_folder(final: Path, is_whole: Callable[[Path], bool] | None = None) -> Iterator[Path]:
     """Yield an empty folder that becomes `final` if the block ends well, and vanishes if not.
 
-    Several processes may fill the same `final` at once: the first to finish wins, and since the
-    name is a hash of the content the others' work is the same and is dropped. A `final` that
+    Several processes may fill the same `final` at once: the first to finish wins. With `is_whole` the
+    name is a hash of the content: the others' work is the same and is dropped, and a `final` that
     exists but is not whole, as `is_whole` says, is replaced.
 
     Raises:
-      UserError: naming the folder, when the disk is full or the folder cannot be written.
+      UserError: naming the folder, when the disk is full or the folder cannot be written; without
+        `is_whole`, when something is there.
     """
     partial = None
     try:
@@ -36,7 +37,10 @@ def new_folder(final: Path, is_whole: Callable[[Path], bool]) -> Iterator[Path]:
         yield partial
         try:
             os.replace(partial, final)
-        except OSError:
+        except OSError as error:
+            if is_whole is None:
+                reason = error.strerror or error
+                raise UserError(f"nothing was written to '{final}' ({reason}); give a new folder") from error
             if not is_whole(final):
                 shutil.rmtree(final, ignore_errors=True)
                 os.replace(partial, final)

@@ -64,10 +64,10 @@ def save_adapter(
       card: what README.md says; None: there is none.
 
     Raises:
-      UserError: no Hugging Face family can hold the model; something is in the folder; half of a module of
-        theirs is trained whole.
+      UserError: no Hugging Face family can hold the model; something is in the folder, or it is a mount point
+        or the current folder; half of a module of theirs is trained whole.
     """
-    check_new(folder)
+    folder = check_new(folder)
     family = config_to_huggingface(lora.model)["model_type"]
     config, table, prefix = lora.config, FAMILIES[family].places(lora.model), _prefix(lora.model, family)
     places = {path: table["/".join(path)] for path, _ in lora.matrices.values()}
@@ -103,7 +103,7 @@ def save_adapter(
         "modules_to_save": _whole_modules(lora.model, family, whole),
         "fan_in_fan_out": not next(iter(places.values())).output_first, **patterns,
     }  # fmt: skip
-    with new_folder(Path(os.path.expanduser(folder)), is_whole=lambda _: True) as partial:
+    with new_folder(folder) as partial:
         write_safetensors(partial / WEIGHTS, tensors)
         for name, content in ((CONFIG, theirs), (ABOUT, about)):
             if content is not None:

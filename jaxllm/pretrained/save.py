@@ -40,9 +40,9 @@ def save_pretrained(
 
     Raises:
       UserError: no Hugging Face family can hold the model, the tokenizer does not fit it, the
-        folder has something in it or cannot be written.
+        folder has something in it, is a mount point or the current folder, or cannot be written.
     """
-    folder = Path(os.path.expanduser(folder))
+    folder = check_new(folder)
     limit = _bytes(max_shard_size)
     theirs = config_to_huggingface(config)
     if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
@@ -50,14 +50,13 @@ def save_pretrained(
             f"the tokenizer has ids up to {tokenizer.vocab_size - 1}, but the model's vocab_size is "
             f"{config.vocab_size}; give the tokenizer that the model was trained with"
         )
-    check_new(folder)
     dtypes = {np.dtype(leaf.dtype).name for leaf in jax.tree.leaves(params)}
     theirs["dtype"] = dtypes.pop() if len(dtypes) == 1 else config.param_dtype
     theirs |= _ends(tokenizer)
     tensors = state_dict_from_params(config, theirs["model_type"], params)
     # The tied head is the embedding under a second name: the names of tensor_shapes leave it out.
     tensors = {name: tensors[name] for name, _ in tensor_shapes(config, theirs["model_type"])}
-    with new_folder(folder, is_whole=lambda _: True) as partial:
+    with new_folder(folder) as partial:
         _write_weights(partial, tensors, limit)
         _write_json(partial / "config.json", theirs)
         if tokenizer is not None:
@@ -95,15 +94,22 @@ def _tokenizer_config(tokenizer: HuggingFaceTokenizer) -> dict:
     return ours | theirs | {"tokenizer_class": "PreTrainedTokenizerFast"}
 
 
-def check_new(folder: str | os.PathLike) -> None:
-    """Check that a folder is not there yet, or empty.
+def check_new(folder: str | os.PathLike) -> Path:
+    """Return where a folder is, links followed, which must not be there yet or be empty.
 
     Raises:
-      UserError: something is there that writing would overwrite.
+      UserError: something is there that writing would overwrite, or an empty folder that a new one cannot
+        take the place of.
     """
-    folder = Path(os.path.expanduser(folder))
+    folder = Path(os.path.realpath(os.path.expanduser(folder)))
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise UserError(f"'{folder}' already exists; give a new folder, so that nothing is lost")
+    if folder.is_dir() and (os.path.ismount(folder) or folder.samefile(".")):
+        raise UserError(
+            f"'{folder}' is a mount point or the current folder, which cannot be replaced; "
+            "give a new folder in it"
+        )
+    return folder
 
 
 def _write_weights(folder: Path, tensors: dict[str, np.ndarray], limit: int) -> None:

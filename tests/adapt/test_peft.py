@@ -99,6 +99,10 @@ def test_what_does_not_fit_is_refused(tmp_path):
         load_adapter(tmp_path / "one", dataclasses.replace(lora.model, num_layers=1))
     with pytest.raises(UserError, match="already exists"):
         save_adapter(tmp_path / "one", lora, random_adapter(lora))
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "disk")
+    save_adapter(tmp_path / "link", lora, random_adapter(lora))
+    load_adapter(tmp_path / "disk", lora.model)
     with pytest.raises(UserError, match="no adapter in"):
         load_adapter(tmp_path, lora.model)
     path = tmp_path / "one" / "adapter_config.json"

@@ -233,6 +233,16 @@ def test_the_first_of_two_equal_folders_stays(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["final"]
 
 
+def test_a_folder_that_another_process_fills_meanwhile_is_kept_and_the_loser_told(tmp_path):
+    final = tmp_path / "final"
+    with pytest.raises(UserError, match="final' .Directory not empty"), new_folder(final) as ours:
+        (ours / "file").write_text("ours")
+        with new_folder(final) as theirs:
+            (theirs / "file").write_text("theirs")
+    assert (final / "file").read_text() == "theirs"
+    assert [path.name for path in tmp_path.iterdir()] == ["final"]
+
+
 MEMORY = """
     import resource, sys
     from jaxllm import data

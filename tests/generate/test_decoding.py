@@ -59,7 +59,7 @@ def test_past_the_context_each_token_is_drawn_from_the_last_window(preset):
     """As nanoGPT does: positions begin anew with every window, of learned and of rotary models."""
     config = models.get_preset(preset, vocab_size=256, context_length=12)
     params = jax.tree.map(lambda x: x * 3, models.init(config, jax.random.key(1)))
-    prompts = [[5, 9, 200], list(range(40, 51)), list(range(30))]  # the last is longer than the context
+    prompts = [[5, 9, 200], list(range(40, 51)), list(range(30)), [17]]  # the third is longer than the context
     apply = jax.jit(lambda tokens, last: models.apply(config, params, tokens)[0, last])
     expected = []
     for prompt in prompts:
@@ -69,7 +69,8 @@ def test_past_the_context_each_token_is_drawn_from_the_last_window(preset):
             logits = apply(jnp.array([window + [0] * (12 - len(window))]), len(window) - 1)
             ids.append(int(jnp.argmax(logits)))
         expected.append(ids[len(prompt) :])
-    for rows in ([0], [0, 1, 2]):  # with cached calls first, and without
+    # With cached calls first, and without; whole calls after one token would fill the context and one more.
+    for rows in ([0], [0, 1, 2], [3]):
         drawn = generate(
             config, params, [prompts[row] for row in rows], max_new_tokens=18, sampling=GREEDY,
             tokens_per_call=4,

@@ -117,6 +117,27 @@ def test_a_folder_with_something_in_it_is_not_touched(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["thesis.txt"]
 
 
+def test_an_empty_folder_is_filled_through_a_link_and_one_that_cannot_be_replaced_is_named(
+    tmp_path, monkeypatch
+):
+    config = FAMILIES["gpt2"]
+    params = make_params(config)
+    (tmp_path / "disk").mkdir()
+    for link, target in (("link", "disk"), ("dangling", "nowhere")):
+        (tmp_path / link).symlink_to(tmp_path / target)
+        save_pretrained(tmp_path / link, config, params)
+        assert (tmp_path / link).is_symlink()
+        assert_same(from_pretrained(tmp_path / target).params, params)
+    for name in ("stand", "mount"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / "stand")
+    monkeypatch.setattr("os.path.ismount", lambda path: str(path) == str(tmp_path / "mount"))
+    for folder in (".", "", "../mount"):
+        with pytest.raises(UserError, match="cannot be replaced; give a new folder in it"):
+            save_pretrained(folder, config, params)
+    assert not list((tmp_path / "stand").iterdir())
+
+
 def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
     def fail(path, tensors):
         path.write_bytes(b"half")
