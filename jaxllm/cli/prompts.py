@@ -90,14 +90,14 @@ def read_prompts(file: str, reader: Reader) -> list[Prompt]:
             sys.stdin.reconfigure(errors="replace")
         return [reader.text(sys.stdin.read().removesuffix("\n"))]
     try:
-        text = Path(file).read_text(encoding="utf-8")
+        text = Path(file).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = "it is no text in UTF-8" if isinstance(error, UnicodeDecodeError) else error.strerror
         raise UserError(f"cannot read the prompts in '{file}' ({reason})") from error
     if Path(file).suffix not in (".jsonl", ".ndjson"):
         return [reader.text(text.removesuffix("\n"))]
     prompts = []
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):  # a text of JSON may hold other ends of lines
         if not line.strip():
             continue
         where = f"line {number} of '{file}'"

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 
 from jaxllm import data, models
-from jaxllm.cli import generate
+from jaxllm.cli import generate, prompts
 from jaxllm.errors import UserError
 from jaxllm.generate import generate_text
 from tests.data.test_examples import chat_tokenizer
@@ -121,6 +121,20 @@ def test_a_line_without_a_prompt_is_named(text, message, command, plain, tmp_pat
     (tmp_path / "prompts.jsonl").write_text(text)
     with pytest.raises(UserError, match=message):
         command(plain, "--prompt-file", str(tmp_path / "prompts.jsonl"))
+
+
+@pytest.mark.parametrize("mark", ["", "\ufeff"], ids=["plain", "bom"])
+def test_prompts_are_the_rows_that_training_reads(mark, plain, tmp_path):
+    """A line ends with \\n, and not with the other characters that Unicode calls an end."""
+    texts = ["one\u2028two", "three\x85four", "five\u2029six"]
+    path = tmp_path / "prompts.jsonl"
+    rows = (json.dumps({"prompt": text}, ensure_ascii=False) + "\r\n" for text in texts)
+    path.write_bytes((mark + "".join(rows)).encode())
+    reader = prompts.Reader(plain[2], chat=False, name="MODEL")
+    assert [one.content for one in prompts.read_prompts(str(path), reader)] == texts
+    assert list(data.read_documents(path, "prompt")) == texts
+    path.with_suffix(".txt").write_bytes((mark + texts[0]).encode())
+    assert prompts.read_prompts(str(path.with_suffix(".txt")), reader)[0].content == texts[0]
 
 
 def test_a_model_without_a_template_is_no_chat_model(command, plain):
