@@ -109,6 +109,21 @@ class Config:
             if checked is not value:
                 object.__setattr__(self, name, checked)
 
+    def refuse_set(self, names: Collection[str], of: str) -> None:
+        """Refuse fields that are not as by default, where nothing would read them.
+
+        Args:
+          names: of the fields.
+          of: what they are of, for the message.
+
+        Raises:
+          UserError: naming the first, and its value.
+        """
+        for name in names:
+            value = getattr(self, name)
+            if value != getattr(type(self), name):
+                raise UserError(f"{self._prefix}{name} is {brief(value)}, and is of {of}; leave it out")
+
 
 def from_plain(kind: type[AnyConfig], values: Any, source: str) -> AnyConfig:
     """Return the config that a JSON object describes; a field that is not in it has its default.

@@ -38,6 +38,11 @@ class ConvertConfig(Config):
     max_shard_size: str = "5GB"  # larger models become several files
     checkpoint: Literal["latest", "best"] = "latest"  # of a training run
 
+    def __post_init__(self):
+        super().__post_init__()
+        if self.adapter:
+            self.refuse_set(("dtype", "max_shard_size"), "a whole model")
+
 
 def main(argv: Sequence[str]) -> None:
     """Convert as the command line says, and say what was written."""

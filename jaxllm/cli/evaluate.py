@@ -55,6 +55,10 @@ class EvaluateConfig(Config):
         super().__post_init__()
         if (self.data is None) == (self.tasks is None):
             raise UserError("give --data FILE or --tasks NAMES: one of the two says what to evaluate on")
+        if self.data is None:
+            self.refuse_set(("text_column", "window", "stride", "show"), "--data")
+        else:
+            self.refuse_set(("num_fewshot", "limit", "include_path"), "--tasks")
         if self.out is not None and (not self.out or Path(self.out).is_dir()):
             raise UserError(f"out is {self.out!r}; it must be the name of a file, such as scores.json")
 

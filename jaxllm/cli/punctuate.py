@@ -41,10 +41,10 @@ class PunctuateCommand(Config):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.ahead is not None and (self.file != "-" or self.out is not None or self.confidence):
-            raise UserError(
-                "ahead is of words as a pipe gives them; give - for the file, and leave out the rest"
-            )
+        if self.ahead is not None:
+            if self.file != "-":
+                raise UserError(f"ahead is of words as a pipe gives them, and '{self.file}' is none; give -")
+            self.refuse_set(("existing", "confidence", "out"), "text that is read whole")
 
 
 def main(argv: Sequence[str]) -> None:

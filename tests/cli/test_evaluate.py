@@ -27,6 +27,13 @@ def tiny(monkeypatch):
     (["run", "--data", "a.txt", "--out", "."], "out is '.'; it must be the name of a file"),
     (["run", "--data", "a.txt", "--window", "0"], "window is 0"),
     (["run", "--data", "nowhere.txt"], "nowhere.txt"),
+    (["run", "--data", "a.txt", "--limit", "3"], "^limit is 3, and is of --tasks; leave it out$"),
+    (["run", "--data", "a.txt", "--num-fewshot", "0"], "num_fewshot is 0, and is of --tasks"),
+    (["run", "--data", "a.txt", "--include-path", "b"], "include_path is 'b', and is of --tasks"),
+    (["run", "--tasks", "arc_easy", "--window", "5"], "window is 5, and is of --data"),
+    (["run", "--tasks", "arc_easy", "--stride", "3"], "stride is 3, and is of --data"),
+    (["run", "--tasks", "arc_easy", "--show", "0"], "show is 0, and is of --data"),
+    (["run", "--tasks", "arc_easy", "--text-column", "b"], "text_column is 'b', and is of --data"),
     (["run", "--tasks", ","], "tasks is ','; it must name a task"),
     (["run", "--tasks", "arc_easy", "--include-path", "nowhere"], "include_path is 'nowhere'; it must be"),
 ])  # fmt: skip

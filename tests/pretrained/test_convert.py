@@ -105,6 +105,9 @@ def test_convert_says_what_is_wrong(model, tmp_path, capsys):
     out = str(tmp_path / "out")
     assert "already exists" in fails(["convert", model, model], capsys)
     assert "'many' is not a size" in fails(["convert", model, out, "--max-shard-size", "many"], capsys)
+    for flag, value in (("dtype", "bfloat16"), ("max-shard-size", "1GB")):
+        sentence = f"error: {flag.replace('-', '_')} is '{value}', and is of a whole model; leave it out\n"
+        assert fails(["convert", "run", out, "--adapter", f"--{flag}", value], capsys) == sentence
     assert "no trained model in" in fails(["convert", str(tmp_path / "no" / "where"), out], capsys)
     assert "did you mean 'convert'" in fails(["conver"], capsys)
     assert not Path(out).exists()

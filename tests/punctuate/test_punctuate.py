@@ -137,6 +137,10 @@ def test_bad_values_are_named():
         Marks.of_labels(("a", "b"))
     with pytest.raises(UserError, match="ahead is of words as a pipe gives them"):
         command.PunctuateCommand("said.txt", ahead=2)
+    for flags in (dict(existing="replace"), dict(confidence=True), dict(out="marked.txt")):
+        said = f"^{list(flags)[0]} is .*, and is of text that is read whole; leave it out"
+        with pytest.raises(UserError, match=said):
+            command.PunctuateCommand("-", ahead=4, **flags)
 
 
 @pytest.mark.slow
