@@ -71,7 +71,7 @@ class InContextClassifier:
 
         Raises:
           UserError: labels of one class, more pairs than the module was trained on, fewer than its components
-            need, vectors that are no numbers.
+            need, more components than its features, vectors that are no numbers.
         """
         vectors_KD = check_vectors(vectors_KD)
         K, features = len(vectors_KD), reasoner.config.features
@@ -86,6 +86,8 @@ class InContextClassifier:
         if permutations < 1:
             raise UserError(f"permutations is {permutations}; give 1, the order as it is, or more")
         components = features if components is None else components
+        if not 0 <= components <= features:
+            raise UserError(f"components is {components}; give 0 to the module's {features} features")
         self._reasoner, self._permutations, self._seed = reasoner, permutations, seed
         self._reduce = None if components == 0 else fit_reduction(vectors_KD, components, shrinkage=shrinkage)
         self._repeats = max(1, features // components) if components else 1

@@ -144,6 +144,8 @@ def test_bad_input_is_told_in_a_sentence(reasoner):
         ((broken, labels), {}, "vector 3 holds a number that is not finite"),
         ((vectors[0], labels), {}, r"vectors are float64\[7\]; give numbers \[N, D\]"),
         ((vectors, labels), dict(components=0), "vectors have 7 numbers and the module 4 features"),
+        ((vectors, labels), dict(components=5), "components is 5; give 0 to the module's 4 features"),
+        ((vectors, labels), dict(components=-1), "components is -1; give 0 to"),
         ((vectors, labels), dict(shrinkage=2), "shrinkage is 2; give a number from 0"),
         ((vectors, labels), dict(shares=(1.0,)), r"shares are \(1.0,\), of 1 classes; the labels have 2"),
         ((vectors, labels), dict(permutations=0), "permutations is 0; give 1"),
