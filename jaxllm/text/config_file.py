@@ -34,7 +34,7 @@ def read_config(path) -> TrainConfig:
     values = _read_yaml(path) if is_yaml else read_json(path)
     if "preset" in values:
         name, values = values["preset"], {k: v for k, v in values.items() if k != "preset"}
-        if name not in TRAIN_PRESETS:
+        if not isinstance(name, str) or name not in TRAIN_PRESETS:
             raise unknown(f"preset in {path}:", name, TRAIN_PRESETS)
         values = _merged(_preset(name), values)
     return config_from_dict(values, str(path))

@@ -101,6 +101,8 @@ def test_a_run_s_config_file_is_read_whole_or_in_part_in_json_and_yaml(tmp_path)
 @pytest.mark.parametrize("text, sentence", [
     ("steps: [", "is not YAML"),
     ("- 1", r"holds \[1\] where names and values"),
+    ("preset: [gpt2]", r"unknown preset in .*mine.yaml: '\['gpt2'\]'; did you mean 'gpt2'"),
+    ("preset: {a: 1}", "unknown preset in .*mine.yaml: '{'a': 1}'"),
     ("preset: gtp2", "unknown preset in .*mine.yaml: 'gtp2'; did you mean 'gpt2'"),
     ("stps: 3", "unknown field in .*mine.yaml: 'stps'; did you mean 'steps'"),
     ("steps: 0.5", "mine.yaml: steps is 0.5; it must be a whole number"),
