@@ -93,6 +93,6 @@ def _names(text: str | None) -> tuple[str, ...] | None:
 def _count(text: str | None) -> int:
     if text is None:
         return Search().compiles
-    if not text.isdigit():
+    if not text.isdecimal():
         raise UserError(f"--compiles is '{text}'; it must be a whole number of at least 1")
     return int(text)

@@ -198,7 +198,7 @@ def _tpu(name: str, chip: str, size: str) -> Target:
 
 
 def _gpu(name: str, chip: str, count: str) -> Target:
-    if not count.isdigit() or int(count) not in _GPU_COUNTS:
+    if not count.isdecimal() or int(count) not in _GPU_COUNTS:
         near = _nearest([f"{chip}x{n}" for n in _GPU_COUNTS], chip + "x", count)
         raise UserError(f"target '{name}': that number of GPUs is not planned for; the nearest are {near}")
     spec, number = _GPUS[chip], int(count)
@@ -257,7 +257,7 @@ def _with_efficiency(target: Target) -> Target:
 def _nearest(names, prefix: str, size: str) -> str:
     """Return the two or three names whose size is closest to the one asked for."""
     names = list(names)
-    wanted = int(size) if size.isdigit() else 0
+    wanted = int(size) if size.isdecimal() else 0
     names.sort(key=lambda n: abs(int(n.removeprefix(prefix)) - wanted))
     return ", ".join(sorted(names[:3], key=lambda n: int(n.removeprefix(prefix))))
 

@@ -90,9 +90,12 @@ def test_without_such_flags_numerics_stay_and_the_rest_is_searched(searches, tmp
     [
         (["--preset", "gpt2"], ["--target", "v5e-8"]),
         (["--target", "v5e-7"], ["v5e-7", "nearest"]),
+        (["--target", "v5e-²"], ["v5e-²", "nearest"]),
+        (["--target", "h100x²"], ["h100x²", "nearest"]),
         (["--target", "v5e"], ["how large the slice is"]),
         (["--target", "v5e-1", "--batch", "many"], ["--batch-size", "many"]),
         (["--target", "v5e-1", "--compiles", "few"], ["--compiles", "few"]),
+        (["--target", "v5e-1", "--compiles", "²"], ["--compiles", "²"]),
         (["--target", "v5e-1", "--precision", "fp8"], ["unknown precisions 'fp8'"]),
         (["--target", "v5e-1", "--acumulate", "2"], ["--acumulate", "did you mean '--accumulate'"]),
         (["--target", "v5e-16", "--batch", "3"], ["batch 3 cannot be spread over the 16 devices"]),
