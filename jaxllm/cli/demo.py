@@ -80,12 +80,12 @@ def counted(data: str, most_words: int) -> Lexicon:
     lexicon, left = Lexicon(), most_words
     with tqdm(total=most_words, desc="words", unit="word", delay=2, disable=None, leave=False) as bar:
         for line in _lines(data):
-            count = len(line.split())
-            if count > left:
+            words = line.split(maxsplit=left)[:left]
+            lexicon.learn(" ".join(words))
+            left -= len(words)
+            bar.update(len(words))
+            if not left:
                 break
-            lexicon.learn(line)
-            left -= count
-            bar.update(count)
     return lexicon
 
 
