@@ -11,12 +11,11 @@ from importlib import resources
 
 from jaxllm.errors import UserError
 
-# SHA-256 of the decompressed content. GPT-2's two are the ones OpenAI's files have.
+# SHA-256 of the decompressed content; GPT-2's is that of OpenAI's file.
 SHA256 = {
     "sotu.jsonl": "92671776c8cc7d60dc0cd4f6d2ca828b0b5f88e24a0affe353c4778ddb1683b1",
     "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
 }
-ENCODER_JSON_SHA256 = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"
 
 
 def read_asset(name: str) -> bytes:
@@ -69,13 +68,3 @@ def gpt2_vocabulary() -> dict[str, int]:
     """Return GPT-2's 50,257 tokens with their ids, as in its encoder.json."""
     merged = ["".join(pair) for pair in gpt2_merges()]
     return {token: i for i, token in enumerate([*byte_alphabet(), *merged, "<|endoftext|>"])}
-
-
-def gpt2_encoder_json() -> bytes:
-    """Return OpenAI's encoder.json, bit for bit; it follows from the merges.
-
-    Examples:
-      >>> hashlib.sha256(gpt2_encoder_json()).hexdigest() == ENCODER_JSON_SHA256
-      True
-    """
-    return json.dumps(gpt2_vocabulary()).encode()

@@ -6,7 +6,7 @@ of every layer, streamed over batches. Activations themselves, read or edited at
 model uses what a probe reads: `pooled_states`, `fit_ridge`, `matched_edits`, `forward_from`, in that order.
 """
 
-from jaxllm.interpret.ablation import hidden_without_head, without_head
+from jaxllm.interpret.ablation import hidden_without_head
 from jaxllm.interpret.attention_penalty import (
     RepeatedSpans,
     copying_penalty,
@@ -93,5 +93,4 @@ __all__ = [
     "uniform_first_token_mass",
     "unit_vectors",
     "usable_rows",
-    "without_head",
 ]

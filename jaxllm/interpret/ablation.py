@@ -9,26 +9,6 @@ from jaxllm import models
 from jaxllm.interpret.edits import check_place
 
 
-def without_head(params: dict, layer: int, head: int) -> dict:
-    """Return parameters whose head adds nothing to the residual stream; everything after it reacts.
-
-    They are ordinary parameters: score, generate or evaluate them as any others.
-
-    Args:
-      params: of a decoder, layers stacked.
-      layer: from 0.
-      head: from 0.
-
-    Raises:
-      UserError: no such layer or head.
-    """
-    out_LHKD = params["layers"]["attn"]["out"]
-    check_place("layer", layer, out_LHKD.shape[0])
-    check_place("head", head, out_LHKD.shape[1])
-    attn = params["layers"]["attn"] | {"out": out_LHKD.at[layer, head].set(0)}
-    return params | {"layers": params["layers"] | {"attn": attn}}
-
-
 def hidden_without_head(
     config: models.ModelConfig,
     params: dict,

@@ -35,7 +35,7 @@ from jaxllm.models.loss import hidden_loss, loss, token_log_probs
 from jaxllm.models.low_rank import LowRank
 from jaxllm.models.mamba import MambaConfig
 from jaxllm.models.parameters import axes, check_params, init, shapes
-from jaxllm.models.pooling import first_pool, mean_pool
+from jaxllm.models.pooling import mean_pool
 from jaxllm.models.presets import PRESETS, get_preset
 from jaxllm.models.sites import SITES, Sites
 from jaxllm.models.striped import MAMBAFORMER, StripedConfig
@@ -71,7 +71,6 @@ __all__ = [
     "draw_token",
     "empty_cache",
     "encode",
-    "first_pool",
     "for_decoding",
     "fork_cache",
     "get_preset",

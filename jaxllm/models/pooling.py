@@ -18,8 +18,3 @@ def mean_pool(hidden_BTD: jax.Array, mask_BT: jax.Array) -> jax.Array:
     weights_BT1 = mask_BT.astype(jnp.float32)[..., None]
     total_BD = jnp.sum(hidden_BTD.astype(jnp.float32) * weights_BT1, axis=1)
     return total_BD / jnp.maximum(jnp.sum(weights_BT1, axis=1), 1.0)
-
-
-def first_pool(hidden_BTD: jax.Array) -> jax.Array:
-    """Return each text's first hidden state, BERT's [CLS], float32 [B, D]."""
-    return hidden_BTD[:, 0].astype(jnp.float32)

@@ -78,7 +78,7 @@ def test_gpt2_gives_the_ids_of_tiktoken_on_random_unicode():
 @pytest.mark.torch
 def test_gpt2_gives_the_ids_of_transformers_on_random_unicode(tmp_path):
     transformers = pytest.importorskip("transformers")
-    (tmp_path / "vocab.json").write_bytes(embedded.gpt2_encoder_json())
+    (tmp_path / "vocab.json").write_text(json.dumps(embedded.gpt2_vocabulary()))
     (tmp_path / "merges.txt").write_bytes(embedded.read_asset("vocab.bpe"))
     theirs = transformers.GPT2Tokenizer.from_pretrained(tmp_path)
     strings = random_strings(10_000)

@@ -16,6 +16,7 @@ from experiments.phase_transition_text import ARMS, PRESETS
 from jaxllm import data, interpret, models, score, targets
 from jaxllm.errors import UserError
 from jaxllm.train import RunConfig, prepare
+from tests.interpret.test_ablation import without_head
 from tests.models.random_params import random_params
 
 needs_data = pytest.mark.skipif(
@@ -52,7 +53,7 @@ def test_a_head_of_the_last_layer_is_missed_alike_in_both_ways():
         return score.word_surprisals(config, params, tokenizer, texts, trunk=cut)[0]
 
     def without(layer):
-        cut = interpret.without_head(params, layer, 1)
+        cut = without_head(params, layer, 1)
         return score.word_surprisals(config, cut, tokenizer, texts, trunk=models.trunk)[0]
 
     np.testing.assert_allclose(surprisals(0, False), without(0), rtol=1e-4)

@@ -158,7 +158,6 @@ def test_padding_changes_nothing_and_every_token_sees_every_other():
     assert np.array_equal(moved[1, :9], hidden[1, :9])
     pooled = models.mean_pool(hidden, jnp.asarray(mask))
     np.testing.assert_allclose(pooled[1], np.asarray(hidden)[1, :9].mean(0), atol=1e-6)
-    np.testing.assert_array_equal(models.first_pool(hidden), hidden[:, 0])
 
 
 def test_the_loss_of_a_masked_head_is_that_of_its_logits():
