@@ -21,7 +21,7 @@ from jaxllm.config import Config, Count, CountOrZero, UserPath
 from jaxllm.data.examples import MESSAGES, TEXT, no_template
 from jaxllm.errors import UserError, unknown
 from jaxllm.report import markdown_table
-from jaxllm.text.load import load_model_and_tokenizer
+from jaxllm.text.load import load_model_and_tokenizer, with_dtype
 
 _DESCRIPTION = """Score a model on text, or on tasks of EleutherAI's lm-evaluation-harness.
 
@@ -47,7 +47,7 @@ class EvaluateConfig(Config):
     num_fewshot: CountOrZero | None = None  # examples before each question; the task's number if not given
     limit: Count | None = None  # questions of each task
     include_path: UserPath | None = None  # folder with task files of your own
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of a pretrained model's numbers
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None  # None: a run's own, or float32
     checkpoint: Literal["latest", "best"] = "latest"  # of a training run
     out: UserPath | None = None  # also write every figure there, as JSON
 
@@ -77,7 +77,10 @@ def main(argv: Sequence[str]) -> None:
             if not documents:
                 raise UserError(f"the data '{config.data}' is empty: it holds only blank text; add some")
     compilation_cache.enable()
-    model = load_model_and_tokenizer(config.model, config.checkpoint, config.dtype, config.adapter)
+    found = load_model_and_tokenizer(
+        config.model, config.checkpoint, config.dtype or "float32", config.adapter
+    )
+    model = with_dtype(*found, config.dtype)
     if config.tasks is not None:
         figures = _run_tasks(config, tasks, *model)
     elif kind == TEXT:

@@ -41,6 +41,8 @@ class LabelCommand(Config):
         super().__post_init__()
         if bool(self.text) == (self.data is not None):
             raise UserError("give --text TEXT or --data FILE: one of the two says what to label")
+        if self.data is None:
+            self.refuse_set(("text_column", "label_column"), "--data")
 
 
 def main(argv: Sequence[str]) -> None:

@@ -7,6 +7,7 @@ import pytest
 from jaxllm import data, models, score
 from jaxllm.cli import evaluate, lm_eval
 from jaxllm.errors import UserError
+from jaxllm.text.load import with_dtype
 from tests.models.random_params import random_params
 
 
@@ -70,6 +71,17 @@ def test_the_table_holds_each_document_and_their_sum(tiny, tmp_path, capsys):
     assert [one["tokens"] for one in written["documents"]] == [one.tokens for one in expected]
     assert "first \\| text" in printed
     assert f"| all 2 documents | {total.tokens} | {total.loss:.4f} |" in printed
+
+
+def test_a_run_is_scored_in_the_type_that_is_asked_for(tiny, tmp_path):
+    """As generate draws from it; without --dtype in its own."""
+    (tmp_path / "a.txt").write_text("a text of some letters")
+    low = with_dtype(*tiny, "bfloat16")
+    for flags, model in (([], tiny), (["--dtype", "bfloat16"], low)):
+        evaluate.main(["run", "--data", str(tmp_path / "a.txt"), "--out", str(tmp_path / "out.json"), *flags])
+        [one] = score.score_texts(*model, ["a text of some letters"])
+        written = json.loads((tmp_path / "out.json").read_text())
+        assert written["total"]["log_prob"] == pytest.approx(one.log_prob, abs=1e-6)
 
 
 def test_a_single_document_is_all_there_is(tiny, tmp_path, capsys):

@@ -54,3 +54,6 @@ def test_what_is_missing_is_told(tmp_path):
         train_labels.main(["--start", str(tmp_path)])
     with pytest.raises(UserError, match="give --text TEXT or --data FILE"):
         label.main([str(tmp_path)])
+    for name in ("text_column", "label_column"):
+        with pytest.raises(UserError, match=f"^{name} is 'a', and is of --data; leave it out"):
+            label.main([str(tmp_path), "--text", "a text", f"--{name.replace('_', '-')}", "a"])
