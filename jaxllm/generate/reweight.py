@@ -7,7 +7,6 @@ p excludes (log p = -inf) stays excluded. `combine_models` puts a step into deco
 `score.score_combined_choices` take it too: all three see the same p~.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -35,11 +34,11 @@ def suppression(strength: Any = 50.0, floor: Any = 0.01, temperature: Any = 1.0)
     The defaults are those of Self-Debias' code.
 
     Raises:
-      UserError: a strength below 0, a floor outside 0 to 1, a temperature that is not positive.
+      UserError: a strength outside 0 to 1e6, a floor outside 0 to 1, a temperature outside 1e-6 to 1e6.
     """
-    _check("strength", strength, 0, math.inf)
+    _check("strength", strength, 0, 1e6)
     _check("floor", floor, 0, 1)
-    _check("temperature", temperature, 1e-6, math.inf)
+    _check("temperature", temperature, 1e-6, 1e6)
     return Suppression(*(np.asarray(x, np.float32) for x in (strength, floor, temperature)))
 
 
@@ -47,8 +46,7 @@ def _check(name: str, values: Any, least: float, most: float) -> None:
     values = np.asarray(values, np.float64)
     wrong = values[~((values >= least) & (values <= most))]
     if wrong.size:
-        upper = f" to {most:g}" if math.isfinite(most) else " at least"
-        raise UserError(f"{name} is {wrong[0]:g}; it must be {least:g}{upper}")
+        raise UserError(f"{name} is {wrong[0]:g}; it must be {least:g} to {most:g}")
 
 
 def _log_exponential(delta, strength, floor):

@@ -144,6 +144,8 @@ def test_values_that_mean_nothing_are_refused():
         (lambda: suppression(floor=1.5), "floor is 1.5; it must be 0 to 1"),
         (lambda: suppression(temperature=[1.0, 0.0]), "temperature is 0"),
         (lambda: suppression(float("nan")), "strength is nan"),
+        (lambda: suppression(float("inf")), r"strength is inf; it must be 0 to 1e\+06"),
+        (lambda: suppression(temperature=float("inf")), "temperature is inf"),
         (lambda: steer(jnp.zeros((1, 2)), jnp.zeros((3, 1, 2)), 1.0), "3 distributions to steer by"),
     ]:
         with pytest.raises(UserError, match=message):
