@@ -19,7 +19,8 @@ class StatefulProcessor(NamedTuple):
     """A processor that remembers something, or has arrays of its own; see `jaxllm.generate.stateful`.
 
     Weights and states are arguments of the compiled program, so that others of the same shapes do not compile
-    it anew. `update` is a part of it: pass the same function object each time, or one that compares equal.
+    it anew. `update` is a part of it, and of a beam search `select` too: pass the same function objects each
+    time, or some that compare equal.
 
     Examples:
       >>> def update(logits_BV, tokens_BS, seen_BS, weights, state):  # forbids a token at every second draw

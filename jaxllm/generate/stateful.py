@@ -25,7 +25,11 @@ def scale_each_row(temperatures: Sequence[float]) -> StatefulProcessor:
             raise UserError(f"{given} temperatures for {rows} rows; give one a row")
         return jnp.asarray(temperatures_B)
 
-    return StatefulProcessor(None, init, _divide, lambda state_B, rows: state_B[rows])
+    return StatefulProcessor(None, init, _divide, _rows_of_temperatures)
+
+
+def _rows_of_temperatures(temperature_B, rows):
+    return temperature_B[rows]
 
 
 def _divide(logits_BV, tokens_BS, seen_BS, weights, temperature_B):
@@ -63,10 +67,11 @@ def follow_automaton(next_XV: np.ndarray, start: int = 0) -> StatefulProcessor:
     def init(prompts):
         return jnp.full(len(prompts.rows_B), start, jnp.int32), jnp.array(True)
 
-    def select(state, rows):
-        return state[0][rows], state[1]
+    return StatefulProcessor(jnp.asarray(next_XV, jnp.int32), init, _follow, _rows_of_states)
 
-    return StatefulProcessor(jnp.asarray(next_XV, jnp.int32), init, _follow, select)
+
+def _rows_of_states(state, rows):
+    return state[0][rows], state[1]
 
 
 def _follow(logits_BV, tokens_BS, seen_BS, next_XV, state):

@@ -13,12 +13,14 @@ from jaxllm.generate import (
     Decoder,
     SamplingConfig,
     StatefulProcessor,
+    beam_search,
     combine_models,
     follow_automaton,
     generate,
     scale_each_row,
     stream,
 )
+from jaxllm.generate.beam import _search
 from jaxllm.generate.draw import draw
 from tests.models.random_params import random_params
 
@@ -129,6 +131,20 @@ def test_other_temperatures_do_not_compile_again():
     assert draw._cache_size() == before
     greedy = generate(*decoder(CONFIG), PROMPTS, sampling=GREEDY, **OPTIONS)
     assert cold.tokens[0] == greedy.tokens[0] and cold.tokens[1] != greedy.tokens[1]
+
+
+def test_other_temperatures_and_tables_do_not_compile_beams_again():
+    def run(temperature, token):
+        table = np.full((1, 256), -1)
+        table[0, [token, 8]] = 0
+        several = [scale_each_row([temperature]), follow_automaton(table)]
+        [beams] = beam_search(*decoder(CONFIG), [[5, 9]], beams=2, max_new_tokens=2, processors=several)
+        return {token for beam in beams for token in beam.tokens} - {8}
+
+    assert run(1.0, 7) == {7}
+    before = _search._cache_size()
+    assert run(0.5, 9) == {9}
+    assert _search._cache_size() == before
 
 
 def test_an_automaton_is_followed():
