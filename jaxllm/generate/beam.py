@@ -72,7 +72,7 @@ def beam_search(
     if any(processor.select is None for processor in processors):
         raise UserError("a processor has no `select`, and beams reorder rows; give it one")
     decoder = Decoder(config, params)
-    packed = Prompts.pack(prompts, config.most_cached, max_new_tokens, config.start_id)
+    packed = Prompts.pack(prompts, config.most_cached, max_new_tokens, max_new_tokens, config.start_id)
     # One row of the cache a prompt, copied for each beam: beams change places at every token.
     packed = packed._replace(
         tokens_PT=packed.tokens_PT[packed.rows_B],

@@ -75,11 +75,11 @@ def _read_along(one: Beside, prompts):
             "or decoders alone"
         )
     prompts = prompts.without_last().after(one.prefixes)
-    longest = prompts.mask_PT.sum(axis=1).max() + prompts.room
+    longest = prompts.mask_PT.sum(axis=1).max() + prompts.new  # the last is drawn and read by nobody
     if longest > config.most_cached:
         raise UserError(
-            f"the second model's context holds {config.most_cached} tokens, not the {longest} of a "
-            "prompt and what is drawn; shorten the prompt or max_new_tokens"
+            f"the second model's context holds {config.most_cached} tokens, not the {longest} of a prompt "
+            "and all but the last that is drawn; shorten the prompt or max_new_tokens"
         )
     try:
         models.check_ids(prompts.tokens_PT, config.known_vocab_size, "a prompt's ids")

@@ -120,11 +120,10 @@ class Stream(Iterator[Drawn]):
         context, calls = decoder.config.most_cached, -(-max_new_tokens // count)
         start_id = decoder.config.start_id
         longest = min(max(map(len, prompts)), context) if start_id is None else 1
-        # A token is drawn after at most `context` others. A call that would draw past that reads windows.
-        cached = min(calls, (context + 1 - longest) // count)
-        if context + 1 - longest >= max_new_tokens:
-            cached = calls
-        packed = Prompts.pack(prompts, context, calls * count, start_id)
+        # A token is drawn after at most `context` others, and the next call's first after all of this one's:
+        # calls that go past that read windows, unless it is beyond what is asked for.
+        cached = calls if longest + max_new_tokens <= context + 1 else (context - longest) // count
+        packed = Prompts.pack(prompts, context, max_new_tokens, calls * count, start_id)
         self._states = tuple(processor.init(packed) for processor in processors)
         hidden_BD, cache = packed._replace(room=cached * count).read(decoder)
         free = ((0, 0), (0, calls * count))

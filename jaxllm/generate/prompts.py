@@ -20,25 +20,26 @@ class Prompts(NamedTuple):
     tokens_PT: np.ndarray  # int32, padded on the left
     mask_PT: np.ndarray  # False at padding
     rows_B: np.ndarray  # which of them each row continues
-    room: int  # how many tokens each row may take, those that nobody will see included
+    new: int  # how many tokens each row draws at most
+    room: int  # how many it may take, those that nobody will see included
     start_id: int | None = None  # what an answer to a source begins with; None: prompts are continued
 
     @classmethod
     def pack(
-        cls, prompts: Sequence[Sequence[int]], context: int, room: int, start_id: int | None = None
+        cls, prompts: Sequence[Sequence[int]], context: int, new: int, room: int, start_id: int | None = None
     ) -> "Prompts":
         """Return prompts of any lengths as arrays: the last `context` tokens of each.
 
         Equal prompts are one where each is there equally often; otherwise every mixture of repeats would be a
         program of its own.
         """
-        several = [tuple(prompt[-context:]) for prompt in prompts]
+        several = [tuple(np.asarray(prompt[-context:]).tolist()) for prompt in prompts]
         number = {prompt: place for place, prompt in enumerate(dict.fromkeys(several))}
         rows_B = np.array([number[prompt] for prompt in several])
         if len(set(np.bincount(rows_B).tolist())) > 1:
             number, rows_B = several, np.arange(len(several))
         padded = min(-(-max(map(len, several)) // _BUCKET) * _BUCKET, context)
-        return cls(*_padded(list(number), padded), rows_B, room, start_id)
+        return cls(*_padded(list(number), padded), rows_B, new, room, start_id)
 
     def read(self, decoder: Decoder) -> tuple[Any, dict]:
         """Return (the last tokens' hidden states [B, D], a cache); rows that continue one prompt share it."""
@@ -81,7 +82,7 @@ class Prompts(NamedTuple):
         tokens_PT, mask_PT = _padded(rows, padded)
         P = len(self.tokens_PT)
         rows_B = np.concatenate([self.rows_B + number * P for number in range(len(prefixes))])
-        return Prompts(tokens_PT, mask_PT, rows_B, self.room, self.start_id)
+        return self._replace(tokens_PT=tokens_PT, mask_PT=mask_PT, rows_B=rows_B)
 
 
 @partial(jax.jit, static_argnames=("config", "slots"))

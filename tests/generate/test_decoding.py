@@ -59,23 +59,26 @@ def test_past_the_context_each_token_is_drawn_from_the_last_window(preset):
     """As nanoGPT does: positions begin anew with every window, of learned and of rotary models."""
     config = models.get_preset(preset, vocab_size=256, context_length=12)
     params = jax.tree.map(lambda x: x * 3, models.init(config, jax.random.key(1)))
-    prompts = [[5, 9, 200], list(range(40, 51)), list(range(30)), [17]]  # the third is longer than the context
-    apply = jax.jit(lambda tokens, last: models.apply(config, params, tokens)[0, last])
-    expected = []
+    prompts = [[5, 9, 200], list(range(40, 51)), list(range(30)), [17]]  # one is longer than the context
+    apply = jax.jit(lambda tokens, last: jax.nn.log_softmax(models.apply(config, params, tokens)[0, last]))
+    expected, log_probs = [], []
     for prompt in prompts:
         ids = list(prompt)
+        log_probs.append([])
         for _ in range(18):
             window = ids[-12:]  # padded on the right, which a causal model does not see
-            logits = apply(jnp.array([window + [0] * (12 - len(window))]), len(window) - 1)
-            ids.append(int(jnp.argmax(logits)))
+            log_probs_V = apply(jnp.array([window + [0] * (12 - len(window))]), len(window) - 1)
+            ids.append(int(jnp.argmax(log_probs_V)))
+            log_probs[-1].append(jnp.max(log_probs_V))
         expected.append(ids[len(prompt) :])
-    # With cached calls first, and without; whole calls after one token would fill the context and one more.
+    # With cached calls first, and without; after one token, whole calls fill the context and one more.
     for rows in ([0], [0, 1, 2], [3]):
         drawn = generate(
             config, params, [prompts[row] for row in rows], max_new_tokens=18, sampling=GREEDY,
             tokens_per_call=4,
         )  # fmt: skip
         assert drawn.tokens == [expected[row] for row in rows]
+        np.testing.assert_allclose(drawn.log_probs, [log_probs[row] for row in rows], atol=2e-4)
 
 
 def test_any_of_several_ids_ends_a_row():
@@ -175,6 +178,17 @@ def test_one_string_is_one_prompt():
     assert [texts for texts in stream_text(config, params, Letters, "ab", **options)][-1] == [expected]
     with pytest.raises(UserError, match="a list of prompts"):
         generate_text(config, params, Letters, [97, 98], **options)
+
+
+def test_ids_may_be_arrays_as_the_tokenizer_returns_them():
+    config, params = make("gpt2-nano")
+    options = dict(max_new_tokens=3, sampling=GREEDY)
+    expected = generate(config, params, [[97, 98], [99, 100]], **options).tokens
+    ids = jnp.array([[97, 98], [99, 100]])
+    for prompts in (ids, list(ids), np.asarray(ids)):
+        assert generate(config, params, prompts, **options).tokens == expected
+        texts = generate_text(config, params, Letters, prompts, **options)
+        assert texts == [Letters.decode(row) for row in expected]
 
 
 def test_stop_strings_end_a_row_before_them_wherever_calls_are_cut():

@@ -39,7 +39,7 @@ def decoder(config, scale=0.3):
 
 def last_logits(config, ids, scale=0.3):
     """Return float64 logits after some ids, by one full forward pass."""
-    padded = np.zeros((1, 64), int)  # of one length, so that one program serves all
+    padded = np.zeros((1, min(64, config.context_length)), int)  # of one length: one program serves all
     padded[0, : len(ids)] = ids
     return np.float64(APPLY(config, random_params(config, scale), padded)[0, len(ids) - 1])
 
@@ -71,6 +71,18 @@ def test_two_models_draw_what_a_loop_over_both_draws(prompts):
             ids.append(token)
     alone = generate(*decoder(CONFIG), prompts, sampling=GREEDY, **OPTIONS)
     assert alone.tokens != drawn.tokens
+
+
+def test_a_second_model_reads_up_to_the_end_of_its_context():
+    small = models.get_preset("gpt2-nano", vocab_size=256, context_length=12)
+    ids, processors = list(PROMPTS[0]), [combine_models(decoder(small), contrast)]
+    options = dict(sampling=GREEDY, processors=processors)
+    drawn = generate(*decoder(CONFIG), PROMPTS[:1], max_new_tokens=10, **options)  # 12 before the last
+    for token in drawn.tokens[0]:
+        assert token == np.argmax(1.5 * last_logits(CONFIG, ids) - 0.5 * last_logits(small, ids))
+        ids.append(token)
+    with pytest.raises(UserError, match="holds 12 tokens, not the 13"):
+        generate(*decoder(CONFIG), PROMPTS[:1], max_new_tokens=11, **options)
 
 
 def test_weights_of_a_second_model_are_arguments_and_others_do_not_compile_again():
