@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Iterable, Iterator, Sequence
 
 import jax
+import numpy as np
 
 from jaxllm import models
 from jaxllm.data.tokenizer import encode_prompt, encode_source, stop_ids
@@ -20,7 +21,7 @@ def generate_text(
     *,
     max_new_tokens: int = 128,
     sampling: SamplingConfig = SamplingConfig(),
-    stop: Sequence[str] = (),
+    stop: str | Sequence[str] = (),
     processors: Sequence[Processor | StatefulProcessor] = (),
     key: jax.Array | None = None,
     tokens_per_call: int = 16,
@@ -55,7 +56,7 @@ def stream_text(
     *,
     max_new_tokens: int = 128,
     sampling: SamplingConfig = SamplingConfig(),
-    stop: Sequence[str] = (),
+    stop: str | Sequence[str] = (),
     processors: Sequence[Processor | StatefulProcessor] = (),
     key: jax.Array | None = None,
     tokens_per_call: int = 16,
@@ -73,7 +74,7 @@ def stream_text(
       prompts: one text, or several; or lists of token ids, which are read as they are.
       max_new_tokens: how many to draw for each at most.
       sampling: how to draw.
-      stop: a continuation ends before the first of these texts.
+      stop: a continuation ends before this text, or the first of several.
       processors: of logits; see `stream`.
       key: typed random key; None is `jax.random.key(0)`.
       tokens_per_call: drawn on the device before the host looks at them.
@@ -83,11 +84,12 @@ def stream_text(
     """
     if isinstance(prompts, str):
         prompts = [prompts]
+    stop = _words(stop)
     if not all(stop):
         raise UserError("a stop string is empty; give the text to stop before")
     answers = config.start_id is not None  # to sources, which end, and whose text is not gone on with
     encode = encode_source if answers else encode_prompt
-    ids = [encode(tokenizer, one) if isinstance(one, str) else one for one in prompts]
+    ids = [encode(tokenizer, one) if isinstance(one, str) else np.asarray(one).tolist() for one in prompts]
     ends = stop_ids(tokenizer)
     rows: list[list[int]] = [[] for _ in prompts]
     texts, done = [""] * len(prompts), [False] * len(prompts)
@@ -102,7 +104,7 @@ def stream_text(
             kept = list(itertools.takewhile(lambda token: token not in ends, new))
             done[place] = len(kept) < len(new)
             rows[place] += kept
-            before = ids[place] if prompts[place] and not answers else []
+            before = ids[place] if len(prompts[place]) and not answers else []
             text = _continuation(tokenizer, before, rows[place])
             cuts = [text.index(word) for word in stop if word in text]
             if cuts:
@@ -112,7 +114,7 @@ def stream_text(
         pieces.cancel([place for place, ended in enumerate(done) if ended])
 
 
-def settled(texts: Iterable[str], stop: Sequence[str] = ()) -> Iterator[str]:
+def settled(texts: Iterable[str], stop: str | Sequence[str] = ()) -> Iterator[str]:
     """Yield what a growing text adds, each character once.
 
     What may still become another character, U+FFFD at the end, or the start of a stop string waits.
@@ -123,7 +125,7 @@ def settled(texts: Iterable[str], stop: Sequence[str] = ()) -> Iterator[str]:
       >>> list(settled(["one", "one.", "one. E", "one. End"], stop=["END", ". Eve"]))
       ['one', '. End']
     """
-    shown = text = ""
+    shown, text, stop = "", "", _words(stop)
     for text in texts:
         certain = text.rstrip("\ufffd")  # a character's bytes so far: one for each of up to three
         begun = (n for word in stop for n in range(1, len(word)) if certain.endswith(word[:n]))
@@ -133,6 +135,10 @@ def settled(texts: Iterable[str], stop: Sequence[str] = ()) -> Iterator[str]:
             shown = certain
     if len(text) > len(shown):
         yield text[len(shown) :]
+
+
+def _words(stop: str | Sequence[str]) -> list[str]:
+    return [stop] if isinstance(stop, str) else list(stop)
 
 
 def _continuation(tokenizer, prompt: list[int], ids: list[int]) -> str:

@@ -11,6 +11,7 @@ from jaxllm import models
 from jaxllm.errors import UserError
 from jaxllm.generate import SamplingConfig, generate, generate_text, stream, stream_text
 from jaxllm.generate.draw import draw
+from jaxllm.generate.text import settled
 
 GREEDY = SamplingConfig(temperature=0)
 PROMPTS = [[5, 9, 200], [17], list(range(40))]  # shorter and longer than one bucket
@@ -202,6 +203,11 @@ def test_stop_strings_end_a_row_before_them_wherever_calls_are_cut():
             tokens_per_call=tokens_per_call,
         )  # fmt: skip
         assert ended == [text.split(stop)[0] for text in free]
+    alone = generate_text(config, params, Letters, ["ab", "cd"], stop=stop, **options)  # not its letters
+    assert alone == [text.split(stop)[0] for text in free]
+    assert "".join(settled(["on", "one", "one."], stop="end")) == "one."
+    with pytest.raises(UserError, match="stop string is empty"):
+        generate_text(config, params, Letters, "ab", stop="", **options)
 
 
 def test_streamed_text_grows_and_ends_as_the_whole():
