@@ -203,17 +203,26 @@ def _for_decoding(config: HybridConfig, params: dict) -> dict:
         str(index): for_decoding(part, params["parts"][str(index)]) for index, part in enumerate(config.parts)
     }
     params = params | {"parts": parts}
-    if is_apart(params) and "mixed" not in params and len(config.running[0]) > 1:
-        params |= {"mixed": {"tokens": head_weights(config, params)[0]}}  # else mixed at every token
+    heads, name = params["mixture"].get("heads", {}), _head_name(config)
+    if is_apart(params) and name not in heads and len(config.running[0]) > 1:  # else mixed at every token
+        heads = heads | {name: head_weights(config, params)[0]}
+        # Beside the logits that it is of: another mixture, which takes their place, does not find it.
+        params |= {"mixture": params["mixture"] | {"heads": heads}}
     return params
+
+
+def _head_name(config) -> str:
+    """Name a mixed head by what else it is of: the parts that block 0 runs."""
+    return ",".join(map(str, config.running[0]))
 
 
 @head_weights.register
 def mixed_head(config: HybridConfig, params: dict) -> tuple[jax.Array, AxisNames]:
     """Return the head W = sum_m alpha_m E_m [V, D], of block 0's weights; of the only one that part's own."""
     names = AxisNames(("vocab", "embed"), ("embed",))
-    if "mixed" in params:
-        return params["mixed"]["tokens"], names
+    laid_out = params["mixture"].get("heads", {}).get(_head_name(config))
+    if laid_out is not None:
+        return laid_out, names
     if len(config.running[0]) == 1 and not config.has_new_table(config.running[0][0]):
         [part] = config.running[0]
         return head_weights(config.parts[part], params["parts"][str(part)])

@@ -86,14 +86,14 @@ def with_mixture(params: dict, alphas: Any) -> dict:
         )
     with np.errstate(divide="ignore"):
         new = jnp.asarray(np.log(alphas_NK), logits.dtype)
-    return params | {"mixture": params["mixture"] | {"logits": new}}
+    return params | {"mixture": {"logits": new}}
 
 
 def pruned(config: HybridConfig, params: dict, least: float) -> tuple[HybridConfig, dict]:
     """Return the hybrid without what hardly counts: its blocks run parts of weight `least` or more alone.
 
     The weights that stay are divided by their sum. A part that no block runs is left out altogether, as are
-    projectors where no block mixes.
+    projectors where no block mixes; but not part 0 of tables="first", nor, with projectors, the widest part.
 
     Args:
       least: at most 1 / K keeps a part in each block; the heaviest one always stays.
@@ -103,15 +103,20 @@ def pruned(config: HybridConfig, params: dict, least: float) -> tuple[HybridConf
     for block, names in enumerate(config.running):
         heaviest = max(names, key=lambda part: alphas_NK[block, part])  # noqa: B023
         running.append([part for part in names if alphas_NK[block, part] >= least or part == heaviest])
-    kept = sorted({part for names in running for part in names})
-    if 0 not in kept and config.tables == "first":
-        kept = [0, *kept]  # whose table says the vocabulary
+    projector = config.projector if any(len(names) > 1 for names in running) else "none"
+    kept = {part for names in running for part in names}
+    if config.tables == "first":
+        kept.add(0)  # whose table says the vocabulary
+    widths = [part.embed_dim for part in config.parts]
+    if projector != "none" and all(widths[part] < config.embed_dim for part in kept):
+        kept.add(widths.index(config.embed_dim))  # the common stream's, which the projectors are of
+    kept = sorted(kept)
     place = {part: index for index, part in enumerate(kept)}
     config = dataclasses.replace(
         config,
         parts=tuple(config.parts[part] for part in kept),
         running=tuple(tuple(place[part] for part in names) for names in running),
-        projector=config.projector if any(len(names) > 1 for names in running) else "none",
+        projector=projector,
     )
     logits = params["mixture"]["logits"][:, np.array(kept)]
     params = params | {"mixture": {"logits": logits}, "parts": _kept(params["parts"], place)}

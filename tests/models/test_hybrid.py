@@ -25,6 +25,7 @@ LLAMA = dataclasses.replace(
 )
 MAMBA = models.MambaConfig(vocab_size=V, num_layers=2, embed_dim=8, state_dim=3)
 TOKENS = np.random.default_rng(0).integers(0, V, (2, T))
+HIDDEN = np.random.default_rng(1).normal(size=(2, 12)).astype(np.float32)
 APPLY = jax.jit(models.apply, static_argnums=0)
 
 
@@ -155,6 +156,34 @@ def test_mixtures_are_read_set_and_pruned():
     assert alone.parts == (config.parts[1],) and "projectors" not in its
     np.testing.assert_allclose(APPLY(alone, its, TOKENS), APPLY(*models.component(config, params, 1), TOKENS))
     assert small.num_params < config.num_params and small.flops_per_token(8) == soft.flops_per_token(8)
+
+
+def test_the_widest_part_stays_while_a_block_mixes():
+    config, params = hybrid(GPT, LLAMA, MAMBA, blocks=2)
+    params = models.with_mixture(params, [[0, 0.5, 0.5], [0.01, 0.99, 0]])
+    small, kept = models.pruned(config, params, 0.1)
+    assert small.embed_dim == 12 and small.running == ((1, 2), (1,))
+    soft = dataclasses.replace(config, running=((1, 2), (1,)))
+    np.testing.assert_allclose(APPLY(small, kept, TOKENS), APPLY(soft, params, TOKENS), atol=1e-6)
+    alone, its = models.pruned(config, params, 0.5 + 1e-6)  # nothing mixes: the stream may be narrower
+    assert alone.parts == (config.parts[1],)
+    np.testing.assert_allclose(APPLY(alone, its, TOKENS), APPLY(*models.component(config, params, 1), TOKENS))
+
+
+def test_a_head_laid_out_for_decoding_is_of_the_mixture_at_hand():
+    config, params = hybrid(GPT, LLAMA, MAMBA, blocks=1)
+    laid = models.for_decoding(config, params)
+    again = models.for_decoding(config, laid)
+    assert all(a is b for a, b in zip(jax.tree.leaves(laid), jax.tree.leaves(again), strict=True))
+    alphas = [[0.7, 0.2, 0.1]]
+    for ours, change in (
+        (config, lambda tree: tree),
+        (config, lambda tree: models.with_mixture(tree, alphas)),
+        (config.choose((1,)), lambda tree: tree),
+        (dataclasses.replace(config, running=((0, 2),)), lambda tree: tree),
+    ):
+        expected = models.logits(ours, change(params), HIDDEN)
+        np.testing.assert_allclose(models.logits(ours, change(laid), HIDDEN), expected, atol=1e-5)
 
 
 def test_a_config_is_written_and_read():
