@@ -70,11 +70,18 @@ def test_a_partial_function_is_known_by_the_code_it_calls(monkeypatch, tmp_path)
 
 
 def test_data_that_moved_is_the_same_data(asked, tmp_path):
-    text, _, _ = asked
+    text, run, ask = asked
+    tokenizer = tmp_path / "tokenizer.json"
+    data.load_tokenizer("char", documents=["abc"]).save(tokenizer)
+    run = dataclasses.replace(run, tokenizer=str(tokenizer), valid_data=str(text))
+    assert ask(run) == 1
     moved = tmp_path / "elsewhere" / "moved.txt"
     moved.parent.mkdir()
     before = data.fingerprint(text, "bytes")
     text.rename(moved)
+    tokenizer = tokenizer.rename(tmp_path / "elsewhere" / "mine.json")
+    run = dataclasses.replace(run, data=str(moved), valid_data=str(moved), tokenizer=str(tokenizer))
+    assert ask(run) == 1
     assert data.fingerprint(moved, "bytes") == before != data.fingerprint(moved, "gpt2")
 
 
