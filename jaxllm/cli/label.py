@@ -16,6 +16,7 @@ from jaxllm.data import Labelled
 from jaxllm.data.labelled import read_rows
 from jaxllm.errors import UserError
 from jaxllm.text import Labeller
+from jaxllm.text.labeller import label_scores
 
 _DESCRIPTION = """Label texts, or the words of a text, with an encoder that was trained to.
 
@@ -55,9 +56,9 @@ def main(argv: Sequence[str]) -> None:
     labeller = Labeller.load(config.model, config.checkpoint)
     if labeller.of_words:
         texts = [text.split() if isinstance(text, str) else text for text in texts]
-    examples = None if labels is None else Labelled(texts, labels)
-    written = []
-    for text, log_probs in zip(texts, labeller.log_probs(texts), strict=True):
+    true_N = None if labels is None else labeller.true_ids(Labelled(texts, labels))
+    written, found = [], labeller.log_probs(texts)
+    for text, log_probs in zip(texts, found, strict=True):
         names = [labeller.config.labels[number] for number in np.atleast_2d(log_probs).argmax(axis=1)]
         probabilities = np.exp(np.atleast_2d(log_probs).max(axis=1))
         parts = text if labeller.of_words else [text if isinstance(text, str) else " | ".join(text)]
@@ -71,8 +72,8 @@ def main(argv: Sequence[str]) -> None:
         written.append(
             {"words" if labeller.of_words else "text": text, what: said[0], "probability": said[1]}
         )
-    if examples is not None:
-        scores = labeller.score(examples)
+    if true_N is not None:
+        scores = label_scores(found, true_N)
         print(
             f"accuracy {scores['accuracy']:.4f}, macro-F1 {scores['macro_f1']:.4f}, "
             f"loss {scores['loss']:.4f} nats a label, over {scores['labels']:,} labels"

@@ -148,17 +148,30 @@ class Labeller:
         Raises:
           UserError: labels that the model does not have, or of another kind.
         """
+        true_N = self.true_ids(examples)
+        return label_scores(self.log_probs(examples.texts), true_N)
+
+    def true_ids(self, examples: Labelled) -> np.ndarray:
+        """Return the labels of examples as places in `config.labels`, [N], those of words one after another.
+
+        Raises:
+          UserError: labels that the model does not have, or of another kind.
+        """
         if examples.of_words != self.of_words:
             kinds = ("texts", "words")
             raise UserError(
                 f"the examples have labels of {kinds[examples.of_words]}, and the model says those of "
                 f"{kinds[self.of_words]}; give others"
             )
-        true_N = np.concatenate([np.atleast_1d(own) for own in examples.ids(self.config.labels)])
-        log_probs_NC = np.concatenate([np.atleast_2d(one) for one in self.log_probs(examples.texts)])
-        loss = -float(np.mean(log_probs_NC[np.arange(len(true_N)), true_N], dtype=np.float64))
-        scores = dict(accuracy=accuracy(log_probs_NC, true_N), macro_f1=macro_f1(log_probs_NC, true_N))
-        return {"loss": loss, **scores, "labels": len(true_N)}
+        return np.concatenate([np.atleast_1d(own) for own in examples.ids(self.config.labels)])
+
+
+def label_scores(log_probs: Sequence[np.ndarray], true_N: np.ndarray) -> dict[str, float]:
+    """Return what `Labeller.score` does of what `log_probs` and `true_ids` gave."""
+    log_probs_NC = np.concatenate([np.atleast_2d(one) for one in log_probs])
+    loss = -float(np.mean(log_probs_NC[np.arange(len(true_N)), true_N], dtype=np.float64))
+    scores = dict(accuracy=accuracy(log_probs_NC, true_N), macro_f1=macro_f1(log_probs_NC, true_N))
+    return {"loss": loss, **scores, "labels": len(true_N)}
 
 
 @partial(jax.jit, static_argnames="config")

@@ -49,6 +49,30 @@ def test_from_a_file_of_rows_to_labels_and_a_folder_for_transformers(tmp_path, c
     assert theirs["task_type"] == "SEQ_CLS" and theirs["modules_to_save"] == ["bert.pooler", "classifier"]
 
 
+def test_labels_are_checked_before_texts_are_read_and_texts_are_read_once(tmp_path, capsys, monkeypatch):
+    tokenizer, calls = word_pieces(tmp_path / "tokenizer"), []
+    model = models.get_preset("bert-nano", vocab_size=18, context_length=24, num_layers=1, embed_dim=32,
+                              head="text_labels", labels=("neg", "pos"))  # fmt: skip
+    labeller, rows = Labeller(model, models.init(model, jax.random.key(0)), tokenizer), texts(6)
+    scores, found = labeller.score(rows), labeller.log_probs(rows.texts)
+    monkeypatch.setattr(label.Labeller, "load", lambda *_: labeller)
+    monkeypatch.setattr(labeller, "log_probs", lambda asked: calls.append(asked) or found)
+
+    def said(labels):
+        lines = [json.dumps(dict(text=text, label=own)) for text, own in zip(rows.texts, labels, strict=True)]
+        (tmp_path / "rows.jsonl").write_text("\n".join(lines))
+        label.main(["run", "--data", str(tmp_path / "rows.jsonl"), "--out", str(tmp_path / "said.jsonl")])
+        return capsys.readouterr().out.splitlines()[-1]
+
+    with pytest.raises(UserError, match="unknown label 'positive'"):
+        said([*rows.labels[:-1], "positive"])
+    assert not calls
+    line = said(rows.labels)
+    assert f"macro-F1 {scores['macro_f1']:.4f}, loss {scores['loss']:.4f} nats" in line
+    assert calls == [rows.texts]
+    assert len((tmp_path / "said.jsonl").read_text().splitlines()) == 6
+
+
 def test_what_is_missing_is_told(tmp_path):
     with pytest.raises(UserError, match="give --data FILE, with a text and a label"):
         train_labels.main(["--start", str(tmp_path)])
