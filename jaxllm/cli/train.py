@@ -18,7 +18,7 @@ from jaxllm.models.presets import derived_fields
 from jaxllm.text import TrainConfig, train
 from jaxllm.text.config_file import read_config
 from jaxllm.text.load import has_tokenizer
-from jaxllm.text.prepare import OURS
+from jaxllm.text.own_fields import OURS
 from jaxllm.text.presets import TRAIN_PRESETS
 from jaxllm.text.samples import prompt_text
 from jaxllm.train.checkpoint import Checkpoints
@@ -73,13 +73,22 @@ def parse_config(argv: Sequence[str], *, prog: str, description: str, listed=is_
     return config
 
 
-def _check_left_to_start(argv: Sequence[str], start: str) -> None:
-    """Refuse flags of what the model in `start` decides, which would change nothing."""
+def check_left_to_start(argv: Sequence[str], start: str, own: Sequence[str] = OURS) -> None:
+    """Refuse flags of what the model in `start` decides, which would change nothing.
+
+    Args:
+      argv: the command line.
+      start: where the model is.
+      own: the model's fields that are the run's.
+
+    Raises:
+      UserError: names one.
+    """
     flags = {word.partition("=")[0].replace("_", "-") for word in argv if word.startswith("--")}
     decided = {flag for flag in flags if flag == "--preset" or flag.startswith("--model.")}
     if "--tokenizer" in flags and has_tokenizer(start):
         decided |= {"--tokenizer"}
-    for flag in sorted(decided - {f"--model.{name.replace('_', '-')}" for name in OURS}):
+    for flag in sorted(decided - {f"--model.{name.replace('_', '-')}" for name in own}):
         what = "tokenizer" if flag == "--tokenizer" else "model"
         raise UserError(
             f"{flag} changes nothing, since --start '{start}' decides the {what}; leave out one of the two"
@@ -90,7 +99,7 @@ def main(argv: Sequence[str]) -> None:
     """Train as the command line says and print the held-out scores."""
     config = parse_config(argv, prog="jaxllm train", description=_DESCRIPTION)
     if config.start is not None:
-        _check_left_to_start(argv, config.start)
+        check_left_to_start(argv, config.start)
     if config.distributed:
         parallel.initialize()
     trained = train(config)

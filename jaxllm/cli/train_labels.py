@@ -8,10 +8,12 @@ import jax
 
 from jaxllm import parallel
 from jaxllm.cli.parse import parse
+from jaxllm.cli.train import check_left_to_start
 from jaxllm.config import UserPath
 from jaxllm.data import read_labelled
 from jaxllm.errors import UserError
 from jaxllm.text import LabelConfig, train_labels
+from jaxllm.text.labels import OWN_FIELDS
 
 _DESCRIPTION = """Train an encoder to label texts, or the words of a text, or go on where --out ends.
 
@@ -35,6 +37,8 @@ class TrainLabelsConfig(LabelConfig):
 def main(argv: Sequence[str]) -> None:
     """Train as the command line says and print the held-out scores."""
     config, _ = parse(TrainLabelsConfig, argv, prog="jaxllm train_labels", description=_DESCRIPTION)
+    if config.start is not None:
+        check_left_to_start(argv, config.start, OWN_FIELDS)
     if config.data is None:
         raise UserError("no examples to learn from; give --data FILE, with a text and a label in each row")
     columns = dict(text=config.text_column, label=config.label_column)

@@ -9,11 +9,13 @@ import numpy as np
 
 from jaxllm import parallel
 from jaxllm.cli.parse import parse
+from jaxllm.cli.train import check_left_to_start
 from jaxllm.config import Seed, UserPath
 from jaxllm.data import read_documents
 from jaxllm.errors import UserError
 from jaxllm.punctuate import Marks, train_punctuator
 from jaxllm.text import LabelConfig
+from jaxllm.text.labels import OWN_FIELDS
 
 _DESCRIPTION = """Train an encoder to put marks into text, or go on where --out ends.
 
@@ -38,6 +40,8 @@ class TrainPunctuatorConfig(LabelConfig):
 def main(argv: Sequence[str]) -> None:
     """Train as the command line says and print the held-out scores."""
     config, _ = parse(TrainPunctuatorConfig, argv, prog="jaxllm train_punctuator", description=_DESCRIPTION)
+    if config.start is not None:
+        check_left_to_start(argv, config.start, OWN_FIELDS)
     marks = Marks(config.marks)
     if config.data is None:
         raise UserError("no text to learn from; give --data FILE, with marks in it")

@@ -33,12 +33,14 @@ from jaxllm.parallel import losses_told
 from jaxllm.text.adapted import adapted, lasting, with_label_head
 from jaxllm.text.labeller import Labeller
 from jaxllm.text.load import TOKENIZER_FILE, load_model_and_tokenizer
+from jaxllm.text.own_fields import OURS, with_own
 from jaxllm.text.precision import PRECISIONS, get_precision, with_precision
 from jaxllm.train.config import RunConfig
 from jaxllm.train.loop import Trained, train_run
 from jaxllm.train.prepare import prepare
 from jaxllm.train.task import Task
 
+OWN_FIELDS = (*OURS, "dropout")  # of the model: the run's, whatever encoder `start` names
 _HELD_OUT = 10  # one text of so many, where nothing else is held out
 
 
@@ -62,7 +64,8 @@ class LabelConfig(RunConfig):
     optim: OptimConfig = OptimConfig(learning_rate=1e-4, warmup_steps=50, weight_decay=0.01, beta2=0.999)
     lora: LoraConfig = LoraConfig()  # train an adapter, and the head, beside the encoder
     train_only: str | None = None  # train these parameters alone: head, ...
-    model: models.LanguageModel = field(default_factory=lambda: models.get_preset("bert-nano"))  # the start's
+    # the start's, but for remat, attention_implementation and dropout where `start` names it
+    model: models.LanguageModel = field(default_factory=lambda: models.get_preset("bert-nano"))
     out: UserPath = "runs/labels"
 
     _free = (*RunConfig._free, "start")
@@ -124,14 +127,14 @@ def train_labels(
       Interrupted, NonFiniteLoss, ProcessLost: see `jaxllm.train.train_run`.
     """
     model, params, tokenizer = _started(config, start)
-    if held_out is None:
-        examples, held_out = examples.split(_HELD_OUT, config.seed)
-    if held_out.of_words != examples.of_words:
-        raise UserError("what is held out has labels of another kind than the examples, texts' or words'")
     known = set(examples.classes) <= set(model.labels)
     classes = config.labels or (model.labels if known else examples.classes)
     if len(classes) < 2:
         raise UserError(f"all examples have the label '{classes[0]}'; give some of another too")
+    if held_out is None:
+        examples, held_out = examples.split(_HELD_OUT, config.seed)
+    if held_out.of_words != examples.of_words:
+        raise UserError("what is held out has labels of another kind than the examples, texts' or words'")
     head = "token_labels" if examples.of_words else "text_labels"
     model, params = with_label_head(model, params, head, classes, jax.random.key(config.seed))
     if config.start is not None:
@@ -207,7 +210,7 @@ def _started(config: LabelConfig, start) -> tuple[models.LanguageModel, Any, Tok
         dtype = get_precision(config.precision).param_dtype
         model, params, tokenizer = load_model_and_tokenizer(config.start, param_dtype=dtype)
         # A run's lie on one device; a mesh of several would refuse them there.
-        start = model, jax.device_get(params), tokenizer
+        start = with_own(model, config.model, OWN_FIELDS), jax.device_get(params), tokenizer
     model, params, tokenizer = start
     if getattr(model, "causal", True):
         name = "the given model" if config.start is None else f"'{config.start}'"

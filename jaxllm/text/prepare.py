@@ -28,6 +28,7 @@ from jaxllm.text.about import about, about_data
 from jaxllm.text.adapted import adaptation, adapted, check_given, lasting
 from jaxllm.text.config import TrainConfig
 from jaxllm.text.load import load_model
+from jaxllm.text.own_fields import with_own
 from jaxllm.text.precision import get_precision, with_precision
 from jaxllm.text.resume import Begun, check_length
 from jaxllm.text.task import text_task
@@ -35,9 +36,6 @@ from jaxllm.train.engine import jit_engine
 from jaxllm.train.prepare import Run
 from jaxllm.train.prepare import prepare as prepare_task
 from jaxllm.train.task import LossFunction, Stage, View
-
-# Fields of the model that are the run's own, whatever model it starts from.
-OURS = ("remat", "attention_implementation", "scan_implementation")
 
 
 @dataclass(frozen=True, repr=False)
@@ -231,9 +229,7 @@ def _started(config: TrainConfig, start: Any, begun: Begun):
         loaded, params, its_tokenizer = load_model(config.start, param_dtype=dtype)
         model, tokenizer = model or loaded, tokenizer or its_tokenizer
         config = dataclasses.replace(config, start=lasting(config.start))
-    both = [name for name in OURS if hasattr(config.model, name) and hasattr(model, name)]
-    kept = {name: getattr(config.model, name) for name in both}
-    return dataclasses.replace(config, model=dataclasses.replace(model, **kept)), params, tokenizer
+    return dataclasses.replace(config, model=with_own(model, config.model)), params, tokenizer
 
 
 def _faster_unstacked(config: TrainConfig, mesh) -> bool:

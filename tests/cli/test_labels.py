@@ -7,7 +7,7 @@ import jax
 import pytest
 
 from jaxllm import models
-from jaxllm.cli import convert, label, train_labels
+from jaxllm.cli import convert, label, train_labels, train_punctuator
 from jaxllm.errors import UserError
 from jaxllm.pretrained import save_pretrained
 from jaxllm.text import Labeller
@@ -47,6 +47,15 @@ def test_from_a_file_of_rows_to_labels_and_a_folder_for_transformers(tmp_path, c
     convert.main([out, str(tmp_path / "adapter"), "--adapter"])
     theirs = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     assert theirs["task_type"] == "SEQ_CLS" and theirs["modules_to_save"] == ["bert.pooler", "classifier"]
+
+
+@pytest.mark.parametrize("command", [train_labels, train_punctuator])
+def test_flags_of_what_the_start_decides_are_refused(command, tmp_path):
+    given = ["--start", "my-bert", "--data", str(tmp_path / "none.jsonl")]
+    with pytest.raises(UserError, match="--model.num-layers changes nothing, since --start 'my-bert'"):
+        command.main([*given, "--model.num_layers", "2"])
+    with pytest.raises(UserError, match="none.jsonl"):  # these are taken, and the data is read next
+        command.main([*given, "--model.dropout", "0.1", "--model.remat=full"])
 
 
 def test_labels_are_checked_before_texts_are_read_and_texts_are_read_once(tmp_path, capsys, monkeypatch):

@@ -168,6 +168,38 @@ def test_several_devices_give_the_same_losses(start, tmp_path):
     np.testing.assert_allclose(loss("one"), many, atol=1e-4)
 
 
+class _Prepared(Exception):
+    """Carries a run that was to be trained."""
+
+
+def prepared(monkeypatch, *args, **options):
+    """Return the run that `train_labels` prepares, and take no step of it."""
+
+    def caught(run):
+        raise _Prepared(run)
+
+    with monkeypatch.context() as patch, pytest.raises(_Prepared) as found:
+        patch.setattr("jaxllm.text.labels.train_run", caught)
+        train_labels(*args, **options)
+    return found.value.args[0]
+
+
+def test_a_class_whose_examples_are_all_held_out_is_a_class(start, tmp_path, monkeypatch):
+    some = texts(20)
+    numbers = Labelled([str(number) for number in range(20)], some.labels).split(10)[1].texts  # held out
+    labels = ["rare" if str(number) in numbers else own for number, own in enumerate(some.labels)]
+    run = prepared(monkeypatch, config(start, tmp_path), Labelled(some.texts, labels), devices=ONE)
+    assert run.config.model.labels == ("neg", "pos", "rare")
+
+
+def test_of_a_models_fields_the_runs_own_are_taken_from_the_config(start, tmp_path, monkeypatch):
+    model = models.get_preset("bert-nano", remat="full", attention_implementation="xla", dropout=0.1)
+    run = prepared(monkeypatch, config(start, tmp_path, model=model), texts(20), devices=ONE)
+    found = run.config.model
+    assert (found.remat, found.attention_implementation, found.dropout) == ("full", "xla", 0.1)
+    assert (found.num_layers, found.embed_dim) == (1, 32)  # the start's
+
+
 def test_marked_tokens_carry_words_labels(tmp_path):
     tokenizer = word_pieces(tmp_path)
     words = ["unlikely", "man"]  # [CLS] un ##like ##ly man [SEP]
