@@ -11,7 +11,8 @@ from jaxllm.config import Count, Positive, UserPath
 from jaxllm.in_context.problems import Curriculum, ProblemBatches, draw_problems
 from jaxllm.in_context.reasoner import ReasonerConfig, axes, init, logits
 from jaxllm.in_context.saved import Reasoner
-from jaxllm.train import RunConfig, Task, Trained, train
+from jaxllm.train import RunConfig, Task, Trained, prepare, train_run
+from jaxllm.train.length import check_length
 
 _HELD_OUT = 2**32 - 1  # a seed that no run draws its batches from
 
@@ -88,10 +89,12 @@ def reasoner_task(config: ReasonerRun) -> Task:
 
 def reasoner_optimizer(config: ReasonerRun) -> optax.GradientTransformation:
     """Return Adam with its gradient clipped and its learning rate warmed up and let down."""
-    warmup = min(100, max(1, config.steps // 10))
-    rate = config.learning_rate
-    schedule = optax.warmup_cosine_decay_schedule(0.0, rate, warmup, max(config.steps, warmup + 1), rate / 50)
-    return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule))
+    return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(_schedule(config, config.steps)))
+
+
+def _schedule(config: ReasonerRun, steps: int) -> optax.Schedule:
+    warmup, rate = min(100, max(1, steps // 10)), config.learning_rate
+    return optax.warmup_cosine_decay_schedule(0.0, rate, warmup, max(steps, warmup + 1), rate / 50)
 
 
 def train_reasoner(config: ReasonerRun, start: Reasoner | None = None) -> tuple[Reasoner, Trained]:
@@ -102,8 +105,13 @@ def train_reasoner(config: ReasonerRun, start: Reasoner | None = None) -> tuple[
       start: a module to begin with; without learned positions one of fewer pairs will do.
 
     Raises:
+      UserError: it goes on with other `steps`, and so with other learning rates.
       UserError, Interrupted, NonFiniteLoss: see `jaxllm.train.train`.
     """
-    options = dict(optimizer=reasoner_optimizer(config), start=None if start is None else start.params)
-    trained = train(reasoner_task(config), config, **options)
+    run = prepare(
+        reasoner_task(config), config, optimizer=reasoner_optimizer(config),
+        start=None if start is None else start.params,
+        check=check_length(config, functools.partial(_schedule, config), "cosine"),
+    )  # fmt: skip
+    trained = train_run(run)
     return Reasoner(config.module, trained.params), trained

@@ -36,6 +36,7 @@ from jaxllm.text.load import TOKENIZER_FILE, load_model_and_tokenizer
 from jaxllm.text.own_fields import OURS, with_own
 from jaxllm.text.precision import PRECISIONS, get_precision, with_precision
 from jaxllm.train.config import RunConfig
+from jaxllm.train.length import check_length
 from jaxllm.train.loop import Trained, train_run
 from jaxllm.train.prepare import prepare
 from jaxllm.train.task import Task
@@ -182,12 +183,14 @@ def train_labels(
 
     task = dataclasses.replace(task, evaluate=lambda trained, _: labeller(trained).score(held_out))
     own_rates = optimizer is None
+    make_schedule = config.optim.make_schedule if own_rates else None
     optimizer = make_optimizer(config.optim, config.steps, task.axes) if own_rates else optimizer
     run = prepare(
         task, config, views=() if view is None else (view,), start=params, devices=devices,
         optimizer=get_precision(config.precision).wrap(optimizer),
         start_name=f"'{config.start}'" if start is None else "the given encoder",
-        schedule=config.optim.make_schedule(config.steps) if own_rates else None,
+        schedule=make_schedule(config.steps) if own_rates else None,
+        check=check_length(config, make_schedule, config.optim.schedule),
     )  # fmt: skip
     trained = train_run(run)
     with losses_told():

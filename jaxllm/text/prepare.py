@@ -30,7 +30,7 @@ from jaxllm.text.config import TrainConfig
 from jaxllm.text.load import load_model
 from jaxllm.text.own_fields import with_own
 from jaxllm.text.precision import get_precision, with_precision
-from jaxllm.text.resume import Begun, check_length
+from jaxllm.text.resume import Begun, check_same_steps
 from jaxllm.text.task import text_task
 from jaxllm.train.engine import jit_engine
 from jaxllm.train.prepare import Run
@@ -178,7 +178,7 @@ def _build(config, corpus, mesh, loss, optimizer, subnetworks, views, start, dev
         start_name=f"'{config.start}'" if config.start is not None else "given parameters",
         devices=devices,
         schedule=config.optim.make_schedule(config.steps) if own_rates else None,
-        check=check_length(config, subnetworks if config.subnetwork is None else None, own_rates),
+        check=check_same_steps(config, subnetworks if config.subnetwork is None else None, own_rates),
         about={} if corpus is None else about(config, corpus, None if own_rates else "given in Python"),
     )
     if loss is not None:

@@ -14,6 +14,7 @@ from jaxllm.text.config import TrainConfig, model_from_dict
 from jaxllm.text.load import TOKENIZER_FILE
 from jaxllm.train.checkpoint import Checkpoints
 from jaxllm.train.folder import run_folder
+from jaxllm.train.length import check_length
 from jaxllm.train.start import restored_folder
 
 
@@ -26,15 +27,25 @@ class Begun(NamedTuple):
 
 
 def begun(config: TrainConfig) -> Begun:
-    """Return what the run in `config.out`, or that it restores, was begun with, where data would say anew."""
+    """Return what the run in `config.out`, or that it restores, was begun with, where data would say anew.
+
+    Raises:
+      UserError: that run is not one on text.
+    """
     out = _origin(config)
     kept = Checkpoints(out / "checkpoints", together=True)
     for step in reversed(kept.steps()):
         try:
             saved = kept.config(step)
-            model = model_from_dict(saved["model"])
+            of_text = {"model", "tokenizer"} <= saved.keys()
+            model = model_from_dict(saved["model"]) if of_text else None
         except Exception:  # damaged: `jaxllm.train.start` says so
             continue
+        if not of_text:
+            raise UserError(
+                f"'{out}' holds a run of another kind, which does not train on text as this one does; choose "
+                "another --out"
+            )
         same = {name for name in ("tokenizer", "vocab_groups") if saved[name] == getattr(config, name)}
         # Trained on the text as it was then: text that was added must not change what an id means.
         trained = "tokenizer" in same and (data.is_trained(config.tokenizer) or config.start is not None)
@@ -113,7 +124,7 @@ class TextBatches:
             print(f"{said}; going on with the new text", file=sys.stderr)
 
 
-def check_length(config: TrainConfig, subnetworks: Schedule | None, own_rates: bool):
+def check_same_steps(config: TrainConfig, subnetworks: Schedule | None, own_rates: bool):
     """Return a check that the steps already taken are those of a run of the length that is asked for now.
 
     Args:
@@ -121,34 +132,17 @@ def check_length(config: TrainConfig, subnetworks: Schedule | None, own_rates: b
       subnetworks: its schedule, if it was given and has no name.
       own_rates: whether the learning rate is the config's.
     """
+    optim = config.optim
+    check_rates = check_length(config, optim.make_schedule if own_rates else None, optim.schedule)
+
+    def ends(n):
+        name, layers = config.subnetwork, config.model.num_layers
+        schedule = subnetworks if name is None else get_schedule(name, layers, n)
+        return [n] if schedule is None else schedule.ends(n)
 
     def check(saved: dict[str, Any], step: int, folder: Path) -> None:
+        check_rates(saved, step, folder)
         steps = saved["steps"]
-        if steps == config.steps:
-            return
-        if own_rates:
-            numbers = np.arange(step)
-            then, now = (jax.vmap(config.optim.make_schedule(n))(numbers) for n in (steps, config.steps))
-            different = np.flatnonzero(~np.isclose(then, now, rtol=1e-6, atol=0))
-            if different.size:
-                at = different[-1]
-                raise UserError(
-                    f"step {step} in {folder} is of a run of {steps} steps, and in one of {config.steps} the "
-                    f"schedule '{config.optim.schedule}' has another learning rate ({now[at]:.3g} and not "
-                    f"{then[at]:.3g} at step {at + 1}); keep steps={steps}, or choose another --out (a "
-                    "constant schedule, or wsd before its decay, can be extended)"
-                )
-        if step > config.steps:
-            raise UserError(
-                f"the run in {folder} has taken {step} of {steps} steps already, more than "
-                f"steps={config.steps}; ask for more, or choose another --out"
-            )
-
-        def ends(n):
-            name, layers = config.subnetwork, config.model.num_layers
-            schedule = subnetworks if name is None else get_schedule(name, layers, n)
-            return [n] if schedule is None else schedule.ends(n)
-
         passed = [[min(end, step) for end in ends(n)] for n in (steps, config.steps)]
         if passed[0] != passed[1]:
             raise UserError(

@@ -1,9 +1,11 @@
 """A module is a task of the ordinary loop, kept in two files that are read strictly."""
 
+import dataclasses
 import json
 
 import jax
 import numpy as np
+import optax
 import pytest
 
 from experiments.tart.oracle import fit_logistic, last_log_odds
@@ -21,6 +23,8 @@ from jaxllm.in_context import (
     save_reasoner,
     train_reasoner,
 )
+from jaxllm.train import init_state, to_dict
+from jaxllm.train.checkpoint import Checkpoints
 
 SIZES = ReasonerConfig(features=2, max_pairs=6, num_layers=1, embed_dim=16, num_heads=2)
 
@@ -40,6 +44,15 @@ def test_a_run_is_resumed_bit_for_bit_and_learns(tmp_path):
     assert set(run.evaluation) == {"loss", "accuracy"}
     _, trained = train_reasoner(small_run(tmp_path / "long", steps=300, held_out=64), start=straight)
     assert trained.evaluation["accuracy"] > 0.65 and trained.evaluation["loss"] < 0.6
+
+
+def test_a_run_of_another_length_is_refused_where_its_rates_were_others(tmp_path):
+    config = small_run(tmp_path, steps=8)
+    with Checkpoints(tmp_path / "checkpoints") as kept:  # its arrays are read after the check
+        state = init_state(lambda key: {"w": np.zeros(2)}, optax.sgd(0.1), jax.random.key(0))
+        kept.save(state, step=3, data={"step": 3}, config=to_dict(config))
+    with pytest.raises(UserError, match=r"a run of 8 steps, .* schedule 'cosine' .* keep steps=8"):
+        train_reasoner(dataclasses.replace(config, steps=9))
 
 
 def test_a_module_is_kept_and_read_strictly(tmp_path):

@@ -4,6 +4,7 @@ import json
 
 import jax
 import numpy as np
+import optax
 import pytest
 
 from jaxllm import models
@@ -15,6 +16,8 @@ from jaxllm.optim import OptimConfig
 from jaxllm.parallel import MeshConfig
 from jaxllm.pretrained import save_pretrained
 from jaxllm.text import LabelConfig, Labeller, train_labels
+from jaxllm.train import to_dict
+from jaxllm.train.checkpoint import Checkpoints
 from tests.models.random_params import random_params
 
 WORDS = [
@@ -190,6 +193,18 @@ def test_a_class_whose_examples_are_all_held_out_is_a_class(start, tmp_path, mon
     labels = ["rare" if str(number) in numbers else own for number, own in enumerate(some.labels)]
     run = prepared(monkeypatch, config(start, tmp_path), Labelled(some.texts, labels), devices=ONE)
     assert run.config.model.labels == ("neg", "pos", "rare")
+
+
+def test_a_run_of_another_length_goes_on_only_where_its_rates_are_the_same(start, tmp_path, monkeypatch):
+    run = prepared(monkeypatch, config(start, tmp_path), texts(20), devices=ONE)
+    with Checkpoints(tmp_path / "run" / "checkpoints") as kept:
+        state = run.init(jax.random.key(0))
+        kept.save(state, step=30, data=run.batches().state(), config=to_dict(run.config))
+    with pytest.raises(UserError, match=r"a run of 60 steps, .* schedule 'cosine' .* keep steps=60"):
+        train_labels(config(start, tmp_path, steps=90), texts(20), devices=ONE)
+    with pytest.raises(UserError, match="has taken 30 of 60 steps already, more than steps=20"):
+        chain = optax.sgd(0.1)
+        train_labels(config(start, tmp_path, steps=20), texts(20), devices=ONE, optimizer=chain)
 
 
 def test_of_a_models_fields_the_runs_own_are_taken_from_the_config(start, tmp_path, monkeypatch):

@@ -12,11 +12,12 @@ import pytest
 
 from jaxllm.data import load_tokenizer
 from jaxllm.errors import UserError
+from jaxllm.in_context import ReasonerRun
 from jaxllm.optim import OptimConfig
-from jaxllm.text import TrainConfig, prepare, train
+from jaxllm.text import LabelConfig, TrainConfig, prepare, train
 from jaxllm.text.load import TOKENIZER_FILE
-from jaxllm.text.resume import begun, check_length
-from jaxllm.train import to_dict
+from jaxllm.text.resume import begun, check_same_steps
+from jaxllm.train import init_state, to_dict
 from jaxllm.train.checkpoint import Checkpoints
 from jaxllm.train.start import begin
 
@@ -164,10 +165,19 @@ def test_stages_of_subnetworks_are_not_moved(run):
         resume(dataclasses.replace(run, steps=60))
 
 
+@pytest.mark.parametrize("kind", [LabelConfig, ReasonerRun])
+def test_a_folder_of_another_kind_of_run_is_told(kind, tmp_path):
+    with Checkpoints(tmp_path / "checkpoints") as kept:
+        state = init_state(lambda key: {"w": np.zeros(2)}, optax.sgd(0.1), jax.random.key(0))
+        kept.save(state, step=STEP, data={"step": STEP}, config=to_dict(kind()))
+    with pytest.raises(UserError, match=f"'{tmp_path}' holds a run of another kind.* another --out"):
+        begun(TrainConfig(out=str(tmp_path)))
+
+
 def test_a_run_past_the_steps_asked_for_says_so(tmp_path):
     """Not of subnetworks, which it has none of, where the rates so far are the same."""
     optim = OptimConfig(schedule="constant")
-    check = check_length(TrainConfig(steps=30, optim=optim), None, own_rates=True)
+    check = check_same_steps(TrainConfig(steps=30, optim=optim), None, own_rates=True)
     check({"steps": 1500}, 20, tmp_path)
     with pytest.raises(UserError, match="has taken 77 of 1500 steps already, more than steps=30"):
         check({"steps": 1500}, 77, tmp_path)
