@@ -85,7 +85,7 @@ def adapt_and_score(
 
     Args:
       config: the model.
-      params: its parameters, which stay as they are.
+      params: its parameters, which stay as they are; a copy of what is trained is float32.
       documents: ids of each, after one that is not scored (`data.start_id`).
       neighbours: of each document, the ids of its neighbours, nearest first as in the paper.
       how: learning rate, what is trained, chunks.
@@ -227,7 +227,9 @@ class _Runner:
 
     def __init__(self, config, params, how, plan, together, mesh):
         self.how, self.plan, self.together, self.mesh = how, plan, together, mesh
-        self.view, self.trained, self.frozen = _begin(config, params, how)
+        self.view, trained, self.frozen = _begin(config, params, how)
+        # In 16 bits steps this small would round to nothing.
+        self.trained = jax.tree.map(lambda w: w.astype(jnp.promote_types(w.dtype, jnp.float32)), trained)
         # What does not change the program does not compile it again.
         fixed = dataclasses.replace(how, learning_rate=1.0, most_seconds=None, seed=0, most_chunks=None)
         self.static = config, self.view, fixed, plan, together, mesh

@@ -140,6 +140,21 @@ def test_nothing_is_kept_between_documents_but_what_the_release_carries(case):
     np.testing.assert_allclose(forth_carried.log_probs, by_hand(case, HOW, carried=True), rtol=2e-4)
 
 
+def test_bfloat16_parameters_learn_what_float32_ones_do(case):
+    """From the same numbers, at a rate whose steps are far below those of bfloat16."""
+    documents, neighbours, params = case
+    neighbours = [[ids[1:9]] * len(some) for ids, some in zip(documents, neighbours, strict=True)]
+    how = dataclasses.replace(HOW, learning_rate=2e-5, optimizer="carried")
+    params, gains = jax.tree.map(lambda w: w.astype(jnp.bfloat16), params), {}
+    for kind in ("float32", "bfloat16"):
+        config = dataclasses.replace(CONFIG, param_dtype=kind, dtype="float32")
+        start = jax.tree.map(lambda w: w.astype(kind), params)  # noqa: B023
+        log_probs = adapt_and_score(config, start, documents, neighbours, how, after=AFTER).log_probs
+        gains[kind] = log_probs[:, 2] - log_probs[:, 0]
+    np.testing.assert_allclose(gains["bfloat16"], gains["float32"], rtol=0.02)
+    assert (gains["float32"] > 0.01).all()
+
+
 @pytest.mark.slow
 def test_documents_together_and_over_a_mesh_give_what_each_alone_does(case):
     alone = adapt_and_score(CONFIG, case[2], *case[:2], HOW, after=AFTER)
