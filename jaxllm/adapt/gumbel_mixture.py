@@ -41,10 +41,11 @@ class GumbelMixture:
         if key is None:
             return params
 
-        def drawn(names, w):
+        def drawn(number, names, w):
             if "mixture" not in names:
                 return w
-            noise = jax.random.gumbel(key, w.shape, jnp.float32).astype(w.dtype)
+            noise = jax.random.gumbel(jax.random.fold_in(key, number), w.shape, jnp.float32).astype(w.dtype)
             return (w + noise) / jnp.asarray(self.temperature, w.dtype)
 
-        return jax.tree.map(drawn, self.axes, params, is_leaf=is_names)
+        names, tree = jax.tree.flatten(self.axes, is_leaf=is_names)
+        return tree.unflatten(map(drawn, range(len(names)), names, tree.flatten_up_to(params)))

@@ -55,6 +55,8 @@ def test_gumbel_draws_each_part_as_often_as_its_weight():
     shares = jax.nn.one_hot(jnp.argmax(drawn, axis=-1), 3).mean(axis=0)
     np.testing.assert_allclose(shares, softmax(LOGITS), atol=0.03)  # 4 standard errors
     assert view({"logits": LOGITS}, None, None)["logits"] is LOGITS
+    twins = GumbelMixture([("mixture",)] * 2)([jnp.zeros(3)] * 2, None, keys[0])
+    assert (twins[0] != twins[1]).all()
 
 
 def test_a_model_without_a_mixture_is_refused():
