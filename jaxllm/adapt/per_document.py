@@ -359,12 +359,12 @@ def _one_document(
 
     def step(number, carry):
         trained, state = carry
-        tokens_T, at = tokens_ST[number], jax.random.fold_in(key, number)
+        tokens_T, (of_view, of_model) = tokens_ST[number], jax.random.split(jax.random.fold_in(key, number))
         mask_T = jnp.arange(1, plan.window, dtype=jnp.int32) < lengths_S[number]
 
         def loss(trained):
-            params = view(trained, frozen, at)
-            options = dict(mask=mask_T[None], key=at)
+            params = view(trained, frozen, of_view)
+            options = dict(mask=mask_T[None], key=of_model)
             return models.loss(config, params, tokens_T[None, :-1], tokens_T[None, 1:], **options)[0]
 
         updates, state = optimizer.update(jax.grad(loss)(trained), state, trained)

@@ -18,7 +18,7 @@ from jaxllm.adapt import (
     score_adapted_texts,
     split_document,
 )
-from jaxllm.adapt.per_document import _program, _Runner
+from jaxllm.adapt.per_document import _one_document, _Plan, _program, _Runner
 from jaxllm.errors import UserError
 from jaxllm.score import rolling_log_probs, score_texts
 from tests.models.random_params import random_params
@@ -174,6 +174,20 @@ def test_other_texts_rates_and_seeds_compile_nothing(case):
     carried = dataclasses.replace(HOW, optimizer="carried", b1=0.8)  # of no other test
     adapt_and_score(CONFIG, params, documents, neighbours, carried, after=AFTER)
     assert _program._cache_size() == programs + 1
+
+
+def test_the_view_and_the_model_draw_apart(monkeypatch):
+    keys = {}
+    loss = lambda *_, key, **__: [jnp.zeros(()), keys.setdefault("model", key)]
+    monkeypatch.setattr(models, "loss", loss)
+    view = lambda trained, frozen, key: keys.setdefault("view", key)
+    zeros = np.zeros((1, 4), np.int32)
+    arrays = jax.random.key(0), zeros, np.array([4]), np.array([1]), zeros, zeros
+    with jax.disable_jit():
+        _one_document(CONFIG, view, HOW, _Plan(1, 1, 4, (1,)), {"w": jnp.ones(2)}, {}, None, 1.0, *arrays)
+    numbered = jax.vmap(jax.random.fold_in, (None, 0))  # what split gives too
+    drawn = [jax.random.key_data(numbered(key, jnp.arange(64))).tolist() for key in keys.values()]
+    assert len(drawn) == 2 and not {*map(tuple, drawn[0])} & {*map(tuple, drawn[1])}
 
 
 @pytest.mark.slow
