@@ -11,7 +11,7 @@ from jaxllm.quantize.schemes import Scheme
 def quantize_weights(params: dict, axes: dict, scheme: Scheme) -> dict:
     """Return parameters whose linear layers hold rounded weights; all others are as they were.
 
-    Embeddings, the head, biases, gains and sinks are left alone.
+    What lies outside the layers (embeddings, the head) is left alone, and so are biases, gains and sinks.
 
     Args:
       params: layers stacked; each layer has grids of its own.
@@ -29,7 +29,7 @@ def quantize_weights(params: dict, axes: dict, scheme: Scheme) -> dict:
 
     def quantize(names, weight):
         inputs = with_inputs(names).inputs
-        if not inputs or {"vocab", "position"} & set(names):
+        if not inputs or "layers" not in names:
             return weight
         by_channel = scheme.weights == "channel"
         shared = tuple(i for i, n in enumerate(names) if (n in inputs if by_channel else n != "layers"))

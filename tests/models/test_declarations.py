@@ -58,7 +58,7 @@ def old_decay(names):
 
 def old_outputs(names):
     own = tuple(name for name in names if name != "layers")
-    if "embed" not in own or len(own) < 2 or {"vocab", "position"} & set(own):
+    if "embed" not in own or len(own) < 2 or len(own) == len(names):  # outside the layers
         return None
     return own[1:] if own[0] == "embed" else ("embed",)
 

@@ -81,6 +81,17 @@ def test_linear_weights_are_rounded_and_nothing_else(family, name):
     assert count == 6 + config.gated_mlp
 
 
+@pytest.mark.parametrize("head", ["text_labels", "masked"])
+def test_what_lies_outside_the_layers_is_left_alone(head):
+    config = models.ModelConfig(num_layers=1, embed_dim=16, num_heads=2, vocab_size=32, context_length=16,
+                                causal=False, head=head, labels=("a", "b") if head == "text_labels" else (),
+                                num_token_types=2)  # fmt: skip
+    params = random_params(config)
+    found = quantized(config, params, SCHEMES["zeropoint4"])
+    changed = jax.tree.map(lambda a, b: bool((a != b).any()), params, found)
+    assert {name for name, tree in changed.items() if any(jax.tree.leaves(tree))} == {"layers"}
+
+
 def sites_seen(config, params, sites):
     return jax.jit(lambda p: models.capture(config, p, TOKENS, sites)[1])(params)
 
