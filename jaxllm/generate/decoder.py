@@ -109,7 +109,7 @@ class Decoder:
         Args:
           tokens_BT: int32 [B, T].
           cache: from `prefill`, `fork`, or the last call.
-          mask_BT: False at padding on the left of a row's first token; None: there is none.
+          mask_BT: False at padding on the left of a row's tokens; None: there is none.
         """
         read = {name: value for name, value in cache.items() if name in ("shared", "context")}
         own = {name: value for name, value in cache.items() if name not in read}

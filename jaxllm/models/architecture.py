@@ -156,7 +156,7 @@ def decode(
     Args:
       tokens_BT: int [B, T], or vectors as of `trunk`.
       cache: from `init_cache` or the last call. Donated to a jitted step, it is updated in place.
-      mask_BT: False at padding, which must be on the left of a row's first token; None: all True.
+      mask_BT: False at padding, which must be on the left of a row's tokens; None: all True.
 
     Returns:
       (hidden_BTD after the final norm, the cache with the tokens added). Hidden states at padding

@@ -70,7 +70,7 @@ def fork_cache(cache: dict, rows_B, slots: int) -> dict:
         return _forked_rows(cache, rows_B, slots)
     if "key" not in cache:
         return select_rows(cache, rows_B) | {"length": jnp.copy(cache["length"])}  # the fork is donated
-    prefix = Prefix.of(cache["key"], cache["value"], cache["valid"], cache["length"], rows_B)
+    prefix = Prefix.of(cache["key"], cache["value"], cache["valid"], rows_B)
     shared = (prefix, *(older.continued(rows_B) for older in cache.get("shared", ())))
     written = {"key": cache["key"], "value": cache["value"]}
     return _empty_like(written, len(rows_B), slots) | {"shared": shared}
@@ -225,28 +225,33 @@ class LayerCache(NamedTuple):
 
         Args:
           query_BTHK: queries of tokens that were written.
-          window: how many slots back a query sees, itself included; 0: all.
+          window: how many positions back a query sees, itself included; 0: all.
           sink: see `jaxllm_kernels.attention.attention`.
           **options: scale and implementation.
         """
         mask_BTS, options = self.visible(query_BTHK.shape[1], window), dict(causal=False, **options)
         own = self.key_BSGK, self.value_BSGK
         parts = [kernel.attention_with_lse(query_BTHK, *own, mask_BTS=mask_BTS, **options)]
-        distance = self.start
+        _, since_BT = self._counts(query_BTHK.shape[1])
         for prefix in self.shared:
-            parts.append(prefix.attend(query_BTHK, distance, window, **options))
-            distance = distance + prefix.length
+            parts.append(prefix.attend(query_BTHK, since_BT, window, **options))
+            since_BT = since_BT + prefix.seen_B()[:, None]
         return merge(parts, kernel.sink_logits(sink, query_BTHK.shape[2]))
 
     def visible(self, T: int, window: int) -> jax.Array:
         """Return which slots each of T new tokens may see: bool [B, T, S].
 
-        Padding is on the left, so between two tokens of a row slots and positions differ by the
-        same amount, and the window can be measured in slots.
+        A window is of a row's tokens: padding, and slots that are valid no more, take no place in it.
         """
         slot_S = jnp.arange(self.valid_BS.shape[1], dtype=jnp.int32)
-        distance_TS = (self.start + jnp.arange(T, dtype=jnp.int32))[:, None] - slot_S[None, :]
-        near_TS = distance_TS >= 0
+        before_TS = (self.start + jnp.arange(T, dtype=jnp.int32))[:, None] >= slot_S[None, :]
+        seen_BTS = before_TS[None] & self.valid_BS[:, None, :]
         if window:
-            near_TS = near_TS & (distance_TS < window)
-        return near_TS[None] & self.valid_BS[:, None, :]
+            count_BS, count_BT = self._counts(T)
+            seen_BTS = seen_BTS & (count_BT[:, :, None] - count_BS[:, None, :] < window)
+        return seen_BTS
+
+    def _counts(self, T: int) -> tuple[jax.Array, jax.Array]:
+        """Return how many of a row's tokens there are up to each slot [B, S], and each new one [B, T]."""
+        count_BS = jnp.cumsum(self.valid_BS, axis=1, dtype=jnp.int32)
+        return count_BS, jax.lax.dynamic_slice_in_dim(count_BS, self.start, T, axis=1)

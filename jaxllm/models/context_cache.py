@@ -37,7 +37,7 @@ def context_cache(config: EncoderDecoderConfig, params: dict, context: Context, 
         "value": jax.tree.map(jnp.zeros_like, empty),
         "valid": jnp.zeros((B, max_length), bool),
         "length": jnp.zeros((), jnp.int32),
-        "context": Prefix.of(key, value, mask_BS, jnp.int32(mask_BS.shape[1]), np.arange(B)),
+        "context": Prefix.of(key, value, mask_BS, np.arange(B)),
     }
 
 
@@ -65,5 +65,5 @@ def context_cache_axes(config: EncoderDecoderConfig) -> dict:
     """Return the names of an encoder-decoder's cache; see `architecture.cache_axes`."""
     del config
     one = ("layers", "batch", "heads", None, "head_dim")
-    context = Prefix(one, one, ("batch", None), (), (None, None), ("batch",))
+    context = Prefix(one, one, ("batch", None), (None, None), ("batch",))
     return {"key": one, "value": one, "valid": ("batch", None), "length": (), "context": context}

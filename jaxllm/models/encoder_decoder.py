@@ -277,7 +277,7 @@ def _decode(
 
     def cross(index, params, query_BTHK):
         del params
-        return context.layer(index).attend(query_BTHK, 0, 0, scale=1.0, causal=False)[0]
+        return context.layer(index).attend(query_BTHK, None, 0, scale=1.0, causal=False)[0]
 
     hidden_BTD, _, cache = _run(config, params, tokens_BT, None, cache, bias_HTS, None, cross)
     length = cache["length"] + T

@@ -282,7 +282,7 @@ def mamba_block(
       params: one layer's, of the shapes that `declare_block` says.
       x_BTD: the normed residual stream, in `config.dtype`.
       segment_ids_BT: documents that must not see each other.
-      mask_BT: False at padding, which leaves the state as it is and the convolution with zeros.
+      mask_BT: False at padding on the left, which leaves the state as it is and is in no convolution.
       cache: of earlier tokens.
     """
     declared, wide = declare_block(config), jnp.float32
@@ -294,6 +294,12 @@ def mamba_block(
     if before is None:
         before = jnp.zeros((len(u_BTF), config.conv_width - 1, config.inner_dim), u_BTF.dtype)
     padded_BSF = jnp.concatenate([before, u_BTF], axis=1)
+    if mask_BT is not None:  # padding goes before the last inputs of earlier calls
+        padding_B1 = jnp.sum(~mask_BT, axis=1, keepdims=True, dtype=jnp.int32)
+        slot_1S = jnp.arange(padded_BSF.shape[1], dtype=jnp.int32)[None]
+        for place in range(before.shape[1]):
+            here_BS1 = (slot_1S == padding_B1 + place)[..., None]
+            padded_BSF = jnp.where(here_BS1, before[:, place, None], padded_BSF)
     last_BWF = padded_BSF[:, u_BTF.shape[1] :]
     u_BTF = _convolve(padded_BSF, params["conv"], params.get("conv_shift"), segment_ids_BT)
     selected_BTS = constrain(linear(u_BTF, params, declared, "select"), "batch", None, None)
@@ -327,8 +333,7 @@ def _convolve(padded_BSF, taps_FW, shift_F, segment_ids_BT):
 def _scan(config, u_BTF, delta_BTF, A_FN, B_BTN, C_BTN, skip_F, state_BFN, segment_ids_BT):
     """Return (y [B, T, F], last state [B, F, N]), on whatever mesh is in force."""
     if u_BTF.shape[1] == 1 and state_BFN is not None:
-        now = (x[:, 0] for x in (u_BTF, delta_BTF, B_BTN, C_BTN))
-        u_BF, delta_BF, B_BN, C_BN = now
+        u_BF, delta_BF, B_BN, C_BN = (x[:, 0] for x in (u_BTF, delta_BTF, B_BTN, C_BTN))
         y_BF, state_BFN = selective_step(u_BF, delta_BF, A_FN, B_BN, C_BN, state_BFN, skip_D=skip_F)
         return y_BF[:, None], state_BFN
 

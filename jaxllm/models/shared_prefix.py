@@ -21,7 +21,6 @@ class Prefix(NamedTuple):
     key: jax.Array  # as in the cache
     value: jax.Array
     valid_PS: jax.Array
-    length: jax.Array  # slots written
     grid_PR: jax.Array  # int32: the rows that continue a prompt; row 0 where there are fewer than R
     place_B: jax.Array  # int32: each row's place in the grid, flattened
 
@@ -47,15 +46,15 @@ class Prefix(NamedTuple):
         index_P = self.place_B[jnp.asarray(rows_B)]
         key, value = jax.tree.map(lambda x: jnp.take(x, index_P, axis=x.ndim - 4), (self.key, self.value))
         valid_PS = jnp.take(self.valid_PS, index_P, axis=0)
-        return self.of(key, value, valid_PS, self.length, np.arange(len(index_P)))
+        return self.of(key, value, valid_PS, np.arange(len(index_P)))
 
     def continued(self, rows_B) -> "Prefix":
         """Return the same prompts, continued by other rows: those that continued the rows given."""
         parent_B = np.asarray(self.place_B)[np.asarray(rows_B)] // self.grid_PR.shape[1]
-        return self.of(self.key, self.value, self.valid_PS, self.length, parent_B)
+        return self.of(self.key, self.value, self.valid_PS, parent_B)
 
     @classmethod
-    def of(cls, key, value, valid_PS, length, parent_B: np.ndarray) -> "Prefix":
+    def of(cls, key, value, valid_PS, parent_B: np.ndarray) -> "Prefix":
         """Return a prefix that rows continue, each the prompt that it names."""
         parent_B = np.asarray(parent_B, np.int32)
         P = len(valid_PS)
@@ -69,24 +68,25 @@ class Prefix(NamedTuple):
             rows = np.flatnonzero(parent_B == prompt)
             grid_PR[prompt, : len(rows)] = rows
             place_B[rows] = prompt * R + np.arange(len(rows))
-        return cls(key, value, valid_PS, length, jnp.asarray(grid_PR), jnp.asarray(place_B))
+        return cls(key, value, valid_PS, jnp.asarray(grid_PR), jnp.asarray(place_B))
 
-    def attend(self, query_BTHK: jax.Array, distance: jax.Array, window: int, **options):
+    def attend(self, query_BTHK: jax.Array, since_BT: jax.Array | None, window: int, **options):
         """Return what each row's queries find in its prompt: (output [B, T, H, K], logsumexp [B, H, T]).
 
         Args:
           query_BTHK: queries of the rows' new tokens.
-          distance: slots between the prompt's end and the first of them.
-          window: how many slots back a query sees, itself included; 0: all.
+          since_BT: how many tokens there are since the prompt's end, the query's included; None: no window.
+          window: how many positions back a query sees, itself included; 0: all.
           **options: those of the attention kernel.
         """
         (_, T, H, K), (P, R) = query_BTHK.shape, self.grid_PR.shape
         query_PNHK = query_BTHK[self.grid_PR].reshape(P, R * T, H, K)
         mask_PNS = self.valid_PS[:, None]
         if window:
-            behind_TS = (self.length + distance + jnp.arange(T, dtype=jnp.int32))[:, None]
-            behind_TS = behind_TS - jnp.arange(self.valid_PS.shape[1], dtype=jnp.int32)[None]
-            mask_PNS = mask_PNS & jnp.tile(behind_TS < window, (R, 1))[None]
+            count_PS = jnp.cumsum(self.valid_PS, axis=1, dtype=jnp.int32)
+            to_end_P1S = (count_PS[:, -1:] - count_PS)[:, None]
+            since_PN1 = since_BT[self.grid_PR].reshape(P, R * T, 1)
+            mask_PNS = mask_PNS & (since_PN1 + to_end_P1S < window)
         key_PSGK, value_PSGK = self.key.swapaxes(1, 2), self.value.swapaxes(1, 2)
         out_PNHK, lse_PHN = kernel.attention_with_lse(
             query_PNHK, key_PSGK, value_PSGK, mask_BTS=mask_PNS, **options

@@ -96,6 +96,23 @@ def test_rows_that_are_left_go_on_as_if_nothing_had_dropped_out(name):
     np.testing.assert_allclose(hidden, expected(name)[[1, 3, 6], 4:], atol=1e-5)
 
 
+@several
+def test_padding_before_the_tokens_of_a_fork_is_in_no_window_and_no_convolution(name):
+    """Also a whole call of padding, with tokens of the row's own before it and without."""
+    decoder, cache = prompted(name)
+    cache, states = decoder.fork(cache, ROWS, slots=15), [[] for _ in ROWS]
+    for step in range(3):
+        tokens, mask = np.zeros((7, 5), int), np.zeros((7, 5), bool)
+        counts = [(row + step) % 3 for row in range(7)]  # 0, 1 and 2 in some order: 3 tokens of each
+        for row, n in enumerate(counts):
+            done = len(states[row])
+            tokens[row, 5 - n :], mask[row, 5 - n :] = TOKENS[row, done : done + n], True
+        hidden, cache = decoder.extend(tokens, cache, mask)
+        for row, n in enumerate(counts):
+            states[row] += list(np.asarray(hidden[row, 5 - n :]))
+    np.testing.assert_allclose(np.array(states), expected(name)[:, :3], atol=1e-5)
+
+
 def test_a_row_drops_out_of_a_batch_that_was_not_forked():
     decoder, cache = prompted("llama")
     copy = jax.tree.map(jnp.copy, cache)

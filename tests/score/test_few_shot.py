@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 
-from jaxllm import data, score
+from jaxllm import data, models, score
 from jaxllm.errors import UserError
+from jaxllm.generate import Decoder
 from jaxllm.score.few_shot import label_tokens, marker_tokens
+from tests.models.random_params import random_params
 from tests.score.few_shot_cases import (
     EXEMPLARS,
     TASK,
@@ -67,6 +69,40 @@ def test_labels_of_several_tokens_are_scored_whole():
         n = len(prompt.labels[i % 3])
         expected.append(sum(table[i, len(row) - n + k - 1, row[len(row) - n + k]] for k in range(n)))
     np.testing.assert_allclose(prompt.label_log_probs(inputs), np.reshape(expected, (2, 3)), atol=2e-5)
+
+
+SMALL = dict(vocab_size=10, num_layers=2, embed_dim=16)
+PARTS = (
+    models.get_preset("gpt-neo-nano", **SMALL, num_heads=2, context_length=64, windows=(0, 16)),
+    models.get_preset("mamba-nano", **SMALL),
+)
+FAMILIES = {
+    "llama": models.get_preset("llama-nano", **SMALL, num_heads=2, num_kv_heads=1, context_length=64),
+    "gemma": models.get_preset(
+        "gemma-nano", **SMALL, num_heads=2, num_kv_heads=1, head_dim=8, context_length=64, windows=(16, 0)
+    ),
+    "gpt-neo": PARTS[0],
+    "mamba": PARTS[1],
+    "hybrid": models.HybridConfig(parts=PARTS),
+}
+
+
+@pytest.mark.parametrize("family", [
+    "gemma", "hybrid", *(pytest.param(name, marks=pytest.mark.slow) for name in ("llama", "gpt-neo", "mamba"))
+])  # fmt: skip
+def test_an_answer_does_not_depend_on_padding_windows_or_the_queries_beside_it(family):
+    config = FAMILIES[family]
+    decoder, tokenizer = Decoder(config, random_params(config, 0.35)), TinyTokenizer()
+    exemplars = [(["a", "b"], 2), (["b", "a a"], 1)]
+    prompt = score.FewShotPrompt(decoder, tokenizer, PAIRS, exemplars)
+    inputs = [["a", "b b"], ["b a a b a b a b a a b b", "a"], ["", "b"]]
+    head = tokenizer.encode("".join(PAIRS.exemplar(*one) for one in exemplars)).tolist()
+    contexts = [head + tokenizer.encode(PAIRS.query(values)).tolist() for values in inputs]
+    scored = score.score_choices(*decoder, contexts, [prompt.labels] * 3)
+    expected = [[choice.log_prob for choice in row] for row in scored]
+    np.testing.assert_allclose(prompt.label_log_probs(inputs), expected, atol=5e-5)
+    alone = [prompt.label_log_probs([values])[0] for values in inputs]
+    np.testing.assert_allclose(alone, expected, atol=5e-5)
 
 
 def test_inputs_after_a_label_are_as_of_whole_rows():

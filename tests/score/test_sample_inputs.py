@@ -129,6 +129,20 @@ def test_samples_depend_on_their_key_alone_and_pairs_have_both_fields():
     np.testing.assert_allclose(many.log_probs_LY[:4], np.reshape(sums, (4, 2)), atol=2e-4)
 
 
+def test_samples_of_a_model_with_a_window_depend_on_their_key_alone():
+    """A row that draws several samples keeps the slots of those before, which are in no window."""
+    config = models.get_preset(
+        "gemma-nano", vocab_size=10, num_layers=1, embed_dim=16, mlp_dim=32, num_heads=2, num_kv_heads=1,
+        head_dim=8, context_length=128, windows=(12,),
+    )  # fmt: skip
+    decoder = Decoder(config, random_params(config, 0.35))
+    prompt = score.FewShotPrompt(decoder, TinyTokenizer(), TASK, EXEMPLARS)
+    options = dict(key=jax.random.key(1), max_new_tokens=16, most_rejected=1000)
+    many, few = (score.sample_inputs(prompt, 8, rows=rows, **options) for rows in (8, 1))
+    assert many.tokens == few.tokens and many.rejected == few.rejected
+    np.testing.assert_allclose(many.log_probs_LY, few.log_probs_LY, atol=2e-5)
+
+
 def test_a_generator_that_never_ends_a_field_is_given_up_with_the_rejection_rate():
     *_, prompt = pair_prompt(257)
     with pytest.raises(
