@@ -81,6 +81,34 @@ def first_token_attention(
     return FirstTokenAttention(*(value.swapaxes(0, 1) for value in values))
 
 
+def first_token_of_weights(
+    probs_BHTS: jax.Array, window: jax.Array | int, segment_ids_BT: jax.Array | None
+) -> FirstTokenAttention:
+    """Return what `first_token_attention` does, from the weights: of any attention, an encoder's too.
+
+    There too a document's first query, which sees itself and what follows, does not count.
+
+    Args:
+      probs_BHTS: the weights (site "attn_probs").
+      window: see `first_token_attention`.
+      segment_ids_BT: see `first_token_attention`.
+    """
+    B, _, T, _ = probs_BHTS.shape
+    index_BT = jnp.broadcast_to(jnp.arange(T, dtype=jnp.int32), (B, T))
+    start_BT = jnp.zeros_like(index_BT)
+    if segment_ids_BT is not None:
+        starts_BT = jnp.pad(segment_ids_BT[:, 1:] != segment_ids_BT[:, :-1], ((0, 0), (1, 0)))
+        start_BT = jax.lax.cummax(jnp.where(starts_BT, index_BT, 0), axis=1)
+    behind_BT = index_BT - start_BT
+    counts_BT = (behind_BT > 0) & ((behind_BT < window) | (window == 0))
+    first_BHT = jnp.take_along_axis(probs_BHTS, start_BT[:, None, :, None], axis=-1)[..., 0]
+    first_BTH = jnp.where(counts_BT[..., None], first_BHT.swapaxes(1, 2), 0)
+    largest_BHT = jnp.max(probs_BHTS, axis=-1)
+    ties_BHT = jnp.sum(probs_BHTS == largest_BHT[..., None], axis=-1, dtype=jnp.float32)
+    is_largest_BTH = (first_BHT == largest_BHT).swapaxes(1, 2) & counts_BT[..., None]
+    return FirstTokenAttention(is_largest_BTH / ties_BHT.swapaxes(1, 2), first_BTH, counts_BT)
+
+
 def uniform_first_token_mass(seq_len: int, *, softmax_1: bool = False) -> float:
     """Return the mean mass on the first token if attention were uniform: the floor to compare with.
 

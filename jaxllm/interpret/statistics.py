@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxllm import models
 from jaxllm.errors import UserError
-from jaxllm.interpret.first_token import first_token_attention
+from jaxllm.interpret.first_token import first_token_attention, first_token_of_weights
 from jaxllm.interpret.kurtosis import kurtosis
 
 
@@ -44,13 +44,14 @@ def activation_statistics(
     """Return the outliers and the sink of a model on some text, one batch in memory at a time.
 
     Within a batch each layer is reduced where it is computed: neither attention weights nor the
-    activations of several layers are kept.
+    activations of several layers are kept. Of an encoder, or of relative positions (DeBERTa), the weights of
+    one layer are in memory.
 
     Args:
-      config: the model.
+      config: a decoder or an encoder.
       params: its parameters, layers stacked.
       batches: {"tokens": int [B, T], "segment_ids": [B, T] optional}, as `jaxllm.data` makes them, of one
-        shape; other entries are not read.
+        shape; other entries are not read. Padding counts as text: leave it out.
 
     Examples:
       >>> config = models.get_preset("gpt2-nano")
@@ -83,16 +84,22 @@ def _sums(config, params, tokens_BT, segment_ids_BT) -> dict[str, tuple[jax.Arra
     if segment_ids_BT is not None:
         first_BT = first_BT.at[:, 1:].set(segment_ids_BT[:, 1:] != segment_ids_BT[:, :-1])
 
+    by_products = config.causal and config.position != "disentangled"  # of queries and keys alone
+
     def reduce_layer(captured, layer):
         learned = config.sink_logit == "learned"
-        attention = first_token_attention(
-            captured["query"],
-            captured["key"],
-            scale=config.attention_scale,
-            window=jnp.array(config.windows, jnp.int32)[layer % len(config.windows)],
-            sink=params["layers"]["attn"]["sink"][layer] if learned else config.sink_logit,
-            segment_ids_BT=segment_ids_BT,
-        )
+        window = jnp.array(config.windows, jnp.int32)[layer % len(config.windows)]
+        if by_products:
+            attention = first_token_attention(
+                captured["query"],
+                captured["key"],
+                scale=config.attention_scale,
+                window=window,
+                sink=params["layers"]["attn"]["sink"][layer] if learned else config.sink_logit,
+                segment_ids_BT=segment_ids_BT,
+            )
+        else:
+            attention = first_token_of_weights(captured["attn_probs"], window, segment_ids_BT)
         kurtosis_BT = kurtosis(captured["resid_post"])
         max_BT = jnp.max(jnp.abs(captured["resid_post"].astype(jnp.float32)), axis=-1)
 
@@ -109,5 +116,6 @@ def _sums(config, params, tokens_BT, segment_ids_BT) -> dict[str, tuple[jax.Arra
             "sink_mass": (jnp.sum(attention.mass_BTH, axis=(0, 1)), queries),
         }
 
-    sites = models.Sites(capture=("query", "key", "resid_post"), keep=reduce_layer)
+    read = ("query", "key") if by_products else ("attn_probs",)
+    sites = models.Sites(capture=(*read, "resid_post"), keep=reduce_layer)
     return models.capture(config, params, tokens_BT, sites, segment_ids=segment_ids_BT)[1]

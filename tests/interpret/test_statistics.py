@@ -65,7 +65,13 @@ def agree(found, expected):
 @pytest.mark.smoke
 @pytest.mark.parametrize(
     "family, sink, packed",
-    [("gpt2-nano", -math.inf, True), ("gpt-neo-nano", 0.0, True), ("llama-nano", "learned", False)],
+    [
+        ("gpt2-nano", -math.inf, True),
+        ("gpt-neo-nano", 0.0, True),
+        ("llama-nano", "learned", False),
+        ("bert-nano", 0.0, True),
+        ("deberta-nano", -math.inf, True),
+    ],
 )
 def test_means_are_those_of_the_whole_attention_weights(family, sink, packed):
     windows = {"windows": (0, 5)} if family == "gpt-neo-nano" else {}
