@@ -57,11 +57,22 @@ def write_file(path: str | os.PathLike, content: bytes) -> None:
     Raises:
       UserError: naming the folder, when the disk is full or the folder cannot be written.
     """
+    with new_file(path) as partial:
+        partial.write_bytes(content)
+
+
+@contextlib.contextmanager
+def new_file(path: str | os.PathLike) -> Iterator[Path]:
+    """Yield where to write what becomes the file `path` if the block ends well, and vanishes if not.
+
+    Raises:
+      UserError: naming the folder, when the disk is full or the folder cannot be written.
+    """
     path = Path(path)
     partial = path.with_name(f"{_PARTIAL}{os.getpid()}-{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(content)
+        yield partial
         os.replace(partial, path)
     except OSError as error:
         raise _cannot_write(path.parent, error) from error

@@ -1,5 +1,6 @@
 """One vector a text at every depth of a model, streamed: nothing larger than a batch is in memory."""
 
+import contextlib
 import functools
 import os
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from jaxllm import models
+from jaxllm.atomic import new_file
 from jaxllm.data.length_batches import length_batches
 from jaxllm.errors import UserError, brief
 from jaxllm.interpret.forward_from import check_depth
@@ -39,12 +41,12 @@ def pooled_states(
       spans: (first, end) of each text's tokens to average; (i, i + 1) is one token.
       depths: which; None: all, 0 to the number of layers.
       tokens_per_batch: what one call computes at most, padding included.
-      path: where the result is kept, as .npy.
+      path: where the result is kept, as .npy, once all of it is there.
       progress: show a bar.
 
     Raises:
       UserError: no text, ids that the model does not know, a span outside of its text, more tokens than the
-        model has positions for, a depth that it does not have.
+        model has positions for, a depth that it does not have, a path that cannot be written.
 
     Examples:
       >>> config = models.get_preset("gpt2-nano")
@@ -57,14 +59,15 @@ def pooled_states(
         check_depth(depth, config.num_layers)
     _check_rows(config, rows, spans)
     shape = (len(depths), len(rows), config.embed_dim)
-    if path is None:
-        states_PND = np.empty(shape, np.float32)
-    else:
-        states_PND = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
     chosen_P = jnp.asarray(depths, jnp.int32)
     longest = config.most_positions or 2**31
     both = getattr(config, "causal", True) is False  # an encoder's tokens see padding on the right
-    with tqdm(total=len(rows), desc="states", unit=" texts", disable=not progress) as bar:
+    bar = tqdm(total=len(rows), desc="states", unit=" texts", disable=not progress)
+    with contextlib.nullcontext() if path is None else new_file(path) as partial, bar:
+        if partial is None:
+            states_PND = np.empty(shape, np.float32)
+        else:
+            states_PND = np.lib.format.open_memmap(partial, mode="w+", dtype=np.float32, shape=shape)
         for batch in length_batches([len(row) for row in rows], longest, tokens_per_batch):
             tokens_BT, mask_BT = batch.fill(rows)
             weights_BT = np.zeros(tokens_BT.shape, np.float32)
@@ -74,9 +77,9 @@ def pooled_states(
             found = _pooled(config, params, tokens_BT, mask_BT if both else None, weights_BT, chosen_P)
             states_PND[:, batch.rows] = np.asarray(found)[:, : len(batch.rows)]
             bar.update(len(batch.rows))
-    if path is not None:
-        states_PND.flush()
-    return states_PND
+        if partial is not None:
+            states_PND.flush()
+    return states_PND if path is None else np.load(path, mmap_mode="r+")
 
 
 def _check_rows(config, rows, spans) -> None:

@@ -1,6 +1,7 @@
 """Running from states within a model, and slopes at sites, against whole runs and finite differences."""
 
 import functools
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -135,6 +136,25 @@ def test_padding_of_an_encoder_is_not_seen():
     found = pooled_states(config, params, rows, [(0, 6), (1, 4)])
     np.testing.assert_allclose(found[:, 0], streams[:, 0].mean(1), atol=1e-5)
     np.testing.assert_allclose(found[:, 1], streams[:, 1, 1:4].mean(1), atol=1e-5)
+def test_states_that_are_not_finished_leave_the_file_as_it_was(tmp_path, monkeypatch):
+    config, params, *_ = whole("llama-nano")
+    path, spans = tmp_path / "states.npy", [(0, 1), (0, 2)]
+    before = pooled_states(config, params, [[1], [2, 3]], spans, tokens_per_batch=1, path=path)
+    whole_file, calls = path.read_bytes(), iter([before[:, :1] + 1])  # the second batch is interrupted
+    assert path == type(path)(before.filename) and np.array_equal(np.load(path), before)
+
+    def interrupted(*_):
+        try:
+            return next(calls)
+        except StopIteration:
+            raise KeyboardInterrupt from None
+
+    monkeypatch.setattr(sys.modules["jaxllm.interpret.pooled_states"], "_pooled", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        pooled_states(config, params, [[4], [5, 6]], spans, tokens_per_batch=1, path=path)
+    assert path.read_bytes() == whole_file and list(tmp_path.iterdir()) == [path]
+
+
 
 
 def test_what_cannot_be_run_from_is_told_in_one_sentence():
