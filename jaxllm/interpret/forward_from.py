@@ -78,7 +78,7 @@ def forward_from(
         layers = tuple(models.LayerView(one, None, kept_L[i], _whole) for i, one in enumerate(layers))
     else:
         layers = models.LayerView(layers, None, kept_L, _whole)
-    edits = dict(sites.edits) | {"embed": lambda value, _: jnp.asarray(states_BTD).astype(value.dtype)}
+    edits = dict(sites.edits) | _entering(states_BTD)
     tokens_BT = jnp.zeros(shape[:2], jnp.int32)  # looked up, and replaced
     told = dict(positions=positions, segment_ids=segment_ids, sites=Sites(edits=edits))
     return models.trunk(config, params | {"layers": layers}, tokens_BT, **told)
@@ -96,12 +96,17 @@ def _continued(config, params, layer, states_BTD, cache, others) -> jax.Array:
     layers = params["layers"]
     left = layers[layer:] if isinstance(layers, tuple) else jax.tree.map(lambda x: x[layer:], layers)
     x_BTD = jnp.asarray(states_BTD).astype(config.dtype)
-    span = range(layer, config.num_layers)
-    hidden_BTD, _ = run_span(config, params | {"layers": left}, x_BTD, span, cache)
+    told = dict(span=range(layer, config.num_layers), cache=cache, sites=Sites(edits=_entering(states_BTD)))
+    hidden_BTD, _ = run_span(config, params | {"layers": left}, x_BTD, **told)
     if "valid" in cache:  # one slot a token; written past the end they would replace the last in silence
         fits = cache["length"] + x_BTD.shape[1] <= cache["valid"].shape[1]
         hidden_BTD = jnp.where(fits, hidden_BTD, jnp.nan)
     return hidden_BTD
+
+
+def _entering(states_BTD) -> dict:
+    """Return the edit of what enters the first layer: the states have positions, types and a norm already."""
+    return {"embed": lambda value, _: jnp.asarray(states_BTD).astype(value.dtype)}
 
 
 def check_depth(layer: int, layers: int) -> None:

@@ -184,6 +184,7 @@ def run_span(
     segment_ids: jax.Array | None = None,
     microbatches: int = 1,
     key: jax.Array | None = None,
+    sites: Sites | None = None,
 ) -> tuple[jax.Array, dict | None]:
     """Run some of the layers, for a model that is a part of another (`HybridConfig`).
 
@@ -196,6 +197,7 @@ def run_span(
       span: which layers, such as range(2, 4).
       cache: as it was before these tokens, or None; "valid" and "length" stay so, until all spans have run.
 
+      sites: activations to edit: embed too, of a span that begins at the first layer.
     Returns:
       (the stream after them, the cache with the span's layers written to).
     """

@@ -221,13 +221,17 @@ def _run_span(
     mask_BT: jax.Array | None = None,
     positions: jax.Array | None = None,
     segment_ids: jax.Array | None = None,
+    sites: Sites | None = None,
     microbatches: int = 1,
     key: jax.Array | None = None,
 ) -> tuple[jax.Array, dict | None]:
     del key, positions  # which the other parts of a hybrid may have
-    layer = functools.partial(_layer, config, sites=None)
+    x_BTD = x_BTD.astype("float32")
+    if span.start == 0:
+        x_BTD = Tap(sites)("embed", x_BTD)
+    layer = functools.partial(_layer, config, sites=sites)
     x_BTD, _, cache = run_layers(
-        config, layer, params["layers"], x_BTD.astype("float32"), cache, _LayerState,
+        config, layer, params["layers"], x_BTD, cache, _LayerState,
         microbatches=microbatches, first=span.start, segment_ids_BT=segment_ids, mask_BT=mask_BT,
     )  # fmt: skip
     if span.stop == config.num_layers:

@@ -76,6 +76,7 @@ def _run_span(
     mask_BT: jax.Array | None = None,
     positions: jax.Array | None = None,
     segment_ids: jax.Array | None = None,
+    sites: Sites | None = None,
     microbatches: int = 1,
     key: jax.Array | None = None,
 ) -> tuple[jax.Array, dict | None]:
@@ -86,7 +87,7 @@ def _run_span(
         mask_BT = jnp.ones(x_BTD.shape[:2], bool) if mask_BT is None else mask_BT
         positions, placed = place_tokens(cache, mask_BT)
     x_BTD, _, written = _run(
-        config, params, x_BTD, positions, segment_ids, None, placed, microbatches, key, span=span
+        config, params, x_BTD, positions, segment_ids, sites, placed, microbatches, key, span=span
     )
     return x_BTD, written and cache | {name: written[name] for name in LayerCache.NAMES}
 
