@@ -72,7 +72,7 @@ def hidden_loss(
     z_loss: float = 0.0,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Return what `loss` does, from the hidden states that `trunk` gave."""
-    mask_BT = _counted(config, targets_BT, mask)
+    targets_BT, mask_BT = _counted(config, targets_BT, mask)
     if config.vocab_groups is not None and z_loss:
         raise UserError(f"z_loss={z_loss} is of one softmax and vocab_groups makes two; set it to 0")
     with jax.named_scope("loss"):
@@ -91,13 +91,16 @@ def hidden_loss(
     return mean, logged | {"token_count": token_count}
 
 
-def _counted(config: LanguageModel, targets_BT: jax.Array, mask: jax.Array | None) -> jax.Array:
-    """Return each target's weight, float32 [B, T]: 0 for a negative one, NaN for one that cannot be meant."""
+def _counted(
+    config: LanguageModel, targets_BT: jax.Array, mask: jax.Array | None
+) -> tuple[jax.Array, jax.Array]:
+    """Return (int32 targets, their float32 weights): 0 for a negative one, NaN for one beyond the last."""
     mask_BT = jnp.ones(targets_BT.shape, jnp.float32) if mask is None else mask.astype(jnp.float32)
     size = len(config.labels) or config.known_vocab_size
-    check_ids(jnp.where(mask_BT != 0, targets_BT, -1), size, "targets")
+    check_ids(jnp.where(mask_BT != 0, targets_BT, 0), size, "targets")
+    targets_BT = targets_BT.astype(jnp.int32)  # one byte holds no size of 256 to compare with
     beyond_BT = (targets_BT >= size) & (mask_BT != 0)
-    return jnp.where(targets_BT < 0, 0.0, jnp.where(beyond_BT, jnp.nan, mask_BT))
+    return targets_BT, jnp.where(targets_BT < 0, 0.0, jnp.where(beyond_BT, jnp.nan, mask_BT))
 
 
 def token_log_probs(

@@ -9,6 +9,7 @@ from jaxllm_kernels.linear_cross_entropy import linear_cross_entropy
 from jaxllm import models
 from jaxllm.errors import UserError
 from jaxllm.generate import generate
+from tests.models.random_params import random_params
 
 CONFIG = models.get_preset("gpt2-nano", vocab_size=20, num_layers=1)
 GROUPED = models.get_preset(
@@ -66,6 +67,18 @@ def test_negative_targets_do_not_count_and_ids_beyond_the_vocabulary_are_loud(mo
     assert float(loss(ignored.at[0, 2].set(99), masked)[0]) == pytest.approx(float(want), abs=1e-6)
     with pytest.raises(UserError, match="targets hold the id 20"):
         models.hidden_loss(config, params, hidden, ignored.at[0, 0].set(20))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_targets_may_be_unsigned(dtype):
+    """Of 256 ids, so that the size is no uint8."""
+    config = models.get_preset("gpt2-nano", num_layers=1)
+    params, hidden = random_params(config), jax.random.normal(jax.random.key(1), (1, 8, config.embed_dim))
+    mask, targets = jnp.ones((1, 8)).at[0, 2].set(0), TOKENS + 248
+    want = models.hidden_loss(config, params, hidden, jnp.asarray(targets), mask=mask)[0]
+    for place in (np.asarray, jnp.asarray):
+        found = models.hidden_loss(config, params, hidden, place(targets.astype(dtype)), mask=mask)[0]
+        assert float(found) == float(want)
 
 
 def test_the_kernel_leaves_out_negative_labels():
