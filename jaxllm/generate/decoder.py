@@ -59,8 +59,8 @@ class Decoder:
           slots: tokens that a row of the cache holds, prompts included; sources are not.
 
         Raises:
-          UserError: no tokens, or more than slots; ids that the model does not know; rows that differ in
-            length.
+          UserError: no tokens, or more than slots or a learned position table has; ids that the model
+            does not know; rows that differ in length.
         """
         tokens_BT = _prompts(tokens_BT, self.config)
         if tokens_BT.shape[1] > slots and self.config.start_id is None:
@@ -69,6 +69,7 @@ class Decoder:
                 f"make slots {tokens_BT.shape[1]} at least"
             )
         mask_BT = np.ones(tokens_BT.shape, bool) if mask_BT is None else mask_BT
+        models.check_length(self.config, int(np.sum(mask_BT, axis=1).max()))
         return _prefill(self.config, self.params, tokens_BT, mask_BT, slots=slots)
 
     def fork(self, cache: dict, rows: Any, *, slots: int) -> dict:
@@ -89,7 +90,8 @@ class Decoder:
     def step(self, tokens_B: jax.Array, cache: dict):
         """Run one more token a row; return (its hidden state [B, D], cache).
 
-        The cache that was given is used up. One that is full has no place for the token: NaN.
+        The cache that was given is used up. One that is full has no place for the token, and a table of
+        positions may have no more of them: NaN.
 
         Raises:
           UserError: not one token for each row of the cache.
@@ -103,8 +105,8 @@ class Decoder:
     def extend(self, tokens_BT: jax.Array, cache: dict, mask_BT: jax.Array | None = None):
         """Run T more tokens a row; return (their hidden states [B, T, D], cache).
 
-        The cache that was given is used up. One that has no place for the tokens gives NaN. Tokens
-        that pad the right of a row do no harm if nothing comes after them.
+        The cache that was given is used up. One that has no place for the tokens gives NaN, as do tokens
+        that have no position. Those that pad the right of a row do no harm if nothing comes after them.
 
         Args:
           tokens_BT: int32 [B, T].

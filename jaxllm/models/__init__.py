@@ -20,7 +20,7 @@ from jaxllm.models import hybrid as hybrid  # registers how a HybridConfig runs
 from jaxllm.models import transformer as transformer  # registers how a ModelConfig runs
 from jaxllm.models.architecture import cache_axes, capture, decode, init_cache, prefill, trunk
 from jaxllm.models.cache import cache_rows, fork_cache, rewind_cache, select_rows
-from jaxllm.models.config import LanguageModel, ModelConfig, check_decodes, check_transformer
+from jaxllm.models.config import LanguageModel, ModelConfig, check_decodes, check_length, check_transformer
 from jaxllm.models.context_cache import context_cache
 from jaxllm.models.decoding_layout import empty_cache, for_decoding
 from jaxllm.models.encoder_decoder import Context, EncoderDecoderConfig, encode
@@ -63,6 +63,7 @@ __all__ = [
     "capture",
     "check_decodes",
     "check_ids",
+    "check_length",
     "check_params",
     "check_transformer",
     "component",

@@ -119,8 +119,8 @@ def trunk(
     """Return hidden states after the final norm: [B, T, D] in `config.dtype`.
 
     Args:
-      tokens_BT: int [B, T]; or, of a transformer of one stack, float [B, T, D]: vectors in place of those
-        that its table has for tokens.
+      tokens_BT: int [B, T]; or, of a transformer of one stack, float [B, T, D]: vectors in place of tokens'
+        as the stream takes them; with `config.scale_embeddings` tokens' are sqrt(D) times the table's rows.
       positions: int [B, T]; None counts from 0, anew in each segment.
       segment_ids: int [B, T], one number a document of a packed row; documents do not see each
         other. A mask of padding is one too: where it is 0 nothing is seen by what is text.
@@ -131,8 +131,9 @@ def trunk(
       context: what `encode` returned, of an encoder-decoder; other models take none.
 
     Raises:
-      UserError: more tokens than a learned position table has; ids that are fractions or, outside of jit,
-        that the vocabulary does not have.
+      UserError: more tokens than a learned position table has; no [B, T]; ids that are fractions or, outside
+        of jit, that the vocabulary does not have, or positions that the table does not have: in jit they
+        give NaN.
     """
     options = dict(positions=positions, segment_ids=segment_ids, microbatches=microbatches, key=key)
     if context is not None:
@@ -160,7 +161,8 @@ def decode(
 
     Returns:
       (hidden_BTD after the final norm, the cache with the tokens added). Hidden states at padding
-      are meaningless but finite; where the cache has no slot left for the tokens, all are NaN.
+      are meaningless but finite. Those of tokens that a learned table has no position for are NaN, and all
+      are where the cache has no slot left for the tokens.
     """
     return _unregistered(config)
 
@@ -182,9 +184,9 @@ def run_span(
     mask_BT: jax.Array | None = None,
     positions: jax.Array | None = None,
     segment_ids: jax.Array | None = None,
+    sites: Sites | None = None,
     microbatches: int = 1,
     key: jax.Array | None = None,
-    sites: Sites | None = None,
 ) -> tuple[jax.Array, dict | None]:
     """Run some of the layers, for a model that is a part of another (`HybridConfig`).
 
@@ -195,9 +197,9 @@ def run_span(
       params: the model's, "layers" being those of the span alone.
       x_BTD: the residual stream.
       span: which layers, such as range(2, 4).
+      sites: activations to edit: embed too, of a span that begins at the first layer.
       cache: as it was before these tokens, or None; "valid" and "length" stay so, until all spans have run.
 
-      sites: activations to edit: embed too, of a span that begins at the first layer.
     Returns:
       (the stream after them, the cache with the span's layers written to).
     """

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxllm_kernels import attention as kernel
 
 from jaxllm.models.architecture import cache_axes, init_cache
-from jaxllm.models.config import ModelConfig, check_decodes
+from jaxllm.models.config import LanguageModel, ModelConfig, check_decodes
 from jaxllm.models.shared_prefix import Prefix, merge
 
 # The axis of the rows in each of a cache's entries, from the end: as in a stack of layers, so in a tuple.
@@ -162,6 +162,25 @@ def place_tokens(cache: dict, mask_BT: jax.Array) -> tuple[jax.Array, dict]:
     positions_BT = seen_B1(cache) + jnp.cumsum(mask_BT, axis=1, dtype=jnp.int32) - 1
     valid_BS = jax.lax.dynamic_update_slice_in_dim(cache["valid"], mask_BT, cache["length"], axis=1)
     return jnp.maximum(positions_BT, 0), cache | {"valid": valid_BS}
+
+
+def where_it_fits(
+    config: LanguageModel, hidden_BTD: jax.Array, positions_BT: jax.Array, cache: dict | None = None
+) -> jax.Array:
+    """Return hidden states, NaN at positions that a learned table does not have, or all if a cache is full.
+
+    A row beyond the table is looked up as its last, and what is written past a cache's end replaces its last
+    tokens: in silence.
+
+    Args:
+      cache: as it was before these tokens.
+    """
+    fits_BT = True
+    if config.most_positions is not None:
+        fits_BT = (positions_BT >= 0) & (positions_BT < config.most_positions)
+    if cache is not None:
+        fits_BT &= cache["length"] + hidden_BTD.shape[1] <= cache["valid"].shape[1]
+    return jnp.where(jnp.broadcast_to(fits_BT, hidden_BTD.shape[:2])[..., None], hidden_BTD, jnp.nan)
 
 
 class LayerCache(NamedTuple):

@@ -319,6 +319,16 @@ def check_decodes(config: LanguageModel) -> None:
         )
 
 
+def check_length(config: LanguageModel, tokens: int) -> None:
+    """Check that a text of so many tokens has a position for each.
+
+    Raises:
+      UserError: it is longer than a learned table.
+    """
+    if config.most_positions is not None and tokens > config.most_positions:
+        raise UserError(f"{tokens} tokens do not fit context_length={config.context_length}")
+
+
 def check_transformer(config: LanguageModel, what: str) -> None:
     """Refuse a model that is no transformer, for a technique that knows only those.
 

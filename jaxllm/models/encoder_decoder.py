@@ -34,7 +34,7 @@ from jaxllm.models.config import (
 )
 from jaxllm.models.declarations import declare_head, declare_mlp
 from jaxllm.models.distance_bias import distance_bias
-from jaxllm.models.ids import check_ids
+from jaxllm.models.ids import check_tokens
 from jaxllm.models.layers import run_layers
 from jaxllm.models.linear import linear, linears
 from jaxllm.models.look_up import look_up
@@ -191,7 +191,7 @@ def encode(
     Raises:
       UserError: ids that are fractions or, outside of jit, that the vocabulary does not have.
     """
-    check_ids(tokens_BS, config.known_vocab_size)
+    check_tokens(tokens_BS, config.known_vocab_size)
     mask_BS = jnp.ones(tokens_BS.shape, bool) if mask_BS is None else mask_BS
     S, own = tokens_BS.shape[1], params["encoder"]
     bias_HSS = distance_bias(config, own["distances"], jnp.arange(S, dtype=jnp.int32), S, bidirectional=True)
@@ -228,7 +228,7 @@ def _capture(
     context: Context | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     del key  # nothing is dropped
-    check_ids(tokens_BT, config.known_vocab_size)
+    check_tokens(tokens_BT, config.known_vocab_size)
     if context is None:
         raise UserError(
             "an encoder-decoder needs a context; give context=models.encode(config, params, tokens)"
@@ -262,7 +262,7 @@ def _decode(
     *,
     mask_BT: jax.Array | None = None,
 ) -> tuple[jax.Array, dict]:
-    check_ids(tokens_BT, config.known_vocab_size)
+    check_tokens(tokens_BT, config.known_vocab_size)
     T, S = tokens_BT.shape[1], cache["valid"].shape[1]
     if T > S:
         raise UserError(f"{T} tokens do not fit a cache of {S}")

@@ -24,12 +24,13 @@ import jax.numpy as jnp
 from jaxllm.axis_names import AxisNames
 from jaxllm.errors import UserError
 from jaxllm.models.architecture import cache_axes, capture, decode, embed_tokens, init_cache, run_span
-from jaxllm.models.cache import cache_parts
+from jaxllm.models.cache import cache_parts, place_tokens, where_it_fits
+from jaxllm.models.config import check_length
 from jaxllm.models.decoding_layout import for_decoding
 from jaxllm.models.dropout import fold_in
 from jaxllm.models.head import head_input, head_weights
 from jaxllm.models.hybrid_config import HybridConfig, projector_sides
-from jaxllm.models.ids import check_ids
+from jaxllm.models.ids import check_tokens
 from jaxllm.models.layers_apart import is_apart
 from jaxllm.models.projectors import fit, project
 from jaxllm.models.sites import Sites, Tap, check_sites
@@ -145,12 +146,14 @@ def _capture(
     microbatches: int = 1,
     key: jax.Array | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    check_ids(tokens_BT, config.known_vocab_size)
+    check_tokens(tokens_BT, config.known_vocab_size)
     check_sites(sites, SITES, "a hybrid")
     hidden_BTD, captured, _ = _run(
         config, params, tokens_BT, sites, key=key, positions=positions, segment_ids=segment_ids,
         microbatches=microbatches,
     )  # fmt: skip
+    if positions is not None:
+        hidden_BTD = where_it_fits(config, hidden_BTD, positions)
     return hidden_BTD, captured
 
 
@@ -163,8 +166,10 @@ def _decode(
     *,
     mask_BT: jax.Array | None = None,
 ) -> tuple[jax.Array, dict]:
-    check_ids(tokens_BT, config.known_vocab_size)
-    mask_BT = jnp.ones(tokens_BT.shape, bool) if mask_BT is None else mask_BT
+    check_tokens(tokens_BT, config.known_vocab_size)
+    if mask_BT is None:
+        check_length(config, tokens_BT.shape[1])
+        mask_BT = jnp.ones(tokens_BT.shape, bool)
     before, T = cache_parts(cache), tokens_BT.shape[1]
     for one in before.values():
         if "valid" in one and T > one["valid"].shape[1]:
@@ -174,9 +179,8 @@ def _decode(
     for name, one in written.items():
         length = one["length"] + T
         if "valid" in one:
-            valid_BS = jax.lax.dynamic_update_slice_in_dim(one["valid"], mask_BT, one["length"], axis=1)
-            one = one | {"valid": valid_BS}
-            hidden_BTD = jnp.where(length <= valid_BS.shape[1], hidden_BTD, jnp.nan)  # as a transformer's
+            positions_BT, one = place_tokens(one, mask_BT)
+            hidden_BTD = where_it_fits(config, hidden_BTD, positions_BT, one)
         parts[name] = {entry: x for entry, x in one.items() if entry != "shared"} | {"length": length}
     return hidden_BTD, cache | {"parts": parts, "length": cache["length"] + T}
 

@@ -33,7 +33,7 @@ from jaxllm.models.architecture import (
 )
 from jaxllm.models.config import DTYPES, GROUP_HEADS, REMAT, LanguageModel, Layers
 from jaxllm.models.declarations import declare_head
-from jaxllm.models.ids import check_ids
+from jaxllm.models.ids import check_tokens
 from jaxllm.models.layers import run_layers
 from jaxllm.models.linear import linear, linears
 from jaxllm.models.look_up import look_up
@@ -191,7 +191,7 @@ def _capture(
     key: jax.Array | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     del key  # nothing is dropped
-    check_ids(tokens_BT, config.known_vocab_size)
+    check_tokens(tokens_BT, config.known_vocab_size)
     if positions is not None:
         raise UserError("positions were given to a Mamba, which has none; leave them out")
     check_sites(sites, SITES, "a Mamba")
@@ -205,7 +205,7 @@ def _capture(
 def _decode(
     config: MambaConfig, params: dict, tokens_BT: jax.Array, cache: dict, *, mask_BT: jax.Array | None = None
 ) -> tuple[jax.Array, dict]:
-    check_ids(tokens_BT, config.known_vocab_size)
+    check_tokens(tokens_BT, config.known_vocab_size)
     hidden_BTD, _, cache = _run(config, params, tokens_BT, None, cache, segment_ids_BT=None, mask_BT=mask_BT)
     return hidden_BTD, cache | {"length": cache["length"] + tokens_BT.shape[1]}
 

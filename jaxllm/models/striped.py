@@ -18,7 +18,7 @@ from jaxllm.models.architecture import Declaration, capture, declare, stacked
 from jaxllm.models.attention import attention_block
 from jaxllm.models.config import DTYPES, GROUP_HEADS, REMAT, LanguageModel, Layers, ModelConfig
 from jaxllm.models.declarations import declare_attention, declare_head, declare_mlp
-from jaxllm.models.ids import check_ids
+from jaxllm.models.ids import check_tokens
 from jaxllm.models.layers import run_layers
 from jaxllm.models.look_up import look_up
 from jaxllm.models.mamba import MambaConfig, declare_block, mamba_block
@@ -142,7 +142,7 @@ def _capture(
     key: jax.Array | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     del key  # nothing is dropped
-    check_ids(tokens_BT, config.known_vocab_size)
+    check_tokens(tokens_BT, config.known_vocab_size)
     if positions is not None:
         raise UserError("positions were given to a striped model, which has none; leave them out")
     check_sites(sites, SITES, "a striped model")

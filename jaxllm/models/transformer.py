@@ -1,7 +1,6 @@
 """The transformer as pure functions: tokens to hidden states, with a cache or without."""
 
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
@@ -9,10 +8,10 @@ import jax.numpy as jnp
 from jaxllm.errors import UserError
 from jaxllm.models.architecture import capture, decode, embed_tokens, run_span
 from jaxllm.models.attention import attention_block
-from jaxllm.models.cache import LayerCache, place_tokens
-from jaxllm.models.config import ModelConfig, check_decodes
+from jaxllm.models.cache import LayerCache, place_tokens, where_it_fits
+from jaxllm.models.config import ModelConfig, check_decodes, check_length
 from jaxllm.models.dropout import dropout, fold_in
-from jaxllm.models.ids import check_ids
+from jaxllm.models.ids import check_ids, check_tokens
 from jaxllm.models.layers import run_layers
 from jaxllm.models.look_up import look_up
 from jaxllm.models.mlp import mlp_block
@@ -39,10 +38,12 @@ def _capture(
     _check_inputs(config, tokens_BT)
     if token_types is not None:
         check_ids(token_types, config.num_token_types, "token_types")
-    positions = _checked_positions(config, tokens_BT, positions, segment_ids)
+    positions_BT = _checked_positions(config, tokens_BT, positions, segment_ids)
     hidden_BTD, captured, _ = _run(
-        config, params, tokens_BT, positions, segment_ids, sites, None, microbatches, key, token_types
+        config, params, tokens_BT, positions_BT, segment_ids, sites, None, microbatches, key, token_types
     )
+    if positions is not None:
+        hidden_BTD = where_it_fits(config, hidden_BTD, positions_BT)
     return hidden_BTD, captured
 
 
@@ -56,13 +57,12 @@ def _decode(
     if T > cache["valid"].shape[1]:
         raise UserError(f"{T} tokens do not fit a cache of {cache['valid'].shape[1]}")
     if mask_BT is None:
+        check_length(config, T)
         mask_BT = jnp.ones(tokens_BT.shape[:2], bool)
     positions_BT, cache = place_tokens(cache, mask_BT)
-    hidden_BTD, _, cache = _run(config, params, tokens_BT, positions_BT, None, None, cache)
-    length = cache["length"] + T
-    # Written past the end they would have replaced the last tokens in silence.
-    hidden_BTD = jnp.where(length <= cache["valid"].shape[1], hidden_BTD, jnp.nan)
-    return hidden_BTD, cache | {"length": length}
+    hidden_BTD, _, written = _run(config, params, tokens_BT, positions_BT, None, None, cache)
+    hidden_BTD = where_it_fits(config, hidden_BTD, positions_BT, cache)
+    return hidden_BTD, written | {"length": cache["length"] + T}
 
 
 @run_span.register
@@ -102,15 +102,16 @@ def _embed_tokens(config: ModelConfig, table_VD: jax.Array, tokens_BT: jax.Array
 
 def _checked_positions(config, tokens_BT, positions, segment_ids):
     if positions is not None:
+        if config.most_positions is not None:
+            check_ids(positions, config.most_positions, "positions")
         return positions
-    if tokens_BT.shape[1] > (config.most_positions or math.inf):
-        raise UserError(f"{tokens_BT.shape[1]} tokens do not fit context_length={config.context_length}")
+    check_length(config, tokens_BT.shape[1])
     return _positions(tokens_BT, segment_ids)
 
 
 def _check_inputs(config, tokens_BT):
-    if tokens_BT.ndim < 3:
-        check_ids(tokens_BT, config.known_vocab_size)
+    if tokens_BT.ndim != 3:
+        check_tokens(tokens_BT, config.known_vocab_size)
     elif tokens_BT.shape[2] != config.embed_dim or not jnp.issubdtype(tokens_BT.dtype, jnp.floating):
         raise UserError(
             f"vectors in place of tokens are {tokens_BT.dtype}{list(tokens_BT.shape)}; give floats "

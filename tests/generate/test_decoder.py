@@ -1,6 +1,7 @@
 """A model prepared once: the same tokens as the plain one, its weights laid out no second time."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -49,6 +50,30 @@ def test_a_full_cache_is_not_overwritten_in_silence():
     with pytest.raises(UserError, match=r"of shape \(3,\) and the cache has 2 rows; give one token a row"):
         decoder.step(np.array([1, 2, 3]), cache)
     assert np.isnan(decoder.step(TOKENS[:, 0], cache)[0]).all()
+
+
+def hybrid(part):
+    return models.HybridConfig(parts=(part,), tables="parts")
+
+
+@pytest.mark.parametrize("kind", [lambda part: part, hybrid], ids=["gpt2", "hybrid"])
+def test_a_token_behind_the_last_position_is_not_read_as_the_last_in_silence(kind):
+    """A table of 8 rows, and slots for more: a row that is padded has as many tokens less behind it."""
+    config = kind(models.get_preset("gpt2-nano", num_layers=1, context_length=8))
+    decoder = Decoder(config, random_params(config))
+    with pytest.raises(UserError, match="9 tokens do not fit context_length=8"):
+        decoder.prefill(np.zeros((1, 9), int), slots=12)
+    with pytest.raises(UserError, match="9 tokens do not fit context_length=8"):
+        models.decode(*decoder, jnp.zeros((1, 9), int), models.empty_cache(*decoder, 1, 12))
+    mask = np.arange(6) >= np.array([[0], [2]])
+    _, cache = decoder.prefill(TOKENS, mask, slots=12)
+    forked = decoder.fork(cache, [0, 1], slots=6)
+    for one in (forked, cache):  # which a step uses up
+        fits = []
+        for t in range(5):
+            hidden, one = decoder.step(TOKENS[:, t], one)
+            fits.append(np.isfinite(hidden).all(1).tolist())
+        assert fits == [[True, True], [True, True], [False, True], [False, True], [False, False]]
 
 
 @pytest.mark.parametrize("prompts, said", [

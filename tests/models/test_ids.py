@@ -81,6 +81,37 @@ def test_targets_may_be_unsigned(dtype):
         assert float(found) == float(want)
 
 
+@pytest.mark.parametrize("family", ["gpt2-nano", "mamba-nano", "hybrid", "striped", "t5-nano"])
+def test_a_row_of_ids_is_no_batch(family):
+    kinds = {
+        "hybrid": models.HybridConfig(parts=(CONFIG,), tables="parts"),
+        "striped": models.StripedConfig(vocab_size=20, embed_dim=16, num_heads=2, num_layers=1),
+    }
+    config = kinds.get(family) or models.get_preset(family, num_layers=1)
+    params, said = models.shapes(config), r"tokens are of shape \[3\]; give \[B, T\], a row of ids each"
+    if config.start_id is not None:
+        with pytest.raises(UserError, match=said):
+            models.encode(config, params, jnp.arange(3))
+        return
+    with pytest.raises(UserError, match=said):
+        models.apply(config, params, jnp.arange(3))
+    if config.why_not_decode is None:
+        with pytest.raises(UserError, match=said):
+            models.decode(config, params, jnp.arange(3), models.init_cache(config, 1, 3))
+
+
+def test_positions_that_the_table_has_not_are_refused_and_loud_on_the_device():
+    config = models.get_preset("gpt2-nano", num_layers=1, context_length=8)
+    params, tokens = random_params(config), jnp.zeros((1, 3), int)
+    for wrong in (8, -1):
+        with pytest.raises(UserError, match=f"positions hold {wrong}; the model has positions from 0 to 7"):
+            models.trunk(config, params, tokens, positions=np.array([[0, 1, wrong]]))
+    run = jax.jit(lambda positions: models.trunk(config, params, tokens, positions=positions))
+    found = run(jnp.array([[0, 7, 8]]))
+    assert np.isfinite(found[:, :2]).all() and np.isnan(found[:, 2]).all()
+    assert np.isnan(run(jnp.array([[0, 1, -1]]))[:, 2]).all()
+
+
 def test_the_kernel_leaves_out_negative_labels():
     hidden, weights = jnp.ones((4, 3)), jnp.arange(15.0).reshape(3, 5)
     labels = jnp.array([1, -100, 4, -1])

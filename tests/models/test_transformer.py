@@ -57,6 +57,15 @@ def test_future_tokens_get_zero_gradient(name):
     assert not reached[7:].any()
 
 
+def test_vectors_in_place_of_tokens_are_those_of_the_stream():
+    """Gemma's are its table's rows times sqrt(D); a learned table adds positions to either."""
+    config, params = model("gpt2-nano", scale_embeddings=True, num_layers=1)
+    tokens = text((1, 5))
+    run = jax.jit(lambda tokens: models.trunk(config, params, tokens))
+    vectors = params["embed"]["tokens"][tokens] * np.float32(math.sqrt(config.embed_dim))
+    np.testing.assert_allclose(run(vectors), run(tokens), atol=1e-6)
+
+
 def test_a_window_limits_how_far_back_a_layer_sees():
     config, params = model("gpt-neo-nano", windows=(3,))  # two layers of 3 reach 5 tokens
     tokens = text((1, 12))
