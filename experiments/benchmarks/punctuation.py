@@ -1,6 +1,6 @@
 """Marks put into text beside the same network in transformers, and policy gradients beside trl: how fast.
 
-    JAXLLM_DATA=DIR python -m experiments.benchmarks.punctuation     # 2 minutes on 2 cores
+    python -m experiments.benchmarks.punctuation     # 2 minutes on 2 cores
     python -m experiments.benchmarks.punctuation --preset debug      # small random networks, no real data
 
 The tagger is MiniLM with a drawn head of four labels, on words of the embedded addresses, in the same windows

@@ -120,7 +120,8 @@ def _mixed(*lists: list[str]) -> list[str]:
 
 
 def _forum() -> dict[str, list[str]]:
-    with lzma.open(data_folder("exposed", "stormfront_sentences", "sentences.jsonl.xz"), "rt") as lines:
+    path = data_folder("exposed", "stormfront_sentences", "sentences.jsonl.xz")
+    with lzma.open(path, "rt", encoding="utf-8") as lines:
         rows = [json.loads(line) for line in lines]
     labels = {"hate": "hate", "no hate": "noHate"}
     return {

@@ -154,7 +154,8 @@ def original_listops(longest: int) -> Labelled:
       UserError: the file is not there, or a label is not its expression's value.
     """
     found = []
-    with lzma.open(data_folder("manticore", "listops", "test_d20s.tsv.xz"), "rt") as lines:
+    path = data_folder("manticore", "listops", "test_d20s.tsv.xz")
+    with lzma.open(path, "rt", encoding="utf-8") as lines:
         for line in lines:
             label, _, text = line.rstrip("\n").partition("\t")
             tokens = read_listops(text)

@@ -14,7 +14,7 @@ steps it writes few real words: --generator smollm2 is the next.
 
     JAXLLM_DATA=DIR python -m experiments.punctuation_restoration                 # small: 2 CPU cores
     python -m experiments.punctuation_restoration --preset debug                  # made-up calls, a minute
-    JAXLLM_DATA=DIR python -m experiments.punctuation_restoration --data IWSLT/   # a folder of IWSLT's files
+    python -m experiments.punctuation_restoration --data IWSLT/                  # a folder of IWSLT's files
     JAXLLM_DATA=DIR python -m experiments.punctuation_restoration --generator smollm2 --seeds 0 1
 
 On your own model: `jaxllm train_punctuator --start pypi:minilm --data talks.txt --out runs/marks`, then

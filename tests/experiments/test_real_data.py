@@ -1,5 +1,8 @@
 """Real data is found where the environment says, and missed in one sentence."""
 
+import re
+from pathlib import Path
+
 import pytest
 
 from experiments.shared.real_data import VARIABLE, data_folder
@@ -15,3 +18,13 @@ def test_data_lies_where_the_environment_says(monkeypatch, tmp_path):
     monkeypatch.delenv(VARIABLE)
     with pytest.raises(UserError, match=f"{VARIABLE} is not set.*with arc/easy; set it"):
         data_folder("arc", "easy")
+
+
+def test_the_page_on_data_names_every_folder_that_is_read():
+    experiments = Path(__file__).parents[2] / "experiments"
+    page = (experiments / "DATA.md").read_text(encoding="utf-8")
+    read = set()
+    for path in experiments.rglob("*.py"):
+        calls = re.findall(r"data_folder\(\s*((?:\"[\w.-]+\",?\s*)+)", path.read_text(encoding="utf-8"))
+        read |= {part for call in calls for part in re.findall(r'"([\w.-]+)"', call)}
+    assert len(read) > 30 and {part for part in read if part.removesuffix(".zip") not in page} == set()
