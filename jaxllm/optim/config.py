@@ -44,7 +44,7 @@ class OptimConfig(Config):
     warmup_steps: CountOrZero = 100
     final_fraction: Fraction = 0.1  # learning rate at the end, as a fraction of the peak
     decay_fraction: Fraction = 0.2  # wsd only: how much of the run decays
-    weight_decay: NotNegative = 0.1  # on matrices only, decoupled
+    weight_decay: NotNegative = 0.1  # on matrices only, decoupled; by optimizers that decay (adam does not)
     beta1: Annotated[float, Range(0, below=1)] = 0.9
     beta2: Annotated[float, Range(0, below=1)] = 0.95
     eps: NotNegative = 1e-8
@@ -74,7 +74,9 @@ def make_optimizer(config: OptimConfig, steps: int, axes) -> optax.GradientTrans
     `config.name` is an optimizer of optax or of this package, or "package.module:function" for a
     chain of your own.
     Either is called with those of learning_rate (a schedule), b1, b2, eps, weight_decay, mask (True
-    where weights decay) and axes (logical axis names) that its signature names.
+    where weights decay) and axes (logical axis names) that its signature names. Optimizers of optax whose own
+    decay is of every array, of the gradient, or not times the learning rate (novograd, lars, adadelta,
+    adafactor) get a link with the run's in its place.
 
     Args:
       config: see OptimConfig.
@@ -85,23 +87,31 @@ def make_optimizer(config: OptimConfig, steps: int, axes) -> optax.GradientTrans
       >>> axes = {"w": ("embed", "mlp"), "gain": ("embed",)}
       >>> optimizer = make_optimizer(OptimConfig(name="lion"), steps=1000, axes=axes)
     """
+    schedule, mask = config.make_schedule(steps), decay_mask(axes)
     offered = {
-        "learning_rate": config.make_schedule(steps),
+        "learning_rate": schedule,
         "b1": config.beta1,
         "b2": config.beta2,
         "eps": config.eps,
         "weight_decay": config.weight_decay,
-        "mask": decay_mask(axes),
+        "mask": mask,
         "axes": axes,
     }
     build = _find(config.name)
     accepted = inspect.signature(build).parameters
+    decays = bool({"weight_decay", "weight_decay_rate"} & accepted.keys())
+    replaced = decays and "mask" not in accepted and ":" not in config.name
+    if replaced:
+        offered["weight_decay"] = 0.0
     optimizer = build(**{k: v for k, v in offered.items() if k in accepted})
     if not (callable(getattr(optimizer, "init", None)) and callable(getattr(optimizer, "update", None))):
         raise UserError(
             f"optim.name '{config.name}' returned {brief(optimizer, 40)}; expected a gradient "
             "transformation, with init and update, as optax.chain returns"
         )
+    if replaced:
+        decay = optax.add_decayed_weights(lambda step: -config.weight_decay * schedule(step), mask)
+        optimizer = optax.chain(optimizer, decay)
     if not config.clip_norm:
         return optimizer
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)

@@ -49,6 +49,28 @@ def test_config_builds_clip_then_masked_adamw():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), ours, params)
 
 
+@pytest.mark.parametrize("name", ["adamw", "lion", "lars", "novograd", "adadelta", "adafactor"])
+def test_every_decay_is_decoupled_and_of_matrices_alone(name):
+    """A step is the one without decay, less learning rate times decay times the matrix."""
+    config = OptimConfig(name=name, learning_rate=0.1, warmup_steps=0, clip_norm=0, weight_decay=0.2)
+    rates = [0.1, 0.1 * (0.1 + 0.9 * (1 + np.cos(np.pi / 4)) / 2), 0.055]  # cosine, to a tenth in four steps
+    optimizers = [
+        make_optimizer(one, 4, {"matrix": ("embed", "mlp"), "gain": ("embed",)})
+        for one in (config, dataclasses.replace(config, weight_decay=0))
+    ]
+    rng = np.random.default_rng(0)
+    params = {"matrix": jnp.float32(rng.normal(size=(3, 4))), "gain": jnp.float32(rng.normal(size=3))}
+    states = [one.init(params) for one in optimizers]
+    for rate in rates:
+        grads = jax.tree.map(lambda p: jnp.float32(rng.normal(size=p.shape)), params)  # noqa: B023
+        found = [one.update(grads, state, params) for one, state in zip(optimizers, states, strict=True)]
+        (updates, bare), states = zip(*found, strict=True)
+        expected = bare["matrix"] - rate * 0.2 * params["matrix"]
+        np.testing.assert_allclose(updates["matrix"], expected, atol=1e-6)
+        np.testing.assert_array_equal(updates["gain"], bare["gain"])
+        params = optax.apply_updates(params, updates)
+
+
 def my_chain(learning_rate, axes):
     """An optimizer of the user's own, found by name."""
     assert axes == {"w": ("embed",)}
