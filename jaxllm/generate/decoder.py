@@ -19,8 +19,8 @@ class Decoder:
     `models.logits(*decoder, hidden)`. The parameters it was made from are not needed any more.
 
     A cache is what the model remembers of the rows of a batch: a pytree, made by `prefill` or `fork`, and
-    used up by `step` and `extend`, which return the next one. What a fork shares, and the context of an
-    encoder-decoder, is never used up.
+    used up by `step` and `extend`, which return the next one. A step of a fork only reads what it shares, as
+    of an encoder-decoder its context; a step of the cache that was forked uses that up, and its forks too.
 
     Examples:
       >>> config = models.get_preset("gpt2-nano")
@@ -75,7 +75,8 @@ class Decoder:
     def fork(self, cache: dict, rows: Any, *, slots: int) -> dict:
         """Return a cache whose rows continue rows of this one, which they share: it is held and read once.
 
-        The cache that was given stays good, to be forked again. A fork may be forked too.
+        The cache that was given stays good, to be forked again. A fork may be forked too. To go on with the
+        cache beside its forks, step a fork of it, which shares the prompt too.
 
         Args:
           cache: of a few prompts.
@@ -94,7 +95,7 @@ class Decoder:
         positions may have no more of them: NaN.
 
         Raises:
-          UserError: not one token for each row of the cache.
+          UserError: not one token for each row of the cache, or a cache that was used up.
         """
         given, B = np.shape(tokens_B), models.cache_rows(cache)
         if given != (B,):
@@ -112,7 +113,15 @@ class Decoder:
           tokens_BT: int32 [B, T].
           cache: from `prefill`, `fork`, or the last call.
           mask_BT: False at padding on the left of a row's tokens; None: there is none.
+
+        Raises:
+          UserError: a cache that was used up, or forked from one that was.
         """
+        if any(_is_used_up(x) for x in jax.tree.leaves(cache)):
+            raise UserError(
+                "the cache was used up by a step of it, or of the cache that it was forked from; go on with "
+                "what that step returned, and beside forks step a fork, not the cache that was forked"
+            )
         read = {name: value for name, value in cache.items() if name in ("shared", "context")}
         own = {name: value for name, value in cache.items() if name not in read}
         hidden_BTD, own = _extend(self.config, self.params, tokens_BT, own, read, mask_BT)
@@ -172,6 +181,10 @@ def _rows(rows, cache) -> np.ndarray:
         wrong = rows_B.min() if rows_B.min() < 0 else rows_B.max()
         raise UserError(f"row {wrong} is not in the cache; it has rows 0 to {count - 1}")
     return rows_B
+
+
+def _is_used_up(x) -> bool:
+    return isinstance(x, jax.Array) and not isinstance(x, jax.core.Tracer) and x.is_deleted()
 
 
 _prefill = jax.jit(models.prefill, static_argnames=("config", "slots"))

@@ -82,6 +82,22 @@ def test_a_fork_of_a_fork(name):
     np.testing.assert_allclose(hidden[2], full[0, -4:], atol=1e-5)
 
 
+def test_a_cache_that_was_used_up_is_named_and_a_fork_of_it_goes_on_in_its_place():
+    decoder, cache = prompted("windows")
+    cache = jax.tree.map(jnp.copy, cache)
+    first = [ROWS.index(prompt) for prompt in range(3)]  # rows that go on with each prompt
+    forked, parent = decoder.fork(cache, ROWS, slots=6), decoder.fork(cache, range(3), slots=2)
+    hidden, after = decoder.extend(TOKENS[first, :2], parent)
+    np.testing.assert_allclose(hidden, expected("windows")[first, :2], atol=1e-5)
+    assert jax.eval_shape(decoder.step, TOKENS[:, 0], forked)[0].shape == (7, 64)  # traced, as in a jit
+    hidden, forked = decoder.step(TOKENS[:, 0], forked)
+    np.testing.assert_allclose(hidden, expected("windows")[:, 0], atol=1e-5)
+    decoder.step(TOKENS[first, 0], cache)
+    for tokens, used_up in ((TOKENS[first, 0], parent), (TOKENS[first, 0], after), (TOKENS[:, 1], forked)):
+        with pytest.raises(UserError, match="the cache was used up"):
+            decoder.step(tokens, used_up)
+
+
 @several
 def test_rows_that_are_left_go_on_as_if_nothing_had_dropped_out(name):
     decoder, cache = prompted(name)
