@@ -40,8 +40,8 @@ def divide_by_prior(log_probs_NY: np.ndarray, prior: Prior, target_Y=None) -> np
       target_Y: the share of each label among the inputs to be classified; None: all are equal.
 
     Raises:
-      UserError: a prior or a target of another number of labels, a target that is not positive shares, or a
-        prior that calls a label impossible.
+      UserError: a prior or a target of another number of labels, a target that is not positive shares, a
+        prior that calls a label impossible, or what `prior.check_log_probs` refuses.
 
     Examples:
       >>> from jaxllm.score import estimate_prior
@@ -51,7 +51,7 @@ def divide_by_prior(log_probs_NY: np.ndarray, prior: Prior, target_Y=None) -> np
       >>> np.exp(divide_by_prior(np.log([[0.8, 0.2]]), prior, target_Y=[0.9, 0.1])).round(3)
       array([[0.8, 0.2]])
     """
-    scores_NY = np.asarray(log_probs_NY, np.float64)
+    scores_NY = check_log_probs(log_probs_NY)
     labels = scores_NY.shape[-1]
     if len(prior.log_probs_Y) != labels:
         raise UserError(

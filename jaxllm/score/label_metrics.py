@@ -64,6 +64,12 @@ def _checked(log_probs_NY, gold_N):
             f"scores have the shape {log_probs_NY.shape} and true labels {gold_N.shape}; give [N, labels] "
             "and [N]"
         )
+    wrong = int(np.isnan(log_probs_NY).any(axis=1).sum())
+    if wrong:
+        raise UserError(
+            f"scores hold NaN, of {wrong} of {len(gold_N)} inputs; they must be numbers: leave those inputs "
+            "out, or look for what is not finite in the model"
+        )
     if gold_N.min() < 0 or gold_N.max() >= log_probs_NY.shape[1]:
         raise UserError(f"a true label is {gold_N.max()}; there are labels 0 to {log_probs_NY.shape[1] - 1}")
     return log_probs_NY, gold_N

@@ -116,8 +116,13 @@ def test_macro_f1_is_by_hand():
             lambda: score.divide_by_prior(np.zeros((1, 2)), score.estimate_prior([[-np.inf, 0.0]])),
             "impossible",
         ),
+        (lambda: score.divide_by_prior([[-np.inf] * 2], score.uniform_prior(2)), "leaves no label possible"),
+        (lambda: score.divide_by_prior([[np.nan, 0.0]], score.uniform_prior(2)), "hold NaN or values above"),
         (lambda: score.fit_prototypes([[-1.0, -1.0]]), "1 inputs for 2 labels"),
         (lambda: score.macro_auroc(np.zeros((2, 2)), [1, 1]), "all inputs have one true label"),
+        (lambda: score.accuracy([[np.nan, -1.0], [-1.0, 0.0]], [0, 1]), "scores hold NaN, of 1 of 2 inputs;"),
+        (lambda: score.macro_f1(np.full((3, 2), np.nan), [0, 0, 0]), "scores hold NaN, of 3 of 3 inputs;"),
+        (lambda: score.macro_auroc([[np.nan, -1.0], [-1.0, 0.0]], [0, 1]), "scores hold NaN"),
         (lambda: score.macro_f1(np.zeros((2, 2)), [1, 2]), "a true label is 2; there are labels 0 to 1"),
     ],
 )
