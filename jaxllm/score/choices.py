@@ -144,6 +144,7 @@ def label_log_probs(
         raise UserError("two labels have the same tokens; give labels that differ")
     scored = score_choices(config, params, prompts, [labels] * len(prompts))
     joint_NY = np.array([[choice.log_prob for choice in row] for row in scored])
+    joint_NY = joint_NY.reshape(len(prompts), len(labels))  # of no prompts too
     return joint_NY - np.logaddexp.reduce(joint_NY, axis=1, keepdims=True)
 
 

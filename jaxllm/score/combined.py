@@ -60,12 +60,16 @@ def score_combined_choices(
     for one in beside:
         one = one if isinstance(one, Beside) else Beside(one)
         voices += [(one.decoder, tuple(prefix)) for prefix in one.prefixes]
-    hidden = []  # of each voice [N, D]: what predicts each token of each continuation
-    for reader, prefix in voices:
-        longer = [[*prefix, *context] for context in contexts]
+    after = [[[*prefix, *context] for context in contexts] for _, prefix in voices]
+    for (reader, _), longer in zip(voices, after, strict=True):
         check_contexts(reader.config, longer, choices)
-        hidden.append(continuation_states(*reader, longer, choices, tokens_per_batch))
     flat = [one for some in choices for one in some]
+    if not flat:
+        return [[] for _ in choices]
+    hidden = [  # of each voice [N, D]: what predicts each token of each continuation
+        continuation_states(*reader, longer, choices, tokens_per_batch)
+        for (reader, _), longer in zip(voices, after, strict=True)
+    ]
     N, lengths = len(hidden[0]), [len(one) for one in flat]
     size = -(-N // _BLOCK) * _BLOCK
     target_N = np.pad(np.concatenate(flat).astype(np.int32), (0, size - N))

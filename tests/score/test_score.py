@@ -10,7 +10,7 @@ import pytest
 from jaxllm import data, models, score
 from jaxllm.data.length_batches import length_batches
 from jaxllm.errors import UserError
-from jaxllm.generate import Decoder
+from jaxllm.generate import Decoder, Suppress, suppression
 from tests.models.random_params import random_params
 
 TEXT = "a man, a plan - a canal: Panamá! and  more of the same text, to fill some windows"
@@ -225,6 +225,16 @@ def test_prepared_parameters_and_a_decoder_score_alike():
             np.testing.assert_allclose(one, other, atol=1e-5)
         for some, others in zip(score.score_choices(config, given, contexts, choices), scored, strict=True):
             np.testing.assert_allclose([a.log_prob for a in some], [a.log_prob for a in others], atol=1e-5)
+
+
+def test_no_input_gives_no_answer():
+    config, params = model()
+    decoder = Decoder(config, params)
+    assert score.score_choices(config, params, [], []) == []
+    assert score.score_combined_choices(decoder, decoder, Suppress(), [], [], state=suppression()) == []
+    nothing = score.score_combined_choices(decoder, decoder, Suppress(), [[1]], [[]], state=suppression())
+    assert nothing == score.score_choices(config, params, [[1]], [[]]) == [[]]
+    assert score.label_log_probs(config, params, [], [[1], [2, 3]]).shape == (0, 2)
 
 
 def test_batches_hold_every_row_once_within_their_shape():
