@@ -43,11 +43,6 @@ class TextScore:
         return math.exp(self.loss)
 
     @property
-    def word_perplexity(self) -> float:
-        """Of words, as lm-evaluation-harness counts them."""
-        return math.exp(-self.log_prob / self.words)
-
-    @property
     def bits_per_byte(self) -> float:
         """Comparable between tokenizers."""
         return -self.log_prob / math.log(2) / self.bytes
