@@ -1,5 +1,7 @@
 """The stack of layers taken apart."""
 
+import functools
+
 import jax
 
 
@@ -19,12 +21,16 @@ def layers_apart(params: dict) -> dict:
     """
     if "parts" in params:  # a hybrid
         return params | {"parts": {name: layers_apart(part) for name, part in params["parts"].items()}}
-    leaves, structure = jax.tree.flatten(params["layers"])
+    return params | {"layers": _cut(params["layers"])}
+
+
+@functools.partial(jax.jit, inline=True)  # of the layers alone: what a program returns is copied
+def _cut(layers) -> tuple:
+    leaves, structure = jax.tree.flatten(layers)
     count = len(leaves[0])
     # `split` and not indexing: its transpose is one concatenation, not a sum of padded arrays.
     parts = [[part[0] for part in jax.lax.split(w, [1] * count)] for w in leaves]
-    layers = tuple(jax.tree.unflatten(structure, one) for one in zip(*parts, strict=True))
-    return params | {"layers": layers}
+    return tuple(jax.tree.unflatten(structure, one) for one in zip(*parts, strict=True))
 
 
 def is_apart(params: dict) -> bool:

@@ -143,10 +143,7 @@ class Encoder:
         # On a CPU a scan over stacked layers would copy each layer at every call.
         if models.is_apart(self.params) or jax.default_backend() != "cpu":
             return self.params
-        return self.params | {"layers": _apart(self.params["layers"])}
-
-
-_apart = jax.jit(lambda layers: models.layers_apart({"layers": layers})["layers"])
+        return models.layers_apart(self.params)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 4))

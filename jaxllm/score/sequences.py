@@ -145,10 +145,7 @@ def prepare(config: models.LanguageModel, params) -> dict:
     models.check_params(config, params)
     if jax.default_backend() != "cpu":
         return params
-    return params | {"layers": _layers_apart(params["layers"])}
-
-
-_layers_apart = jax.jit(lambda layers: models.layers_apart({"layers": layers})["layers"])
+    return models.layers_apart(params)
 
 
 @partial(jax.jit, static_argnames="config")

@@ -92,13 +92,13 @@ FAMILIES = {
 ])  # fmt: skip
 def test_an_answer_does_not_depend_on_padding_windows_or_the_queries_beside_it(family):
     config = FAMILIES[family]
-    decoder, tokenizer = Decoder(config, random_params(config, 0.35)), TinyTokenizer()
+    params, tokenizer = random_params(config, 0.35), TinyTokenizer()
     exemplars = [(["a", "b"], 2), (["b", "a a"], 1)]
-    prompt = score.FewShotPrompt(decoder, tokenizer, PAIRS, exemplars)
+    prompt = score.FewShotPrompt(Decoder(config, params), tokenizer, PAIRS, exemplars)
     inputs = [["a", "b b"], ["b a a b a b a b a a b b", "a"], ["", "b"]]
     head = tokenizer.encode("".join(PAIRS.exemplar(*one) for one in exemplars)).tolist()
     contexts = [head + tokenizer.encode(PAIRS.query(values)).tolist() for values in inputs]
-    scored = score.score_choices(*decoder, contexts, [prompt.labels] * 3)
+    scored = score.score_choices(config, params, contexts, [prompt.labels] * 3)
     expected = [[choice.log_prob for choice in row] for row in scored]
     np.testing.assert_allclose(prompt.label_log_probs(inputs), expected, atol=5e-5)
     alone = [prompt.label_log_probs([values])[0] for values in inputs]
