@@ -91,7 +91,8 @@ def make_train_step(
     def step(state: TrainState, batch):
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
         compute = gradients if accumulate == 1 else accumulated
-        keys = [jax.random.fold_in(key, number) for number in range(1, len(views) + 1)]
+        of_views = jax.random.fold_in(key, 2**32 - 1)  # a loss folds small numbers in: its layers and places
+        keys = [jax.random.fold_in(of_views, number) for number in range(len(views))]
         extra = {}
         for view, view_key in zip(views, keys, strict=True):
             extra |= view.optimizer_args(view_key) if hasattr(view, "optimizer_args") else {}

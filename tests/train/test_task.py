@@ -126,7 +126,10 @@ def test_views_see_frozen_parameters_compose_and_draw_once_a_step(tmp_path):
     task = dataclasses.replace(TASK, frozen=base, frozen_axes={"w": ("embed",)})
     trained = run(tmp_path, task, views=(on_base, noisy), steps=1)
     state_key = jax.random.split(jax.random.key(0))[1]
-    noise = float(jax.random.normal(jax.random.fold_in(jax.random.fold_in(state_key, 0), 2)))
+    step_key = jax.random.fold_in(state_key, 0)
+    noise = float(jax.random.normal(jax.random.fold_in(jax.random.fold_in(step_key, 2**32 - 1), 1)))
+    # A model's layers fold numbers into the step's key: with a view's they would draw the same.
+    assert noise not in [float(jax.random.normal(jax.random.fold_in(step_key, n))) for n in range(8)]
     batch = next(batches())
     x, error = batch["x"].astype(float), batch["x"] @ base["w"].astype(float) + noise - batch["y"]
     want = -0.1 * 2 * 2 * np.mean(error[:, None] * x, axis=0)
