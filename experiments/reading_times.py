@@ -1,13 +1,16 @@
 """What pretrained models' surprisal says of real reading times, and what depends on how one asks.
 
-VERDICT: Yes: SmolLM2's surprisal predicts reading times (0.051 nats a word self-paced, 0.035 at first
-fixation); what its training adds, 0.012, is undecided.
+VERDICT: In part: SmolLM2's surprisal predicts reading times (0.051 nats a word self-paced, 0.035 at first
+fixation), but most of that it does untrained too, by the number of sub-words: what training adds, 0.012, is
+undecided.
 
 RESULT (29 November 2026, small). SmolLM2-135M's surprisal brings 0.051 nats a word (0.037 to 0.066) on
 Natural Stories, that of other words of a length nothing; in the published column, which is shifted by one
-word, half of it is gone (0.024, 0.016 to 0.032). It is 0.008 (0.001 to 0.015) better than Gemma 3 270M's.
-The same model without training brings 0.039, of the number of sub-words alone: what training adds, 0.012
-(-0.004 to 0.028), is undecided here. On Provo: first fixation 0.035 (0.024 to 0.045), go-past 0.011.
+word, half of it is gone (0.024, 0.016 to 0.032). It is 0.008 (0.001 to 0.015) better than Gemma 3 270M's. The
+same model without training brings 0.039, of the number of sub-words alone: what training adds, 0.012 (-0.004
+to 0.028), is undecided here. Intervals resample blocks of words within ten stories, and that of random folds
+is not paired: both are wider or narrower than stories would make them. On Provo: first fixation 0.035 (0.024
+to 0.045), go-past 0.011.
 
     python -m experiments.reading_times                     # small: 17 minutes on 2 busy cores
     python -m experiments.reading_times --preset debug      # seconds, models without training

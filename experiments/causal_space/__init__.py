@@ -3,13 +3,14 @@
 VERDICT: In part: SmolLM2 uses the map a little (0.10 nats beyond the strongest control), a model of an
 invented world not visibly (-0.02, undecided); the paper's own control goes as far as its edit (ratio 1.00).
 
-RESULT (29 November 2026, small, 8 minutes on 2 busy cores; intervals over countries, of the invented world
-over 3 seeds). SmolLM2-135M uses the map a little: given another place's coordinates its state says that
-place's country 0.10 nats (0.04 to 0.18) more than along the strongest control; moved away it loses 0.11 nats
-(0.04 to 0.23) more of its own, 0.20 in all, where the paper has 9.26 of a displacement it does not bound:
-its control, exchanged gradients, goes as far as its ascent (ratio 1.00). R2 at half depth: 0.75 with cities
-held out at random, 0.67 with regions, 0.47 (0.09 to 0.85) with countries; 0.17 without training. In the
-invented world (R2 0.79 with regions held out) edits from half depth on do nothing (-0.02, -0.09 to 0.05).
+RESULT (29 November 2026, small, 8 minutes on 2 busy cores; intervals over countries, of SmolLM2's R2 over
+three splits, of the invented world over 3 seeds). SmolLM2-135M uses the map a little: given another place's
+coordinates its state says that place's country 0.10 nats (0.04 to 0.18) more than along the strongest
+control; moved away it loses 0.11 nats (0.04 to 0.23) more of its own, 0.20 in all, where the paper has 9.26
+of a displacement it does not bound: its control, exchanged gradients, goes as far as its ascent (ratio 1.00).
+R2 at half depth: 0.75 with cities held out at random, 0.67 with regions, 0.47 (0.09 to 0.85) with countries;
+0.17 without training. In the invented world (R2 0.79 with regions held out) edits from half depth on do
+nothing (-0.02, -0.09 to 0.05).
 
     python -m experiments.causal_space                                  # small
     python -m experiments.causal_space --preset debug                   # a minute of CPU

@@ -1,8 +1,8 @@
 """Combine the papers: one run each of what no single one of them describes, beside controls.
 
 VERDICT: In part: all six combinations train, and streamed layers change nothing; four training systems at
-once end 0.134 above plain training's loss (undecided against 0.05), and a hybrid 0.27 nats above its better
-part.
+once end 0.134 of plain training's loss above it (undecided against 0.05), and a hybrid 0.27 nats above its
+better part.
 
 RESULT (30 November 2026, small, 85 minutes on one shared core, three seeds): all six train, and 12 of 24
 claims hold. The four training systems together end 13 % above plain training's loss (4 to 23) with half the

@@ -1,15 +1,15 @@
 """A Transformer that learned to reason from synthetic problems alone, on embeddings of real texts: TART.
 
-VERDICT: No: on real vectors the module is worth a linear probe (0.001 of accuracy apart) and 0.084 less
-than in-context learning, with 18 examples.
+VERDICT: No: on real vectors the module is worth a linear probe (0.001 of accuracy apart) and 0.084 less than
+in-context learning, with 18 examples.
 
-RESULT (30 November 2026, small, an hour on one shared core, three seeds): on real vectors the module is
-worth a probe fitted to the same components: 0.001 of accuracy apart on seven binary tasks with 18 examples
-of SmolLM2's vectors (-0.016 to 0.018), 0.001 with 128 of MiniLM's (-0.006 to 0.007). That does not beat
-SmolLM2's in-context learning, which is 0.08 better at 18 examples (0.03 to 0.14), 0.13 when calibrated:
-these vectors, not reasoning over them, are what is missing, as the split says too. Leave-one-out vectors
-over those of one prompt: undecided. On fresh problems it is 0.029 below the best ridge (0.024 to 0.035; the
-claim is 0.02).
+RESULT (30 November 2026, small, an hour on one shared core, three seeds): on real vectors the module is worth
+a probe fitted to the same components: 0.001 of accuracy apart on seven binary tasks with 18 examples of
+SmolLM2's vectors (-0.016 to 0.018), 0.001 with 128 of MiniLM's (-0.006 to 0.007). That does not beat
+SmolLM2's in-context learning, which is 0.08 better at 18 examples (0.03 to 0.14), 0.13 when calibrated: these
+vectors, not reasoning over them, are what is missing, as the split into both says of the one task that it was
+made for (MR). Leave-one-out vectors over those of one prompt: undecided. On fresh problems it is 0.029 below
+the best ridge (0.024 to 0.035; the claim is 0.02).
 
     JAXLLM_DATA=DIR python -m experiments.tart                    # small: SmolLM2-135M, MiniLM, 2 CPU cores
     JAXLLM_DATA=DIR python -m experiments.tart --preset debug     # tiny random models, seconds
