@@ -72,7 +72,7 @@ class Encoder:
 
     def tokens(self, texts: Sequence[str]) -> list[list[list[int]]]:
         """Return the ids of each text's beginning, or of each of its pieces."""
-        if self.config.causal:
+        if getattr(self.config, "causal", True):  # a Mamba or a hybrid has no such field
             begin, end, empty = [], [], [start_id(self.tokenizer)]
             encoded = [list(ids) or empty for ids in self.tokenizer.encode_batch(list(texts))]
         else:

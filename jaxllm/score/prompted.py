@@ -69,10 +69,15 @@ class FewShotPrompt:
           channel: write labels first, for `channel_log_probs`.
 
         Raises:
-          UserError: no tokenizer, labels that cannot be told apart, an exemplar with a line end, or more
-            tokens than the model's context.
+          UserError: an encoder-decoder, no tokenizer, labels that cannot be told apart, an exemplar with a
+            line end, or more tokens than the model's context.
         """
         check_tokenizer(tokenizer)
+        if decoder.config.start_id is not None:
+            raise UserError(
+                f"a few-shot prompt is continued, and {decoder.config.architecture} answers a source; give a "
+                "decoder"
+            )
         self.decoder, self.tokenizer, self.task = decoder, tokenizer, task
         self.labels = label_tokens(tokenizer, task, first_only=first_token_labels)
         self.markers = marker_tokens(tokenizer, task)

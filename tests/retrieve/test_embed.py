@@ -56,8 +56,12 @@ def test_a_batch_of_lengths_gives_what_each_text_alone_does(encoder):
         np.testing.assert_allclose(vector, mean / np.linalg.norm(mean), atol=2e-6)
 
 
-def test_a_decoder_embeds_without_special_tokens_and_without_padding():
+@pytest.mark.parametrize("architecture", ["gpt2", "hybrid"])
+def test_a_decoder_embeds_without_special_tokens_and_without_padding(architecture):
     config = models.get_preset("gpt2-nano", vocab_size=257, **SMALL)
+    if architecture == "hybrid":
+        mamba = models.get_preset("mamba-nano", vocab_size=257, num_layers=1, embed_dim=16)
+        config = models.HybridConfig(parts=(config, mamba))
     params = INIT(config, jax.random.key(0))
     decoder = Encoder(config, params, data.load_tokenizer("bytes"), normalize=False)
     vectors = decoder.embed(["abc", "abcd", ""])

@@ -105,6 +105,12 @@ def test_an_answer_does_not_depend_on_padding_windows_or_the_queries_beside_it(f
     np.testing.assert_allclose(alone, expected, atol=5e-5)
 
 
+def test_an_encoder_decoder_which_answers_a_source_is_refused():
+    config = models.get_preset("t5-nano", vocab_size=10)
+    with pytest.raises(UserError, match="a few-shot prompt is continued, and encoder_decoder answers a source"):
+        score.FewShotPrompt(Decoder(config, random_params(config)), TinyTokenizer(), TASK, EXEMPLARS)
+
+
 def test_inputs_after_a_label_are_as_of_whole_rows():
     config, params, _ = tiny_model()
     head = TinyTokenizer().encode("".join(TASK.channel_exemplar(*one) for one in EXEMPLARS)).tolist()
