@@ -107,7 +107,7 @@ def test_an_answer_does_not_depend_on_padding_windows_or_the_queries_beside_it(f
 
 def test_an_encoder_decoder_which_answers_a_source_is_refused():
     config = models.get_preset("t5-nano", vocab_size=10)
-    with pytest.raises(UserError, match="a few-shot prompt is continued, and encoder_decoder answers a source"):
+    with pytest.raises(UserError, match="is continued, and encoder_decoder answers a source"):
         score.FewShotPrompt(Decoder(config, random_params(config)), TinyTokenizer(), TASK, EXEMPLARS)
 
 
