@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.grid import check_seeds
+from experiments.grid import check_seeds, code_digest
 from experiments.mad.training import solver, training_task
 from experiments.shared.epochs import epochs, prepare_epochs, train_epochs
 from jaxllm import models
@@ -71,6 +71,7 @@ def kept_cell(config: AttentionSinksConfig, task: Backcopy, variant: str, seed: 
         Path(config.out, "cells", f"{variant.replace(', ', '-')}-{seed}.json"),
         lambda: _train(config, task, variant, seed),
         config=decisive, variant=variant, seed=seed, chances=float(np.sum(task.chances_VV**2)),
+        code=code_digest("mad/training.py", "shared/epochs.py"),
     )  # fmt: skip
 
 

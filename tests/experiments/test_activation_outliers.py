@@ -127,6 +127,14 @@ def test_a_claim_that_the_figures_contradict_does_not_hold(changes, broken):
     assert any(c.claim.startswith(broken) for c in judged(*made_up(**changes)) if c.verdict == "fails")
 
 
+def test_a_baseline_without_a_sink_leaves_nothing_to_halve():
+    """Uniform attention gives 0.02, so 0.03 is no sink; of a sink of 0.045 what is above that is halved."""
+    claims = judged(*made_up(NEITHER={"sink_argmax": 0.03}, SOFTMAX1={"sink_argmax": 0.03}))
+    assert [claim.holds for claim in claims[:3]] == [False, None, None]
+    claims = judged(*made_up(NEITHER={"sink_argmax": 0.045}, SOFTMAX1={"sink_argmax": 0.027}))
+    assert [claim.holds for claim in claims[:3]] == [True, True, True]
+
+
 def test_a_claim_whose_interval_crosses_its_bound_is_undecided():
     """Twice a Gaussian's kurtosis is 5.96; 6.0 over three seeds is 6 +- 0.15 by Student's t."""
     claims = judged(*made_up(SOFTMAX1={"kurtosis_first": 6.0}))

@@ -64,6 +64,30 @@ def test_claims_are_judged_seed_by_seed():
     assert claims[0].measured == pytest.approx(0.61) and "| softmax, begin | 61.0% |" in table
 
 
+def test_what_is_halved_is_the_share_above_uniform_and_where_there_is_no_sink_none_is():
+    """Uniform attention gives the first of 64 tokens 0.059: no attention comes below half of 0.09."""
+    low, none = [(0.06, 0.1), (0.061, 0.1)], [(0.09, 0.1), (0.091, 0.1)]
+    figures = {
+        "softmax, begin": [(0.15, 0.1), (0.151, 0.1)], "softmax-1, begin": [(0.09, 0.1), (0.091, 0.1)],
+        "learned, begin": [(0.12, 0.1), (0.121, 0.1)],
+        "softmax, none": none, "softmax-1, none": low, "learned, none": none,
+    }  # fmt: skip
+    found = {name: cells(values) for name, values in figures.items()}
+    _, claims, _ = sinks.judge(dataclasses.replace(TINY, length=64), found)
+    assert [claim.holds for claim in claims[:3]] == [True, True, False]
+    assert [claim.holds for claim in claims[4:7]] == [False, None, None]
+
+
+def test_a_cell_is_trained_anew_where_the_code_that_trains_it_changed(tmp_path, monkeypatch):
+    trained = []
+    monkeypatch.setattr(training, "_train", lambda *cell: trained.append(cell) or {"curve": []})
+    config = dataclasses.replace(TINY, out=str(tmp_path))
+    for code in ("as it is", "as it is", "changed"):
+        monkeypatch.setattr(training, "code_digest", lambda *modules, code=code: f"{code} {modules}")
+        training.kept_cell(config, TASK, "softmax, begin", 0)
+    assert len(trained) == 2
+
+
 @pytest.mark.slow  # six programs
 def test_a_run_is_kept_and_gone_on_with(tmp_path, monkeypatch):
     config = dataclasses.replace(TINY, out=str(tmp_path))
