@@ -33,7 +33,7 @@ import jax
 import numpy as np
 import optax
 
-from experiments.grid import check_seeds, publish, run_grid, seeds_claim, spread
+from experiments.grid import check_seeds, code_digest, publish, run_grid, seeds_claim, spread
 from experiments.long_range_arena.tasks import (
     PUBLISHED,
     TASKS,
@@ -60,6 +60,10 @@ from jaxllm.train import Run, to_dict
 PARTS = ("attention", "mamba")
 WIDE = tuple(f"{name}, equal parameters" for name in PARTS)
 ARMS = (*PARTS, "hybrid", *WIDE)
+_DECISIVE = (  # modules that a cell comes from
+    "long_range_arena/*.py", "mad/hybrids.py",
+    *(f"shared/{name}.py" for name in ("epochs", "equal_size", "mixture_searches")),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -189,7 +193,7 @@ def run_cell(config: LongRangeConfig, name: str, arm: str, seed: int) -> dict[st
     path = Path(config.out, "cells", f"{name}-{arm.replace(', ', '-').replace(' ', '-')}-{seed}.json")
     return kept_result(
         path, lambda: _train(config, task, model, seed), task=to_dict(task), model=repr(model), seed=seed,
-        run=decisive,
+        run=decisive, code=code_digest(*_DECISIVE),
     )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ Recall: 0.998, Mamba 0.96, attention 0.62; copying: 0.991, attention 0.98, Mamba
 0.107 below simultaneous search (0.015 to 0.200) and GAEA; what is searched is not told from uniform, random
 or programmed mixtures. Rounding to one part a block costs 0.50 (-0.14 to 1.13).
 
-    python -m experiments.mad                                    # small: 99 runs, 2 CPU cores
+    python -m experiments.mad                                    # small: 102 runs, 2 CPU cores
     python -m experiments.mad --preset debug                     # half a minute
     python -m experiments.mad --preset paper                     # the paper's sizes, for an accelerator
 
@@ -22,8 +22,9 @@ Here they are trained from scratch on the tasks of Poli et al. (arXiv 2403.17844
 - hybrids of one and two blocks beside their parts, at equal steps; beside each part made so wide that it has
   as many parameters, or costs as many FLOPs, and beside the mean of both parts' probabilities;
 - beside MambaFormer and a striped model, which people put together by hand;
-- searches: simultaneous, alternating, on a held-out half, GAEA, DASH; mixtures that are given and frozen:
-  uniform, random, searched, programmed from the other tasks, and a sweep; mixtures rounded to one part;
+- searches: simultaneous, alternating, on the weights' half or on one held out, GAEA, DASH, weights moved as
+  often in each; mixtures that are given and frozen: uniform, random, searched, programmed from the other
+  tasks, and a sweep; mixtures rounded to one part;
 - how far programmed mixtures agree with searched ones, and when each model first reaches 0.9.
 
 The small run is of fewer ids (8), half the width (32) and 500 steps at a higher rate than the independent
@@ -45,7 +46,7 @@ from experiments.grid import check_seeds, publish, run_grid
 from experiments.mad.arms import PARTS, Sizes
 from experiments.mad.report import given_mixture, judge, metrics, plot, sections
 from experiments.mad.solvers import accuracy, look_up, most_frequent
-from experiments.mad.study import GIVEN, HYBRIDS, SWEEP, TRAINED, Study, Training
+from experiments.mad.study import FIRST_HALF, GIVEN, HYBRIDS, SWEEP, TRAINED, Study, Training
 from jaxllm import compilation_cache
 from jaxllm.config import Config, Seed, UserPath
 from jaxllm.errors import UserError, unknown
@@ -70,7 +71,7 @@ TINY = {  # of one length and vocabulary: a program serves both
     for name, change in {"in_context_recall": {}, "noisy_recall": dict(noise_vocab=4)}.items()
 }
 SIZES = {"tiny": TINY, "short": SHORT, "mad": MAD, "manticore": MANTICORE}
-SEARCHED = ("alternating", "held out", "GAEA", "DASH")
+SEARCHED = ("alternating", FIRST_HALF, "held out", "GAEA", "DASH")
 
 
 @dataclass(frozen=True)

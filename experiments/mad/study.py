@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import optax
 
+from experiments.grid import code_digest
 from experiments.mad.arms import HAND_MADE, PARTS, Sizes, part, wide_part
 from experiments.mad.hybrids import hybrid, mixture_of, rounded, with_given
 from experiments.mad.training import (
@@ -40,6 +41,11 @@ TRAINED = (*PARTS, *HAND_MADE, *HYBRIDS, *WIDE)  # on every task
 # Attention's share in the hybrid of one block, frozen; the ends of the sweep are the parts.
 SWEEP = {f"alpha {share:g}": share for share in (0.25, 0.5, 0.75)}
 _GAEA = 10.0  # times the rate of other searches, as the paper's runs have it
+_DECISIVE = (  # modules that a cell comes from
+    *(f"mad/{name}.py" for name in ("arms", "hybrids", "study", "training")),
+    *(f"shared/{name}.py" for name in ("epochs", "equal_size", "mixture_searches")),
+)
+FIRST_HALF = "alternating, first half"  # weights see what they see beside a held-out half
 GIVEN = ("uniform", "random", "searched", "programmed")  # mixtures that are frozen while all else is trained
 
 
@@ -47,7 +53,7 @@ GIVEN = ("uniform", "random", "searched", "programmed")  # mixtures that are fro
 class Training(Config):
     """How every cell is trained."""
 
-    steps: Count = 500
+    steps: Count = 500  # of the weights
     batch_size: Count = 32
     points: Count = 10  # evaluations on the way
     learning_rate: Positive = 3e-3  # let down to 1e-6 by a cosine
@@ -88,7 +94,7 @@ class Study:
 
         given = None if mixture is None else np.round(mixture, 6).tolist()
         decisive = dict(task=to_dict(task), model=repr(model), training=to_dict(self.training), arm=arm,
-                        seed=seed, mixture=given)  # fmt: skip
+                        seed=seed, mixture=given, code=code_digest(*_DECISIVE))  # fmt: skip
         return kept_result(file, measure, **decisive)
 
     def file(self, name: str, arm: str, seed: int) -> Path:
@@ -104,8 +110,10 @@ class Study:
 
     def _train(self, task, model, arm, seed, mixture, probs_file):
         mixed = isinstance(model, HybridConfig)
-        search = SEARCHES.get(arm, SEARCHES["simultaneous"]) if mixed and mixture is None else None
+        search = search_of(arm) if mixed and mixture is None else None
         train, test = (mad_arrays(task, one, seed) for one in ("train", "test"))
+        if arm == FIRST_HALF:
+            train = {name: x[: len(x) // 2] for name, x in train.items()}
         decoder = task.name == "compression"
         solves = solver(model, decoder)
         start = drawn(solves, seed)
@@ -140,6 +148,11 @@ class Study:
         return found
 
 
+def search_of(arm: str) -> Search:
+    """Return how an arm searches its mixture: simultaneously, if it is not called otherwise."""
+    return SEARCHES.get(arm.partition(",")[0], SEARCHES["simultaneous"])
+
+
 @functools.cache
 def prepared_run(model: LanguageModel, decoder: bool, training: Training, search: Search | None) -> Run:
     """Return a run that all seeds share, and all tasks of one length and vocabulary.
@@ -149,9 +162,10 @@ def prepared_run(model: LanguageModel, decoder: bool, training: Training, search
       search: of a hybrid's mixture; None: it stays as it is.
     """
     solves = solver(model, decoder)
+    steps = training.steps * (2 if search and search.alternating else 1)  # weights rest at odd ones
     return prepare_epochs(
-        training_task(solves, training.batch_size, model.context_length), steps=training.steps,
-        measure_every=max(1, training.steps // training.points),
+        training_task(solves, training.batch_size, model.context_length), steps=steps,
+        measure_every=max(1, steps // training.points),
         optimizer=study_optimizer(model, solves.axes, training, search),
         views=search.views(solves.axes) if search else (),
     )  # fmt: skip
@@ -160,9 +174,8 @@ def prepared_run(model: LanguageModel, decoder: bool, training: Training, search
 def study_optimizer(
     model: LanguageModel, axes: Any, training: Training, search: Search | None
 ) -> optax.GradientTransformation:
-    """Return AdamW, and the search's of a mixture; the cosine ends as low where weights rest at odd steps."""
-    updates = training.steps // (2 if search and search.alternating else 1)
-    rate = optax.cosine_decay_schedule(training.learning_rate, updates, 1e-6 / training.learning_rate)
+    """Return AdamW under a cosine, and the search's of a mixture."""
+    rate = optax.cosine_decay_schedule(training.learning_rate, training.steps, 1e-6 / training.learning_rate)
     weights = optax.adamw(rate, b1=0.9, b2=0.98, weight_decay=training.weight_decay)
     times = _GAEA if search == SEARCHES["GAEA"] else 1
     return make_optimizer(weights, model, axes, search, times * training.mixture_rate)

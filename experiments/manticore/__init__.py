@@ -24,9 +24,10 @@ On your own model: `jaxllm.models.pretrained_hybrid`, of two pretrained models o
 Roberts et al., COLM 2025 (arXiv 2406.00894). A transformer and a Mamba, trained here on different texts, are
 tuned to a mix of both: alone, for more steps (equal FLOPs), wider (equal parameters; pretrained on what both
 were, for as long as one or as both), as an ensemble, and as hybrids with uniform, random, searched and swept
-mixtures, retrained from their first weights with the mixture frozen; and by how many tokens projectors saw
-alone before. Then SmolLM2-135M with Gemma 3 270M (`--parts`), of unequal depth, width, vocabulary: frozen,
-with projectors, a translated table and the mixture trained for a few steps, one run a number of blocks.
+mixtures, retrained from their first weights with the mixture frozen; and by how many of as many steps train
+projectors alone. Then SmolLM2-135M with Gemma 3 270M (`--parts`), of unequal depth, width, vocabulary:
+frozen, with projectors, a translated table and the mixture trained for a few steps, one run a number of
+blocks.
 
 The release's slip, characters joined by blanks before tokenizing, is not copied: `spaced/` says once what it
 does to a loss a token. Everything measured is kept in OUT/cells; what was interrupted goes on.

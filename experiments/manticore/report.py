@@ -65,9 +65,11 @@ def judge(config, cells: Cells, pretrained: dict, spaced: dict) -> tuple[dict[st
         "an interior mixture beats both ends of the sweep, by", np.minimum(sweep[:, 0], sweep[:, -1]), inner
     )
     tuned = np.array([[loss for *_, loss in cell["projectors"]] for cell in cells])  # [seeds, shares]
+    stage, steps = config.projector_steps, config.projector_steps + config.steps
     below(
-        "tuning projectors alone at first lowers the loss of the tuned hybrid, by", tuned[:, 0], tuned[:, -1]
-    )
+        f"tuning projectors alone (at ten times the rate) in the first {stage} of {steps} steps lowers the "
+        "loss against tuning all in each, by", tuned[:, 0], tuned[:, -1],
+    )  # fmt: skip
     for tokens, untuned, loss in projector_curve(config, cells):
         metrics |= {f"projectors/{tokens}_tokens/untuned": untuned, f"projectors/{tokens}_tokens/tuned": loss}
     if config.blocks[0] == 1:
@@ -109,7 +111,7 @@ def sections(config, cells: Cells) -> dict[str, str]:
             ["search", *(f"seed {seed}" for seed in config.seeds)], found
         ),
         "Loss by the weight of part 1, N=1": markdown_table(["weight", "loss"], rows),
-        "Loss of the uniform hybrid by tokens that projectors saw first, alone": markdown_table(
+        "Loss of the uniform hybrid by tokens that projectors saw alone, at equal steps": markdown_table(
             ["tokens", "before tuning", "tuned"],
             [
                 [f"{tokens:,}", f"{before:.4f}", f"{tuned:.4f}"]

@@ -133,11 +133,17 @@ class Pair:
         both = joined(self.texts.first, self.texts.second)
         return self.alone(model, self._pretrain(model, both, times * self.config.pretrain_steps))[0]
 
-    def joint(self, config: HybridConfig, params: dict, alphas: Any = None) -> tuple[float, dict]:
-        """Return (the loss, parameters) of a hybrid tuned with a frozen mixture."""
+    def joint(
+        self, config: HybridConfig, params: dict, alphas: Any = None, more: int = 0
+    ) -> tuple[float, dict]:
+        """Return (the loss, parameters) of a hybrid tuned with a frozen mixture.
+
+        Args:
+          more: steps, for those that the first stage did not have.
+        """
         if alphas is not None:
             params = models.with_mixture(params, alphas)
-        params = self._tune(config, params, self.config.steps)[0]
+        params = self._tune(config, params, self.config.steps + more)[0]
         return loss_of(config, params, self.texts.test), params
 
     def search(self, config: HybridConfig, params: dict, name: str) -> tuple[np.ndarray, list[dict]]:
@@ -188,9 +194,14 @@ def tuned_cell(config, seed: int) -> dict[str, Any]:
 
 
 def _projectors(pair: Pair, blocks: int, share: float) -> tuple[float, float, float]:
-    """Return (a share of the projectors' stage, the uniform hybrid's loss after it, and when it is tuned)."""
+    """Return (a share of the projectors' stage, the uniform hybrid's loss after it, and when it is tuned).
+
+    Steps that are not of that stage are of tuning: each share has as many in all.
+    """
     model, params = pair.hybrid(blocks, projector_share=share)
-    return share, loss_of(model, params, pair.texts.test), pair.joint(model, params)[0]
+    whole = pair.config.projector_steps
+    tuned = pair.joint(model, params, more=whole - round(share * whole))[0]
+    return share, loss_of(model, params, pair.texts.test), tuned
 
 
 def pretrained_cell(config, blocks: int) -> dict[str, Any]:

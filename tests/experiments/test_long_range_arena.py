@@ -1,6 +1,7 @@
 """The long-range tasks: real files read strictly, a label read at a sequence's last token, the debug run."""
 
 import dataclasses
+import fnmatch
 import gzip
 import json
 import os
@@ -27,6 +28,20 @@ from jaxllm.train.prepare import prepare
 
 real = pytest.mark.skipif(not os.environ.get("JAXLLM_DATA"), reason="JAXLLM_DATA names no folder")
 TINY = arena.PartSizes(embed_dim=8, num_heads=2, mlp_dim=8)
+
+
+def test_a_kept_cell_is_of_the_code_that_it_comes_from(monkeypatch):
+    """Its key has a digest of every module of experiments that is called."""
+    keys = []
+    monkeypatch.setattr(arena, "code_digest", lambda *patterns: patterns, raising=False)
+    monkeypatch.setattr(arena, "kept_result", lambda path, measure, **decisive: keys.append(decisive))
+    arena.run_cell(arena.LongRangeConfig(), "listops", "mamba", 0)
+    called = {getattr(value, "__module__", None) or "" for value in vars(arena).values()}
+    called = {name for name in called if name.startswith("experiments.")} - {"experiments.grid"}
+    for name in called - {arena.__name__}:
+        path = name.removeprefix("experiments.").replace(".", "/") + ".py"
+        assert any(fnmatch.fnmatch(path, pattern) for pattern in keys[0]["code"]), path
+    assert len(called) > 5
 
 
 def write_digits(folder, images, labels):

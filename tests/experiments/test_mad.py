@@ -1,6 +1,7 @@
 """MAD's study: arms of equal size, batches and losses that are what they are called, its debug run."""
 
 import dataclasses
+import fnmatch
 import json
 from types import SimpleNamespace
 
@@ -9,9 +10,10 @@ import numpy as np
 import pytest
 
 from experiments import mad
+from experiments.mad import study as cells_of
 from experiments.mad.arms import HAND_MADE, PARTS, Sizes
 from experiments.mad.report import given_mixture, judge, metrics, plot, sections
-from experiments.mad.study import GIVEN, SWEEP, TRAINED, WIDE, Study, Training, study_optimizer
+from experiments.mad.study import GIVEN, SWEEP, TRAINED, WIDE, Study, Training, prepared_run, study_optimizer
 from experiments.mad.training import mad_arrays, sinusoids, solver, training_task
 from experiments.shared.epochs import alternate_halves, epochs
 from experiments.shared.mixture_searches import SEARCHES
@@ -52,6 +54,55 @@ def test_batches_go_through_all_and_a_held_out_half_stays_apart():
     weights, mixtures = zip(*((next(both)["x"], next(both)["x"]) for _ in range(4)), strict=True)
     assert set(np.concatenate(weights)) == set(range(6))
     assert set(np.concatenate(mixtures)) == set(range(6, 12))
+
+
+def test_weights_move_as_often_in_every_search():
+    """Counted with gradients of ones: alternating searches rest their weights at every second step."""
+    training = Training(steps=3, points=1)
+    model = Study({}, SIZES, training, "").model(TASK, "hybrid 1")
+    axes = solver(model).axes
+    shapes = jax.eval_shape(solver(model).init, jax.random.key(0))
+    params = jax.tree.map(lambda x: np.ones(x.shape, np.float32), shapes)
+    moved = {}
+    for name, search in SEARCHES.items():
+        optimizer = study_optimizer(model, axes, training, search)
+        state, update, moved[name] = optimizer.init(params), jax.jit(optimizer.update), 0
+        for _ in range(prepared_run(model, False, training, search).config.steps):
+            updates, state = update(params, state, params)
+            moved[name] += any(np.any(x != 0) for x in jax.tree.leaves(updates["parts"]))
+    assert moved == dict.fromkeys(SEARCHES, 3)
+
+
+def test_weights_read_the_first_half_beside_one_held_out(monkeypatch, tmp_path):
+    """And so do the mixtures of the control."""
+    study = Study({"recall": TASK}, SIZES, Training(steps=2, points=1, batch_size=8), str(tmp_path))
+    half = {tuple(row) for row in mad_arrays(TASK, "train", 0)["inputs"][:20]}
+    seen = []
+
+    def read(run, start, batches, measure, seed):
+        drawn = batches()
+        seen.append([half.issuperset(map(tuple, next(drawn)["inputs"])) for _ in range(4)])
+        return None, []
+
+    monkeypatch.setattr(cells_of, "train_epochs", read)
+    for arm in ("alternating, first half", "held out"):
+        with pytest.raises(UserError, match="diverged"):
+            study.run("recall", arm, 0)
+    assert seen == [[True] * 4, [True, False, True, False]]
+
+
+def test_a_kept_cell_is_of_the_code_that_it_comes_from(monkeypatch):
+    """Its key has a digest of every module of experiments that the study calls."""
+    keys = []
+    monkeypatch.setattr(cells_of, "code_digest", lambda *patterns: patterns, raising=False)
+    monkeypatch.setattr(cells_of, "kept_result", lambda path, measure, **decisive: keys.append(decisive))
+    Study({"recall": TASK}, SIZES, Training(), "").run("recall", "mamba", 0)
+    called = {getattr(value, "__module__", None) or "" for value in vars(cells_of).values()}
+    called = {name for name in called if name.startswith("experiments.")} - {"experiments.grid"}
+    for name in called:
+        path = name.removeprefix("experiments.").replace(".", "/") + ".py"
+        assert any(fnmatch.fnmatch(path, pattern) for pattern in keys[0]["code"]), path
+    assert len(called) > 5
 
 
 def test_a_loss_is_of_targets_where_they_stand():

@@ -1,6 +1,7 @@
 """Arms of the Manticore study are what they say, its claims are computed, its debug run holds together."""
 
 import json
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 
 from experiments import manticore
 from experiments.benchmarks import hybrids
+from experiments.manticore import study
 from experiments.manticore.models import joined, small_part, wide_part, windows
 from experiments.manticore.report import judge
 from experiments.manticore.training import tune
@@ -60,6 +62,26 @@ def test_claims_follow_from_the_cells():
     assert metrics[f"projectors/{tokens}_tokens/tuned"] == pytest.approx(1.91)
     _, claims = judge(config, made_up(-0.2), {}, {})
     assert not any(claim.holds for claim in claims[:7])
+
+
+def test_every_share_of_the_projectors_stage_has_as_many_steps(monkeypatch):
+    """Of that stage and of tuning together; so has the hybrid that all arms begin with."""
+    taken, config = [], manticore.ManticoreConfig()
+
+    def tune(model, params, batches, steps, *rates, **options):
+        taken.append(steps)
+        return params, []
+
+    monkeypatch.setattr(study, "tune", tune)
+    monkeypatch.setattr(study, "loss_of", lambda *read: 0.0)
+    monkeypatch.setattr(models, "pretrained_hybrid", lambda model, params, key: {})
+    pair = object.__new__(study.Pair)
+    pair.__dict__ |= dict(config=config, seed=0, parts=PARTS, params=[],
+                          texts=SimpleNamespace(train=ROWS, test=ROWS))  # fmt: skip
+    for share in (*config.projector_shares, 1.0):
+        study._projectors(pair, 1, share)
+    pair.joint(*pair.hybrid(1))
+    assert taken == [0, 140, 10, 130, 40, 100, 40, 100]
 
 
 @pytest.mark.slow
