@@ -47,6 +47,37 @@ def test_files_that_are_no_lexicon_are_refused_in_a_sentence(tmp_path):
         load_vader(tmp_path / "none.txt")
 
 
+RULES = (  # as vaderSentiment 3.3.2 says
+    ("no good", -0.3412), ("It was no fun.", -0.4023), ("no problem", 0.3089), ("No, it was fun.", 0.5106),
+    ("no bad or good", 0.1139), ("It is not never good", 0.2594), ("It is VERY good", 0.6028),
+    ("VERY not good", -0.5237), ("I SAID GOOD", 0.4404), ("good??", 0.504), ("good????", 0.594),
+    ("an incredible problem", -0.4576), ("kind of good", 0.4404), ("It is good :D", 0.7865),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("text, compound", RULES)
+def test_each_rule_moves_a_valence_as_vader_does(text, compound):
+    words = Lexicon(WORDS.valences | {"fun": 2.3, "problem": -1.7, "kind": 2.4, ":d": 2.3})
+    assert words.valence(text) == pytest.approx(compound, abs=1e-4)
+
+
+def test_made_up_sentences_score_as_in_vadersentiment():
+    vader = pytest.importorskip("vaderSentiment.vaderSentiment").SentimentIntensityAnalyzer()
+    ours, draw, different = load_vader(), np.random.default_rng(0), set()
+    plain = "good great bad terrible fun problem love no no not never without isn't don't very really barely "
+    plain += "extremely utter kinda hardly but or nor it is the a plot I :) :D :( no, ok."
+    choice = plain.split()
+    choice += [word.upper() for word in choice]
+    for _ in range(400):
+        words = draw.choice(choice, draw.integers(1, 9))
+        words = [word if draw.random() < 0.4 else word.lower() for word in words]
+        text = " ".join(words) + "!" * draw.integers(6) * draw.integers(2) + "?" * draw.integers(6)
+        wanted = vader.polarity_scores(text)["compound"]
+        assert ours.valence(text) == pytest.approx(wanted, abs=1e-4), text
+        different.add(wanted)
+    assert len(different) > 200
+
+
 @pytest.mark.skipif(not os.environ.get("JAXLLM_DATA"), reason="JAXLLM_DATA names no folder of real data")
 def test_real_sentences_score_as_in_vadersentiment():
     """vaderSentiment 3.3.2, SentimentIntensityAnalyzer().polarity_scores(text)["compound"]."""
