@@ -53,7 +53,7 @@ import jax
 import numpy as np
 import optax
 
-from experiments.grid import check_seeds, publish, run_grid
+from experiments.grid import check_seeds, code_digest, publish, run_grid
 from experiments.phase_transition import init_params, reading_corpora, text_report
 from experiments.phase_transition.mixed_texts import write_mixed_texts
 from experiments.phase_transition.repeating_source import SHORTEST, tile_spans
@@ -86,6 +86,7 @@ ARMS = {
     "1 layer": Arm(1),
     "1 layer, small batch": Arm(1, divided=4),
 }
+_PARTS = ("__init__", "mixed_texts", "reading_corpora", "repeating_source")  # what decides a run, with this
 _STEPS_APART = 80  # the first checkpoint comes after this part of the steps
 
 
@@ -266,6 +267,7 @@ def run_arm(config: TextTransitionConfig, corpora, arm: str, seed: int) -> dict:
         Path(config.out, "runs", f"{name}-{seed}.json"),
         functools.partial(_measure, config, corpora, arm, seed),
         arm=arm, seed=seed, run=decisive, words=[corpus.words for corpus in corpora],
+        code=code_digest("reading_times.py", *(f"phase_transition/{name}.py" for name in _PARTS)),
     )  # fmt: skip
 
 

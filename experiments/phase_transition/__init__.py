@@ -44,8 +44,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.grid import check_seeds, publish, run_grid, spread
+from experiments.grid import check_seeds, code_digest, publish, run_grid, spread
 from experiments.phase_transition import repeating_source as source
+from experiments.phase_transition.curves import by_seed, copied, fall, peak, shift, transition
 from jaxllm import interpret, models
 from jaxllm.atomic import write_figure
 from jaxllm.config import Count, NotNegative, Positive, Seed
@@ -181,8 +182,9 @@ def run_arm(config: PhaseTransitionConfig, arm: str, seed: int) -> dict:
         if name not in ("arms", "seeds", "out", "progress", "log_every")
     }  # fmt: skip
     return kept_result(
-        out / "curves.json", lambda: _measure(config, arm, seed, out), arm=arm, seed=seed, run=decisive
-    )
+        out / "curves.json", lambda: _measure(config, arm, seed, out), arm=arm, seed=seed, run=decisive,
+        code=code_digest("phase_transition/repeating_source.py"),
+    )  # fmt: skip
 
 
 def _measure(config: PhaseTransitionConfig, arm: str, seed: int, out: Path) -> dict:
@@ -200,6 +202,7 @@ def _measure(config: PhaseTransitionConfig, arm: str, seed: int, out: Path) -> d
     )
     reader = Reader(config, seed)
     curves: dict[str, list] = {name: [] for name in ("step", "tokens", *CURVES)}
+    halves = []
     for step in steps:
         params = checkpoints.restore_params(step, shapes)
         heads = interpret.repeat_scores(
@@ -207,17 +210,18 @@ def _measure(config: PhaseTransitionConfig, arm: str, seed: int, out: Path) -> d
         )
         power = reader.power(surprisal(model, params, reader.tokens))
         found = (
-            heads.copying_LH.max(), heads.previous_LH.max(), heads.repeat_loss,
+            heads.copying_LH.max(), heads.previous_LH.max(), heads.null, heads.repeat_loss,
             reader.loss(model, params), power.delta_log_likelihood,
         )  # fmt: skip
         for name, value in zip(
             ("step", "tokens", *CURVES), (step, step * _tokens_a_step(config, arm), *found), strict=True
         ):
             curves[name].append(float(value))
-    return curves | {"null": heads.null, "ablated": _ablated(model, params, heads.copying_LH, reader)}
+        halves.append(reader.halves(power))
+    return curves | {"halves": halves, "ablated": _ablated(model, params, heads.copying_LH, reader)}
 
 
-CURVES = ("copying", "previous", "repeat_loss", "loss", "ppp")
+CURVES = ("copying", "previous", "null", "repeat_loss", "loss", "ppp")
 
 
 def _tokens_a_step(config: PhaseTransitionConfig, arm: str) -> int:
@@ -241,6 +245,11 @@ class Reader:
         return interpret.psychometric_power(
             self.times.ravel(), surprisal_NT.ravel(), controls, rows, lags=_LAGS
         )
+
+    def halves(self, power: interpret.PredictivePower) -> list[float]:
+        """Return the power on every other sequence, and on the rest."""
+        odd = power.rows // self.times.shape[1] % 2
+        return [float(power.per_word[odd == half].mean()) for half in (0, 1)]
 
     def loss(self, model: ModelConfig, params: dict) -> float:
         """Return nats a token of these sequences."""
@@ -283,17 +292,6 @@ def _ablated(model: ModelConfig, params: dict, copying_LH: np.ndarray, reader: R
     return changes
 
 
-def transition(values: list[float], tokens: list[float]) -> float:
-    """Return when a score rose: the middle, in log tokens, of its largest increase between checkpoints.
-
-    Examples:
-      >>> transition([0.0, 0.1, 0.9, 1.0], [10, 100, 1000, 10_000])
-      316.2...
-    """
-    rise = int(np.argmax(np.diff(values)))
-    return float(np.sqrt(tokens[rise] * tokens[rise + 1]))
-
-
 def _end(runs, arm: str, name: str) -> np.ndarray:
     return np.array([run[name][-1] for run in runs[arm]])
 
@@ -303,41 +301,44 @@ def claims(runs: dict[str, list[dict]]) -> list[Claim]:
     found = []
 
     def test(text, values, source=PAPER, **bounds):
-        interval = t_interval(values)
-        found.append(
-            Claim(text, source, float(np.mean(values)), decide(interval, **bounds), interval=interval)
-        )
+        if len(values):
+            interval = t_interval(values)
+            holds = decide(interval, **bounds)
+            found.append(Claim(text, source, float(np.mean(values)), holds, interval=interval))
 
-    plain = [run for arm in (PLAIN, SMALL_BATCH) for run in runs.get(arm, ())]
+    plain = [runs[arm] for arm in (PLAIN, SMALL_BATCH) if arm in runs]
     if plain:
         test("PPP at its peak, over PPP at the end, nats a word",
-             [max(run["ppp"]) - run["ppp"][-1] for run in plain], above=0)  # fmt: skip
-        peaks = [run["tokens"][int(np.argmax(run["ppp"]))] for run in plain]
-        rises = [transition(run["copying"], run["tokens"]) for run in plain]
-        test("log2 of tokens at the PPP peak over those at the transition (the peak comes first)",
-             np.log2(peaks) - np.log2(rises), below=0)  # fmt: skip
+             by_seed(plain, lambda run: fall(run["halves"])), above=0)  # fmt: skip
+        if found[-1].holds:  # of noise that does not fall the largest value is anywhere
+            test("log2 of tokens at the PPP peak over those at the transition (the peak comes first)",
+                 by_seed(plain, lambda run: shift(run, run["ppp"]), only=copied), below=0)  # fmt: skip
     if PLAIN in runs and PENALISED in runs:
-        null = runs[PENALISED][0]["null"]
+        null = runs[PENALISED][0]["null"][-1]
         test("copying score of the best head at the end, penalised, over the null's",
              _end(runs, PENALISED, "copying") / null, source="control", below=2)  # fmt: skip
         test("PPP at the end, copying penalised, minus plain",
              _end(runs, PENALISED, "ppp") - _end(runs, PLAIN, "ppp"), above=0)  # fmt: skip
         test("PPP at its peak, copying penalised, minus plain (the penalty costs before it helps)",
-             [max(a["ppp"]) - max(b["ppp"]) for a, b in zip(runs[PENALISED], runs[PLAIN], strict=True)],
+             [peak(a["halves"]) - peak(b["halves"])
+              for a, b in zip(runs[PENALISED], runs[PLAIN], strict=True)],
              source="control", above=0)  # fmt: skip
     if ONE_LAYER in runs:
         test("one layer: copying score of the best head at the end, over the null's (no induction)",
-             _end(runs, ONE_LAYER, "copying") / runs[ONE_LAYER][0]["null"],
+             _end(runs, ONE_LAYER, "copying") / runs[ONE_LAYER][0]["null"][-1],
              source="control", below=2)  # fmt: skip
         test("one layer: PPP at its peak, over PPP at the end",
-             [max(run["ppp"]) - run["ppp"][-1] for run in runs[ONE_LAYER]],
-             source="control", at_most=2e-4)  # fmt: skip
-    if plain:
-        for kind in ("all reacts", "patterns kept"):
-            changes = [run["ablated"][f"most copying, {kind}"] for run in plain]
-            test(
-                f"PPP without the head that copies most, {kind}, minus the whole model's", changes, below=5e-4
-            )
+             [fall(run["halves"]) for run in runs[ONE_LAYER]], source="control", at_most=2e-4)  # fmt: skip
+        if PLAIN in runs:
+            test("PPP falls more in two layers than in one, nats a word",
+                 [fall(a["halves"]) - fall(b["halves"])
+                  for a, b in zip(runs[PLAIN], runs[ONE_LAYER], strict=True)],
+                 source="control", above=0)  # fmt: skip
+    for kind in ("all reacts", "patterns kept"):
+        changes = by_seed(
+            plain, lambda run, name=f"most copying, {kind}": run["ablated"][name], only=copied
+        )
+        test(f"PPP without the head that copies most, {kind}, minus the whole model's", changes, below=5e-4)
     return found
 
 
@@ -348,9 +349,11 @@ def metrics(runs: dict[str, list[dict]]) -> dict[str, float]:
         for name in ("copying", "repeat_loss", "loss", "ppp"):
             values[f"{arm}/{name}"] = float(np.mean(_end(runs, arm, name)))
         values[f"{arm}/largest ppp"] = float(np.mean([max(run["ppp"]) for run in found]))
-        values[f"{arm}/transition, tokens"] = float(
-            np.mean([transition(r["copying"], r["tokens"]) for r in found])
-        )
+        values[f"{arm}/fall"] = float(np.mean([fall(run["halves"]) for run in found]))
+        if all(map(copied, found)):
+            values[f"{arm}/transition, tokens"] = float(
+                np.mean([transition(run["copying"], run["tokens"]) for run in found])
+            )
         for name in found[0]["ablated"]:
             values[f"{arm}/ppp change, {name}"] = float(np.mean([run["ablated"][name] for run in found]))
     return values
@@ -358,10 +361,12 @@ def metrics(runs: dict[str, list[dict]]) -> dict[str, float]:
 
 def summary(runs: dict[str, list[dict]]) -> str:
     """Return a table of the arms, with intervals over seeds."""
-    head = ("arm", "best copying score at the end", "largest PPP", "PPP at the end", "held-out loss")
+    head = ("arm", "best copying score at the end", "largest PPP", "PPP at the end",
+            "fall, peak chosen on other sequences", "held-out loss")  # fmt: skip
     rows = [
         (arm, spread(_end(runs, arm, "copying")), spread([max(run["ppp"]) for run in found]),
-         spread(_end(runs, arm, "ppp")), spread(_end(runs, arm, "loss")))
+         spread(_end(runs, arm, "ppp")), spread([fall(run["halves"]) for run in found]),
+         spread(_end(runs, arm, "loss")))
         for arm, found in runs.items()
     ]  # fmt: skip
     return markdown_table(head, rows) + "\n\nPPP in nats a word; ± half of the 95 % interval over seeds."

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.grid import spread
-from experiments.phase_transition import PAPER, transition
+from experiments.grid import code_digest, spread
+from experiments.phase_transition import PAPER
+from experiments.phase_transition.curves import copied, fall, shift, transition
 from jaxllm import interpret
 from jaxllm.atomic import write_figure
 from jaxllm.kept_result import kept_result
@@ -36,8 +37,9 @@ def powers(config, arm: str, seed: int, run: dict, bits, corpora, counts) -> dic
     digest = hashlib.sha256(json.dumps([run["bits"], run["ablated"], run["pieces"]]).encode()).hexdigest()
     name = f"{arm}-{seed}.json".replace(", ", "-").replace(" ", "-")
     return kept_result(
-        Path(config.out, "powers", name), functools.partial(_powers, run, bits, corpora, counts), bits=digest
-    )
+        Path(config.out, "powers", name), functools.partial(_powers, run, bits, corpora, counts),
+        bits=digest, code=code_digest("phase_transition/reading_corpora.py"),
+    )  # fmt: skip
 
 
 def _powers(run, bits, corpora, counts) -> dict:
@@ -67,38 +69,12 @@ def _powers(run, bits, corpora, counts) -> dict:
     return found
 
 
-def fall(halves_CH: np.ndarray) -> float:
-    """Return PPP at its peak over PPP at the end; the peak is chosen on other texts than it is judged on.
-
-    Args:
-      halves_CH: PPP of each checkpoint on each half of the texts.
-
-    Examples:
-      >>> fall(np.array([[0, 0.5], [3, 3.5], [1, 1.5]]))
-      2.0
-    """
-    halves_CH = np.asarray(halves_CH)
-    peaks = halves_CH.argmax(axis=0)[::-1]
-    return float(np.mean([halves_CH[peak, half] - halves_CH[-1, half] for half, peak in enumerate(peaks)]))
-
-
-def shift(run: dict, ppp: list[float]) -> float:
-    """Return log2 of the tokens at the PPP peak over those at the transition."""
-    peak = run["tokens"][int(np.argmax(ppp))]
-    return float(np.log2(peak / transition(run["copying"], run["tokens"])))
-
-
 def _end(runs, arm: str, name: str) -> np.ndarray:
     return np.array([run[name][-1] for run in runs[arm]])
 
 
 def _two_layers(runs) -> list[str]:
     return [arm for arm in ("2 layers", "2 layers, small batch") if arm in runs]
-
-
-def copied(run: dict) -> bool:
-    """Say whether induction heads appeared: the best head's score is four times the null's."""
-    return run["copying"][-1] > 4 * run["null"][-1]
 
 
 def _transitions(runs: list[dict]) -> np.ndarray:

@@ -11,6 +11,7 @@ import pytest
 
 from experiments import phase_transition_text as experiment
 from experiments.phase_transition import text_report as report
+from experiments.phase_transition.curves import fall
 from experiments.phase_transition.reading_corpora import ReadingCorpus
 from experiments.phase_transition_text import ARMS, PRESETS
 from jaxllm import data, interpret, models, score, targets
@@ -29,9 +30,9 @@ def test_noise_has_no_fall_and_a_real_one_is_found():
     draw = np.random.default_rng(0)
     noise = draw.normal(size=(400, 20, 2))
     naive = [one.mean(axis=1).max() - one[-1].mean() for one in noise]
-    assert np.mean(naive) > 1 and abs(np.mean([report.fall(one) for one in noise])) < 0.2
+    assert np.mean(naive) > 1 and abs(np.mean([fall(one) for one in noise])) < 0.2
     curve = np.array([*np.linspace(0, 5, 10), *np.linspace(5, 2, 10)])[:, None]
-    assert np.mean([report.fall(one + curve) for one in noise]) == pytest.approx(3, abs=0.7)
+    assert np.mean([fall(one + curve) for one in noise]) == pytest.approx(3, abs=0.7)
 
 
 def test_surprisals_are_kept_to_a_hundredth_of_a_bit():
@@ -145,6 +146,19 @@ def test_claims_follow_the_curves(tmp_path):
 def test_what_cannot_be_run_is_refused(changes, message):
     with pytest.raises(UserError, match=message):
         dataclasses.replace(PRESETS["small"](), **changes)
+
+
+def test_runs_and_powers_are_measured_anew_when_modules_that_decide_them_change(tmp_path, monkeypatch):
+    config, measured = dataclasses.replace(PRESETS["debug"](), out=str(tmp_path)), []
+    run = {"bits": [], "ablated": [], "pieces": []}
+    for module, name in ((experiment, "_measure"), (report, "_powers")):
+        monkeypatch.setattr(module, name, lambda *given: measured.append(given) or {})
+    for code in ("one", "one", "other"):
+        for module in (experiment, report):
+            monkeypatch.setattr(module, "code_digest", lambda *names, code=code: code, raising=False)
+        experiment.run_arm(config, [], "1 layer", 0)
+        report.powers(config, "1 layer", 0, run, (), [], {})
+    assert len(measured) == 4
 
 
 @needs_data
