@@ -40,10 +40,10 @@ def fit_isotonic(scores: Sequence[float], hits: Sequence[bool]) -> Isotonic:
     """
     if not len(scores):
         raise UserError("there are no scores to calibrate; replay some text first")
-    order = np.argsort(scores, kind="stable")
-    blocks: list[list[float]] = []  # sum of hits, how many, sum of scores
-    for at in order:
-        blocks.append([float(hits[at]), 1.0, float(scores[at])])
+    values, place = np.unique(np.asarray(scores, float), return_inverse=True)
+    blocks: list[list[float]] = []  # sum of hits, how many, sum of scores; equal scores begin as one
+    for value, hit, count in zip(values, np.bincount(place, hits), np.bincount(place), strict=True):
+        blocks.append([float(hit), float(count), float(value * count)])
         while len(blocks) > 1 and blocks[-2][0] * blocks[-1][1] >= blocks[-1][0] * blocks[-2][1]:
             last = blocks.pop()
             blocks[-1] = [a + b for a, b in zip(blocks[-1], last, strict=True)]
@@ -53,13 +53,15 @@ def fit_isotonic(scores: Sequence[float], hits: Sequence[bool]) -> Isotonic:
 
 
 def threshold(chances: Sequence[float], hits: Sequence[bool], precision: float) -> float:
-    """Return the lowest chance above which suggestions are right as often as wanted; 1 if there is none.
+    """Return the lowest chance from which on suggestions are right as often as wanted; 2 if there is none.
+
+    No chance reaches 2, so that nothing is shown.
 
     Examples:
       >>> threshold([0.9, 0.6, 0.5, 0.1], [1, 1, 0, 0], precision=0.6)
       0.5
     """
-    order = np.argsort(-np.asarray(chances, float), kind="stable")
-    right = np.cumsum(np.asarray(hits, float)[order]) / np.arange(1, len(order) + 1)
+    values, place = np.unique(-np.asarray(chances, float), return_inverse=True)
+    right = np.cumsum(np.bincount(place, hits)) / np.cumsum(np.bincount(place))
     good = np.flatnonzero(right >= precision)
-    return float(np.asarray(chances, float)[order][good[-1]]) if len(good) else 1.0
+    return float(-values[good[-1]]) if len(good) else 2.0

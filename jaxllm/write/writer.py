@@ -4,9 +4,9 @@ import collections
 import heapq
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
-from jaxllm.config import Config, Count, Fraction, Positive
+from jaxllm.config import Config, Count, Fraction, Positive, Range
 from jaxllm.errors import UserError, unknown
 from jaxllm.write.isotonic import IDENTITY, Isotonic, fit_isotonic
 from jaxllm.write.lexicon import Lexicon
@@ -46,7 +46,8 @@ class WriterConfig(Config):
 
     sources: tuple[str, ...] = SOURCES
     weights: tuple[tuple[str, float], ...] = (("trie", 0.1), ("ngram", 0.5), ("model", 0.9))
-    threshold: Fraction = 0.0  # of the chance that the first word is right; see isotonic.threshold
+    # Of the chance that the first word is right; 2 shows nothing: see isotonic.threshold.
+    threshold: Annotated[float, Range(0, 1, or_value=2)] = 0.0
     kappa: Positive = 2000.0  # words typed at which a user counts as much as everybody
     personal: bool = True  # blend the user's own words in
     phrase_chance: Fraction = 0.3  # of each word after the first

@@ -1,5 +1,6 @@
 """Suggestions of one user: blended, held back, learned, kept apart."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 
 from jaxllm.errors import UserError
 from jaxllm.write import Lexicon, Proposal, User, UserStore, Writer, WriterConfig, accepted_words, replay
-from jaxllm.write.isotonic import fit_isotonic, threshold
+from jaxllm.write.isotonic import Isotonic, fit_isotonic, threshold
 
 LINES = ("please send the invoice today", "please send the receipt today", "please send the invoice again")
 
@@ -24,10 +25,11 @@ def writer(shared, **values):
     return Writer(shared, User.new(), WriterConfig(**values))
 
 
-def test_isotonic_line_is_the_best_of_all_rising_ones():
-    """Against the least squares of every partition into blocks."""
+@pytest.mark.parametrize("scores", [np.arange(9) / 9, [0, 0, 0, 1, 1, 2, 2, 2, 3], [5] * 9])
+def test_isotonic_line_is_the_best_of_all_rising_ones(scores):
+    """Against the least squares of every partition into blocks that part no equal scores."""
     draw = np.random.default_rng(0)
-    scores, hits = np.sort(draw.random(9)), draw.random(9) < 0.5
+    hits, scores = draw.random(9) < 0.5, np.array(scores, float)
 
     def best(start):  # (error, values) of the best rising fit by exhaustive partitions
         if start == len(hits):
@@ -36,17 +38,30 @@ def test_isotonic_line_is_the_best_of_all_rising_ones():
             (error + float(((hits[start:end] - hits[start:end].mean()) ** 2).sum()),
              (hits[start:end].mean(),) * (end - start) + values)
             for end in range(start + 1, len(hits) + 1)
+            if end == len(hits) or scores[end] > scores[end - 1]
             for error, values in best(end)
             if not values or values[0] >= hits[start:end].mean()
         ]  # fmt: skip
 
     _, values = min(best(0))
-    line = fit_isotonic(scores, hits)
-    blocks = np.array(line.chances)
-    assert np.array_equal(blocks, np.unique(np.round(values, 12))) or np.allclose(blocks, sorted(set(values)))
-    assert np.all(np.diff(blocks) > 0)
+    mixed = draw.permutation(9)
+    for order in (np.arange(9), np.arange(9)[::-1], mixed):
+        line = fit_isotonic(scores[order], hits[order])
+        assert line.chances == pytest.approx(sorted({round(float(value), 12) for value in values}))
+        assert np.all(np.diff(line.scores) > 0)
     with pytest.raises(UserError, match="no scores"):
         fit_isotonic([], [])
+
+
+def test_isotonic_blocks_are_sklearns():
+    sklearn = pytest.importorskip("sklearn.isotonic", reason="scikit-learn is the reference")
+    draw = np.random.default_rng(2)
+    scores = draw.integers(0, 40, 500) / 40  # many are equal
+    hits = draw.random(500) < scores
+    line, theirs = fit_isotonic(scores, hits), sklearn.IsotonicRegression().fit_transform(scores, hits)
+    blocks = [theirs == value for value in np.unique(theirs)]
+    assert line.chances == pytest.approx([theirs[block][0] for block in blocks])
+    assert line.scores == pytest.approx([scores[block].mean() for block in blocks])
 
 
 def test_threshold_gives_the_precision_that_was_asked_for():
@@ -55,7 +70,23 @@ def test_threshold_gives_the_precision_that_was_asked_for():
     hits = draw.random(4000) < chances
     least = threshold(chances, hits, 0.7)
     assert hits[chances >= least].mean() == pytest.approx(0.7, abs=0.01)
-    assert threshold([0.5], [False], 0.5) == 1.0
+
+
+def test_threshold_is_the_lowest_that_keeps_its_precision_where_chances_are_equal():
+    draw = np.random.default_rng(3)
+    for _ in range(50):
+        chances, hits = draw.integers(0, 4, 8) / 3, draw.random(8) < 0.6
+        for precision in (0.5, 0.8, 1.0):
+            good = [one for one in chances if hits[chances >= one].mean() >= precision]
+            least = threshold(chances, hits, precision)
+            assert least == min(good) if good else not (chances >= least).any()
+
+
+def test_what_no_threshold_makes_precise_enough_is_not_shown(shared):
+    least = threshold([1.0, 0.5], [False, False], 0.5)
+    one = Writer(shared, User.new(), WriterConfig(), {"blend": Isotonic((0.0, 1.0), (1.0, 1.0))})
+    assert one.suggest("please send the ")[0].chance == 1.0
+    assert dataclasses.replace(one, config=WriterConfig(threshold=least)).suggest("please send the ") == []
 
 
 def test_a_user_begins_as_everybody_and_comes_into_their_own(shared):
