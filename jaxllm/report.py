@@ -57,6 +57,9 @@ def decide(
     True: all of the interval does. False: none of it does, or an end is NaN (a run diverged). None, which
     is undecided: the interval crosses a bound, or there is none (a single seed).
 
+    Raises:
+      ValueError: no bound is given, within which any figure would lie.
+
     Examples:
       >>> decide((1.0, 1.8), at_most=2)
       True
@@ -67,6 +70,8 @@ def decide(
       >>> decide((0.97, 1.04), at_least=0.95, at_most=1.05)
       True
     """
+    if (above, below, at_least, at_most) == (-math.inf, math.inf, -math.inf, math.inf):
+        raise ValueError("decide was given no bound; give above, below, at_least or at_most")
     if interval is None:
         return None
     low, high = interval

@@ -31,6 +31,12 @@ def test_an_interval_that_crosses_its_bound_decides_nothing(interval, bounds, ho
     assert decide(interval, **bounds) is holds
 
 
+@pytest.mark.parametrize("bounds", [{}, dict(above=-math.inf), dict(below=math.inf)])
+def test_a_claim_without_a_bound_is_refused_not_true(bounds):
+    with pytest.raises(ValueError, match="no bound; give above, below, at_least or at_most"):
+        decide((0.1, 0.3), **bounds)
+
+
 def test_the_verdict_is_written_and_read_back(tmp_path):
     claims = [
         Claim("better", "table 1", 0.2, decide((0.1, 0.3), above=0), interval=(0.1, 0.3)),

@@ -36,7 +36,7 @@ class Domains:
 
     index: dict[str, list[str]]  # that may be retrieved and trained on
     test: dict[str, list[str]]  # that are scored
-    unseen: tuple[str, ...]  # domains that no model is trained on before
+    unseen: tuple[str, ...]  # domains that no model trained here reads before
 
     def some(self, index: int, test: int) -> "Domains":
         """Return the first texts of each domain."""

@@ -94,7 +94,7 @@ def made_results(draw, gain):
     found = {
         "bytes": np.full(40, 500),
         "unseen": np.arange(40) % 2 == 1,
-        "domains": np.array(["a", "b"] * 20),
+        "domains": np.array([f"{'ab'[n % 2]}{n // 4}" for n in range(40)]),
     }
     for name, factor in (("near", 1.0), ("random", 1.05), ("far", 1.0)):
         found[name] = {"log_probs": (near * factor).tolist(), "steps": [20] * 40, "seconds": 2.0}
@@ -106,9 +106,9 @@ def test_claims_are_decided_by_the_figures(tmp_path):
     after = (0, 1, 20, 50)
     claims = {claim.claim: claim for claim in told.judge({"m": found}, {"m": after}, 20)}
     assert claims[
-        "m: bits after 20 neighbours over bits before, unseen domains, below 1"
+        "m: bits after 20 neighbours over bits before, domains held out here, below 1"
     ].measured == pytest.approx(1 - 0.4 * 2 / 3)
-    assert claims["m: relative gain on unseen domains above that on seen ones, by"].holds
+    assert claims["m: relative gain on domains held out here above that on the others, by"].holds
     assert claims["m: random documents above neighbours, bits per byte after 20, by"].holds
     assert not claims["m: far-first above near-first, bits per byte after 20, by"].holds
     share = claims["m: 20 neighbours bring this share of the gain of 50, at least half"]
@@ -116,10 +116,41 @@ def test_claims_are_decided_by_the_figures(tmp_path):
     narrow = told.narrowing(found, made_results(np.random.default_rng(0), (0.4, 0.1)), 2)
     assert np.isnan(narrow.measured) and not narrow.holds  # equal models: no distance to cover
     table = told.curve_table({"m": found}, {"m": after})
-    assert "m, unseen" in table and "published: GPT-2 large" in table
-    assert "| a | seen |" in told.domain_table(found, after)
+    assert "m, domains held out here" in table and "published: GPT-2 large" in table
+    assert "| b0 | held out here |" in told.domain_table(found, after)
     told.plot(tmp_path, {"m": found}, {"m": after})
     assert (tmp_path / "curves.png").stat().st_size > 10_000
+
+
+def test_domains_are_resampled_and_few_of_them_decide_nothing():
+    values = np.repeat(np.arange(8.0), 50)
+    mean = lambda some: values[some].mean()
+    found = told.estimate(mean, np.repeat(list("abcdefgh"), 50))
+    draws = np.random.default_rng(1).integers(0, 8, (20_000, 8)).mean(axis=1)
+    assert found.interval == pytest.approx(np.quantile(draws, (0.025, 0.975)), abs=0.2)
+    assert found.units == 8 and found.holds(above=0) is True and found.holds(below=0) is False
+    few = told.estimate(mean, np.repeat(["a", "b", "c", "d", "e", "f", "f", "f"], 50)[:250])
+    assert few.units == 5 and few.holds(above=0) is None
+    one = told.estimate(lambda a, b: values[a].mean() + values[b].mean(), ["a"] * 400, ["b"] * 400)
+    assert one.units == 400 and one.holds(above=0) is True  # of one domain, documents
+
+
+def test_gains_by_way_of_an_order_and_of_one_pass_have_a_direction():
+    found = made_results(np.random.default_rng(0), (0.4, 0.1))
+    for name, factor in (("carried", 0.97), ("informative", 1.02), ("one_pass", 0.9)):
+        found[name] = {"log_probs": (np.array(found["near"]["log_probs"]) * factor).tolist()}
+    found["one_pass"]["log_probs"] = [row[2:3] for row in found["one_pass"]["log_probs"]]
+    claims = told.judge({"m": found}, {"m": (0, 1, 20, 50)}, 20)
+    holds = {word: claim.holds for claim in claims for word in ("carried", "repeat each other", "one pass")
+             if word in claim.claim}  # fmt: skip
+    assert holds == {"carried": False, "repeat each other": True, "one pass": False}
+
+
+def test_what_a_pretrained_model_has_read_is_not_said():
+    found = made_results(np.random.default_rng(0), (0.4, 0.1))
+    said = lambda name: " ".join(c.claim for c in told.judge({name: found}, {name: (0, 1, 20, 50)}, 20))
+    assert "domains held out here" in said("smollm2") and "seen" not in said("smollm2")
+    assert "unseen domains" in said("small") and "held out" not in said("small")
 
 
 @pytest.mark.slow
