@@ -84,8 +84,8 @@ def make_train_step(
         (total, count, grads), _ = jax.lax.scan(add, start, (parts, jax.random.split(key, accumulate)))
         scale = 1 / jnp.where(count == 0, 1, count)  # weights may sum to less than 1
         wide = jax.tree.map(lambda p: p.astype(jnp.float32), params)  # sums are float32 for any type
-        pull_back = jax.vjp(lambda wide: _where(decided, jax.tree.leaves(seen(wide))), wide)[1]
-        [grads] = pull_back([g * scale for g in grads])
+        fixed, pull_back = jax.vjp(lambda wide: _where(decided, jax.tree.leaves(seen(wide))), wide)
+        [grads] = pull_back([(g * scale).astype(x.dtype) for g, x in zip(grads, fixed, strict=True)])
         return total * scale, count, grads
 
     def step(state: TrainState, batch):
@@ -118,7 +118,9 @@ def make_train_step(
         with jax.named_scope("optimizer"), jax.numpy_dtype_promotion("standard"):
             updates, new_opt_state = optimizer.update(grads, opt_state, params, **extra)
             new = (step + 1, optax.apply_updates(params, updates), new_opt_state)
-        # The select is fused into the update, which reads the old values anyway.
+        # A sum of gradients is float32, and must not widen what is kept of bfloat16 parameters. The select is
+        # fused into the update, which reads the old values anyway.
+        new = jax.tree.map(lambda new, old: jax.lax.convert_element_type(new, old.dtype), new, kept)
         return jax.tree.map(lambda new, old: jnp.where(failed, old, new), new, kept), (norm, failed)
 
     return step

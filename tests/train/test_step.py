@@ -131,6 +131,40 @@ def test_a_view_is_drawn_once_and_its_gradient_comes_back_to_where_it_was_taken(
     np.testing.assert_array_equal(after.params["w"][untouched], before.params["w"][untouched])
 
 
+def test_a_state_keeps_its_types_and_is_rounded_to_them_last():
+    """Gradients of 1 and 1 + 1/128 have the mean 1 + 1/256 in float32, and 1 in bfloat16."""
+
+    def loss(params, batch, key):
+        value = jnp.sum(params["w"].astype(jnp.float32) * jnp.mean(batch["x"]))
+        return value, {"token_count": jnp.ones(())}
+
+    optimizer = optax.chain(optax.trace(0.5), optax.scale(-1.0))
+    before = init_state(lambda key: {"w": jnp.ones(5, jnp.bfloat16)}, optimizer, jax.random.key(0))
+    step = jax.jit(make_train_step(loss, optimizer, accumulate=2))
+    after, _ = step(before, {"x": np.float32([[1.0], [1.0078125]])})
+    assert jax.tree.map(lambda x: x.dtype, after) == jax.tree.map(lambda x: x.dtype, before)
+    np.testing.assert_array_equal(after.params["w"], -1 / 256)
+    np.testing.assert_array_equal(after.opt_state[0].trace["w"], 1)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_view_may_fix_the_type_that_the_loss_computes_in(accumulate):
+    """Float32 weights seen in bfloat16: the gradient is that in float64, rounded, and kept in float32."""
+
+    def narrow(params, frozen, key):
+        return jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
+
+    optimizer = optax.sgd(1.0)
+    before, batch = start(optimizer), make_batch()
+    step = jax.jit(make_train_step(linear_loss, optimizer, accumulate=accumulate, views=[narrow]))
+    after, _ = step(before, batch)
+    x, y, mask = (np.float64(batch[k]) for k in ("x", "y", "mask"))
+    w = np.float64(before.params["w"])
+    gradient = 2 * x.T @ (mask * (x @ w - y)) / mask.sum()
+    assert after.params["w"].dtype == jnp.float32
+    np.testing.assert_allclose(after.params["w"], w - gradient, atol=3e-2 * np.abs(gradient).max())
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_a_non_finite_step_and_all_after_it_change_nothing(bad):
     optimizer = optax.adamw(1e-2)
