@@ -137,7 +137,7 @@ def write_tokens(
     fingerprints = {}
     for name in SPLITS:
         starts_N = np.array(starts[name], np.int64)
-        starts_N.tofile(folder / f"{name}.starts")
+        (folder / f"{name}.starts").write_bytes(starts_N.data)
         fingerprints[name] = _fingerprint(hashes[name], starts_N)
     meta = {"dtype": dtype.name, "num_ids": num_ids, "num_bytes": num_bytes, "fingerprints": fingerprints}
     meta |= {"examples": examples, "copies": dict(copies)}

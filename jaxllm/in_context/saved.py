@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxllm.atomic import write_file
+from jaxllm.atomic import new_file, write_file
 from jaxllm.config import from_plain
 from jaxllm.errors import UserError
 from jaxllm.in_context import reasoner as module
@@ -38,10 +38,8 @@ def save_reasoner(folder: str | os.PathLike, reasoner: Reasoner, about: dict | N
     folder = Path(folder)
     told = {"config": vars(reasoner.config), "about": about or {}}
     tensors = {name: np.asarray(x, np.float16) for name, x in _by_name(reasoner.params).items()}
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f"{_WEIGHTS}.partial-{os.getpid()}"
-    write_safetensors(partial, tensors)
-    os.replace(partial, folder / _WEIGHTS)
+    with new_file(folder / _WEIGHTS) as partial:
+        write_safetensors(partial, tensors)
     write_file(folder / _CONFIG, (json.dumps(told, indent=2) + "\n").encode())
 
 

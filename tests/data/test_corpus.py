@@ -331,7 +331,8 @@ def test_what_a_killed_process_left_is_removed_after_a_day(tmp_path):
     for folder in (old, new):
         folder.mkdir(parents=True)
         (folder / "train.ids").write_text("half")
-    os.utime(old, (1, 1))
+    for left in (old / "train.ids", old):
+        os.utime(left, (1, 1))
     data.prepare(path, "bytes", seq_len=16, cache_dir=tmp_path / "cache")
     assert new.exists() and not old.exists()
 
