@@ -5,8 +5,7 @@ from typing import Any
 import numpy as np
 
 from experiments.grid import mean_interval
-from experiments.opinion_mining.measures import WAYS
-from jaxllm.measures import wilson_interval
+from experiments.opinion_mining.measures import WAYS, exact_interval
 from jaxllm.report import Claim, decide, markdown_table
 
 _PAPER, _SPEC = "arXiv 2307.13173, abstract", "control"
@@ -180,7 +179,7 @@ def _discoveries(config, found) -> list[Claim]:
         ("refits as independent", dict(above=config.level)),
     ):
         wrong = found["null_pairs"][f"seen/{way}/any_false"]
-        interval = wilson_interval(wrong, count)
+        interval = exact_interval(wrong, count)
         said = "at most" if "at_most" in bounds else "more than"
         claims.append(
             Claim(
@@ -193,7 +192,7 @@ def _discoveries(config, found) -> list[Claim]:
         )
     recall = found["pairs"]["seen/bootstrapped refits/recall"]
     total = config.pairs * config.differing
-    interval = wilson_interval(recall * total, total)
+    interval = exact_interval(round(recall * total), total)
     claims.append(
         Claim(
             "of classes that differ by 0.3, bootstrapped refits report more than half",
@@ -245,7 +244,7 @@ def _real(corpus, found) -> list[Claim]:
     ]
     if both:
         same = sum(np.sign(a) == np.sign(b) for a, b in both)
-        interval = wilson_interval(same, len(both))
+        interval = exact_interval(same, len(both))
         claims.append(
             Claim(
                 f"{corpus}: generated opinions lean as counted ones do, in more than half of the classes",
@@ -259,7 +258,7 @@ def _real(corpus, found) -> list[Claim]:
         reported = found["halves"]["reported"]
         for way, least in (("bootstrapped refits", False), ("samples", True)):
             wrong, total = reported[way], len(found["halves"]["rows"])
-            interval = wilson_interval(wrong, total)
+            interval = exact_interval(wrong, total)
             said = "more than a tenth" if least else "at most a tenth"
             claims.append(
                 Claim(

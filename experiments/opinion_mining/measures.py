@@ -11,6 +11,21 @@ from jaxllm.score import polarisation
 WAYS = "samples", "refits as independent", "bootstrapped refits"
 
 
+def exact_interval(successes: int, total: int) -> tuple[float, float]:
+    """Return Clopper and Pearson's 95 % interval of a share: Wilson's is too narrow of a handful.
+
+    Examples:
+      >>> low, high = exact_interval(4, 4)
+      >>> round(low, 2), high
+      (0.4, 1.0)
+    """
+    from scipy.special import betaincinv
+
+    low = betaincinv(successes, total - successes + 1, 0.025) if successes else 0.0
+    high = betaincinv(successes + 1, total - successes, 0.975) if successes < total else 1.0
+    return float(low), float(high)
+
+
 def parts(world: World) -> dict[str, slice]:
     """Return which members are seen, validation and held out."""
     return {"seen": slice(0, world.seen), "validation": slice(world.seen, world.seen + 1),

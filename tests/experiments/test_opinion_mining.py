@@ -7,14 +7,16 @@ import os
 import jax
 import numpy as np
 import pytest
+from scipy import stats
 
 from experiments import opinion_mining
-from experiments.opinion_mining import texts
+from experiments.opinion_mining import claims, texts
 from experiments.opinion_mining.communitylm import load_communitylm, party_accuracy
 from experiments.opinion_mining.measures import (
     against_truth,
     counted_rho,
     decoded,
+    exact_interval,
     insights,
     jensen_shannon,
     parts,
@@ -117,6 +119,20 @@ def test_samples_report_a_difference_between_models_that_no_population_has():
         "seen/samples/false_share": 0.25,
         "seen/samples/recall": 0.5,
     }
+
+
+def test_intervals_of_counts_are_exact():
+    for successes, total in [(0, 4), (2, 4), (4, 4), (4, 14), (17, 18)]:
+        wanted = stats.binomtest(successes, total).proportion_ci(0.95, "exact")
+        assert exact_interval(successes, total) == pytest.approx((wanted.low, wanted.high))
+
+
+def test_four_classes_of_four_are_too_few_for_more_than_half():
+    row = {"h": 0.3, "counts": [(5, 20), (9, 20)]}
+    found = {"populations": {"rows": [row] * 4, "counted": {"rows": [row] * 4}}}
+    [claim] = claims._real("reviews", found)
+    assert claim.measured == 1 and claim.holds is None
+    assert claim.interval == pytest.approx((0.3976, 1), abs=1e-4)
 
 
 def test_bad_input_is_refused_in_a_sentence():
