@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import linecache
 import sys
 
 import pytest
@@ -65,8 +66,42 @@ def test_a_change_of_anything_decisive_measures_again(asked, change, monkeypatch
 def test_a_partial_function_is_known_by_the_code_it_calls(monkeypatch, tmp_path):
     module = sys.modules["jaxllm.kept_result"]
     calls = (kept_result, functools.partial(kept_result, tmp_path))
-    digests = [module._module_digest(call) for call in calls]
-    assert digests[0] == digests[1] != module._module_digest(dataclasses.replace)
+    digests = [module._code_digest(call) for call in calls]
+    assert digests[0] == digests[1] != module._code_digest(dataclasses.replace)
+
+
+CELL = """
+def measure():
+    calls.append(len(calls))
+    return {VALUE: [step(1) for step in (lambda x: x, lambda x: x + 1)]}
+"""
+
+
+@pytest.mark.parametrize("source_known", [True, False])  # in a notebook it is, at a prompt it is not
+def test_a_function_of_no_file_is_known_by_its_own_code(source_known, monkeypatch, tmp_path):
+    calls = []
+
+    def run(cell, number):
+        name, names = f"<cell {number}>", {"__name__": "a notebook", "calls": calls, "one": 1}
+        if source_known:
+            monkeypatch.setitem(linecache.cache, name, (len(cell), None, cell.splitlines(True), name))
+        exec(compile(cell, name, "exec"), names)
+        return kept_result(tmp_path / "result.json", names["measure"])
+
+    cells = [CELL.replace("VALUE", "'a'"), CELL.replace("VALUE", "'b'"), CELL.replace("VALUE", "one")]
+    cells.append(cells[-1].replace("x + 1", "x + 2"))
+    cells.append(cells[-1].replace("len(calls)", "sum(calls)"))
+    for number, cell in enumerate(cells):
+        assert run(cell, number) == run(cell, number + 10)
+        assert len(calls) == number + 1
+    assert run(cells[0], 20) == {"a": [1, 2]}
+    method = "class Measure:\n    def __call__(self): return {'a': VALUE}\nmeasure = Measure()\n"
+    assert [run(method.replace("VALUE", value), 30 + int(value)) for value in "12"] == [{"a": 1}, {"a": 2}]
+
+
+def test_a_result_comes_back_as_from_the_file_the_first_time_too(tmp_path):
+    for _ in range(2):
+        assert kept_result(tmp_path / "a.json", lambda: {1: (2, 3)}) == {"1": [2, 3]}
 
 
 def test_data_that_moved_is_the_same_data(asked, tmp_path):
