@@ -174,11 +174,11 @@ def t_interval(values: Sequence[float]) -> tuple[float, float] | None:
     """
     from scipy.special import stdtrit
 
-    n = len(values)
+    values, n = np.asarray(values, np.float64), len(values)
     if n < 2:
         return None
     with np.errstate(invalid="ignore"):  # of values that are not finite there is none: NaN
-        mean, half = np.mean(values), stdtrit(n - 1, 0.975) * np.std(values, ddof=1) / math.sqrt(n)
+        mean, half = values.mean(), stdtrit(n - 1, 0.975) * values.std(ddof=1) / math.sqrt(n)
     return float(mean - half), float(mean + half)
 
 

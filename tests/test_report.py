@@ -1,7 +1,9 @@
 """A report says of each claim that it holds, fails or is undecided, in figures that a person reads."""
 
 import math
+import statistics
 
+import numpy as np
 import pytest
 
 from jaxllm.report import Claim, Report, decide, format_figure, read_report, t_interval
@@ -61,3 +63,11 @@ def test_figures_are_written_out():
     assert [format_figure(value) for value in values] == [
         "858,880", "858,880", "134,515,008", "9,999.5", "0.12346", "1.5e-07", "-250,000", "3e+18", "inf", "0",
     ]  # fmt: skip
+
+
+def test_an_interval_is_computed_in_float64_whatever_its_values_are():
+    values = np.array([40_000, 50_000, 60_000], np.float16)
+    exact = values.tolist()
+    half = 4.302652729911275 * statistics.stdev(exact) / math.sqrt(3)  # Student's t of 2 degrees of freedom
+    mean = statistics.mean(exact)
+    assert t_interval(values) == pytest.approx((mean - half, mean + half), rel=1e-9)
