@@ -131,12 +131,13 @@ class NGrams:
                 self._add(old[:-1], old[-1], -count)
 
     def _add(self, context: tuple[str, ...], word: str, weight: float) -> None:
-        row = self._rows.get(context)
-        if row is None:
-            row = self._rows[context] = _Row(self.discount)
+        row = self._rows.get(context) or _Row(self.discount)
         before = row.counts.get(word, 0.0)
         after = before + weight
         after = after if after > 1e-9 else 0.0
+        if after == before:
+            return
+        self._rows[context] = row
         row.set(word, after)
         if len(context) == self.order - 1:
             self.size += bool(after) - bool(before)

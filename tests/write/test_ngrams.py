@@ -90,6 +90,18 @@ def test_removing_by_forgetting_leaves_what_was_never_there():
     )
 
 
+@pytest.mark.parametrize("order", [1, 3])
+def test_a_text_of_no_weight_was_never_there(order):
+    grams, alone = NGrams(order=order), NGrams(order=order)
+    for words in texts(6, 5):
+        grams.learn(words)
+        alone.learn(words)
+    grams.learn(["w1", "never", "w1"], weight=0)
+    assert dict(grams.grams()) == dict(alone.grams()) and grams.size == alone.size
+    assert grams.candidates(["w1", "never"], "", 9) == alone.candidates(["w1", "never"], "", 9)
+    assert grams.candidates(["w1"], "n", 9) == []
+
+
 def test_grams_make_the_model_anew():
     grams, copy = NGrams(order=3), NGrams(order=3)
     for words in texts(4):
