@@ -24,20 +24,21 @@ def open_port(host: str, port: int) -> socket.socket:
     """Return a socket that listens, before anything slow is done; port 0 takes a free one.
 
     Raises:
-      UserError: the port is in use, or the host is not this machine's.
+      UserError: the port is in use, or the host is not this machine's or needs IPv6 that it has not.
     """
     try:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        listening = socket.socket(family)
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind((host, port))
-        listening.listen(128)
-        return listening
+        with contextlib.ExitStack() as closing:
+            family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            listening = closing.enter_context(socket.socket(family))
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listening.bind((host, port))
+            listening.listen(128)
+            closing.pop_all()
+            return listening
     except (OSError, OverflowError) as error:
-        listening.close()
         raise UserError(
             f"port {port} of {host} cannot be opened ({getattr(error, 'strerror', None) or error}); give "
-            "another with --port"
+            "another with --port, or another --host"
         ) from error
 
 

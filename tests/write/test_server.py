@@ -214,3 +214,12 @@ def test_a_damaged_store_and_a_port_in_use_are_told(tmp_path):
         assert "is not JSON" in asyncio.run(talk(running))["message"]
         with pytest.raises(UserError, match=f"port {running.port} of 127.0.0.1 cannot be opened"):
             open_port("127.0.0.1", running.port)
+
+
+def test_a_machine_without_ipv6_is_told(monkeypatch):
+    def refuse(family):
+        raise OSError(97, "Address family not supported by protocol")
+
+    monkeypatch.setattr("socket.socket", refuse)
+    with pytest.raises(UserError, match="port 0 of ::1 cannot be opened .Address family"):
+        open_port("::1", 0)
