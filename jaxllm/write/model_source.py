@@ -282,7 +282,7 @@ def at_tokens(text: str) -> tuple[str, bytes]:
     """
     begin = max(text.rfind(" "), text.rfind("\n"), text.rfind("\t")) + 1
     begin -= begin > 0 and text[begin - 1] == " "
-    return text[:begin], text[begin:].encode()
+    return text[:begin], text[begin:].encode(errors="surrogatepass")  # half a character: no word has it
 
 
 def recent(text: str, most: int = 2000) -> str:

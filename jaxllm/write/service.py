@@ -68,11 +68,9 @@ class Service:
           UserError: the user's file is damaged.
         """
         if name not in self._open:
-            user = self.store.load(name)
-            user.fade(self.config.writer.fades)
-            self._open[name] = _Open(Writer(self.shared, user, self.config.writer))
+            self._open[name] = _Open(self._writer(name))
         self._open[name].desks += 1
-        return Desk(self, name, self._open[name].writer)
+        return Desk(self, name, self._open[name])
 
     def close(self, name: str) -> None:
         """End a connection; a user's last one saves what was learned."""
@@ -97,7 +95,12 @@ class Service:
         self.store.erase(name)
         if name in self._open:
             one = self._open[name]
-            one.writer.user, one.changed = self.store.load(name), False
+            one.writer, one.changed = self._writer(name), False
+
+    def _writer(self, name: str) -> Writer:
+        user = self.store.load(name)
+        user.fade(self.config.writer.fades)
+        return Writer(self.shared, user, self.config.writer)
 
     def _save(self, name: str, after: float) -> None:
         one = self._open[name]
@@ -113,19 +116,24 @@ class Desk:
       late: texts that the model answered too late, or not at all, because a newer one had come.
     """
 
-    def __init__(self, service: Service, name: str, writer: Writer):
-        self._service, self.name, self.writer = service, name, writer
+    def __init__(self, service: Service, name: str, user: _Open):
+        self._service, self.name, self._user = service, name, user
         self._session: ModelSession | None = None if service.source is None else service.source.session()
         self.sequence, self.text, self.late = -1, "", 0
         self._learned: int | None = None  # characters of the text that were learned
         self._taken: list[tuple[int, int]] = []
         self._shown: list[Suggestion] = []
 
+    @property
+    def writer(self) -> Writer:
+        """Who suggests: the user's own, another once they were erased."""
+        return self._user.writer
+
     def typed(self, sequence: int, text: str) -> list[Suggestion]:
         """Return what the counts suggest after a key, at once; finished sentences are learned.
 
         Raises:
-          UserError: the text is too long, or older than one that came before.
+          UserError: the text is too long, older than one that came before, or has half a character.
         """
         most = self._service.config.most_characters
         if not isinstance(sequence, int) or not isinstance(text, str):
@@ -136,6 +144,12 @@ class Desk:
             )
         if sequence <= self.sequence:
             raise UserError(f"text {sequence} is no newer than {self.sequence}; number texts upwards")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:  # JSON may say "\ud83d" alone, which no file holds
+            raise UserError(
+                f"the text has half a character at {error.start:,}; send both halves of it, or neither"
+            ) from error
         self._note_refusal(text)
         self.sequence, self.text = sequence, text
         self._learn()
@@ -165,6 +179,7 @@ class Desk:
         if text == self.text and self._shown:
             suggestion = self._shown[0]
             self.writer.accepted(text, suggestion)
+            self._user.changed = True
             length = len(suggestion.text if whole else suggestion.first)
             self._taken.append((len(text), len(text) + length))
             self._shown = []
@@ -172,7 +187,7 @@ class Desk:
     def refused(self) -> None:
         """Learn that the suggestions shown were sent away."""
         if self._shown:
-            self.writer.rejected(self.text, self._shown[0])
+            self._refuse()
             self._shown = []
 
     def close(self) -> None:
@@ -188,7 +203,11 @@ class Desk:
         """Count a suggestion as refused where a letter was typed that is not its next."""
         if self._shown and text.startswith(self.text) and len(text) == len(self.text) + 1:
             if not any(one.text.startswith(text[-1]) for one in self._shown):
-                self.writer.rejected(self.text, self._shown[0])
+                self._refuse()
+
+    def _refuse(self) -> None:
+        self.writer.rejected(self.text, self._shown[0])
+        self._user.changed = True
 
     def _learn(self) -> None:
         """Learn sentences that were finished since the last key; a text that is there at first is known."""

@@ -87,8 +87,9 @@ class UserStore:
         }
 
     def save(self, name: str, user: User) -> None:
-        """Write a user's file."""
-        write_file(self.path(name), json.dumps(self.export(user), ensure_ascii=False).encode())
+        """Write a user's file; half a character is written as it is, and read so."""
+        content = json.dumps(self.export(user), ensure_ascii=False)
+        write_file(self.path(name), content.encode(errors="surrogatepass"))
 
     def erase(self, name: str) -> None:
         """Remove all that was saved of a user."""

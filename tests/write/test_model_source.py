@@ -52,6 +52,13 @@ def test_edits_leave_the_cache_as_a_fresh_reading_would(source):
         )
 
 
+def test_after_half_a_character_there_is_no_suggestion(source):
+    session = source[0].session()
+    assert session.propose("send \ud83d") == [] and session.propose("send ") != []
+    with pytest.raises(UserError, match="cannot encode a text"):
+        session.propose("send \ud83d ")
+
+
 def test_suggestions_begin_with_what_was_typed_and_their_chances_are_the_models(source):
     source, params = source
     session = source.session()
