@@ -29,6 +29,9 @@ _IDLE = ("data", "tokenizer", "text_column", "packed", "long_examples", "steps",
 _COMPILERS = ("jax", "jaxlib", "flax", "optax", "libtpu", "jax-cuda12-plugin", "jax-cuda13-plugin",
               "nvidia-cuda-nvcc-cu12")  # fmt: skip
 _FLAGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
+# Settings of jax that change which program is traced.
+_JAX = ("jax_enable_x64", "jax_default_matmul_precision", "jax_default_prng_impl",
+        "jax_threefry_partitionable")  # fmt: skip
 
 
 def cached_forecast(config: TrainConfig, target: Target) -> Forecast:
@@ -55,7 +58,8 @@ def cached_forecast(config: TrainConfig, target: Target) -> Forecast:
 def _key(config: TrainConfig, target: Target) -> str:
     values = {name: value for name, value in to_dict(config).items() if name not in _IDLE}
     target_values = dataclasses.asdict(target)
-    flags = {name: os.environ.get(name, "") for name in _FLAGS} | {"x64": jax.config.jax_enable_x64}
+    flags = {name: os.environ.get(name, "") for name in _FLAGS}
+    flags |= {name: getattr(jax.config, name) for name in _JAX}
     known = [values, target_values, _versions(), flags, source_digest(), _own_code(config.optim.name)]
     return hashlib.sha256(json.dumps(known, sort_keys=True, default=str).encode()).hexdigest()[:32]
 

@@ -7,6 +7,7 @@ import math
 import threading
 from dataclasses import dataclass
 
+import jax
 import pytest
 
 from jaxllm import models
@@ -388,6 +389,11 @@ def test_a_forecast_is_compiled_once_and_again_when_it_matters(tmp_path, monkeyp
         changed.setenv("LIBTPU_INIT_ARGS", "--xla_tpu_scoped_vmem_limit_kib=1024")
         ask(GPT2)
     assert len(compiler.asked) == 5
+    for before, setting in enumerate((jax.default_matmul_precision("highest"), jax.default_prng_impl("rbg"),
+                                      jax.threefry_partitionable(False)), 5):  # fmt: skip
+        with setting:
+            ask(GPT2)
+        assert len(compiler.asked) == before + 1
     # An optimizer of the user's own: its name stays, its code changes.
     module = tmp_path / "own_optimizer_of_the_test.py"
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -396,10 +402,10 @@ def test_a_forecast_is_compiled_once_and_again_when_it_matters(tmp_path, monkeyp
         module.write_text(body)
         importlib.invalidate_caches()
         ask(dataclasses.replace(GPT2, optim=OptimConfig(name=f"{module.stem}:build")))
-    assert len(compiler.asked) == 7
+    assert len(compiler.asked) == 10
     for path in (tmp_path / "jaxllm" / "forecasts").iterdir():
         path.write_text("{")  # cut short
-    assert ask(GPT2) == first and len(compiler.asked) == 8
+    assert ask(GPT2) == first and len(compiler.asked) == 11
 
 
 def test_nothing_of_the_search_is_left_running(monkeypatch):
