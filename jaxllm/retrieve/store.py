@@ -75,6 +75,7 @@ def build_store(
 
     The store lies in FOLDER/DIGEST, a digest of the encoder, the texts and the type. Blocks of texts are
     written as they are done, so that a killed call is resumed; the store itself appears whole or not at all.
+    Of several calls at once each takes the store of the first to end.
 
     Args:
       folder: of stores.
@@ -97,17 +98,22 @@ def build_store(
     final, parts = Path(folder, digest.hexdigest()[:24]), Path(folder, f".blocks-{digest.hexdigest()[:24]}")
     if _is_whole(final):
         return open_store(final)
-    starts = range(0, len(texts), block)
-    with tqdm(total=len(texts), desc="store", unit=" texts", disable=not progress) as bar:
-        for start in starts:
-            path = parts / f"{start}-{block}.npz"
-            if not path.exists():
-                vectors_RD, documents_R = encoder.embed_pieces(texts[start : start + block])
-                write_file(path, _packed(vectors=vectors_RD, documents=documents_R + start))
-            bar.update(min(block, len(texts) - start))
-    files = [parts / f"{start}-{block}.npz" for start in starts]
-    with new_folder(final, _is_whole) as partial:
-        _join(partial, files, dtype, encoder, len(texts))
+    files = [(start, parts / f"{start}-{block}.npz") for start in range(0, len(texts), block)]
+    try:
+        with tqdm(total=len(texts), desc="store", unit=" texts", disable=not progress) as bar:
+            for start, file in files:
+                if _is_whole(final):
+                    break
+                if not file.exists():
+                    vectors_RD, documents_R = encoder.embed_pieces(texts[start : start + block])
+                    write_file(file, _packed(vectors=vectors_RD, documents=documents_R + start))
+                bar.update(min(block, len(texts) - start))
+        if not _is_whole(final):
+            with new_folder(final, _is_whole) as partial:
+                _join(partial, [file for _, file in files], dtype, encoder, len(texts))
+    except UserError:
+        if not _is_whole(final):  # or another call was first, and has removed the blocks
+            raise
     shutil.rmtree(parts, ignore_errors=True)
     return open_store(final)
 

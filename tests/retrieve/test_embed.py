@@ -15,6 +15,7 @@ from jaxllm.data.bpe import HuggingFaceTokenizer
 from jaxllm.errors import UserError
 from jaxllm.pretrained import fetch_minilm, from_pretrained
 from jaxllm.retrieve import Encoder, build_store, load_index, open_store, recall, search
+from jaxllm.retrieve import store as store_module
 
 TRUNK = jax.jit(models.trunk, static_argnums=0)
 INIT = jax.jit(models.init, static_argnums=0)
@@ -118,6 +119,36 @@ def test_a_killed_build_is_resumed_and_nothing_partial_is_taken_for_whole(encode
     store = build_store(tmp_path, encoder, texts, block=4)
     assert calls == [4, 4, 2, 2]  # the third block again, the first two kept
     np.testing.assert_allclose(store.vectors_ND, embed(encoder, texts)[0], atol=1e-6)
+
+
+@pytest.mark.parametrize("when", ["embed", "join"])
+def test_the_later_of_two_builds_at_once_takes_the_store_of_the_first(encoder, tmp_path, monkeypatch, when):
+    """The first to end removes the blocks that both share, while the other embeds or joins."""
+    texts, embed, join, calls = texts_of(10), Encoder.embed_pieces, store_module._join, []
+
+    def overtaken():
+        with monkeypatch.context() as undone:
+            undone.setattr(Encoder, "embed_pieces", embed)
+            undone.setattr(store_module, "_join", join)
+            build_store(tmp_path, encoder, texts, block=4)
+
+    def embed_pieces(self, some, **options):
+        calls.append(len(some))
+        if when == "embed" and len(calls) == 2:
+            overtaken()
+        return embed(self, some, **options)
+
+    def late_join(*args):
+        if when == "join":
+            overtaken()
+        join(*args)
+
+    monkeypatch.setattr(Encoder, "embed_pieces", embed_pieces)
+    monkeypatch.setattr(store_module, "_join", late_join)
+    store = build_store(tmp_path, encoder, texts, block=4)
+    assert calls == ([4, 4] if when == "embed" else [4, 4, 2])
+    np.testing.assert_allclose(store.vectors_ND, embed(encoder, texts)[0], atol=1e-6)
+    assert [path.name for path in tmp_path.iterdir()] == [store.folder.name]
 
 
 def test_bad_stores_and_encoders_are_told_in_a_sentence(encoder, tmp_path):
