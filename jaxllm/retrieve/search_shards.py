@@ -1,6 +1,7 @@
 """Ask several searches, each of a part of the rows, and say which did not answer."""
 
 import concurrent.futures
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -49,15 +50,18 @@ def search_shards(
     """
     if not shards:
         raise UserError("no shards to search; give one at least")
-    pool = concurrent.futures.ThreadPoolExecutor(len(shards))
+    asked = {name: concurrent.futures.Future() for name in shards}
     begun = time.perf_counter()
 
-    def ask(call):
-        return call(queries_BD, k), time.perf_counter() - begun
+    def ask(call, answer):
+        try:
+            answer.set_result((call(queries_BD, k), time.perf_counter() - begun))
+        except BaseException as error:
+            answer.set_exception(error)
 
-    asked = {name: pool.submit(ask, call) for name, call in shards.items()}
+    for name, answer in asked.items():  # daemons: the process ends without those that hang
+        threading.Thread(target=ask, args=(shards[name], answer), daemon=True).start()
     concurrent.futures.wait(asked.values(), timeout=most_seconds)
-    pool.shutdown(wait=False, cancel_futures=True)
     parts, missing, seconds = [], {}, {}
     for name, future in asked.items():
         if not future.done():

@@ -1,5 +1,6 @@
 """Search against a brute-force loop in float64, on one device and eight."""
 
+import threading
 import time
 
 import jax
@@ -126,6 +127,23 @@ def test_shards_merge_to_the_whole_and_a_dead_or_slow_one_is_named(data):
     np.testing.assert_array_equal(found.neighbours.ids, whole.ids)
     with pytest.raises(UserError, match="no shards"):
         search_shards({}, queries, K)
+
+
+def test_a_process_ends_while_a_shard_hangs(data):
+    """Python waits at its end for every thread that is no daemon, so a hung one may not be of those."""
+    rows, queries = data
+    asked, let_go = [], threading.Event()
+
+    def hung(queries, k):
+        asked.append(threading.current_thread())
+        let_go.wait(30)
+
+    try:
+        shards = {"whole": part_of(rows, 0, N), "hung": hung}
+        assert set(search_shards(shards, queries, K, most_seconds=0.2, may_miss=1).missing) == {"hung"}
+        assert asked[0].is_alive() and asked[0].daemon
+    finally:
+        let_go.set()
 
 
 def test_merge_orders_ties_by_id():
