@@ -17,7 +17,7 @@ from jaxllm.integrals.regression import Fit, exact_coefficients
 from jaxllm.integrals.supports import beam_of_supports
 from jaxllm.integrals.written import evaluate, parts, read
 
-_MOST_COLUMNS = 60  # of a library: supports are bits of 64
+_MOST_COLUMNS = 60  # of a library: a step of the beam costs their square
 _MOST_TERMS = 5
 _WIDTH = 60  # supports of each size that are kept
 _ERROR = 2e-13  # of measured areas, beside the largest

@@ -31,7 +31,8 @@ def beam_of_supports(
     N, P = y_NP.shape
     unit_PP = r_PP / np.linalg.norm(r_PP, axis=0)
     chosen = np.zeros((N, 1, 0), np.int64)
-    bits = np.int64(1) << np.arange(P, dtype=np.int64)
+    words, places = np.divmod(np.arange(P), 63)  # a support is a mask of V words
+    bits_VP = np.where(words == np.arange(words[-1] + 1)[:, None], np.int64(1) << places, 0)
     for size in range(1, most + 1):
         W = chosen.shape[1]
         if size == 1:
@@ -45,17 +46,18 @@ def beam_of_supports(
         # Not by the difference of two sums of squares: their rounding hides noise below 1e-8 of an area.
         lost = ((left[..., None] - spare * w[:, :, None]) ** 2).sum(axis=2)
         lost = np.where(squares > _TINY, lost, np.inf)
-        masks = bits[chosen].sum(axis=-1)[..., None] | bits
-        lost = np.where(masks == bits[chosen].sum(axis=-1)[..., None], np.inf, lost).reshape(N, W * P)
-        masks = masks.reshape(N, W * P)
-        masks, lost = _distinct(masks, lost)
+        before = bits_VP[:, chosen].sum(axis=-1)[..., None]
+        masks = before | bits_VP[:, None, None]
+        lost = np.where((masks == before).all(axis=0), np.inf, lost).reshape(N, W * P)
+        masks, lost = _distinct(masks.reshape(-1, N, W * P), lost)
         best = np.argsort(lost, axis=1)[:, :width]
-        masks, lost = (np.take_along_axis(x, best, axis=1) for x in (masks, lost))
+        masks, lost = np.take_along_axis(masks, best[None], axis=2), np.take_along_axis(lost, best, axis=1)
         usable = np.isfinite(lost).all(axis=0)  # the same number of supports for every curve
-        masks, lost = masks[:, usable], lost[:, usable]
-        if not masks.shape[1]:
+        masks, lost = masks[..., usable], lost[:, usable]
+        if not lost.shape[1]:
             return
-        chosen = np.nonzero((masks[..., None] & bits) > 0)[-1].reshape(N, masks.shape[1], size)
+        held = ((masks[..., None] & bits_VP[:, None, None]) > 0).any(axis=0)
+        chosen = np.nonzero(held)[-1].reshape(*lost.shape, size)
         yield chosen, lost
 
 
@@ -65,8 +67,8 @@ def _project(q: np.ndarray, columns: np.ndarray) -> np.ndarray:
 
 def _distinct(masks: np.ndarray, lost: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Give all but one of equal supports of a curve an infinite loss."""
-    order = np.lexsort((lost, masks), axis=1)
-    masks, lost = (np.take_along_axis(x, order, axis=1) for x in (masks, lost))
-    again = np.zeros(masks.shape, bool)
-    again[:, 1:] = masks[:, 1:] == masks[:, :-1]
+    order = np.lexsort((lost, *masks), axis=1)
+    masks, lost = np.take_along_axis(masks, order[None], axis=2), np.take_along_axis(lost, order, axis=1)
+    again = np.zeros(lost.shape, bool)
+    again[:, 1:] = (masks[..., 1:] == masks[..., :-1]).all(axis=0)
     return masks, np.where(again, np.inf, lost)

@@ -1,3 +1,5 @@
+from math import comb
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -49,23 +51,30 @@ def test_a_square_of_a_cosine_is_found_in_its_other_form():
     assert str(found) == "1/2x+1/4sin(2x)"
 
 
-def test_the_beam_finds_the_best_supports_of_a_size():
-    """Against all supports, by brute force."""
+@pytest.mark.parametrize("terms, width, most", [(6, 20, 3), (66, 66, 2)])
+def test_the_beam_finds_the_best_supports_of_a_size(terms, width, most):
+    """Against all supports, by brute force; of more terms than a word has bits, too."""
     from itertools import combinations
 
     draw = np.random.default_rng(0)
-    r, y = np.linalg.qr(draw.normal(size=(6, 6)))[1] @ np.diag(draw.normal(size=6)), draw.normal(size=(2, 6))
-    for chosen, lost in beam_of_supports(y, r, width=20, most=3):
+    r = np.linalg.qr(draw.normal(size=(terms, terms)))[1] @ np.diag(draw.normal(size=terms))
+    y = draw.normal(size=(2, terms))
+    sizes = list(beam_of_supports(y, r, width=width, most=most))
+    kept = [(2, min(width, comb(terms, size)), size) for size in range(1, most + 1)]
+    assert [chosen.shape for chosen, _ in sizes] == kept
+    for chosen, lost in sizes:
         size = chosen.shape[2]
         for n in range(2):
             brute = {}
-            for support in combinations(range(6), size):
+            for support in combinations(range(terms), size):
                 part = r[:, support]
                 w = np.linalg.lstsq(part, y[n], rcond=None)[0]
                 brute[support] = ((y[n] - part @ w) ** 2).sum()
             best = min(brute, key=brute.get)
             assert tuple(chosen[n, 0]) == best
-            np.testing.assert_allclose(lost[n], [brute[tuple(one)] for one in chosen[n]], atol=1e-12)
+            found = list(map(tuple, chosen[n].tolist()))
+            np.testing.assert_allclose(lost[n], [brute[one] for one in found], rtol=1e-9, atol=1e-12)
+            assert len(set(found)) == len(found)
 
 
 def test_the_simplest_fraction_near_a_number():
