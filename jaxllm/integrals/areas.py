@@ -89,7 +89,14 @@ def areas(f: Callable[[jax.Array], jax.Array], x_M: np.ndarray, rule: str = "gau
                 f"the function is not finite at x = {where:.6g}, inside the interval {x_M[0]:g} to "
                 f"{x_M[-1]:g}; choose an interval on which it is"
             )
-        return np.asarray(_from_zero(values, weights * np.diff(x_M)[:, None], zero=int(zero[0])))
+        found = np.asarray(_from_zero(values, weights * np.diff(x_M)[:, None], zero=int(zero[0])))
+    if not (finite := np.isfinite(found)).all():
+        where = min(x_M[np.argwhere(~finite)[:, -1]], key=abs)
+        raise UserError(
+            f"the area from 0 to {where:g} is not finite; choose a shorter interval, or a function of "
+            "smaller values"
+        )
+    return found
 
 
 @functools.partial(jax.jit, static_argnames="zero")

@@ -49,6 +49,8 @@ def test_sums_of_terms_have_the_areas_of_each_curve():
     [
         (lambda t: 1 / t, even_grid(-1, 1, 2), "is not finite at x = 0"),
         (lambda t: jnp.log(t), even_grid(-1, 1, 2), "inside the interval -1 to 1"),
+        (lambda t: 1e308 + 0 * t, even_grid(-1, 4, 5), "area from 0 to 2 is not finite"),
+        (lambda t: 1e308 + 0 * t, even_grid(-4, 1, 5), "area from 0 to -2 is not finite"),
         (lambda t: t, np.array([1.0, 2.0]), "0 among them"),
         (lambda t: t, np.array([1.0, 0.0]), "rising order"),
     ],
