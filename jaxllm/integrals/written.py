@@ -41,8 +41,9 @@ def read(text: str) -> ast.expr:
         raise UserError(
             f"{brief(text)} cannot be read; write an expression of x, such as 2*x*exp(x)"
         ) from None
+    called = {node.func for node in ast.walk(tree) if isinstance(node, ast.Call)}
     for node in ast.walk(tree):
-        if not _known(node):
+        if node not in called and not _known(node):
             raise UserError(
                 f"{brief(text)} is no expression of x: {brief(ast.unparse(node), 40)} is not known; use "
                 f"+ - * / **, numbers, pi, E and {', '.join(_FUNCTIONS)}"
@@ -57,7 +58,7 @@ def _known(node: ast.AST) -> bool:
     if isinstance(node, ast.Constant):
         return type(node.value) in (int, float) and abs(node.value) < 1e12
     if isinstance(node, ast.Name):
-        return node.id == "x" or node.id in _NUMBERS or node.id in _FUNCTIONS
+        return node.id == "x" or node.id in _NUMBERS
     if isinstance(node, ast.BinOp):
         return type(node.op) in _OPERATIONS
     if isinstance(node, ast.UnaryOp):

@@ -42,8 +42,10 @@ def test_what_is_written_is_multiplied_out():
 
 
 @pytest.mark.parametrize(
-    "text", ["__import__('os')", "x.real", "y + 1", "lambda: x", "x +", "[x]", "1e300*x", "x if x else 1"]
-)
+    "text",
+    ["__import__('os')", "x.real", "y + 1", "lambda: x", "x +", "[x]", "1e300*x", "x if x else 1", "sin*x",
+     "exp(sin)", "sin(x)(x)", "x(x)"],
+)  # fmt: skip
 def test_nothing_but_an_expression_is_read(text):
     with pytest.raises(UserError):
         read(text)
