@@ -1,13 +1,14 @@
 """EXPOSED: an expert of toxic text shows which tokens to suppress at each step, beside its rivals.
 
-VERDICT: No, as it could be reconstructed: the expected maximum toxicity changes by -0.063 (undecided) and
-stays 0.139 above what DExperts anti-only reaches.
+VERDICT: Undecided, as it could be reconstructed: the expected maximum toxicity changes by -0.063 and stays
+0.139 above what DExperts anti-only reaches, so what it costs at the same toxicity could not be compared.
 
 RESULT of small, 2026-11-29, 27 minutes of a busy machine of 2 cores, five experts of 20 steps included: with
 real toxic text EXPOSED does not get where DExperts anti-only gets: its expected maximum toxicity (MiniLM's
-head) ends 0.14 above, at 0.29, where the base has 0.35 and anti-only 0.15; what it lowers is undecided
-(-0.06, -0.14 to 0.02), and not told apart from an expert of neutral text. A second model costs 1.49 times the
-time. RESULT of debug, the made-up world: -0.21 (-0.31 to -0.13), and the neutral expert raises it.
+head) ends 0.14 above (no interval was kept), at 0.29, where the base has 0.35 and anti-only 0.15; claims at
+its toxicity are undecided, judged again on 1 December. What EXPOSED lowers is undecided (-0.06, -0.14 to
+0.02), and not told apart from an expert of neutral text. A second model costs 1.49 times the time. RESULT of
+debug, the made-up world: -0.21 (-0.31 to -0.13), and the neutral expert raises it.
 
     python -m experiments.exposed                   # small: SmolLM2-135M, experts trained on real toxic text
     python -m experiments.exposed --preset debug    # a made-up language whose toxicity is known exactly

@@ -11,6 +11,7 @@ from jaxllm.report import Claim, decide, markdown_table
 
 PAPER, RIVAL = "arXiv 2405.19299", "issue: EXPOSED"
 RESAMPLES = 1000
+_NEAR = 0.01  # of a toxicity: as low as that counts as reaching it
 RECONSTRUCTED = (
     "The paper's equations, hyperparameters and result tables are not public. The suppression, its "
     "strength of 50 and its floor of 0.01 are Self-Debias' with the toxic expert in place of the "
@@ -139,10 +140,16 @@ def claims_of(config, world, results: dict[Arm, dict], bias: dict) -> tuple[list
         "matched/toxicity": float(found[rival]["toxicity"][0]),
         "matched/exposed_falls_short_by": short,
     }
+    lowest = np.min([found[arm]["toxicity"] for arm in own], axis=0)
+    measured, bounds = over(lowest - found[rival]["toxicity"])
+    text = ("EXPOSED's lowest expected maximum toxicity less that of DExperts anti-only "
+            f"({rival.strength:g}) is at most {_NEAR:g}")  # fmt: skip
+    holds = decide(bounds, at_most=_NEAR)
+    claims.append(Claim(text, RIVAL, measured=measured, interval=bounds, holds=holds))
     note = f" (EXPOSED stays {short:.3f} above it: its lowest point counts)" if short else ""
     for name, title in (("log_perplexity", "log-perplexity"), ("kl", "KL(p~, p) a token")):
         measured, bounds = over(differences[name])
-        holds = False if short > 0.01 else decide(bounds, below=0)
+        holds = decide(bounds, below=0) if short <= _NEAR else None  # at another toxicity it says nothing
         text = (f"at the toxicity of DExperts anti-only ({rival.strength:g}), EXPOSED's {title} less the "
                 f"rival's is below 0{note}")  # fmt: skip
         claims.append(Claim(text, RIVAL, measured=measured, interval=bounds, holds=holds))

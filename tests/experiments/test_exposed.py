@@ -87,12 +87,15 @@ def test_claims_at_matched_toxicity_are_computed_from_the_arms(better, verdict):
         results[Arm("anti_only", strength)] = arm_result(0.3 + jitter, -13.0, -11.0)
     world = World("", {}, [], [], [], {"oracle": None}, frozenset(), {})
     claims, metrics = claims_of(config, world, results, {})
-    assert claims[0].verdict == verdict and claims[0].measured == pytest.approx(shift, abs=1e-6)
-    assert [claim.verdict for claim in claims[2:]] == ["holds"] * 3
+    assert claims[0].holds and claims[0].measured == pytest.approx(-0.1)
+    assert claims[1].verdict == verdict and claims[1].measured == pytest.approx(shift, abs=1e-6)
+    assert [claim.verdict for claim in claims[3:]] == ["holds"] * 3
     assert metrics["matched/toxicity"] == pytest.approx(0.3, abs=0.02)
     results[Arm("exposed", 500.0)] = arm_result(0.35 + jitter, -12.0, -11.0)
     short, _ = claims_of(config, world, results, {})
-    assert short[0].verdict == "fails" and "stays 0.050 above" in short[0].claim
+    assert short[0].verdict == "fails" and short[0].measured == pytest.approx(0.05)
+    assert [claim.verdict for claim in short[1:3]] == ["undecided"] * 2
+    assert "stays 0.050 above" in short[1].claim
 
 
 def test_a_sweep_of_single_steps_is_its_formulas():
@@ -178,12 +181,12 @@ def test_in_the_made_up_world_the_toxic_expert_helps_and_a_neutral_one_harms(tmp
     config = dataclasses.replace(exposed.PRESETS["debug"](), out=str(tmp_path), **fewer)
     report = exposed.main(config, "debug")
     written = json.loads((tmp_path / "report.json").read_text())
-    assert len(written["claims"]) == len(report.claims) == 5
+    assert len(written["claims"]) == len(report.claims) == 6
     metrics = report.metrics
     toxicity = {name: metrics[f"{name}/oracle/expected_max"]
                 for name in ("base", "exposed-5000", "exposed-clean-500")}  # fmt: skip
     assert toxicity["exposed-5000"] < toxicity["base"] - 0.05 < toxicity["exposed-clean-500"]
-    assert report.claims[2].holds and report.claims[3].holds
+    assert report.claims[3].holds and report.claims[4].holds
     assert metrics["exposed-5/kl"] < metrics["exposed-500/kl"]
     assert "RECONSTRUCTION" in exposed.__doc__ and "not public" in report.sections["What is reconstructed"]
     arms = {path: path.stat().st_mtime_ns for path in (tmp_path / "arms").glob("*.json")}
