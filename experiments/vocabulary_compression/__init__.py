@@ -166,7 +166,7 @@ def _split(job: TextRun, config: VocabularyCompressionConfig) -> models.VocabGro
     if job.model.vocab_groups is not None:
         return job.model.vocab_groups
     order, slots = vocabulary.parse_groups(_dense_split(config))
-    counts = np.bincount(job.corpus.train.ids, minlength=job.model.vocab_size)
+    counts = np.bincount(job.corpus.train.ids, minlength=job.corpus.tokenizer.vocab_size)
     return models.VocabGroups.of(vocabulary.vocab_order(order, job.corpus.tokenizer, counts=counts), slots)
 
 

@@ -32,7 +32,7 @@ def vocab_order(
       seed: for random alone.
 
     Raises:
-      UserError: an unknown name, or a tokenizer without merges.
+      UserError: an unknown name, a tokenizer without merges, or for frequency no count of each id.
 
     Examples:
       >>> from jaxllm.data import load_tokenizer
@@ -49,7 +49,12 @@ def vocab_order(
     if name == "random":
         return np.random.default_rng(seed).permutation(V)
     if name == "frequency":
-        return np.argsort(-np.asarray(counts), kind="stable")
+        if np.shape(counts) != (V,):
+            raise UserError(
+                f"counts has the shape {np.shape(counts)}, and the order 'frequency' needs that of the "
+                f"tokenizer's ids, ({V},); count with np.bincount(ids, minlength={V})"
+            )
+        return np.argsort(-np.asarray(counts, float), kind="stable")
     return _depth_first(_parents(tokenizer, name, left=name == "merge_tree"))
 
 

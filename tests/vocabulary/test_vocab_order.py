@@ -1,6 +1,7 @@
 """Orders of a vocabulary and their groups, on merges made by hand and on GPT-2's."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -67,9 +68,20 @@ def test_every_token_has_its_own_place_and_no_group_is_empty(name, by_hand):
 def test_orders_are_what_they_say(by_hand):
     counts = np.array([3, 1, 4, 1, 5, 9, 2, 6, 5, 3])
     assert vocab_order("frequency", by_hand, counts=counts).tolist() == [5, 7, 4, 8, 2, 0, 9, 6, 1, 3]
+    small = (counts - 1).astype(np.uint8)  # has zeros, and no negative
+    assert (vocab_order("frequency", by_hand, counts=small) == [5, 7, 4, 8, 2, 0, 9, 6, 1, 3]).all()
     assert vocab_order("merge_order", by_hand).tolist() == list(range(10))
     draws = [vocab_order("random", by_hand, seed=seed).tolist() for seed in (0, 0, 1)]
     assert draws[0] == draws[1] != draws[2]
+
+
+@pytest.mark.parametrize(
+    ("counts", "shape"),
+    [(None, "()"), (np.ones(9), "(9,)"), (np.ones(11), "(11,)"), (np.ones((10, 1)), "(10, 1)")],
+)
+def test_counts_are_of_every_id(by_hand, counts, shape):
+    with pytest.raises(UserError, match=re.escape(f"counts has the shape {shape}") + r".* \(10,\)"):
+        vocab_order("frequency", by_hand, counts=counts)
 
 
 def test_a_grown_vocabulary_keeps_every_place():
