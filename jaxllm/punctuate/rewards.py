@@ -76,7 +76,8 @@ class TaggerReward:
 
     def _of(self, samples):
         """Return (gradient, mean log-probability, ...) of each sample; of the same batch once."""
-        if self._known[0] is not samples:
+        key = [(tuple(words), tuple(labels)) for words, labels in samples]
+        if self._known[0] != key:
             found = [None] * len(samples)
             full = [place for place, (words, _) in enumerate(samples) if len(words)]
             for begin in range(0, len(full), _ROWS):
@@ -84,7 +85,7 @@ class TaggerReward:
                 for place, one in zip(places, self._rows([samples[i] for i in places]), strict=True):
                     found[place] = one
             nothing = np.zeros_like(self._wanted_DC), _WORST
-            self._known = samples, [nothing if one is None else one for one in found]
+            self._known = key, [nothing if one is None else one for one in found]
         return self._known[1]
 
     def _read(self, sample):

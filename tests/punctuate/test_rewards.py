@@ -51,5 +51,9 @@ def test_terms_are_autodiffs_cosine_and_the_taggers_own_words():
     assert reward.soundness(SAMPLES)[0] == pytest.approx(min(mean, -1.3), abs=1e-4)
     assert reward.soundness(SAMPLES)[1] == -5
     assert reward.head_gain(SAMPLES, step=0.0) == 0 and abs(reward.head_gain(SAMPLES, step=50.0)) <= 1
+    refilled = list(SAMPLES)
+    before = reward.utility(refilled)
+    refilled[:] = refilled[::-1]
+    np.testing.assert_allclose(reward.utility(refilled), before[::-1], atol=1e-5)
     with pytest.raises(UserError, match="dev holds no words"):
         TaggerReward(labeller, [([], [])])
