@@ -36,6 +36,11 @@ class TrainPunctuatorConfig(LabelConfig):
     split_seed: Seed = 0  # decides which texts are held out
     out: UserPath = "runs/marks"
 
+    def __post_init__(self):
+        super().__post_init__()
+        if self.held_out is not None:
+            self.refuse_set(("split_seed",), "a split, which held_out is in place of")
+
 
 def main(argv: Sequence[str]) -> None:
     """Train as the command line says and print the held-out scores."""

@@ -15,7 +15,10 @@ _ENDS = ",.;:!?…"  # a word that ends so gets no second mark
 
 
 class Marked(NamedTuple):
-    """A word, the mark after it ("" for none), and the probability that the model gives to that."""
+    """A word, the mark to put after it, and the probability that the model gives to what then stands there.
+
+    The mark is "" for none, and where the word carries one already.
+    """
 
     word: str
     mark: str
@@ -45,7 +48,7 @@ class Punctuator:
         return cls(Labeller.load(source, checkpoint, overlap=overlap))
 
     def label(self, words: Sequence[str]) -> list[Marked]:
-        """Return the mark after each of any number of words, which carry none."""
+        """Return the mark to put after each of any number of words; what carries one gets no second."""
         if not len(words):
             return []
         [log_probs_WC] = self.labeller.log_probs([[plain(word) for word in words]])
@@ -82,9 +85,8 @@ class Punctuator:
             if (existing == "keep" and word.label != NONE) or followed:
                 found.append((token, one))
                 continue
-            marks = "" if one.mark == "" or word.core[-1] in _ENDS else one.mark
             closing = "".join(c for c in word.tail if self.marks.label(c) == NONE)
-            found.append((word.core + marks + closing, one))
+            found.append((word.core + one.mark + closing, one))
         return found
 
     def stream(
@@ -115,8 +117,10 @@ class Punctuator:
 
     def _said(self, words: Sequence[str], log_probs_WC: np.ndarray) -> list[Marked]:
         marks = [self.marks.mark(label) for label in self.labeller.config.labels]
-        best_W, chance_W = log_probs_WC.argmax(axis=1), np.exp(log_probs_WC.max(axis=1))
-        return [
-            Marked(word, marks[number], float(chance))
-            for word, number, chance in zip(words, best_W, chance_W, strict=True)
-        ]
+        said = []
+        for word, log_probs_C in zip(words, log_probs_WC, strict=True):
+            own = self.marks.word(word)
+            is_bare = own.label == NONE and own.core[-1:] not in _ENDS
+            mark = marks[log_probs_C.argmax()] if is_bare else self.marks.mark(own.label)
+            said.append(Marked(word, mark if is_bare else "", float(np.exp(log_probs_C[marks.index(mark)]))))
+        return said

@@ -77,6 +77,17 @@ def test_a_stream_waits_for_as_many_words_as_it_says_and_says_each_once():
     assert max(len(words) for words in labeller.heard) == 4 + 1 + 3
 
 
+def test_a_stream_gives_no_second_mark_to_a_word_that_carries_one():
+    punctuator = Punctuator(Said())
+    for text in ("one two three. four what five six what, b", "it 42.. cost what! he said: b", "a “what?” b"):
+        said = punctuator.stream(text.split(), ahead=99)
+        assert " ".join(one.word + one.mark for one in said) == punctuator.punctuate(text)
+    assert [one.mark for one in punctuator.stream("a b - c".split(), ahead=99)] == [""] * 4
+    [bare, marked] = punctuator.label(["what", "what,"])
+    assert (bare.mark, marked.mark) == ("?", "")
+    assert (bare.confidence, marked.confidence) == pytest.approx((0.7, 0.1))  # of what stands after it
+
+
 def test_every_word_is_one_windows_own_with_context_around():
     sizes = np.random.default_rng(0).integers(1, 4, 200)
     for overlap in (0, 1, 5, 100):
@@ -141,6 +152,13 @@ def test_bad_values_are_named():
         said = f"^{list(flags)[0]} is .*, and is of text that is read whole; leave it out"
         with pytest.raises(UserError, match=said):
             command.PunctuateCommand("-", ahead=4, **flags)
+
+
+def test_a_seed_of_no_split_is_refused():
+    seeded = dict(data="talks.txt", split_seed=3)
+    assert train_command.TrainPunctuatorConfig(**seeded).split_seed == 3
+    with pytest.raises(UserError, match="split_seed is 3, and is of .*; leave it out"):
+        train_command.TrainPunctuatorConfig(**seeded, held_out="others.txt")
 
 
 @pytest.mark.slow
