@@ -13,6 +13,7 @@ from jaxllm.subnetwork import Schedule, get_schedule
 from jaxllm.text.config import TrainConfig, model_from_dict
 from jaxllm.text.load import TOKENIZER_FILE
 from jaxllm.train.checkpoint import Checkpoints
+from jaxllm.train.config import check_kind
 from jaxllm.train.folder import run_folder
 from jaxllm.train.length import check_length
 from jaxllm.train.start import restored_folder
@@ -37,15 +38,13 @@ def begun(config: TrainConfig) -> Begun:
     for step in reversed(kept.steps()):
         try:
             saved = kept.config(step)
-            of_text = {"model", "tokenizer"} <= saved.keys()
-            model = model_from_dict(saved["model"]) if of_text else None
         except Exception:  # damaged: `jaxllm.train.start` says so
             continue
-        if not of_text:
-            raise UserError(
-                f"'{out}' holds a run of another kind, which does not train on text as this one does; choose "
-                "another --out"
-            )
+        check_kind(saved, config, out)
+        try:
+            model = model_from_dict(saved["model"])
+        except Exception:  # damaged too
+            continue
         same = {name for name in ("tokenizer", "vocab_groups") if saved[name] == getattr(config, name)}
         # Trained on the text as it was then: text that was added must not change what an id means.
         trained = "tokenizer" in same and (data.is_trained(config.tokenizer) or config.start is not None)

@@ -11,7 +11,7 @@ import jax
 from tqdm import tqdm
 
 from jaxllm.atomic import write_file
-from jaxllm.train.config import to_dict
+from jaxllm.train.config import owner, to_dict
 from jaxllm.train.folder import CONFIG_FILE
 from jaxllm.train.prepare import Run
 
@@ -32,8 +32,7 @@ def describe(run: Run) -> list[str]:
 
 def write_config(run: Run, folder: Path) -> None:
     """Write what the run was told into its folder, without the fields of a class that extends its config."""
-    owner = next(kind for kind in type(run.config).__mro__ if "_free" in vars(kind))
-    names = [field.name for field in dataclasses.fields(owner)]
+    names = [field.name for field in dataclasses.fields(owner(run.config))]
     plain = to_dict(run.config)
     write_file(folder / CONFIG_FILE, json.dumps({name: plain[name] for name in names}, indent=2).encode())
 

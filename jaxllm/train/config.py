@@ -58,14 +58,48 @@ def to_dict(config) -> dict[str, Any]:
     return plain(dataclasses.asdict(config))
 
 
+def owner(config: RunConfig) -> type[RunConfig]:
+    """Return the class whose fields a run is told: of a class that adds to a task's, the task's."""
+    return next(one for one in type(config).__mro__ if "_free" in vars(one))
+
+
+def kind_of(config: RunConfig) -> str:
+    """Return what a checkpoint knows the kind of a run by."""
+    return owner(config).__name__
+
+
+def check_kind(saved: dict[str, Any], config: RunConfig, folder: Any) -> None:
+    """Check that a checkpoint is of a run of a config's kind.
+
+    One from before kinds were saved is known by its fields: of those that not all runs have, no more may be
+    missing or left over than are there.
+
+    Raises:
+      UserError: it is of another kind.
+    """
+
+    def names(one):
+        return {field.name for field in dataclasses.fields(one)}
+
+    own = names(owner(config)) - names(RunConfig)
+    added = names(config) - names(owner(config))
+    there = saved.keys() - names(RunConfig) - added - {"frozen"}
+    if "kind" not in saved and len(own ^ there) <= len(own & there):
+        return
+    was = saved.get("kind", "with other fields")
+    if was != kind_of(config):
+        raise UserError(
+            f"'{folder}' holds a run of another kind ({was}, this is {kind_of(config)}); choose another --out"
+        )
+
+
 def check_same_run(saved: dict[str, Any], config: RunConfig, folder: str) -> None:
     """Check that a run may go on from a checkpoint written with the config `saved`.
 
     Raises:
       UserError: a value that decides the numbers differs; names it and both values.
     """
-    owner = next(kind for kind in type(config).__mro__ if "_free" in vars(kind))
-    decisive = {f.name for f in dataclasses.fields(owner)} - set(config._free)
+    decisive = {f.name for f in dataclasses.fields(owner(config))} - set(config._free)
     for name, (was, now) in differences(saved, config).items():
         if name.split(".")[0] in decisive:
             old, new = (brief(value, 60) for value in (was, now))  # a map is long
@@ -94,5 +128,7 @@ def differences(saved: dict[str, Any], config: RunConfig) -> dict[str, tuple[Any
             else:
                 yield f"{prefix}{key}", value
 
-    was = dict(flat(to_dict(type(config)()))) | dict(flat(saved))
+    fields = [f for f in dataclasses.fields(config) if f.default is f.default_factory]  # without a default
+    given = {f.name: getattr(config, f.name) for f in fields}
+    was = dict(flat(to_dict(type(config)(**given)))) | dict(flat(saved))
     return {name: (was.get(name), value) for name, value in flat(to_dict(config)) if was.get(name) != value}

@@ -13,7 +13,6 @@ import optax
 from tqdm import tqdm
 
 from jaxllm import compilation_cache, host_memory
-from jaxllm.errors import UserError
 from jaxllm.parallel import losses_told
 from jaxllm.short_repr import holding
 from jaxllm.train.announce import Compiling, describe, write_config
@@ -28,7 +27,7 @@ from jaxllm.train.prepare import Run, prepare
 from jaxllm.train.profiler import Profiler
 from jaxllm.train.start import Start, begin, saved_config, state_after
 from jaxllm.train.step import is_sound
-from jaxllm.train.task import Every, OnMetrics, Stage, Task, View, check_evaluation
+from jaxllm.train.task import Every, OnMetrics, Stage, Task, View, check_evaluation, take
 from jaxllm.train.timing import Stopwatch, seconds_since_process_start
 from jaxllm.train.writers import Writers
 
@@ -228,9 +227,7 @@ class _Loop:
     def _take(self, step: int) -> jax.Array:
         position = self.batches.state()
         with self._saving(step - 1, position):
-            if hasattr(self.batches, "follow"):
-                self.batches.follow(self.state.params)
-            batch = self.run.put(_next(self.batches, step))
+            batch = self.run.put(take(self.batches, self.state.params, step))
         with jax.profiler.StepTraceAnnotation("train", step_num=step):
             self.state, metrics = self.run.train_step_at(step - 1)(self.state, batch)
         with self._saving(step):
@@ -327,12 +324,3 @@ class _Loop:
         if failure.saved:
             self._save(failure.updates, failure.position)
         self.kept.wait()
-
-
-def _next(batches, step: int):
-    try:
-        return next(batches)
-    except StopIteration:
-        raise UserError(
-            f"the task's batches ended before step {step}; let them go on without end, or lower steps"
-        ) from None

@@ -8,10 +8,11 @@ import jax
 from jaxllm.errors import UserError
 from jaxllm.train.checkpoint import Checkpoints
 from jaxllm.train.checksum import checksums
-from jaxllm.train.config import check_same_run, to_dict
+from jaxllm.train.config import check_kind, check_same_run, kind_of, to_dict
 from jaxllm.train.folder import run_folder
 from jaxllm.train.prepare import Run
 from jaxllm.train.state import TrainState
+from jaxllm.train.task import take
 
 
 class Start(NamedTuple):
@@ -60,13 +61,13 @@ def state_after(run: Run, kept: Checkpoints, updates: int) -> TrainState:
     batches = run.batches()
     state, start, _ = begin(run, kept, batches)
     for step in range(start, updates):
-        state, _ = run.train_step_at(step)(state, run.put(next(batches)))
+        state, _ = run.train_step_at(step)(state, run.put(take(batches, state.params, step + 1)))
     return state
 
 
 def saved_config(run: Run) -> dict[str, Any]:
-    """Return what a checkpoint remembers of its run: the config, and frozen parameters by checksum."""
-    config = to_dict(run.config)
+    """Return what a checkpoint remembers of its run: config, kind, and frozen parameters by checksum."""
+    config = to_dict(run.config) | {"kind": kind_of(run.config)}
     if run.task.frozen is None:
         return config
     sums = run.task.frozen_sums
@@ -78,14 +79,20 @@ def _read(run: Run, kept: Checkpoints, batches, first: int | None = None):
 
     def read(step):
         saved, position = kept.config(step), kept.position(step)
-        batches.restore(position)
-        check_same_run(saved, run.config, str(kept.folder))
-        _check_frozen(run, saved, kept.folder)
-        run.check(saved, step, kept.folder)
+        try:
+            check_kind(saved, run.config, kept.folder.parent)
+            batches.restore(position)
+            check_same_run(saved, run.config, str(kept.folder))
+            _check_frozen(run, saved, kept.folder)
+            run.check(saved, step, kept.folder)
+        except Exception as error:  # no file's: raised below, where it is not taken for damage
+            return error
         return kept.restore(step, run.shapes)
 
-    step, (state, _), damaged = kept.newest_whole(read, first)
-    return step, run.with_frozen(state), damaged
+    step, found, damaged = kept.newest_whole(read, first)
+    if isinstance(found, Exception):
+        raise found
+    return step, run.with_frozen(found[0]), damaged
 
 
 def restored_folder(restore: str) -> tuple[Path, int | None]:

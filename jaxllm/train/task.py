@@ -127,6 +127,22 @@ def begin_batches(task: Task):
     return batches if resumable else Counted(task.batches)
 
 
+def take(batches: Iterator[Any], params: Any, step: int) -> Any:
+    """Return the batch of a step, counted from 1, that is taken with these parameters.
+
+    Raises:
+      UserError: there is none.
+    """
+    if hasattr(batches, "follow"):
+        batches.follow(params)
+    try:
+        return next(batches)
+    except StopIteration:
+        raise UserError(
+            f"the task's batches ended before step {step}; let them go on without end, or lower steps"
+        ) from None
+
+
 def check_axes(field: str, axes: Any, arrays: Any) -> None:
     """Check that names of axes fit the arrays they are of.
 

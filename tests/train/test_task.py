@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -213,6 +214,72 @@ def test_a_function_of_the_task_that_fails_loses_no_step(tmp_path):
     kept = Checkpoints(tmp_path / "run" / "checkpoints")
     assert kept.steps() == [3, 6] and kept.best() == 3
     assert Checkpoints(tmp_path / "whole" / "checkpoints").steps() == [3, 6]  # saved for being the best
+
+
+def test_an_error_of_the_batches_is_no_damage_of_a_checkpoint(tmp_path):
+    """Whether they cannot be drawn again, or another check fails; the files are left as they are."""
+    run(tmp_path, steps=6, stop_after=4)
+    kept = Checkpoints(tmp_path / "run" / "checkpoints")
+
+    def away():
+        yield from (batch for batch, _ in zip(batches(), range(3), strict=False))
+        raise ConnectionError("the data server is away")
+
+    with pytest.raises(ConnectionError, match="the data server is away"):
+        run(tmp_path, dataclasses.replace(TASK, batches=away), steps=6)
+    assert sorted(path.name for path in kept.folder.iterdir()) == ["2", "4"]
+    assert run(tmp_path, steps=6).steps == 2
+
+
+@dataclasses.dataclass(frozen=True)
+class OtherRun(RunConfig):
+    """A kind of its own, with no field that tells."""
+
+    _free = RunConfig._free
+
+
+def test_a_run_of_another_kind_does_not_go_on_from_what_would_fit_it(tmp_path):
+    run(tmp_path, steps=2)
+    config = OtherRun(steps=3, progress=False, out=str(tmp_path / "run"))
+    with pytest.raises(UserError, match=r"holds a run of another kind \(RunConfig, this is OtherRun\)"):
+        train(TASK, config, optimizer=optax.sgd(0.1), devices=jax.devices()[:1])
+    assert run(tmp_path, steps=3).steps == 1
+
+
+class Followed(Iterator):
+    """Batches drawn from the parameters that the loop shows."""
+
+    def __init__(self):
+        self.taken, self.params = 0, None
+
+    def follow(self, params):
+        self.params = jax.device_get(params)
+
+    def __next__(self):
+        x = next(batches(self.taken))["x"]
+        y = x @ (self.params["w"] + 1)
+        self.taken, self.params = self.taken + 1, None
+        return {"x": x, "y": y}
+
+    def state(self):
+        return {"step": self.taken}
+
+    def restore(self, state):
+        self.taken = state["step"]
+
+
+def test_the_state_before_a_bad_update_is_made_again_from_batches_that_follow_it(tmp_path):
+    rates = lambda step: jnp.where(step == 3, jnp.inf, 0.1)  # noqa: E731
+    options = dict(optimizer=optax.sgd(rates), devices=jax.devices()[:1])
+    shapes = jax.eval_shape(lambda: {"x": jnp.zeros((16, 3)), "y": jnp.zeros(16)})
+    task = dataclasses.replace(TASK, batches=Followed, evaluate=None, batch_shapes=shapes)
+    config = RunConfig(steps=5, progress=False, save_every=2, out=str(tmp_path / "run"))
+    with pytest.raises(NonFiniteLoss, match="the update was not finite at step 4"):
+        train(task, config, **options)
+    assert Checkpoints(tmp_path / "run" / "checkpoints").steps() == [2, 3]
+    whole = train(task, dataclasses.replace(config, steps=3, out=str(tmp_path / "whole")), **options)
+    again = train(task, dataclasses.replace(config, steps=3), **options)
+    jax.tree.map(np.testing.assert_array_equal, again.params, whole.params)
 
 
 @pytest.mark.parametrize("returned", [None, {"loss": "low"}, 0.5, {"loss": np.ones(2)}, {"loss": None}])
