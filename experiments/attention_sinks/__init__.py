@@ -1,15 +1,16 @@
 """Grow an attention sink where its cause is known, and see whether softmax-1 takes it away.
 
-VERDICT: No: where the same token begins every sequence it gets most attention from 0.29 of the queries, and
-softmax-1 leaves 0.26.
+VERDICT: No: where the same token begins every sequence it gets most attention from 0.33 of the queries, and
+softmax-1 leaves 0.27.
 
-RESULT (30 November 2026, small, 8 minutes on one core, five seeds): what decides is whether the same token
-begins every sequence. Where one does, the first token is the most attended of 29 % of queries under softmax
-(27.6 to 30.8; uniform 5.9, untrained 7.7), 3.3 times as many as where none does, and neither softmax-1
-(26.2 %, 18.8 to 33.6) nor a learned sink (26.9 %) halves it: heads go on using a token that is there. Where
-none does there is hardly a sink after 400 steps (9.0 %), and softmax-1 brings it to uniform (5.9 %).
+RESULT (1 December 2026, small, 17 minutes on a busy core, five seeds): what decides is whether the same token
+begins every sequence. Where one does, the first token is the most attended of 33 % of queries under softmax
+(26.7 to 39.2; uniform 5.9, untrained 7.7), 3.7 times as many as where none does, and neither softmax-1
+(27.1 %, 21.2 to 32.9) nor a learned sink (26.9 %) halves what is above uniform: heads go on using a token
+that is there. Where none does there is hardly a sink to halve after 400 steps (8.8 %; undecided), and
+softmax-1 brings it to uniform (5.8 %).
 
-    python -m experiments.attention_sinks                    # small: 30 runs, 8 minutes on one core
+    python -m experiments.attention_sinks                    # small: 30 runs, 8 to 17 minutes on one core
     python -m experiments.attention_sinks --preset debug     # half a minute
     python -m experiments.attention_sinks --preset paper     # the task's published sizes, for an accelerator
 
