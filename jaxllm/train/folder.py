@@ -1,6 +1,7 @@
 """The folder of a run: where it is, whether it can be written, and who may write it."""
 
 import contextlib
+import dataclasses
 import os
 import re
 import secrets
@@ -55,7 +56,8 @@ def check_room(folder: Path, shapes: TrainState, copies: int) -> None:
         raise UserError(
             f"cannot write to the folder {folder} ({error.strerror}); choose another --out"
         ) from error
-    size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes))
+    saved = dataclasses.replace(shapes, frozen=None)
+    size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(saved))
     there = sum(path.name.isdigit() for path in (folder / "checkpoints").glob("*"))
     copies = max(1, copies - there)
     free = shutil.disk_usage(folder).free

@@ -3,15 +3,19 @@
 import errno
 import fcntl
 import os
+import shutil
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
+import jax
 import pytest
 
 from jaxllm.errors import UserError
 from jaxllm.text import TrainConfig, train
-from jaxllm.train.folder import only_trainer, run_folder
+from jaxllm.train import TrainState
+from jaxllm.train.folder import check_room, only_trainer, run_folder
 
 HOLD = (
     "import fcntl, sys, time; file = open(sys.argv[1], 'a+'); fcntl.flock(file, fcntl.LOCK_EX); "
@@ -54,6 +58,19 @@ def test_a_file_system_without_locks_keeps_nobody_out(tmp_path, monkeypatch):
     monkeypatch.setattr(fcntl, "flock", flock)
     with only_trainer(tmp_path), only_trainer(tmp_path):
         pass
+
+
+def test_room_is_asked_for_what_a_checkpoint_holds(tmp_path, monkeypatch):
+    """A state of 4 kB, without the frozen arrays beside it."""
+    shapes = TrainState(
+        step=jax.ShapeDtypeStruct((), "int32"), params={"w": jax.ShapeDtypeStruct((1000,), "float32")},
+        opt_state=(), key=jax.ShapeDtypeStruct((2,), "uint32"), failed=jax.ShapeDtypeStruct((), "bool"),
+        frozen={"base": jax.ShapeDtypeStruct((10**6,), "float32")},
+    )  # fmt: skip
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=9000))
+    check_room(tmp_path, shapes, copies=2)
+    with pytest.raises(UserError, match="3 more checkpoints need 0.00 GB"):
+        check_room(tmp_path, shapes, copies=3)
 
 
 @pytest.mark.parametrize("address", ["gs://bucket/run", "s3://bucket/run", "gs:/bucket"])
