@@ -102,7 +102,7 @@ def policy_task(
             mean = clipped_loss(
                 log_probs_BT, batch["log_probs"], batch["advantages"], batch["mask"], config.clip
             )
-        return mean, {"token_count": np.float32(config.rollouts)}
+        return mean, {"token_count": np.float32(len(log_probs_BT))}
 
     B, U, float32 = config.rollouts, longest + config.max_new_tokens, np.float32
     shapes = {name: jax.ShapeDtypeStruct((B, U - 1), float32) for name in ("mask", "log_probs")}

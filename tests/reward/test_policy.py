@@ -86,6 +86,18 @@ def test_clipped_epochs_an_adapter_and_a_resumed_run(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, whole.params, resumed.params)
 
 
+def test_parts_of_a_draw_count_their_own_rollouts():
+    """What accumulation sums is the draw's, and each part is the mean over its rows."""
+    config = PolicyConfig(rollouts=16, max_new_tokens=4)
+    task = policy_task(config, MODEL, PARAMS, [[1]], wants_twos, end_id=0)
+    whole = jax.tree.map(lambda x: np.ones(x.shape, x.dtype), task.batch_shapes)
+    counts = []
+    for rows in (slice(4), slice(4, 16)):
+        part = jax.tree.map(lambda x, rows=rows: x[rows], whole)
+        jax.eval_shape(lambda part: counts.append(task.loss(PARAMS, part, None)[1]["token_count"]), part)
+    assert counts == [4, 12]
+
+
 def test_bad_values_are_named():
     with pytest.raises(UserError, match="epochs=2 trains on what older parameters drew, which needs clip"):
         PolicyConfig(epochs=2)
