@@ -11,6 +11,7 @@ from jaxllm.optim import OptimConfig
 from jaxllm.parallel import MeshConfig
 from jaxllm.pretrained import Pretrained
 from jaxllm.text import TrainConfig, prepare
+from jaxllm.text.labels import TrainedLabels
 from jaxllm.text.presets import TRAIN_PRESETS
 from jaxllm.train import RunConfig, Task, train
 from tests.models.random_params import random_params
@@ -65,3 +66,5 @@ def test_a_finished_run_prints_what_it_came_to(tmp_path):
                 lambda params, mean_loss: {"loss": 0.25})  # fmt: skip
     done = train(task, RunConfig(steps=2, out=str(tmp_path), progress=False), optimizer=optax.sgd(0.1))
     assert repr(done).startswith("Trained(2 steps, loss 0.25; ") and "3 numbers of float32" in repr(done)
+    labels = TrainedLabels(**vars(done), labeller=(np.ones(3),))
+    assert repr(labels) == repr(done).replace("Trained(", "TrainedLabels(")

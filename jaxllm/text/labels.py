@@ -96,7 +96,7 @@ def _and_head(names: str | None) -> str:
     return ",".join(known if "head" in known else [*known, "head"])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TrainedLabels(Trained):
     """A finished run, and what it made."""
 

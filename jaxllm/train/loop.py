@@ -47,8 +47,8 @@ class Trained:
         unit = self.run.config.work_per_step[1]
         scores = "".join(f", {name} {value:.4g}" for name, value in self.evaluation.items())
         return (
-            f"Trained({self.steps:,} steps{scores}; {self.speed:,.0f} {unit}/s; {holding(self.params)}; "
-            f"in '{self.run.config.out}')"
+            f"{type(self).__name__}({self.steps:,} steps{scores}; {self.speed:,.0f} {unit}/s; "
+            f"{holding(self.params)}; in '{self.run.config.out}')"
         )
 
 
@@ -221,8 +221,9 @@ class _Loop:
                                   f"state is saved in {self.kept.folder}")  # fmt: skip
 
         self.evaluation = self._evaluated(evaluate, leave_if_asked)
-        if task.evaluate_last and self.last > self.start:
-            self.writers.evaluated_last(self.last, self.evaluation)
+        step = max(self.start, self.last)
+        if task.evaluate_last and self.writers.lacks_evaluation(step, last=True):
+            self.writers.evaluated_last(step, self.evaluation)
 
     def _take(self, step: int) -> jax.Array:
         position = self.batches.state()
@@ -236,7 +237,7 @@ class _Loop:
         return metrics["loss"]
 
     def _after(self, step: int) -> None:
-        """Evaluate, call back, save and stop, where that is due."""
+        """Evaluate, call back, save and stop, where that is due; save first where the run is stopped."""
         stopping, heldout_loss = self.stop.received(step), math.inf
         if self._evaluation_is_due(step):
             self.log.flush()
@@ -251,6 +252,7 @@ class _Loop:
             self._save(step, self.batches.state(), heldout_loss)
         if stopping:
             self.kept.wait()
+            self._call_back(step)
             raise Interrupted(self.stop.signum, f"stopped after step {step}; the state is saved "
                               f"in {self.kept.folder}: run the same command to go on")  # fmt: skip
 

@@ -92,10 +92,16 @@ class Writers:
         if self._bar is not None:
             self._bar.close()
 
-    def lacks_evaluation(self, step: int) -> bool:
-        """Return whether no evaluation of a step was recorded; the same answer in all processes."""
+    def lacks_evaluation(self, step: int, last: bool = False) -> bool:
+        """Return whether no evaluation of a step was recorded; the same answer in all processes.
+
+        Args:
+          step: after which it was due.
+          last: whether the one after the last step is meant.
+        """
+        prefix = _LAST if last else _HELDOUT
         lacks = self._active and not any(
-            row["step"] == step and any(name.startswith(_HELDOUT) for name in row)
+            row["step"] == step and any(name.startswith(prefix) for name in row)
             for row in read_metrics(self._path.parent)
         )
         if jax.process_count() > 1:

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import os
+import signal
 from pathlib import Path
 
 import jax
@@ -90,6 +92,32 @@ def test_the_evaluation_after_the_last_step_may_read_more(tmp_path, capsys):
     again = run(tmp_path, dataclasses.replace(task, evaluate=None), eval_every=3)  # nothing is left to do
     assert again.steps == 0 and again.evaluation == trained.evaluation
     assert read_metrics(tmp_path / "run") == rows
+
+
+def test_what_is_due_after_the_last_step_is_done_also_where_the_run_is_stopped_there(tmp_path):
+    """A callback before the run leaves; the evaluation after the last step when it goes on, and once."""
+    called, stops = [], True
+
+    def stopping(params, mean_loss):
+        if stops:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return {"loss": mean_loss(params, [next(TASK.batches())])[0]}
+
+    def go_on(name, **evaluations):
+        task = dataclasses.replace(TASK, **{"evaluate": None} | evaluations)
+        return run(tmp_path, task, name, callbacks=[Every(2, lambda step, params: called.append(step))])
+
+    with pytest.raises(Interrupted, match="stopped after step 5"):
+        go_on("callback", evaluate=stopping)
+    assert called == [2, 4, 5]
+    with pytest.raises(Interrupted, match="in the evaluation after the last step"):
+        go_on("final", evaluate_last=stopping)
+    assert not any("final_loss" in row for row in read_metrics(tmp_path / "final"))
+    stops = False
+    for _ in range(2):
+        scores = go_on("final", evaluate_last=stopping).evaluation
+        rows = [row for row in read_metrics(tmp_path / "final") if "final_loss" in row]
+        assert rows == [{"step": 5, "final_loss": scores["loss"]}]
 
 
 def test_a_run_says_what_it_is_before_it_compiles(tmp_path, capsys, monkeypatch):
