@@ -278,8 +278,7 @@ def _tuple_reader(kinds):
         def several(value):
             if not isinstance(value, list | tuple):
                 raise _Misfit("a list")
-            made = tuple(_element(read, one) for one in value)
-            return value if isinstance(value, tuple) and made == value else made
+            return tuple(_element(read, one) for one in value)
 
         return several
     readers = tuple(map(_reader, kinds))

@@ -103,6 +103,13 @@ BAD = [
 ]
 
 
+def test_numbers_in_lists_are_python_s_too():
+    made = Outer(sizes=(np.int64(1), 2), pair=("a", np.int64(1)))
+    assert repr(made) == "Outer(sizes=(1, 2))"
+    model = ModelConfig(windows=(np.int64(16), 0))
+    assert repr(model.windows) == "(16, 0)" and json.loads(json.dumps(to_dict(model)))["windows"] == [16, 0]
+
+
 @pytest.mark.parametrize("values, sentence", BAD)
 def test_values_that_no_one_meant_are_refused(values, sentence):
     with pytest.raises(UserError) as error:
