@@ -56,6 +56,14 @@ class OptimConfig(Config):
         super().__post_init__()
         _find(self.name)
 
+    @property
+    def decays(self) -> bool:
+        """Whether weights decay: weight_decay is not 0, and the optimizer has a place for it."""
+        accepted = inspect.signature(_find(self.name)).parameters
+        # adafactor's weight_decay_rate, which a function of the user's is not offered
+        own = "weight_decay_rate" in accepted and ":" not in self.name
+        return self.weight_decay > 0 and ("weight_decay" in accepted or own)
+
     def make_schedule(self, steps: int) -> optax.Schedule:
         """Return the learning rate as a function of the step, for a run of so many steps."""
         return make_schedule(
@@ -99,8 +107,7 @@ def make_optimizer(config: OptimConfig, steps: int, axes) -> optax.GradientTrans
     }
     build = _find(config.name)
     accepted = inspect.signature(build).parameters
-    decays = bool({"weight_decay", "weight_decay_rate"} & accepted.keys())
-    replaced = decays and "mask" not in accepted and ":" not in config.name
+    replaced = config.decays and "mask" not in accepted and ":" not in config.name
     if replaced:
         offered["weight_decay"] = 0.0
     optimizer = build(**{k: v for k, v in offered.items() if k in accepted})

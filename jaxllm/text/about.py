@@ -107,6 +107,6 @@ def _optimizer(config: TrainConfig) -> str:
     if optim.warmup_steps > config.steps:
         warmup += ", more than the run has"
     words = [f"{optim.name}, learning rate {optim.learning_rate:g} ({optim.schedule}{end}{warmup})"]
-    words += [f"weight decay {optim.weight_decay:g}"] * bool(optim.weight_decay)
+    words += [f"weight decay {optim.weight_decay:g}"] * optim.decays
     words += [f"clipped at {optim.clip_norm:g}"] * bool(optim.clip_norm)
     return ", ".join(words)

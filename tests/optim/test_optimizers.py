@@ -71,6 +71,16 @@ def test_every_decay_is_decoupled_and_of_matrices_alone(name):
         params = optax.apply_updates(params, updates)
 
 
+@pytest.mark.parametrize("name", ["adamw", "adafactor", "adamw_bf16_sr", "adam", "sgd", "rmsprop"])
+def test_a_config_says_whether_weights_decay(name):
+    config = OptimConfig(name=name, learning_rate=0.1, warmup_steps=0, weight_decay=0.2)
+    params, grads = {"w": jnp.ones((2, 2), jnp.bfloat16)}, {"w": jnp.zeros((2, 2), jnp.bfloat16)}
+    optimizer = make_optimizer(config, 4, {"w": ("embed", "mlp")})
+    updates, _ = optimizer.update(grads, optimizer.init(params), params)
+    assert config.decays is bool((updates["w"] != 0).any())
+    assert not dataclasses.replace(config, weight_decay=0).decays
+
+
 def my_chain(learning_rate, axes):
     """An optimizer of the user's own, found by name."""
     assert axes == {"w": ("embed",)}

@@ -53,6 +53,9 @@ def test_the_first_lines_say_what_is_trained_on_what_and_how(tiny, capsys, monke
     assert said["steps"] == f"2 of 8 x 16 tokens: 256 tokens, {epochs:.2g} epochs"
     assert said["precision"] == "float32: float32 weights, float32 products"
     assert said["optimizer"].startswith("adamw, learning rate 0.01 (cosine to 0.001, 2 steps of warmup)")
+    assert ", weight decay 0.1" in said["optimizer"]
+    adam = dataclasses.replace(trained.run.config, optim=dataclasses.replace(config.optim, name="adam"))
+    assert "weight decay" not in about(adam, corpus)["optimizer"]
     shorter = dataclasses.replace(trained.run.config, steps=1)
     assert "2 steps of warmup, more than the run has)" in about(shorter, corpus)["optimizer"]
     assert any(line.startswith("the last evaluation reads all that is held out: ") for line in err)
