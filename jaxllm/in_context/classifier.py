@@ -79,9 +79,8 @@ class InContextClassifier:
             raise UserError(f"there are {K} vectors and {len(labels)} labels; give one label a vector")
         self.classes = tuple(sorted(set(labels), key=lambda label: (str(type(label)), label)))
         if len(self.classes) < 2:
-            raise UserError(
-                f"all {K} labels are {brief(self.classes[0])}; give examples of two classes or more"
-            )
+            named = brief(list(self.classes))
+            raise UserError(f"{K} labels name {named}; give examples of two classes or more")
         module.check_pairs(reasoner.config, K)
         if permutations < 1:
             raise UserError(f"permutations is {permutations}; give 1, the order as it is, or more")
@@ -119,7 +118,7 @@ class InContextClassifier:
             z_NC = np.concatenate([-z_NC, z_NC], axis=1)
         log_probs_NC = -np.logaddexp(0, -z_NC)
         log_probs_NC -= np.logaddexp.reduce(log_probs_NC, axis=1, keepdims=True)
-        if self._prior is None:
+        if self._prior is None or not len(log_probs_NC):
             return log_probs_NC
         return divide_by_prior(log_probs_NC, self._prior, self._shares)
 
@@ -160,14 +159,14 @@ class _Contexts:
 
     def log_odds(self, x_NF: np.ndarray) -> np.ndarray:
         """Return the mean over the orders of log p(1) - log p(0): float64 [N, problems]."""
-        rows, found = range(0, len(x_NF), _ROWS), []
-        for begin in rows:
+        z_NC = np.zeros((len(x_NF), self._shape[0]))
+        for begin in range(0, len(x_NF), _ROWS):
             some_nF = x_NF[begin : begin + _ROWS]
             padded = np.pad(some_nF, ((0, _ROWS - len(some_nF)), (0, 0)))
             z_RN = np.asarray(_ask(*self._reasoner, self._cache, padded), np.float64)
             z_CPN = z_RN.reshape(*self._shape, _ROWS)[..., : len(some_nF)]
-            found.append(z_CPN.mean(axis=1).T)
-        return np.concatenate(found)
+            z_NC[begin : begin + _ROWS] = z_CPN.mean(axis=1).T
+        return z_NC
 
 
 def _calibration(reasoner, x_KF, y_CK, permutations, seed) -> tuple[np.ndarray, np.ndarray]:

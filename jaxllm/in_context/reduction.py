@@ -57,9 +57,8 @@ def fit_reduction(vectors_KD: np.ndarray, features: int, *, shrinkage: float = 0
     if not 0 <= shrinkage <= 1:
         raise UserError(f"shrinkage is {shrinkage}; give a number from 0, which whitens, to 1")
     if features > min(K - 1, D):
-        lack = (
-            f"{K} labelled vectors vary in {K - 1} directions" if K - 1 < D else f"vectors have {D} numbers"
-        )
+        vary = f"{K} labelled vectors vary in {max(K - 1, 0)} directions"
+        lack = vary if K - 1 < D else f"vectors have {D} numbers"
         raise UserError(
             f"{lack}, and {features} components are asked for; give more examples, or fewer components"
         )
@@ -89,7 +88,7 @@ def check_vectors(vectors) -> np.ndarray:
         vectors = np.asarray(vectors)
     except ValueError as error:
         raise UserError("vectors differ in length; give an array [N, D]") from error
-    if vectors.ndim != 2 or not vectors.size or not np.issubdtype(vectors.dtype, np.number):
+    if vectors.ndim != 2 or not vectors.shape[1] or not np.issubdtype(vectors.dtype, np.number):
         raise UserError(
             f"vectors are {vectors.dtype}{list(vectors.shape)}; give numbers [N, D], a row an example"
         )

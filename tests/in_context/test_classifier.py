@@ -100,6 +100,17 @@ def test_shares_shift_the_log_odds_and_calibration_is_fitted_to_held_out_example
     )
 
 
+def test_no_item_gets_no_score(reasoner):
+    """`embed_in_prompt` gives vectors [0, D] of no query."""
+    vectors, labels = data(classes=3)
+    shares = dict(shares=(0.2, 0.3, 0.5))
+    for given, options in ((vectors, shares), (vectors[:, :4], dict(components=0))):
+        classifier = InContextClassifier(reasoner, given, labels, permutations=1, **options)
+        none = given[:0]
+        assert classifier.log_odds(none).shape == classifier.log_probs(none).shape == (0, 3)
+        assert classifier.log_probs(none).dtype == np.float64 and classifier.predict(none) == []
+
+
 def test_platt_scaling_is_the_minimum_that_scipy_finds():
     from scipy.optimize import minimize
 
@@ -136,7 +147,8 @@ def test_bad_input_is_told_in_a_sentence(reasoner):
     broken[3, 2] = np.nan
     make = lambda *given, **options: InContextClassifier(reasoner, *given, **options)  # noqa: E731
     for given, options, said in [
-        ((vectors, [1] * 24), {}, "all 24 labels are 1; give examples of two classes or more"),
+        ((vectors, [1] * 24), {}, r"24 labels name \[1\]; give examples of two classes or more"),
+        ((vectors[:0], []), {}, r"0 labels name \[\]; give examples of two classes"),
         ((vectors, labels[:-1]), {}, "24 vectors and 23 labels; give one label a vector"),
         ((vectors[:4], [0, 1, 0, 1]), {}, "4 labelled vectors vary in 3 directions, and 4 components"),
         ((vectors[:, :3], labels), {}, "vectors have 3 numbers, and 4 components are asked for"),
@@ -154,5 +166,7 @@ def test_bad_input_is_told_in_a_sentence(reasoner):
     ]:
         with pytest.raises(UserError, match=said):
             make(*given, **options)
+    with pytest.raises(UserError, match="0 labelled vectors vary in 0 directions, and 4 components"):
+        fit_reduction(vectors[:0], 4)
     with pytest.raises(UserError, match="vectors have 5 numbers, and those that were fitted 7"):
         make(vectors, labels).log_probs(vectors[:, :5])
