@@ -20,7 +20,7 @@ from jaxllm.atomic import write_file
 from jaxllm.errors import UserError
 from jaxllm.parallel import is_process_lost
 from jaxllm.train.checksum import array_names, checksums
-from jaxllm.train.state import TrainState
+from jaxllm.train.state import TrainState, data_as_keys, keys_as_data
 
 if TYPE_CHECKING:
     import orbax.checkpoint as ocp
@@ -169,6 +169,9 @@ class Checkpoints:
             return
         import orbax.checkpoint as ocp
 
+        arrays = keys_as_data(_as_dict(state))
+        sums = {"arrays": checksums(arrays)}
+        sums |= {name: _text_checksum(x) for name, x in (("data", data), ("config", config))}
         with _clear_errors(self.folder):
             if self._writer is None:
                 self.folder.mkdir(parents=True, exist_ok=True)
@@ -177,9 +180,6 @@ class Checkpoints:
                 self._writer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
             self.wait()
             self._delete_superfluous()
-            arrays = _as_dict(state)
-            sums = {"arrays": checksums(arrays)}
-            sums |= {name: _text_checksum(x) for name, x in (("data", data), ("config", config))}
             self._writer.save(
                 self.folder / str(step),
                 args=ocp.args.Composite(
@@ -233,7 +233,8 @@ class Checkpoints:
         import orbax.checkpoint as ocp
 
         position = self.position(step)
-        wanted = _as_dict(shapes)
+        fields = _as_dict(shapes)
+        wanted = keys_as_data(fields)
         self._check_names(step, wanted)
         restored = self._agreed(
             lambda: ocp.StandardCheckpointHandler().restore(
@@ -243,7 +244,7 @@ class Checkpoints:
         self._check_arrays(step, restored)
         # Placed like the rest: jax would compile the step anew for a state that lies elsewhere.
         failed = jax.numpy.zeros((), bool, device=shapes.failed.sharding)
-        return TrainState(**restored, failed=failed), position
+        return TrainState(**data_as_keys(restored, fields), failed=failed), position
 
     def restore_params(self, step: int, shapes):
         """Return the parameters alone, placed as `shapes` (ShapeDtypeStructs) says.

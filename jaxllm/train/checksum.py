@@ -51,11 +51,15 @@ def _words(x):
     """Return the bits of an array as uint32."""
     if jnp.issubdtype(x.dtype, jnp.complexfloating):
         x = jnp.stack([x.real, x.imag], axis=-1)
+    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+        return jax.random.key_data(x)
     if x.dtype == bool:
         return x.astype(jnp.uint32)
     if x.dtype.itemsize >= 4:
         return jax.lax.bitcast_convert_type(x, jnp.uint32)
-    return jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}").astype(jnp.uint32)
+    about = jnp.iinfo if jnp.issubdtype(x.dtype, jnp.integer) else jnp.finfo
+    bits = about(x.dtype).bits  # of some types less than a byte
+    return jax.lax.bitcast_convert_type(x, f"uint{bits}").astype(jnp.uint32)
 
 
 def _mix(x):

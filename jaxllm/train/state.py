@@ -98,6 +98,35 @@ def state_shardings(
     return TrainState(replicated, params, opt_state, replicated, replicated, frozen)
 
 
+def keys_as_data(tree: Any) -> Any:
+    """Return a pytree of arrays, or ShapeDtypeStructs, whose typed random keys are their uint32 data."""
+
+    def data(x):
+        if not _is_key(x):
+            return x
+        if not isinstance(x, jax.ShapeDtypeStruct):
+            return jax.random.key_data(x)
+        shape = jax.eval_shape(jax.random.key_data, x)
+        return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=x.sharding)
+
+    return jax.tree.map(data, tree)
+
+
+def data_as_keys(tree: Any, like: Any) -> Any:
+    """Return a pytree that `keys_as_data` made with typed random keys again, where `like` has them."""
+
+    def key(like, x):
+        if not _is_key(like):
+            return x
+        return jax.random.wrap_key_data(x, impl=jax.random.key_impl(jnp.empty((), like.dtype)))
+
+    return jax.tree.map(key, like, tree)
+
+
+def _is_key(x) -> bool:
+    return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+
+
 def _is_masked(node) -> bool:
     return isinstance(node, optax.MaskedNode)
 

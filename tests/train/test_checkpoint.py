@@ -10,9 +10,11 @@ import optax
 import pytest
 
 from jaxllm.errors import UserError
+from jaxllm.train import RunConfig, checkpoint, train
 from jaxllm.train.checkpoint import Checkpoints
 from jaxllm.train.checksum import checksums
 from jaxllm.train.state import init_state
+from tests.train.test_task import TASK
 
 STEPS = (1, 2)
 
@@ -140,6 +142,43 @@ def test_reading_touches_nothing_of_a_checkpoint_that_is_being_written(written, 
     with Checkpoints(folder) as kept:
         assert read(kept, shapes(states[1]))[0] == 2 and kept.best() == 2 and kept.latest() == 2
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+def test_an_optimizer_that_keeps_a_random_key_goes_on_with_it(tmp_path):
+    """optax.add_noise: two steps and one from their checkpoint are the three that were never stopped."""
+    options = dict(
+        optimizer=optax.chain(optax.add_noise(0.1, 0.55, 7), optax.sgd(0.1)), devices=jax.devices()[:1]
+    )
+
+    def run(name, steps):
+        config = RunConfig(steps=steps, progress=False, save_every=10, out=str(tmp_path / name))
+        return train(TASK, config, **options).params
+
+    run("halves", 2)
+    jax.tree.map(np.testing.assert_array_equal, run("halves", 3), run("whole", 3))
+
+
+def test_what_is_wrong_with_a_state_is_not_said_of_the_disk(tmp_path, states, monkeypatch):
+    def wrong(tree):
+        raise ValueError("no checksum of such an array")
+
+    monkeypatch.setattr(checkpoint, "checksums", wrong)
+    with Checkpoints(tmp_path) as kept, pytest.raises(ValueError, match="^no checksum of such an array"):
+        kept.save(states[1], step=1, data={}, config={})
+
+
+@pytest.mark.parametrize("dtype", ["int4", "uint4", "int2"])
+def test_numbers_of_less_than_a_byte_have_checksums(dtype):
+    """The same as their bits would have in a byte each, and of types that store them so."""
+    bits = np.arange(15, dtype=np.uint8).reshape(3, 5) % 2 ** int(dtype[-1])
+    [found] = checksums([jnp.asarray(bits).astype(dtype)]).values()
+    assert found == checksums([bits])["0: uint8[3, 5]"]
+
+
+def test_random_keys_have_the_checksums_of_their_data():
+    keys = jax.random.split(jax.random.key(3), 4)
+    [found], [wanted] = (checksums([x]).values() for x in (keys, jax.random.key_data(keys)))
+    assert found == wanted
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int32", "uint8", "bool", "float8_e4m3fn"])
