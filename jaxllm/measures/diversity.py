@@ -6,17 +6,17 @@ from collections.abc import Sequence
 
 from jaxllm.errors import UserError
 
-_WORD = re.compile(r"[^\W_]+(?:['’\-][^\W_]+)*")
+_WORD = re.compile(r"[^\W_]+(?:['\-][^\W_]+)*")
 
 
 def words_of(text: str) -> list[str]:
-    """Return a text's words in small letters; an apostrophe or hyphen inside one belongs to it.
+    """Return a text's words in small letters; a hyphen or apostrophe, made straight, inside one is its own.
 
     Examples:
       >>> words_of("Don't re-read: it's 2 o’clock.")
-      ["don't", 're-read', "it's", '2', 'o’clock']
+      ["don't", 're-read', "it's", '2', "o'clock"]
     """
-    return _WORD.findall(text.lower())
+    return _WORD.findall(text.lower().replace("’", "'"))
 
 
 def distinct_n(texts: Sequence[str], n: int = 1, budget: int | None = None) -> float:

@@ -58,20 +58,20 @@ def krippendorff_alpha(ratings: np.ndarray) -> float:
       ratings: [raters, texts]; NaN where a rater did not see a text.
 
     Raises:
-      UserError: no text that two raters saw, or one value only.
+      UserError: no text that two raters saw, or one value only of those.
 
     Examples:
       >>> krippendorff_alpha(np.array([[1, 2, 3, 6], [1, 2, 3, 6]]))
       1.0
     """
     table = np.asarray(ratings, np.float64)
+    table = table[:, (~np.isnan(table)).sum(axis=0) > 1]
     values = np.unique(table[~np.isnan(table)])
-    counts_TV = np.stack([(table == value).sum(axis=0) for value in values], axis=1).astype(np.float64)
-    counts_TV = counts_TV[counts_TV.sum(axis=1) > 1]
-    if not len(counts_TV) or len(values) < 2:
+    if len(values) < 2:
         raise UserError(
             "agreement needs texts that two raters saw, and more than one value; give more ratings"
         )
+    counts_TV = np.stack([(table == value).sum(axis=0) for value in values], axis=1).astype(np.float64)
     seen_T = counts_TV.sum(axis=1)
     pairs = np.einsum("ti,tj,t->ij", counts_TV, counts_TV, 1 / (seen_T - 1))
     pairs -= np.diag(np.einsum("ti,t->i", counts_TV, 1 / (seen_T - 1)))

@@ -31,7 +31,7 @@ def syllables(word: str) -> int:
 def flesch_reading_ease(texts: str | Sequence[str]) -> float:
     """Return Flesch's 206.835 - 1.015 words/sentence - 84.6 syllables/word of all texts together.
 
-    A text without a final mark is a sentence too. Syllables are counted by rule, so that a set's score is
+    Words after a text's last mark are a sentence too. Syllables are counted by rule, so that a set's score is
     comparable with another's here, and a few points from a dictionary's or a hyphenator's.
 
     Raises:
@@ -42,8 +42,6 @@ def flesch_reading_ease(texts: str | Sequence[str]) -> float:
     words = sum(map(len, rows))
     if not words:
         raise UserError("the texts have no words, and no reading ease; give some")
-    sentences = sum(
-        max(1, len(_SENTENCE_END.findall(text))) for text, row in zip(texts, rows, strict=True) if row
-    )
+    sentences = sum(bool(words_of(part)) for text in texts for part in _SENTENCE_END.split(text))
     spoken = sum(syllables(word) for row in rows for word in row)
     return 206.835 - 1.015 * words / sentences - 84.6 * spoken / words

@@ -80,6 +80,19 @@ def test_the_longest_shared_run_is_what_brute_force_finds():
         find_copies(texts, [])
 
 
+def test_a_curly_apostrophe_hides_no_copy():
+    found = find_copies(["DON’T wait, it’s late!"], ["don't wait: it's late"])
+    assert found.exact.tolist() == [True] and found.longest.tolist() == [4]
+
+
+def test_words_after_the_last_mark_are_a_sentence():
+    """Syllables being equal, reading ease tells sentences: a text with all its marks is the reference."""
+    whole = flesch_reading_ease("We go. You stay. They sing.")
+    assert flesch_reading_ease("We go. You stay. They sing") == whole
+    assert flesch_reading_ease(["We go... you stay", "they sing"]) == whole
+    assert flesch_reading_ease("We go. You stay. They sing. ...  !") == whole
+
+
 def test_the_suffix_array_sorts_suffixes():
     draw = np.random.default_rng(1)
     for size in (1, 2, 7, 50):
@@ -119,5 +132,6 @@ def test_alpha_of_ordinal_ratings_is_krippendorffs():
     assert krippendorff_alpha(table) == pytest.approx(0.815, abs=6e-4)
     draw = np.random.default_rng(3)
     assert abs(krippendorff_alpha(draw.integers(1, 7, (10, 200)).astype(float))) < 0.03
-    with pytest.raises(UserError, match="more than one value"):
-        krippendorff_alpha(np.ones((2, 3)))
+    for bad in (np.ones((2, 3)), [[1, 1, gap], [1, 1, 2]], [[1, gap], [gap, 2]], [[gap, gap], [gap, gap]]):
+        with pytest.raises(UserError, match="more than one value"):
+            krippendorff_alpha(np.array(bad))
