@@ -95,7 +95,8 @@ def refit_test(first: Sequence[float], second: Sequence[float], *, bootstrap: bo
     """Compare the shares that refitted models of two populations say, one share a model.
 
     Welch's t test of 2 asin(sqrt p), whose variance does not depend on p. More samples a model make each
-    share exact, and no more models.
+    share exact, and no more models. Where no model of either population differs from the others, as counts of
+    a few texts may not, the variance is not known: the interval is all that h can be, and the p-value 1.
 
     Args:
       first: shares that the models of one population say, [R].
@@ -124,8 +125,8 @@ def refit_test(first: Sequence[float], second: Sequence[float], *, bootstrap: bo
     # A mean of R refits of one corpus varies as the corpus does, and by 1 / R as a refit does.
     of_mean = [x.var(ddof=1) * (1 / len(x) + bootstrap) for x in angles]
     variance = sum(of_mean)
-    if variance < 1e-18:  # the same to the last digit: nothing varies
-        return Comparison(h, (h, h), 1.0 if abs(h) < 1e-9 else 0.0)
+    if variance < 1e-18:  # the same to the last digit
+        return Comparison(h, (-np.pi, np.pi), 1.0)
     freedom = variance**2 / sum(v**2 / (len(x) - 1) for v, x in zip(of_mean, angles, strict=True))
     error = np.sqrt(variance)
     half = float(stats.t.ppf(0.975, freedom) * error)
@@ -135,14 +136,16 @@ def refit_test(first: Sequence[float], second: Sequence[float], *, bootstrap: bo
 def benjamini_hochberg(p_values: Sequence[float]) -> np.ndarray:
     """Return q-values: reporting those below r keeps the expected share of false ones below r.
 
+    A p-value of NaN, of a test that could not be made, counts as none, and its q-value is NaN.
+
     Examples:
       >>> benjamini_hochberg([0.01, 0.04, 0.03, 0.5]).round(4)
       array([0.04  , 0.0533, 0.0533, 0.5   ])
     """
     p = np.asarray(p_values, np.float64)
-    order = np.argsort(p)
-    scaled = p[order] * len(p) / np.arange(1, len(p) + 1)
-    q = np.empty(len(p))
+    order = np.argsort(p)[: np.sum(~np.isnan(p))]  # NaN is sorted last
+    scaled = p[order] * len(order) / np.arange(1, len(order) + 1)
+    q = np.full(len(p), np.nan)
     q[order] = np.minimum(1, np.minimum.accumulate(scaled[::-1])[::-1])
     return q
 

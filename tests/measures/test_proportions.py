@@ -22,6 +22,10 @@ def test_wilson_and_benjamini_hochberg_are_scipys():
         assert wilson_interval(k, n) == pytest.approx((wanted.low, wanted.high), abs=1e-6)
     p = np.random.default_rng(0).random(40) ** 2
     np.testing.assert_allclose(benjamini_hochberg(p), stats.false_discovery_control(p))
+    without = np.insert(p, [3, 40], np.nan)  # of tests that could not be made
+    found = benjamini_hochberg(without)
+    np.testing.assert_allclose(found[~np.isnan(without)], stats.false_discovery_control(p))
+    assert np.isnan(found).tolist() == np.isnan(without).tolist()
     for bad in ((1, 0), (3, 2)):
         with pytest.raises(UserError, match="is no share"):
             wilson_interval(*bad)
@@ -47,7 +51,9 @@ def test_refits_taken_as_independent_are_welchs_test():
     found = refit_test(one, other, bootstrap=False)
     assert found.p_value == pytest.approx(wanted.pvalue)
     assert found.interval == pytest.approx(wanted.confidence_interval())
-    assert refit_test([0.5, 0.5], [0.5, 0.5]).p_value == 1 and refit_test([0.5, 0.5], [0.7, 0.7]).p_value == 0
+    for constant in ([0.5] * 3, [0.55] * 3):
+        found = refit_test([0.5] * 3, constant)  # whose variance nobody knows
+        assert found.p_value == 1 and found.interval == (-np.pi, np.pi)
     with pytest.raises(UserError, match="1 refitted models"):
         refit_test([0.5], [0.4, 0.5])
 
