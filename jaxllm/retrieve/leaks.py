@@ -38,7 +38,7 @@ def shared_part(query: str, text: str, words: int = 8) -> float:
 def find_leaks(
     queries: Sequence[str], neighbours: Sequence[Sequence[str]], *, limit: float = 0.5, words: int = 8
 ) -> Leaks:
-    """Report the queries that a single neighbour repeats by more than `limit`.
+    """Report the queries of which a single neighbour repeats `limit` or more.
 
     Args:
       queries: the documents that are scored.
@@ -47,17 +47,19 @@ def find_leaks(
       words: see `shared_part`.
 
     Raises:
-      UserError: no queries, or not one list of neighbours each.
+      UserError: no queries, not one list of neighbours each, or a limit that is no part of a query.
     """
     if not len(queries) or len(queries) != len(neighbours):
         lists = f"{len(queries)} queries and {len(neighbours)} lists of neighbours"
         raise UserError(f"{lists}; give one list a query")
+    if not 0 < limit <= 1:
+        raise UserError(f"limit is {limit}; it must be above 0 and at most 1, a part of a query")
     shared, found = [], []
     for query, texts in zip(queries, neighbours, strict=True):
         parts = [shared_part(query, text, words) for text in texts] or [0.0]
         best = max(range(len(parts)), key=parts.__getitem__)
         shared.append(parts[best])
-        found.append(best if parts[best] > limit else None)
+        found.append(best if parts[best] >= limit else None)
     return Leaks(shared, found, limit)
 
 

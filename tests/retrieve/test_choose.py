@@ -57,5 +57,9 @@ def test_planted_copies_are_found_and_nothing_else():
     assert leaks.found[3] == 2 and leaks.rate == 0.04
     assert leaks.shared[3] == pytest.approx(49 / 53)
     assert shared_part("one two", "say one two three") == 1.0 and shared_part("", "a") == 0.0
+    edge = find_leaks(["one two", "a b"], [["one two"], []], limit=1.0)
+    assert edge.found == [0, None]
+    with pytest.raises(UserError, match="limit is 0"):
+        find_leaks(["a"], [[]], limit=0)
     with pytest.raises(UserError, match="2 queries and 1 lists"):
         find_leaks(["a", "b"], [["a"]])
