@@ -90,7 +90,7 @@ def search(index: Index, queries_BD: np.ndarray, k: int) -> Neighbours:
     """
     queries_BD = np.atleast_2d(np.asarray(queries_BD, np.float32))
     _check(queries_BD, k, index.width, index.count)
-    starts = range(0, len(queries_BD), _QUERIES)
+    starts = range(0, max(1, len(queries_BD)), _QUERIES)  # no queries are a part, too: an empty answer
     parts = [_search_some(index, queries_BD[at : at + _QUERIES], k) for at in starts]
     return Neighbours(*(np.concatenate(each) for each in zip(*parts, strict=True)))
 

@@ -151,6 +151,15 @@ def test_merge_orders_ties_by_id():
     assert merge(parts, 2).ids.tolist() == [[2, 9]]
 
 
+def test_no_queries_find_nothing(data):
+    rows, none = data[0], np.zeros((0, D), np.float32)
+    index = load_index(rows)
+    in_shards = search_shards({"all": lambda *asked: search(index, *asked)}, none, K).neighbours
+    for found in (search(index, none, K), search_on_disk(rows, none, K, block_rows=550), in_shards):
+        assert (found.distances.shape, found.ids.shape, found.certain.shape) == ((0, K), (0, K), (0,))
+        assert [x.dtype for x in found] == [x.dtype for x in search(index, rows[:1], K)]
+
+
 @pytest.mark.parametrize(
     "call, told",
     [
