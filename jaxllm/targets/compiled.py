@@ -200,14 +200,14 @@ def _thinned(moments: Sequence[memory.Moment]) -> tuple[tuple[str, dict[str, int
 
 def _argument_bytes(fn, args, labels) -> dict[str, int]:
     """Return the bytes of each argument's part on one device, added up by label."""
-    names = list(inspect.signature(fn).parameters)
     total: dict[str, int] = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(args):
-        label = labels(names[path[0].idx] + jax.tree_util.keystr(path[1:]))
-        if leaf.sharding.memory_kind == parallel.HOST_MEMORY:
-            continue
-        shard = math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-        total[label] = total.get(label, 0) + shard
+    for name, value in inspect.signature(fn).bind(*args).arguments.items():
+        for path, leaf in jax.tree_util.tree_leaves_with_path(value):
+            if leaf.sharding.memory_kind == parallel.HOST_MEMORY:
+                continue
+            label = labels(name + jax.tree_util.keystr(path))
+            shard = math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+            total[label] = total.get(label, 0) + shard
     return total
 
 

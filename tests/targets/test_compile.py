@@ -172,6 +172,26 @@ def test_a_program_that_the_compiler_gives_up_is_a_forecast_too(name):
     assert "DOES NOT FIT" in str(forecast)
 
 
+def test_what_does_not_fit_is_told_of_a_function_of_any_number_of_arguments():
+    class Function:  # jitted already, of a compiler that gives up
+        __name__ = "several"
+
+        def __call__(self, first, *others):
+            pass
+
+        def lower(self, *args):
+            return self
+
+        def compile(self, compiler_options):
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Used 20.0G of 15.7G hbm.")
+
+    sizes = [shape(8), shape(16), {"w": shape(32)}]
+    forecast = targets.compile(Function(), sizes, "cpu", labels=lambda path: path)
+    assert not forecast.fits and forecast.peak_bytes == 20 * 2**30
+    del forecast.breakdown["unattributed"]
+    assert forecast.breakdown == {"first": 32, "others[0]": 64, "others[1]['w']": 128}
+
+
 def test_a_forecast_survives_json_and_renders(tmp_path):
     forecast = targets.compile(update, UPDATE, "cpu")
     assert targets.Forecast.from_dict(json.loads(json.dumps(forecast.to_dict(), allow_nan=False))) == forecast
