@@ -78,7 +78,7 @@ def _read(file: str) -> tuple[list[str], bool]:
     if path.suffix.lower() in (".jsonl", ".ndjson", ".csv", ".tsv"):
         return read_rows(file, text="text", must=False)[0], True
     try:
-        return [path.read_text(encoding="utf-8")], False
+        return [path.read_text(encoding="utf-8-sig")], False
     except FileNotFoundError as error:
         raise UserError(f"'{file}' does not exist; give a file of text, or - for a pipe") from error
     except (UnicodeDecodeError, IsADirectoryError) as error:

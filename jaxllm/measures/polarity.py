@@ -133,7 +133,7 @@ def load_vader(path: str | os.PathLike | None = None) -> Lexicon:
                 "'jaxllm[studies]', or give the path of a vader_lexicon.txt"
             ) from None
     try:
-        return parse_lexicon(Path(path).read_text(encoding="utf-8"), f"'{path}'")
+        return parse_lexicon(Path(path).read_text(encoding="utf-8-sig"), f"'{path}'")
     except OSError as error:
         raise UserError(
             f"cannot read the lexicon '{path}' ({error.strerror}); give a file of words"

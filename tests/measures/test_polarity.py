@@ -43,6 +43,9 @@ def test_files_that_are_no_lexicon_are_refused_in_a_sentence(tmp_path):
         parse_lexicon("good\t1\nbad\n")
     with pytest.raises(UserError, match="holds no word"):
         parse_lexicon("\n")
+    marked = tmp_path / "marked.txt"
+    marked.write_text("good\t1.9\n", encoding="utf-8-sig")
+    assert load_vader(marked).valences == {"good": 1.9}
     with pytest.raises(UserError, match="cannot read the lexicon"):
         load_vader(tmp_path / "none.txt")
 

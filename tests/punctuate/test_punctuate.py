@@ -66,6 +66,11 @@ def test_once_more_changes_nothing_and_letters_and_spaces_stay(existing):
     assert ".." not in punctuator.punctuate("a b 42. c", existing=existing)
 
 
+def test_a_byte_order_mark_is_no_part_of_the_first_word(tmp_path):
+    (tmp_path / "said.txt").write_text("is d", encoding="utf-8-sig")
+    assert command._read(str(tmp_path / "said.txt")) == (["is d"], False)
+
+
 def test_a_stream_waits_for_as_many_words_as_it_says_and_says_each_once():
     labeller = Said()
     words = [f"w{i}" for i in range(12)]
