@@ -55,7 +55,7 @@ from experiments.causal_space import study, world
 from experiments.causal_space.claims import judge, sections, summary
 from experiments.causal_space.places import TABLES, geonames, simplemaps
 from experiments.causal_space.plots import plot
-from experiments.grid import check_seeds, publish
+from experiments.grid import check_seeds, code_digest, publish
 from jaxllm import models
 from jaxllm.config import Config, Count, CountOrZero, Positive, Seed, UserPath
 from jaxllm.errors import UserError
@@ -232,7 +232,9 @@ def _pretrained_run(config: CausalSpaceConfig, name: str) -> dict[str, Any]:
 
 
 def _decisive(config: CausalSpaceConfig) -> dict[str, Any]:
-    return {key: value for key, value in to_dict(config).items() if key not in ("subjects", "out", "data")}
+    found = {key: value for key, value in to_dict(config).items() if key not in ("subjects", "out", "data")}
+    measured_by = (f"causal_space/{name}.py" for name in ("study", "world", "places", "exchange"))
+    return found | {"code": code_digest(*measured_by)}
 
 
 def _examine(

@@ -24,6 +24,7 @@ from experiments.exposed.toxicity_scorers import (
     profanity_check,
     train_head,
 )
+from experiments.grid import code_digest
 from experiments.shared.real_data import data_folder
 from jaxllm.atomic import write_file
 from jaxllm.kept_result import kept_result
@@ -93,8 +94,9 @@ def real_world(config: Any, out: Path) -> World:
         return {"head": head, "metrics": found}
 
     fitted = kept_result(
-        out / "scorers.json", fit, checked=config.checked, package=profanity_check() is not None
-    )
+        out / "scorers.json", fit, checked=config.checked, package=profanity_check() is not None,
+        code=code_digest("exposed/toxicity_scorers.py"),
+    )  # fmt: skip
     scorers = {"minilm": head_scorer(fitted["head"]), "profanity_check": profanity_check(),
                "lexicon": lexicon_only}  # fmt: skip
     scorers = {name: scorer for name, scorer in scorers.items() if scorer is not None}

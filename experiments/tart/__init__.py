@@ -47,7 +47,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from experiments.grid import check_seeds, publish
+from experiments.grid import check_seeds, code_digest, publish
 from experiments.tart.ablations import ablate
 from experiments.tart.module import check_hidden_labels, cost, near_oracle, oracle_cells
 from experiments.tart.report import draw_plots, judge, sections
@@ -319,7 +319,8 @@ class Study:
             return {"accuracy": score.accuracy(log_probs, texts.gold)}
 
         decisive = dict(
-            model=getattr(config, name), examples=examples, test=texts.test, steps=steps, seed=seed
+            model=getattr(config, name), examples=examples, test=texts.test, steps=steps, seed=seed,
+            code=code_digest("tart/rivals.py"),
         )
         return kept_result(self.path(f"tuned-{name}-{source}-{seed}"), measure, **decisive)["accuracy"]
 

@@ -234,6 +234,14 @@ def test_coastlines_are_drawn_only_if_a_package_carries_them():
     assert all(line.ndim == 2 and line.shape[1] == 2 for line in outline())
 
 
+def test_what_is_kept_depends_on_the_code_that_measures_it(monkeypatch):
+    config = causal_space.PRESETS["debug"]()
+    before = causal_space._decisive(config)
+    monkeypatch.setattr(causal_space, "code_digest", lambda *modules: f"changed {modules}")
+    changed = causal_space._decisive(config)
+    assert before != changed and "causal_space/study.py" in changed["code"]
+
+
 def test_what_cannot_be_run_is_told():
     config = causal_space.PRESETS["debug"]()
     for changed, said in (

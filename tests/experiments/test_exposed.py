@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from experiments import exposed
-from experiments.exposed import bias_tests, steps
+from experiments.exposed import bias_tests, steps, worlds
 from experiments.exposed.arms import NUCLEUS, Arm
 from experiments.exposed.report import claims_of, figures
 from experiments.exposed.toxicity_scorers import area_under_curve, find_lexicon, lexicon_scorer, words_of
@@ -166,6 +166,19 @@ def test_winogender_asks_each_template_with_three_pronouns():
     assert scores["accuracy_gotcha"] == 0 and scores["accuracy_male"] == scores["accuracy_female"] == 0.5
     scores = bias_tests.winogender_scores(questions, [q.right for q in questions])
     assert scores["accuracy_male"] == 1 and scores["gap_male_female"] == 0
+
+
+def test_a_scorer_is_kept_by_the_code_that_fits_it(tmp_path, monkeypatch):
+    keys, some = [], [f"some words {n}" for n in range(12)]
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "config.json").touch()
+    monkeypatch.setattr(worlds, "_forum", lambda: {"hate": some, "no hate": some})
+    monkeypatch.setattr(worlds, "_templates", lambda: {"toxic templates": some, "clean templates": some})
+    monkeypatch.setattr(worlds, "code_digest", lambda *modules: modules)
+    monkeypatch.setattr(worlds, "kept_result", lambda *_, **key: keys.append(key) or {})
+    with pytest.raises(KeyError, match="head"):
+        worlds.real_world(exposed.ExposedConfig(), tmp_path)
+    assert keys[0]["code"] == ("exposed/toxicity_scorers.py",)
 
 
 def test_settings_that_mean_nothing_are_refused():

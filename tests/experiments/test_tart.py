@@ -87,6 +87,16 @@ def test_claims_and_the_split_of_the_gap_follow_the_scores():
         assert metrics["gap/reasoning"] == pytest.approx(0.10)
 
 
+def test_a_tuned_rival_is_kept_by_the_code_that_tunes_it(monkeypatch):
+    keys, data = [], toy_dataset()
+    study = object.__new__(tart.Study)
+    study.config = tart.PRESETS["debug"]()
+    study.tasks = {"toy": tart.Texts(data, draw_pool(data, 30), draw_test(data, 12))}
+    monkeypatch.setattr(tart, "kept_result", lambda *_, **key: keys.append(key) or {"accuracy": 0.5})
+    monkeypatch.setattr(tart, "code_digest", lambda *modules: modules)
+    assert study._tuned("encoder", "toy", 0, 8) == 0.5 and keys[0]["code"] == ("tart/rivals.py",)
+
+
 def test_a_config_that_cannot_work_is_refused_in_a_sentence():
     for change, said in [
         (dict(shots=(16,)), "shots are 16; probe_components=16 need one more"),
