@@ -111,7 +111,7 @@ def build_store(
         if not _is_whole(final):
             with new_folder(final, _is_whole) as partial:
                 _join(partial, [file for _, file in files], dtype, encoder, len(texts))
-    except UserError:
+    except (OSError, UserError):
         if not _is_whole(final):  # or another call was first, and has removed the blocks
             raise
     shutil.rmtree(parts, ignore_errors=True)
