@@ -3,8 +3,8 @@
 VERDICT: No, at this size: the hybrid ends 0.03 nats a token above its better part tuned alone, 0.27 at
 equal FLOPs.
 
-RESULT (1 December 2026, small, 19 minutes on one shared core, three seeds): at this size a hybrid does not pay.
-It ends 0.03 nats a token above the better part tuned alone (0.00 to 0.06), 0.27 above it at equal FLOPs, 0.72
+RESULT (1 December 2026, small, 19 minutes on one shared core, three seeds): at this size a hybrid does not
+pay. It ends 0.03 nats a token above the better part tuned alone (0.00 to 0.06), 0.27 above it at equal FLOPs, 0.72
 above a part as large that was pretrained on both texts for as many tokens as one part (0.66 to 0.78), 0.95
 above one that saw as many as both; from their ensemble, a uniform and a random mixture it is not told apart.
 Searches end 0.004 (simultaneous) to 0.089 (DASH) above the sweep's best, which is one part alone in two of
