@@ -4,15 +4,15 @@ VERDICT: No, at this size: the hybrid ends 0.03 nats a token above its better pa
 equal FLOPs.
 
 RESULT (1 December 2026, small, 19 minutes on one shared core, three seeds): at this size a hybrid does not
-pay. It ends 0.03 nats a token above the better part tuned alone (0.00 to 0.06), 0.27 above it at equal FLOPs, 0.72
-above a part as large that was pretrained on both texts for as many tokens as one part (0.66 to 0.78), 0.95
-above one that saw as many as both; from their ensemble, a uniform and a random mixture it is not told apart.
-Searches end 0.004 (simultaneous) to 0.089 (DASH) above the sweep's best, which is one part alone in two of
-three seeds. The parts' own tables are worth 0.70, the projectors' stage 0.13 (0.11 to 0.16) against as many
-steps of all. SmolLM2 with Gemma 3, frozen, 20 steps: 4.64 where SmolLM2 alone has 4.54; as one-hot it is
-SmolLM2, difference 0. Characters joined by blanks: 3.77 nats a token where plain text has 4.73. In earlier
-runs apart, --pretrained-blocks 1 2 3 6 end at 4.7, 5.8, 7.4 and 7.3, and --parts pypi:smollm2 mamba at 4.28:
-that Mamba was trained on the text, SmolLM2 was not.
+pay. It ends 0.03 nats a token above the better part tuned alone (0.00 to 0.06), 0.27 above it at equal
+FLOPs, 0.72 above a part as large that was pretrained on both texts for as many tokens as one part (0.66 to
+0.78), 0.95 above one that saw as many as both; from their ensemble, a uniform and a random mixture it is
+not told apart. Searches end 0.004 (simultaneous) to 0.089 (DASH) above the sweep's best, which is one part
+alone in two of three seeds. The parts' own tables are worth 0.70, the projectors' stage 0.13 (0.11 to 0.16)
+against as many steps of all. SmolLM2 with Gemma 3, frozen, 20 steps: 4.64 where SmolLM2 alone has 4.54; as
+one-hot it is SmolLM2, difference 0. Characters joined by blanks: 3.77 nats a token where plain text has
+4.73. In earlier runs apart, --pretrained-blocks 1 2 3 6 end at 4.7, 5.8, 7.4 and 7.3, and --parts
+pypi:smollm2 mamba at 4.28: that Mamba was trained on the text, SmolLM2 was not.
 
     JAXLLM_DATA=DIR python -m experiments.manticore                  # small: 2 CPU cores
     python -m experiments.manticore --preset debug                   # tiny models, seconds; no data needed
