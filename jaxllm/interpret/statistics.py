@@ -53,6 +53,9 @@ def activation_statistics(
       batches: {"tokens": int [B, T], "segment_ids": [B, T] optional}, as `jaxllm.data` makes them, of one
         shape; other entries are not read. Padding counts as text: leave it out.
 
+    Raises:
+      UserError: the model is no transformer of one stack, or a batch holds no token.
+
     Examples:
       >>> config = models.get_preset("gpt2-nano")
       >>> params = models.init(config, jax.random.key(0))
@@ -60,6 +63,7 @@ def activation_statistics(
       >>> found.kurtosis_other.shape, found.sink_mass.shape
       ((2,), (2, 2))
     """
+    models.check_transformer(config, "the share of a sink")
     totals = None
     for batch in batches:
         if 0 in batch["tokens"].shape:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from jaxllm import models, parallel
+from jaxllm.errors import UserError
 from jaxllm.interpret import activation_statistics
 from tests.models.random_params import random_params
 
@@ -111,3 +112,10 @@ def test_nothing_to_read_is_said_so():
     config, params = random_model("gpt2-nano")
     with pytest.raises(ValueError, match="no batches"):
         activation_statistics(config, params, [])
+
+
+def test_what_is_no_transformer_is_refused():
+    mamba = models.get_preset("mamba-nano")
+    for config in (mamba, models.HybridConfig(parts=(models.get_preset("gpt2-nano"), mamba))):
+        with pytest.raises(UserError, match=f"sink is of transformers, and .* is {config.architecture};"):
+            activation_statistics(config, {}, [])
