@@ -21,7 +21,7 @@ PUBLISHED = {
 PUBLISHED_AT = (0, 1, 5, 10, 20, 50)
 _RESAMPLES = 1000
 _FEWEST = 6  # domains, or documents of one: the percentile bootstrap of fewer is far too narrow to decide
-_READ = ("small", "large", "stories")  # subjects of which is known what they were trained on
+_KNOWN_TRAINING = ("small", "large", "stories")  # models whose training texts are known
 
 
 class Estimate(NamedTuple):
@@ -147,7 +147,8 @@ def _said(name: str) -> tuple[str, str]:
 
     What any other model was pretrained on is not known: the first may well be among it.
     """
-    return ("unseen domains", "seen domains") if name in _READ else ("domains held out here", "the others")
+    known = name in _KNOWN_TRAINING
+    return ("unseen domains", "seen domains") if known else ("domains held out here", "the others")
 
 
 def narrowing(small: dict, large: dict, at: int) -> Claim:

@@ -189,14 +189,12 @@ def orthoadam_bf16_sr(
     weight_decay: float = 1e-4,
     mask: Any = None,
     *,
-    strategy: str = "hadamard",
-    block_size: int | None = None,
     seed: int | jax.Array = 0,
 ) -> optax.GradientTransformationExtraArgs:
     """OrthoAdam for bfloat16 weights without a float32 copy: moments in bfloat16, stochastic rounding last.
 
     As `adamw_bf16_sr` it takes 8 bytes a parameter, gradient included, and no link may follow it. Arguments
-    are those of `orthoadam`; `seed` draws both the basis and the rounding.
+    are those of `orthoadam`, whose strategy is the default; `seed` draws both the basis and the rounding.
 
     Examples:
       >>> params = {"w": jnp.full((2, 2), 256.0, jnp.bfloat16)}     # its neighbours: 255 and 258
@@ -212,7 +210,7 @@ def orthoadam_bf16_sr(
     """
     adam = scale_by_adam_low_precision(b1, b2, eps)
     return optax.chain(
-        rotate(adam, axes, strategy=strategy, block_size=block_size, seed=seed),
+        rotate(adam, axes, seed=seed),
         optax.add_decayed_weights(weight_decay, mask),
         optax.scale_by_learning_rate(learning_rate),
         stochastic_round(seed),

@@ -38,7 +38,7 @@ def shared_part(query: str, text: str, words: int = 8) -> float:
 def find_leaks(
     queries: Sequence[str], neighbours: Sequence[Sequence[str]], *, limit: float = 0.5, words: int = 8
 ) -> Leaks:
-    """Report the queries of which a single neighbour repeats `limit` or more.
+    """Report the queries that are leaked: a single neighbour repeats `limit` of their text or more.
 
     Args:
       queries: the documents that are scored.

@@ -24,7 +24,7 @@ def open_port(host: str, port: int) -> socket.socket:
     """Return a socket that listens, before anything slow is done; port 0 takes a free one.
 
     Raises:
-      UserError: the port is in use, or the host is not this machine's or needs IPv6 that it has not.
+      UserError: the port is in use, the host is not this machine's, or this machine has no IPv6 for it.
     """
     try:
         with contextlib.ExitStack() as closing:
