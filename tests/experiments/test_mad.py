@@ -56,6 +56,7 @@ def test_batches_go_through_all_and_a_held_out_half_stays_apart():
     assert set(np.concatenate(mixtures)) == set(range(6, 12))
 
 
+@pytest.mark.slow
 def test_weights_move_as_often_in_every_search():
     """Counted with gradients of ones: alternating searches rest their weights at every second step."""
     training = Training(steps=3, points=1)

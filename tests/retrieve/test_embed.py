@@ -57,7 +57,7 @@ def test_a_batch_of_lengths_gives_what_each_text_alone_does(encoder):
         np.testing.assert_allclose(vector, mean / np.linalg.norm(mean), atol=2e-6)
 
 
-@pytest.mark.parametrize("architecture", ["gpt2", "hybrid"])
+@pytest.mark.parametrize("architecture", ["gpt2", pytest.param("hybrid", marks=pytest.mark.slow)])
 def test_a_decoder_embeds_without_special_tokens_and_without_padding(architecture):
     config = models.get_preset("gpt2-nano", vocab_size=257, **SMALL)
     if architecture == "hybrid":
