@@ -3,7 +3,7 @@
     python -m experiments.keep_results --folders runs/mad --plot curves.png   # what an experiment wrote
     python -m experiments.keep_results                                        # the texts alone
 
-experiments/results/NAME.json holds an experiment's claims, preset, seeds, seconds, machine and the commit
+experiments/results/NAME.json holds an experiment's claims, preset, seeds, machine and the commit
 they were measured at; NAME.png is the one of its plots that shows them best or, where none was kept, one of
 the claims themselves. README has a row a kept experiment, the eighteen systems first: its paper, first
 sentence, VERDICT and use ("On your own model: ...") from the module's docstring, and how many of its claims
@@ -87,7 +87,8 @@ def keep(folder: str | Path, plot: str = "") -> Path:
     head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
     kept = {
         "experiment": report.experiment, "preset": report.preset, "commit": head.stdout.strip(),
-        "seeds": report.seeds, "seconds": round(report.seconds), "environment": report.environment,
+        "seeds": report.seeds, "seconds_of_last_session": round(report.seconds),
+        "environment": report.environment,
         "claims": [asdict(claim) for claim in report.claims],
     }  # fmt: skip
     path = RESULTS / f"{report.experiment}.json"
@@ -104,7 +105,7 @@ def tables() -> str:
     kept = sorted(RESULTS.glob("*.json"))
     systems = [_row(path) for path in kept if path.stem not in STUDIES]
     studies = [_row(path) for path in kept if path.stem in STUDIES]
-    head = ("does it work here?", "claims that hold", "on your own model")
+    head = ("does it work here?", "claims", "on your own model")
     both = [markdown_table((first, "paper", *head), rows)
             for first, rows in (("system", systems), ("study", studies)) if rows]  # fmt: skip
     return "\n\n".join(both)
@@ -133,7 +134,7 @@ def _entry(name: str) -> str:
     result = _paragraph(doc, "RESULT") or "No run has been kept yet."
     if kept.exists():
         preset = json.loads(kept.read_text(encoding="utf-8"))["preset"]
-        parts += [_verdict(doc), f"{result} Claims that hold: {_holding(kept)} (preset {preset})."]
+        parts += [_verdict(doc), f"{result} Claims: {_holding(kept)} (preset {preset})."]
     else:
         parts.append(result)
     if kept.with_suffix(".png").exists():
@@ -184,10 +185,11 @@ def _paper(doc: str) -> str:
 
 
 def _holding(path: Path) -> str:
-    """Return how many of some kept claims hold, and how many are undecided."""
+    """Return how many of some kept claims hold, fail and are undecided."""
     verdicts = [claim.verdict for claim in _claims(path)]
-    undecided = f", {verdicts.count('undecided')} undecided" if "undecided" in verdicts else ""
-    return f"{verdicts.count('holds')} of {len(verdicts)}{undecided}"
+    held, failed, undecided = (verdicts.count(verdict) for verdict in ("holds", "fails", "undecided"))
+    counts = {"hold" if held != 1 else "holds": held, "fail" if failed != 1 else "fails": failed}
+    return ", ".join(f"{n} {word}" for word, n in (counts | {"undecided": undecided}).items() if n)
 
 
 def _claims(path: Path) -> list[Claim]:

@@ -21,10 +21,10 @@ def keep_freed_memory() -> bool:
     """Tell the C allocator to keep what is freed; return whether it does.
 
     XLA's CPU backend allocates a step's temporaries as one block, which glibc takes from the system
-    and gives back each time: every page of it is then faulted in and zeroed anew, a third of a
-    small model's step. Nothing happens where there is an accelerator, where the CPU simulates
-    several devices, or with another C library. The process keeps the memory of its largest moment
-    until it ends. Call it before jax starts its backends.
+    and gives back each time: every page of it is then faulted in and zeroed anew. Nothing happens
+    where there is an accelerator, where the CPU simulates several devices, or with another C
+    library. The process keeps the memory of its largest moment until it ends. Call it before jax
+    starts its backends.
     """
     if not sys.platform.startswith("linux") or not _one_cpu_device():
         return False

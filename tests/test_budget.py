@@ -18,7 +18,6 @@ MARKERS = ("slow", "torch", "targets", "gpu")  # that the default run deselects
 # here take a second or two; whatever else runs one is slow, or has its reason to stand here.
 FAST = {
     "experiment": {
-        "experiments/test_pretrain.py",  # the README's main job
         "experiments/test_gpu_benchmarks.py::test_forecasts_are_the_compilers",  # nothing is compiled
         # The combination that it runs is a stand-in.
         "experiments/test_composition.py::test_a_report_holds_what_combinations_found_and_they_are_not_run_again",

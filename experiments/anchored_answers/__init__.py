@@ -7,11 +7,12 @@ A is right it costs 0.62.
 RESULT (29 November 2026, small, 9 minutes on 2 busy cores; held-out questions; intervals over 6 trained
 models, of SmolLM2 over questions). Trained: the edit raises accuracy from 0.33 by 0.18 (0.09 to 0.27), random
 rows by 0.01; rows as active as the chosen one are not told apart from it, taking the letters' mean logits off
-the output does as well, and where A is right the edit costs 0.62. With each prompt's letter put in, 74 % of
-failing prompts are right, of a random row 1 %; a wrong letter put in is said in 0.26 fewer (0.17 to 0.36): in
-most of them the oracle injects an answer. SmolLM2: the edit lowers the anchored-bias rate, 0.77, by 0.59
-(0.37 to 0.80), and accuracy changes by -0.05 (-0.12 to 0.03): it does not know the answers. Exchanging
-attention between heads rights none, in SmolLM2 0.08 more than between random ones (0.00 to 0.17: undecided).
+the output does 0.06 better (-0.00 to 0.13: undecided), and where A is right the edit costs 0.62. With each
+prompt's letter put in, 74 % of failing prompts are right, of a random row 1 %; a wrong letter put in is said
+in 0.26 fewer (0.17 to 0.36): in most of them the oracle injects an answer. SmolLM2: the edit lowers the
+anchored-bias rate, 0.77, by 0.59 (0.37 to 0.80), and accuracy changes by -0.05 (-0.12 to 0.03): it does not
+know the answers. Exchanging attention between heads rights none, in SmolLM2 0.08 more than between random
+ones (0.00 to 0.17: undecided).
 
     python -m experiments.anchored_answers                              # small
     python -m experiments.anchored_answers --preset debug               # 45 seconds of CPU

@@ -8,8 +8,9 @@ counted from its grid, since every block whose index changes from one step to th
 Needs torch, and the extras tpu-targets and cuda-targets for the machines that are not here; tokamax is
 left out where it is not installed.
 
-RESULT (30 November 2026, 2 quiet cores, B 8, T 1024, 12 heads of 64; three runs): forward 1.38, 1.38
-and 1.51 of torch's speed; forward and backward 1.08, 0.88 and 1.00 (429, 568 and 487 ms): undecided.
+RESULT (30 November and 1 December 2026, 2 quiet cores, B 8, T 1024, 12 heads of 64; four runs): forward 1.38,
+1.38, 1.51 and 1.55 of torch's speed; forward and backward 1.08, 0.88, 1.00 and 0.98 (429, 568, 487 and 482
+ms): undecided.
 """
 
 import functools

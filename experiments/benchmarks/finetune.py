@@ -8,6 +8,10 @@ own account (arguments, results and temporaries, less what is donated) of the Lo
 that trains all weights, same shapes. Speed is that of steps of peft on torch, at equal rank, matrices and
 shape, in processes that take turns (pip install 'jaxllm[torch]'; without it the speeds are left out).
 Downloads 93 MB the first time.
+
+RESULT (1 December 2026, 2 idle cores, 4 rows of 64 tokens, rank 8 of query and value): a step takes 1.00 s,
+peft's on torch 1.30: 1.28 times its speed (1.11 to 1.34 over 11 turns), in 0.28 of the memory that the step
+which trains all weights takes. Held-out loss 4.31 becomes 3.93 in 30 steps. (29 November, 3 turns: 1.97.)
 """
 
 import functools
@@ -47,7 +51,7 @@ class FinetuneConfig(Config):
     steps: Count = 30
     learning_rate: Positive = 2e-3
     eval_batches: Count = 8
-    rounds: CountOrZero = 3  # turns against peft; 0: none
+    rounds: CountOrZero = 11  # turns against peft; 0: none
     out: UserPath = "runs/finetune"
 
 

@@ -7,8 +7,9 @@ dropout. Every contender runs in a process of its own and they take turns, a few
 busy moment of the machine hits all. The floor is the step's matmul FLOPs at the rate of one large
 matmul: what no program of this arithmetic can beat.
 
-RESULT (30 November 2026, 2 quiet cores): over the faster of torch's two, a 1.09 (0.91 to 1.21) and b 1.00
-(0.91 to 1.08), where the floor itself would be 2.00 and 1.41.
+RESULT (1 December 2026, 2 quiet cores): over the faster of torch's two, a 1.04 (0.99 to 1.33), b 1.03 (0.95
+to 1.17; goals 1.5 and 1.4) and c 1.10 (0.89 to 1.19: undecided against 1), where the floor itself would be
+2.17, 1.47 and 1.45. The day before: a 1.09 (0.91 to 1.21), b 1.00 (0.91 to 1.08).
 """
 
 import functools

@@ -10,7 +10,7 @@ control; moved away it loses 0.11 nats (0.04 to 0.23) more of its own, 0.20 in a
 of a displacement it does not bound: its control, exchanged gradients, goes as far as its ascent (ratio 1.00).
 R2 at half depth: 0.75 with cities held out at random, 0.67 with regions, 0.47 (0.09 to 0.85) with countries;
 0.17 without training. In the invented world (R2 0.79 with regions held out) edits from half depth on do
-nothing (-0.02, -0.09 to 0.05).
+nothing that can be told from 0 (-0.02, -0.09 to 0.05).
 
     python -m experiments.causal_space                                  # small
     python -m experiments.causal_space --preset debug                   # a minute of CPU

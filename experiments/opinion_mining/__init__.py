@@ -5,16 +5,16 @@ are off by 0.126 (undecided against 0.1), 0.09 more than counting by known class
 not samples, as replicates.
 
 RESULT (30 November 2026, small, 22 minutes on one core, six seeds): opinions are learnt (mean error of the
-positive share 0.045 on members spoken of; one half of all: 0.30) and kept in proportion (slope 0.93, 0.86 to
-0.99). Members that nobody spoke of are off by 0.126 (0.015 to 0.237; without pretraining 0.30), by more the
-longer one tunes (0.20 after 1,200 steps), and by 0.09 more than counting by known classes. Any sharper
-decoding exaggerates (slope 1.12 at temperature 0.7, 1.48 greedy). Of 14 pairs without a difference all report
-one where samples are the replicates, 4 where refits are (0.08 to 0.58, undecided against a tenth), none where
-refits are of resampled texts (up to 0.23, undecided), which find 0.94 of true differences of 0.3.
-CommunityLM: the authors' stances name the warmer party in 0.97 of the targets, VADER's of continuations in
-0.91, a classifier trained here in 0.61. Reviews: all four classes lean as counted ones do, addresses of two
-parties: two of four, and no insight; four are too few to say that more than half do (undecided). Counts'
-intervals are exact, and were judged again so on 1 December.
+positive share 0.045 on members spoken of; one half of all: 0.30) and kept about in proportion (slope 0.93,
+0.86 to 0.99; undecided against 0.9 to 1.1). Members that nobody spoke of are off by 0.126 (0.015 to 0.237;
+without pretraining 0.30), by more the longer one tunes (0.20 after 1,200 steps), and by 0.09 more than
+counting by known classes. Any sharper decoding exaggerates (slope 1.12 at temperature 0.7, 1.48 greedy). Of
+14 pairs without a difference all report one where samples are the replicates, 4 where refits are (0.08 to
+0.58, undecided against a tenth), none where refits are of resampled texts (up to 0.23, undecided), which find
+0.94 of true differences of 0.3. CommunityLM: the authors' stances name the warmer party in 0.97 of the
+targets, VADER's of continuations in 0.91, a classifier trained here in 0.61. Reviews: all four classes lean
+as counted ones do, addresses of two parties: two of four, and no insight; four are too few to say that more
+than half do (undecided). Counts' intervals are exact, and were judged again so on 1 December.
 
     JAXLLM_DATA=DIR python -m experiments.opinion_mining                # small, 2 CPU cores
     python -m experiments.opinion_mining --preset debug                 # half a minute: a made-up world alone

@@ -235,9 +235,8 @@ def _started(config: TrainConfig, start: Any, begun: Begun):
 def _faster_unstacked(config: TrainConfig, mesh) -> bool:
     """Return whether to take the stack of layers apart, although it takes longer to compile.
 
-    A scan copies what the backward pass needs into stacks that it first fills with zeros: a quarter of
-    the time of GPT-2's step on an H100, unless all of it is computed again. Layers that come from the host's
-    memory come one after another, and stay a stack.
+    A scan copies what the backward pass needs into stacks that it first fills with zeros, unless all of it is
+    computed again. Layers that come from the host's memory come one after another, and stay a stack.
     """
     if config.offload == "state":
         return False

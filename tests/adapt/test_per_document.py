@@ -140,6 +140,7 @@ def test_nothing_is_kept_between_documents_but_what_the_release_carries(case):
     np.testing.assert_allclose(forth_carried.log_probs, by_hand(case, HOW, carried=True), rtol=2e-4)
 
 
+@pytest.mark.slow
 def test_bfloat16_parameters_learn_what_float32_ones_do(case):
     """From the same numbers, at a rate whose steps are far below those of bfloat16."""
     documents, neighbours, params = case

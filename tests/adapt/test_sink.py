@@ -53,7 +53,7 @@ def test_the_sink_is_trained():
     config, params = add_sink(models.get_preset("gpt2-nano"), random_params(models.get_preset("gpt2-nano")),
                               TOKENS)  # fmt: skip
     loss = lambda params: models.loss(config, params, TOKENS[:, :-1], TOKENS[:, 1:])[0]
-    assert bool((jax.grad(loss)(params)["layers"]["attn"]["sink"] != 0).all())
+    assert bool((jax.jit(jax.grad(loss))(params)["layers"]["attn"]["sink"] != 0).all())
 
 
 def test_what_takes_no_sink_is_refused_in_a_sentence():

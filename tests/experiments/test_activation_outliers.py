@@ -106,6 +106,9 @@ def test_claims_hold_on_the_paper_s_own_pattern():
     assert first.measured == pytest.approx(0.65) and first.paper == 0.65
     # Student's t of 2 degrees of freedom: 4.303 * 0.0065 / sqrt(3).
     np.testing.assert_allclose(first.interval, [0.65 - 0.01615, 0.65 + 0.01615], rtol=1e-3)
+    [compared] = [claim for claim in claims if claim.claim.startswith("both fixes: 4-bit")]
+    assert compared.measured == pytest.approx(0.3 - 50)  # the difference that is judged, and its interval
+    np.testing.assert_allclose(compared.interval, [-49.7 - 1.2347, -49.7 + 1.2347], rtol=1e-3)
 
 
 @pytest.mark.parametrize(

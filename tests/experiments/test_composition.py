@@ -60,10 +60,13 @@ def test_the_penalised_loss_of_a_subnetwork_is_the_loss_and_the_attention_that_c
     batch = {"tokens": rows[:, :-1], "targets": rows[:, 1:], "mask": np.ones((2, 24), np.float32),
              "segment_ids": np.zeros((2, 24), np.int32)}  # fmt: skip
     key = jax.random.key(3)
-    plain, with_it = (penalty.penalised_loss(model, w)(params, batch, key)[0] for w in (0.0, 2.0))
+    plain, with_it = (
+        jax.jit(penalty.penalised_loss(model, weight))(params, batch, key)[0] for weight in (0.0, 2.0)
+    )
     spans = penalty.interpret.draw_repeated_spans(key, 2, 24, 257, **penalty._PERIODS)
     sites = models.Sites(capture=("attn_probs",))
-    probs_LBHTT = np.asarray(models.capture(model, params, spans.tokens_BT, sites)[1]["attn_probs"])
+    capture = jax.jit(lambda params, tokens: models.capture(model, params, tokens, sites))
+    probs_LBHTT = np.asarray(capture(params, spans.tokens_BT)[1]["attn_probs"])
     total = sum(
         probs_LBHTT[:, b, :, i, j].max()
         for b, period in enumerate(spans.period_B.tolist())

@@ -58,7 +58,7 @@ def test_a_report_is_kept_with_its_claims_and_shown_by_its_verdict(monkeypatch, 
     )
     row = keep_results.tables().splitlines()[2]
     assert "[2410.17174](https://arxiv.org/abs/2410.17174) | **In part**: outliers go (kurtosis" in row
-    assert "could be taken away. | 1 of 3, 1 undecided | `jaxllm train" in row
+    assert "could be taken away. | 1 holds, 1 fails, 1 undecided | `jaxllm train" in row
     assert row.endswith("`jaxllm.interpret.activation_statistics` measures |")
 
 

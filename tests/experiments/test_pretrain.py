@@ -28,7 +28,7 @@ def finished(tmp_path_factory):
         yield config, pretrain.main(config, "debug")
 
 
-@pytest.mark.smoke
+@pytest.mark.slow
 def test_the_report_on_disk_is_the_report_returned(finished):
     config, report = finished
     written = json.loads(open(f"{config.out}/report.json").read())
@@ -39,12 +39,14 @@ def test_the_report_on_disk_is_the_report_returned(finished):
         assert math.isfinite(m[name]) and m[name] > 0, name
 
 
+@pytest.mark.slow
 def test_it_learns(finished):
     """100 steps of a 2-layer model on bytes already beat byte frequencies."""
     _, report = finished
     assert report.metrics["heldout_bits_per_byte"] < report.metrics["unigram_bits_per_byte"]
 
 
+@pytest.mark.slow
 def test_claims_are_computed_from_the_metrics(finished):
     _, report = finished
     m = report.metrics
@@ -55,6 +57,7 @@ def test_claims_are_computed_from_the_metrics(finished):
     assert below_bigram.holds == (m["heldout_bits_per_byte"] < m["bigram_bits_per_byte"])
 
 
+@pytest.mark.slow
 def test_bits_per_byte_is_the_loss_in_the_units_of_the_text(finished):
     config, report = finished
     valid = data.prepare(config.data, config.tokenizer, seq_len=config.seq_len).valid
@@ -63,6 +66,7 @@ def test_bits_per_byte_is_the_loss_in_the_units_of_the_text(finished):
     assert report.metrics["heldout_bits_per_byte"] == pytest.approx(expected)
 
 
+@pytest.mark.slow
 def test_every_logged_number_is_finite_and_the_rate_follows_its_schedule(finished):
     config, _ = finished
     rows = [row for row in read_metrics(config.out) if "loss" in row]
@@ -73,6 +77,7 @@ def test_every_logged_number_is_finite_and_the_rate_follows_its_schedule(finishe
         assert row["learning_rate"] == pytest.approx(float(schedule(row["step"] - 1)))
 
 
+@pytest.mark.slow
 def test_running_a_finished_run_again_changes_nothing(finished, capsys):
     config, report = finished
     again = pretrain.main(config, "debug")
@@ -80,6 +85,7 @@ def test_running_a_finished_run_again_changes_nothing(finished, capsys):
     assert "already finished" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_finished_run_asked_for_other_figures_is_scored_anew(finished):
     """The report's figures follow the config that asks; speeds stay those of the session that trained."""
     config, report = finished

@@ -107,6 +107,7 @@ def test_many_answers_to_one_source_hold_its_context_once(params):
     np.testing.assert_allclose(one, expected([[3, 13]]), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_two_models_answer_together(params):
     other = Decoder(CONFIG, random_params(CONFIG, 0.4))
     processor = combine_models(other, _second)

@@ -65,7 +65,9 @@ def test_an_edit_within_and_one_by_sites_are_the_same_and_layers_keep_their_numb
     np.testing.assert_allclose(found(params, 1, streams[1]), once, atol=1e-5)  # what layer 0 does is over
 
 
-@pytest.mark.parametrize("family", ["gpt2-nano", "gemma-nano", "mamba-nano"])
+@pytest.mark.parametrize(
+    "family", ["gpt2-nano", pytest.param("gemma-nano", marks=pytest.mark.slow), "mamba-nano"]
+)
 def test_states_behind_a_cache_go_on_as_all_states_do(family):
     """Edits from the fourth token on, at every depth, with one cache. float32: 1e-5.
 

@@ -12,14 +12,15 @@ from jaxllm.parallel import MeshConfig, make_mesh, shardings
 TOKENS = np.random.default_rng(0).integers(0, 64, (8, 24))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "mesh_config"),
     [
         ("llama-nano", MeshConfig(data=2, fsdp=2, tensor=2)),
-        pytest.param("gpt-neo-nano", MeshConfig(fsdp=8), marks=pytest.mark.slow),
-        pytest.param("gemma-nano", MeshConfig(data=2, fsdp=2, tensor=2), marks=pytest.mark.slow),
-        pytest.param("bert-nano", MeshConfig(data=2, fsdp=2, tensor=2), marks=pytest.mark.slow),
-        pytest.param("deberta-nano", MeshConfig(data=2, fsdp=2, tensor=2), marks=pytest.mark.slow),
+        ("gpt-neo-nano", MeshConfig(fsdp=8)),
+        ("gemma-nano", MeshConfig(data=2, fsdp=2, tensor=2)),
+        ("bert-nano", MeshConfig(data=2, fsdp=2, tensor=2)),
+        ("deberta-nano", MeshConfig(data=2, fsdp=2, tensor=2)),
     ],
 )
 def test_loss_and_gradients_on_a_mesh(name, mesh_config):

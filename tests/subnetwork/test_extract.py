@@ -68,8 +68,10 @@ def masked(config, params, indices):
     return params | {"layers": layers}
 
 
-@pytest.mark.smoke
-@pytest.mark.parametrize("name", ["gpt-neo", "llama"])
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param("gpt-neo", marks=pytest.mark.slow), pytest.param("llama", marks=pytest.mark.smoke)],
+)
 def test_logits_and_gradient_are_those_of_the_whole_model_with_the_rest_switched_off(name):
     """In float32, logits and gradients up to about 1: 1e-5."""
     config, rates, params, axes = make(name)
@@ -178,7 +180,8 @@ def test_layers_cut_in_turn_capture_what_a_subnetwork_does_unless_some_are_skipp
     capture = jax.jit(partial(models.capture, config, tokens_BT=TOKENS, sites=sites))
     indices = sample(config, Rates(heads=0.5, mlp=0.5), jax.random.key(1))
     (wanted, inside), (found, in_turn) = (
-        capture(cut(params, axes, indices)) for cut in (extract, extract_in_turn)
+        jax.jit(lambda params, cut=cut: capture(cut(params, axes, indices)))(params)
+        for cut in (extract, extract_in_turn)
     )
     np.testing.assert_allclose(found, wanted, atol=1e-5)
     np.testing.assert_allclose(in_turn["attn_probs"], inside["attn_probs"], atol=1e-6)

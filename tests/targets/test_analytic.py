@@ -157,6 +157,7 @@ def test_a_hybrid_is_estimated_from_its_parts():
         assert {c.offload for c in found} == {"none", "optimizer"} | offloads
 
 
+@pytest.mark.slow
 def test_kept_bytes_of_projectors_are_what_autodiff_saves():
     """By jax's own account of two blocks more, whose layers keep their inputs alone: within a tenth."""
     one, three = (two_parts(blocks=n, remat="full", param_dtype="float32", dtype="bfloat16") for n in (1, 3))

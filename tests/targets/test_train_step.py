@@ -182,6 +182,7 @@ def test_layers_of_a_pattern_as_long_as_the_model_are_rematerialised(name):
     assert temporaries("full") < 0.5 * temporaries("none")
 
 
+@pytest.mark.slow
 def test_parameters_are_split_over_the_mesh():
     config = run(mesh=MeshConfig(data=1, fsdp=8))
     split = targets.compile_train_step(config, "cpux8")

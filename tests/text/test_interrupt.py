@@ -150,7 +150,7 @@ def test_a_run_stopped_and_killed_in_turn_ends_bit_identical(env, text_folder, t
     `python -m experiments.benchmarks.kill_resume` kills twenty times.
     """
     draw, killed, stopped = random.Random(0), None, 0
-    for signum in (signal.SIGTERM, killed, signal.SIGINT, killed, signal.SIGHUP):
+    for signum in (signal.SIGTERM, killed, signal.SIGINT, killed):
         more_steps = 4 if signum else draw.randint(0, 12)
         process = start_and_wait(text_folder, tmp_path, env, more_steps)
         if signum is killed:

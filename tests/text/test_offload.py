@@ -136,14 +136,14 @@ def test_stochastic_rounding_and_subnetworks_compose_with_moments_in_the_host_s_
     assert on_host(away)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "remat, parts, rates, changes",
     [
         ("full", 1, Rates(layers=0.5, heads=0.5, mlp=0.5), {}),
-        pytest.param("offload", 2, Rates(layers=0.5, mlp=0.5),
-                     dict(position="rotary", norm="rmsnorm", windows=(0, 8)), marks=SLOW),
+        ("offload", 2, Rates(layers=0.5, mlp=0.5), dict(position="rotary", norm="rmsnorm", windows=(0, 8))),
     ],
-)  # fmt: skip
+)
 def test_subnetworks_are_cut_out_of_layers_that_come_from_the_host_s_memory(
     tiny, remat, parts, rates, changes
 ):

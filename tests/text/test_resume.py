@@ -30,7 +30,7 @@ def assert_same(a, b):
 @pytest.mark.parametrize(
     "precision, num_devices",
     [
-        pytest.param("float32", 8, marks=pytest.mark.smoke),
+        pytest.param("float32", 8, marks=pytest.mark.slow),
         pytest.param("mixed_o2", 1, marks=pytest.mark.smoke),
         pytest.param("float32", 1, marks=pytest.mark.slow),
         pytest.param("mixed_o2", 8, marks=pytest.mark.slow),

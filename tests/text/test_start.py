@@ -24,6 +24,7 @@ def assert_same(a, b):
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
+@pytest.mark.slow
 def test_a_run_is_fine_tuned_with_its_own_model_and_tokenizer_and_goes_on_without_it(tiny, tmp_path, capsys):
     base = tiny(tokenizer="bpe:270", steps=2, out=str(tmp_path / "base"))
     train(base, devices=ONE)

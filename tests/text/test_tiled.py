@@ -72,6 +72,7 @@ def test_a_loss_that_is_not_finite_leaves_the_state_from_before(small):
         assert kept.latest() == failure.value.updates
 
 
+@pytest.mark.slow
 def test_an_update_that_is_not_finite_is_named_and_leaves_the_state_from_before(small):
     """Positions past seq_len have no gradient: 0 / (0 + eps) is NaN in the first update."""
     config = small(optim=dataclasses.replace(small().optim, eps=0.0))

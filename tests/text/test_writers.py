@@ -49,6 +49,7 @@ def test_tensorboard_holds_what_the_jsonl_holds(run):
     assert events == pytest.approx(written, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_profile_traces_as_many_steps_as_asked(run):
     config, _ = run(profile=3)
     [trace] = (Path(config.out) / "profile").rglob("*.trace.json.gz")
