@@ -34,6 +34,23 @@ def kernels_trace_for_this_cpu(tmp_path_factory):
         yield
 
 
+@pytest.fixture
+def start_from(tmp_path, monkeypatch):
+    """Return what writes a tiny chat model for a notebook to begin with, and returns its tokenizer."""
+
+    def write(context_length, **options):
+        tokenizer = chat_tokenizer(**options)
+        sizes = dict(vocab_size=tokenizer.vocab_size, context_length=context_length)
+        config = models.get_preset("llama-nano", **sizes)
+        save_pretrained(tmp_path / "base", config, models.init(config, jax.random.key(0)), tokenizer)
+        monkeypatch.setenv("JAXLLM_BASE", str(tmp_path / "base"))
+        monkeypatch.setenv("JAXLLM_PRESET", "debug")
+        monkeypatch.setenv("JAXLLM_OUT", str(tmp_path / "out"))
+        return tokenizer
+
+    return write
+
+
 def run(name, monkeypatch, devices=1):
     """Run a notebook of colab/; return its printed text after checking that it drew a plot."""
     monkeypatch.setenv("PYTHONPATH", f"{ROOT}:{ROOT / 'kernels'}")
@@ -118,13 +135,8 @@ def test_cheaper_training_shows_what_was_measured(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_finetune_learns_the_answers_and_exports_them(tmp_path, monkeypatch):
-    tokenizer = chat_tokenizer()
-    model = models.get_preset("llama-nano", vocab_size=tokenizer.vocab_size, context_length=192)
-    save_pretrained(tmp_path / "base", model, models.init(model, jax.random.key(0)), tokenizer)
-    monkeypatch.setenv("JAXLLM_BASE", str(tmp_path / "base"))
-    monkeypatch.setenv("JAXLLM_PRESET", "debug")
-    monkeypatch.setenv("JAXLLM_OUT", str(tmp_path / "out"))
+def test_finetune_learns_the_answers_and_exports_them(tmp_path, monkeypatch, start_from):
+    tokenizer = start_from(192)
     text = run("finetune.ipynb", monkeypatch)
     curve = heldout_curve(tmp_path / "out" / "run")
     assert curve[-1][1] < 0.99 * curve[0][1] and f"held-out loss {curve[-1][1]:.4f}" in text
@@ -134,13 +146,8 @@ def test_finetune_learns_the_answers_and_exports_them(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_understand_calibrates_and_keeps_the_order(tmp_path, monkeypatch):
-    tokenizer = chat_tokenizer(choices="ABCDE")
-    config = models.get_preset("llama-nano", vocab_size=tokenizer.vocab_size, context_length=512)
-    params = models.init(config, jax.random.key(0))
-    save_pretrained(tmp_path / "base", config, params, tokenizer)
-    monkeypatch.setenv("JAXLLM_BASE", str(tmp_path / "base"))
-    monkeypatch.setenv("JAXLLM_PRESET", "debug")
+def test_understand_calibrates_and_keeps_the_order(monkeypatch, start_from):
+    start_from(512, choices="ABCDE")
     text = run("understand.ipynb", monkeypatch)
     [(before, after)] = re.findall(r"as given: .*AUROC ([\d.]+)\ncalibrated: .*AUROC ([\d.]+)", text)
     assert before == after
@@ -160,13 +167,8 @@ def test_understand_calibrates_and_keeps_the_order(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_adapt_learns_from_neighbours(tmp_path, monkeypatch):
-    tokenizer = chat_tokenizer()
-    config = models.get_preset("llama-nano", vocab_size=tokenizer.vocab_size, context_length=192)
-    save_pretrained(tmp_path / "base", config, models.init(config, jax.random.key(0)), tokenizer)
-    monkeypatch.setenv("JAXLLM_BASE", str(tmp_path / "base"))
-    monkeypatch.setenv("JAXLLM_PRESET", "debug")
-    monkeypatch.setenv("JAXLLM_OUT", str(tmp_path / "out"))
+def test_adapt_learns_from_neighbours(monkeypatch, start_from):
+    start_from(192)
     text = run("adapt.ipynb", monkeypatch)
     for kind in ("code", "addresses"):
         curve = re.search(rf"{kind}: ([\d.]+) bits per byte, ([\d.]+) after 4 neighbours", text)
@@ -176,13 +178,8 @@ def test_adapt_learns_from_neighbours(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_texts_compare_populations_by_models_and_count_copies(tmp_path, monkeypatch):
-    tokenizer = chat_tokenizer()
-    config = models.get_preset("llama-nano", vocab_size=tokenizer.vocab_size, context_length=64)
-    save_pretrained(tmp_path / "base", config, models.init(config, jax.random.key(0)), tokenizer)
-    monkeypatch.setenv("JAXLLM_BASE", str(tmp_path / "base"))
-    monkeypatch.setenv("JAXLLM_PRESET", "debug")
-    monkeypatch.setenv("JAXLLM_OUT", str(tmp_path / "out"))
+def test_texts_compare_populations_by_models_and_count_copies(monkeypatch, start_from):
+    start_from(64)
     text = run("texts.ipynb", monkeypatch)
     rows = re.findall(r"(\w+): north ([\d.]+) positive, south ([\d.]+); h -?[\d.]+ \(.* q ([\d.]+)", text)
     assert [row[0] for row in rows] == ["soup", "bread", "cheese", "salad", "rain", "wind"]
@@ -203,13 +200,8 @@ def test_hybrids_mix_two_models(monkeypatch):
 
 
 @pytest.mark.slow
-def test_write_suggests_and_counts_what_that_saves(tmp_path, monkeypatch):
-    tokenizer = chat_tokenizer()
-    config = models.get_preset("llama-nano", vocab_size=tokenizer.vocab_size, context_length=192)
-    save_pretrained(tmp_path / "base", config, models.init(config, jax.random.key(0)), tokenizer)
-    monkeypatch.setenv("JAXLLM_BASE", str(tmp_path / "base"))
-    monkeypatch.setenv("JAXLLM_PRESET", "debug")
-    monkeypatch.setenv("JAXLLM_OUT", str(tmp_path / "users"))
+def test_write_suggests_and_counts_what_that_saves(monkeypatch, start_from):
+    start_from(192)
     text = run("write.ipynb", monkeypatch)
     assert re.search(r"^'My fellow Amer' [01]\.\d\d 'icans", text, re.MULTILINE)
     shares = [float(share) for share in re.findall(r": (0\.\d{3}) (?:of the keys )?saved", text)]
