@@ -5,8 +5,8 @@ grew in 3,000 steps (0.0385 of the queries, hardly more than uniform), so none c
 
 RESULT (1 December 2026, small, three seeds of two corners, three hours on one core): with neither fix
 kurtosis is 16.6 (7.0 to 26.3; a Gaussian's is 3), with both 2.99 (2.91 to 3.08; the paper: 3.1). Weights of
-4 bits then cost 0.077 of perplexity where they cost 0.166 (less in each seed's pair; the difference's
-interval was not kept, and is by the code now), coarse activations of 8 bits no less (undecided);
+4 bits then cost 0.077 of perplexity where they cost 0.166 (judged by differences of pairs, whose
+interval was not kept), coarse activations of 8 bits no less (undecided);
 perplexity is 20.3 where it was 19.7. The first token is no sink after 3,000 steps (most attended of 3.8 % of
 queries, uniform 3.5), so that fixes halve it is undecided (judged again, by what is above uniform, where a
 sink is); one seed of 6,000 steps had 9.6 %, with both 1.3.

@@ -11,8 +11,8 @@ order of the table, sets the chip's one efficiency number (the geometric mean); 
 These are other people's programs: what is tested is whether the forecast's arithmetic, with one number
 a chip, tells how long such a step takes.
 
-RESULT (1 December 2026, estimates only): the published runs that set no chip's number are forecast with a mean
-absolute error of 8.1 %, at worst 23 % (llm.c's GPT-2 on an H100); on TPUs at worst 9 %.
+RESULT (1 December 2026, estimates only): the published runs that set no chip's number are forecast with a
+mean absolute error of 8.1 %, at worst 23 % (llm.c's GPT-2 on an H100); on TPUs at worst 9 %.
 """
 
 import dataclasses
