@@ -15,12 +15,11 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 import jax
 from tqdm import tqdm
 
-from experiments.benchmarks.resident_memory import resident_bytes
+from experiments.benchmarks.resident_memory import resident_bytes, restart_peak
 from jaxllm import models, targets
 from jaxllm.cli.experiment import run_experiment
 from jaxllm.config import Config, Count, UserPath
@@ -91,8 +90,7 @@ def measure(name: str, batch_size: int, seq_len: int) -> dict[str, int]:
     for _ in range(3):
         time.sleep(0.5)  # the buffers of the run before are freed by another thread
         ctypes.CDLL(None).malloc_trim(0)  # and what the allocator keeps of them goes back to the kernel
-        before = resident_bytes("VmRSS")
-        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again from here
+        before = restart_peak()
         state, _ = jax.block_until_ready(step(state, batch))
         measured.append(resident_bytes("VmHWM") - before)
     passing = forecast.compiler_temporaries + forecast.breakdown.get("outputs", 0)

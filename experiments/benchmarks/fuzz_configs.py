@@ -12,7 +12,6 @@ too; any other exception is a crash. Time and memory of each case are bounded.
 import collections
 import json
 import os
-import resource
 import tempfile
 import time
 from collections.abc import Iterator
@@ -23,6 +22,7 @@ from typing import Any
 import jax
 from tqdm import tqdm
 
+from experiments.benchmarks.resident_memory import resident_bytes, restart_peak
 from jaxllm import models
 from jaxllm.cli.experiment import run_experiment
 from jaxllm.cli.train import parse_config
@@ -132,7 +132,7 @@ def changed(tree: dict[str, Any], path: tuple[str, ...], value: Any) -> dict[str
 
 def _try(folder: Path) -> tuple[str, str, float, float]:
     """Go as far with plan.json as a run goes before it compiles; return (outcome, sentence, seconds, MiB)."""
-    started, before = time.time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    started, before = time.time(), restart_peak()
     outcome, sentence = "accepted", ""
     try:
         run = parse_config(["--config", "plan.json"], prog="jaxllm train", description="")
@@ -145,8 +145,8 @@ def _try(folder: Path) -> tuple[str, str, float, float]:
         if isinstance(error, KeyboardInterrupt):
             raise
         outcome, sentence = type(error).__name__, str(error)
-    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return outcome, sentence, time.time() - started, (after - before) / 1024
+    growth = (resident_bytes("VmHWM") - before) / 2**20
+    return outcome, sentence, time.time() - started, growth
 
 
 if __name__ == "__main__":

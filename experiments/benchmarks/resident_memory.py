@@ -10,3 +10,9 @@ def resident_bytes(line: str = "VmRSS") -> int:
     """
     text = Path("/proc/self/status").read_text(encoding="ascii")
     return int(text.split(f"{line}:")[1].split()[0]) * 1024
+
+
+def restart_peak() -> int:
+    """Let "VmHWM" begin anew; return the bytes that are held now."""
+    Path("/proc/self/clear_refs").write_text("5")
+    return resident_bytes("VmRSS")

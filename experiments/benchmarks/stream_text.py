@@ -6,6 +6,10 @@
 The text is the embedded corpus over and over, each time with other numbers, in one file. A process of
 its own prepares it and then reads training batches; its peak memory is compared with what it held
 after the imports.
+
+RESULT (1 December 2026, a busy machine of 2 cores): 1,000 MB are tokenised into bytes in 23 seconds; the
+process grows by 28 MB beyond its imports. Reading 300 batches from all over the text maps 505 MB more of its
+cache's pages, which the system takes back when it needs them; a batch takes 2.2 ms.
 """
 
 import json
@@ -37,11 +41,12 @@ class StreamTextConfig(Config):
 
 
 _READER = """
-import json, resource, sys, time
+import json, sys, time
+from experiments.benchmarks.resident_memory import resident_bytes
 from jaxllm import data
 import grain, tokenizers  # so that their own size is not counted
 path, tokenizer, count, cache = sys.argv[1:]
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+peak = lambda: resident_bytes("VmHWM") / 2**20
 start, before = time.time(), peak()
 corpus = data.prepare(path, tokenizer, seq_len=256, cache_dir=cache)
 prepared, after_prepare = time.time() - start, peak()

@@ -27,7 +27,7 @@ from tqdm import tqdm
 from experiments.benchmarks.turns import take_turns
 from jaxllm import host_memory, models, targets
 from jaxllm.cli.experiment import run_experiment
-from jaxllm.config import Config, Count, UserPath
+from jaxllm.config import Config, Count, CountOrZero, UserPath
 from jaxllm.models import get_preset
 from jaxllm.optim import make_optimizer
 from jaxllm.report import Claim, Report
@@ -47,7 +47,7 @@ class SubnetworksConfig(Config):
     embed_dim: Count = 512
     batch_size: Count = 16
     seq_len: Count = 256
-    rounds: Count = 5  # turns of each stage
+    rounds: CountOrZero = 5  # turns of each stage; 0: time nothing
     targets: tuple[str, ...] = ("v5e-1", "h100")
     target_model: str = "gpt2"  # the preset that is compiled for them, in bfloat16 on float32 weights
     target_batch_size: Count = 16
