@@ -8,8 +8,8 @@ rise above what was resident before (state and batch, which are already there) i
 forecast for it is the compiler's temporaries and the outputs that are not donated. Pages that a program
 reserves and never touches are not resident, so the measured figure may be below the forecast's.
 
-RESULT (1 December 2026): six steps take 1.003 to 1.049 of what was forecast; the largest error is that of layers
-that are rematerialised (160 MiB forecast).
+RESULT (1 December 2026): six steps take 1.003 to 1.049 of what was forecast; the largest error is that of
+layers that are rematerialised (160 MiB forecast).
 """
 
 import ctypes
