@@ -3,16 +3,15 @@
 VERDICT: Undecided: the hybrid of two blocks is 0.026 above its better part (-0.052 to 0.104); it equals the
 better of two hand-made mixtures (-0.002).
 
-RESULT (30 November 2026, small, 13 minutes on one core, three seeds): over two tasks the hybrid of two blocks
-is 0.026 above its better part (-0.052 to 0.104), 0.005 and 0.004 above that part at equal parameters and
-FLOPs: undecided. It is as good as the better of MambaFormer and the striped model (-0.002, -0.011 to 0.008).
-Recall: 0.998, Mamba 0.96, attention 0.62; copying: 0.991, attention 0.98, Mamba 0.88. What is searched is not
-told from uniform, random or programmed mixtures. Rounding to one part a block costs 0.50 (-0.14 to 1.13).
-The kept comparisons of searches are of unequal budgets, and tell nothing of the searches: alternating ones
-(0.107 below simultaneous search and GAEA) had half the weight updates, and a held-out half left weights half
-the data. Both are equal in the code now, and no run of it has been kept yet.
+RESULT (1 December 2026, small, 37 minutes on one shared core, three seeds): over two tasks the hybrid of two
+blocks is 0.026 above its better part (-0.052 to 0.104), 0.005 and 0.004 above that part at equal parameters
+and FLOPs: undecided. It is as good as the better of MambaFormer and the striped model (-0.002, -0.011 to
+0.008). Recall: 0.998, Mamba 0.96, attention 0.62; copying: 0.991, attention 0.98, Mamba 0.88. At equal weight
+updates and data, alternating search, simultaneous search, GAEA and mixtures from a held-out half end within
+0.001 of each other; DASH ends 0.21 lower (0.12 to 0.31). What is searched is not told from uniform, random or
+programmed mixtures. Rounding to one part a block costs 0.50 (-0.14 to 1.13).
 
-    python -m experiments.mad                                    # small: 102 runs, 2 CPU cores
+    python -m experiments.mad                                    # small: 102 runs, 40 minutes on one core
     python -m experiments.mad --preset debug                     # half a minute
     python -m experiments.mad --preset paper                     # the paper's sizes, for an accelerator
 
