@@ -242,7 +242,7 @@ def test_under_vmap_and_remat_and_with_nothing_to_do():
     [
         ({"u": jnp.zeros((2, 7))}, r"u has shape \(2, 7\) and A \(5, 3\); expected \[B, T, D\]"),
         ({"delta": jnp.zeros((2, 7, 4))}, r"delta has shape \(2, 7, 4\).* need \(2, 7, 5\)"),
-        ({"A": jnp.zeros((3, 5))}, r"delta|A has shape"),
+        ({"A": jnp.zeros((3, 5))}, r"A has shape"),
         ({"C": jnp.zeros((2, 7, 3), int)}, "C is int32; expected a float"),
         ({"segment_ids_BT": jnp.zeros((2, 6), int)}, r"segment_ids have shape \(2, 6\)"),
         ({"state_BDN": jnp.zeros((2, 3, 5))}, r"state has shape \(2, 3, 5\).* need \(2, 5, 3\)"),

@@ -52,7 +52,7 @@ def gap(left, right, device):
         a, b = (np.asarray(jax.device_put(x, device), np.float64) for x in (a, b))
         return np.max(np.abs(a - b), initial=0.0)
 
-    return max(jax.tree.leaves(jax.tree.map(difference, left, right)))
+    return np.max(jax.tree.leaves(jax.tree.map(difference, left, right)))  # NaN where any is
 
 
 def updater(optimizer):

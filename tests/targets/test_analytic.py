@@ -246,8 +246,9 @@ def test_more_parts_need_less_memory_for_activations_and_the_same_flops():
 
 def test_keeping_less_costs_flops():
     kept = [estimate(run(remat=remat), "v5e-1") for remat in ("none", "dots", "full")]
-    assert [e.activations for e in kept] == sorted([e.activations for e in kept], reverse=True)
-    assert [e.matmul_flops for e in kept] == sorted([e.matmul_flops for e in kept])
+    none, dots, full = kept
+    assert none.activations > dots.activations > full.activations
+    assert none.matmul_flops <= dots.matmul_flops < full.matmul_flops
 
 
 def test_each_mesh_axis_sends_what_it_should():

@@ -183,10 +183,10 @@ def test_priorities_follow_the_longest_chain(step):
     set_priorities(step.graph, seconds)
     longest = step.graph.longest_path_after(seconds)
     for task in step.graph.tasks:
-        for after in step.graph.successors[task.number]:
-            assert longest[after] <= longest[task.number]
-            assert step.graph.tasks[after].priority <= task.priority
-    assert max(task.priority for task in step.graph.tasks) == 64
+        after = [longest[number] for number in step.graph.successors[task.number]]
+        own = seconds[task.kernel] if task.kernel >= 0 else 0.0
+        assert longest[task.number] == pytest.approx(own + max(after, default=0.0))
+        assert task.priority == int(64 * longest[task.number] / max(longest))
     for task in step.graph.tasks:
         task.priority = 0
 

@@ -154,9 +154,13 @@ def test_a_view_may_fix_the_type_that_the_loss_computes_in(accumulate):
     def narrow(params, frozen, key):
         return jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
 
+    def narrow_loss(params, batch, key):
+        assert params["w"].dtype == jnp.bfloat16
+        return linear_loss(params, batch, key)
+
     optimizer = optax.sgd(1.0)
     before, batch = start(optimizer), make_batch()
-    step = jax.jit(make_train_step(linear_loss, optimizer, accumulate=accumulate, views=[narrow]))
+    step = jax.jit(make_train_step(narrow_loss, optimizer, accumulate=accumulate, views=[narrow]))
     after, _ = step(before, batch)
     x, y, mask = (np.float64(batch[k]) for k in ("x", "y", "mask"))
     w = np.float64(before.params["w"])
