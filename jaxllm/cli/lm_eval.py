@@ -43,8 +43,8 @@ def _source(argv: Sequence[str]) -> str | None:
 def register() -> None:
     """Make `jaxllm` the name of a model of lm_eval's, as in `lm_eval.simple_evaluate("jaxllm", ...)`.
 
-    Its `model_args` are pretrained (what `jaxllm generate` takes), checkpoint, dtype (of a pretrained model; a
-    run keeps its own) and max_gen_toks.
+    Its `model_args` are pretrained (what `jaxllm generate` takes), checkpoint, dtype (of a pretrained model;
+    a run keeps its own) and max_gen_toks.
 
     Raises:
       UserError: lm_eval is not installed.
