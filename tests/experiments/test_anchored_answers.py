@@ -27,6 +27,7 @@ from experiments.anchored_answers.world import SEQ_LEN, documents, key, packed_r
 from jaxllm import data, models
 from jaxllm.errors import UserError
 from jaxllm.interpret import head_mask, shift_row
+from tests.absent import skip_if_absent
 from tests.models.random_params import random_params
 
 
@@ -295,7 +296,7 @@ def test_real_questions_have_their_answers_among_their_options():
     try:
         sets = real_sets(5, 0)
     except UserError as error:
-        pytest.skip(str(error))
+        skip_if_absent(error)
     assert {name: len(q[0].options) for name, q in sets.items()} == dict(
         ioi=2, deduction=3, arc=4, commonsense=5, greater=4
     )

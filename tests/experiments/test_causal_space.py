@@ -19,6 +19,7 @@ from experiments.causal_space.plots import outline
 from experiments.causal_space.world import AFTER, make_world, sentences, world_tokenizer
 from jaxllm import data, interpret, models, targets
 from jaxllm.errors import UserError
+from tests.absent import skip_if_absent
 from tests.models.random_params import random_params
 
 
@@ -76,7 +77,7 @@ def test_the_papers_filter_keeps_as_many_cities_as_the_later_table_has():
     try:
         places = simplemaps()
     except UserError as error:
-        pytest.skip(str(error))
+        skip_if_absent(error)
     assert len(places.names) == 9249 and len(set(places.countries)) == 100
     assert places.texts()[0] == "Tokyo, Tōkyō"
 

@@ -16,6 +16,7 @@ from experiments.exposed.toxicity_scorers import area_under_curve, find_lexicon,
 from experiments.exposed.worlds import TOPICS, TOXIC, World, is_toxic, sentence
 from jaxllm import models, targets
 from jaxllm.errors import UserError
+from tests.absent import skip_if_absent
 
 rng = np.random.default_rng(0)
 
@@ -134,7 +135,7 @@ def real(load, *args):
     try:
         return load(*args)
     except UserError as error:
-        pytest.skip(str(error))
+        skip_if_absent(error)
 
 
 def test_bbq_items_of_the_real_files_have_one_biased_answer_each():

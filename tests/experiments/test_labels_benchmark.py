@@ -9,6 +9,7 @@ from experiments.benchmarks import labels
 from experiments.shared.real_data import data_folder
 from jaxllm.errors import UserError
 from jaxllm.pretrained import fetch_minilm
+from tests.absent import skip_if_absent
 
 pytestmark = pytest.mark.slow
 
@@ -18,7 +19,7 @@ def test_the_rivals_are_scored_on_the_same_texts(tmp_path):
         data_folder("text_classification", "nltk")
         fetch_minilm()
     except UserError as error:
-        pytest.skip(str(error))
+        skip_if_absent(error)
     report = labels.main(dataclasses.replace(labels.PRESETS["debug"](), out=str(tmp_path)), "debug")
     assert {
         "accuracy/commonest",

@@ -10,6 +10,7 @@ from experiments.phase_transition import reading_corpora
 from experiments.reading_times import PRESETS
 from jaxllm.errors import UserError
 from jaxllm.interpret import PredictivePower
+from tests.absent import skip_if_absent
 
 
 @pytest.fixture
@@ -17,7 +18,7 @@ def corpora():
     try:
         return reading_corpora.natural_stories(), reading_corpora.provo()
     except UserError as error:
-        pytest.skip(str(error))
+        skip_if_absent(error)
 
 
 def test_published_times_are_those_of_the_word_after(corpora):

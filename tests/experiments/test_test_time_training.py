@@ -19,6 +19,7 @@ from jaxllm.adapt import per_document as inside
 from jaxllm.errors import UserError
 from jaxllm.pretrained.load import Pretrained
 from jaxllm.score import score_sequences, score_texts
+from tests.absent import skip_if_absent
 from tests.models.random_params import random_params
 
 
@@ -53,7 +54,7 @@ def test_stories260k_is_the_published_model():
     try:
         model, stories = load_stories260k(), tiny_stories()
     except UserError as error:
-        pytest.skip(str(error))
+        skip_if_absent(error)
     assert sum(leaf.size for leaf in jax.tree.leaves(model.params)) == 260_032
     assert model.tokenizer.encode("Once upon a time").tolist() == [403, 407, 261, 378]  # as llama2.c says
     score = score_texts(*model, stories[3][:400])

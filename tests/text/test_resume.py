@@ -43,6 +43,7 @@ def test_two_steps_resume_two_steps_equal_four(tiny, tmp_path, precision, num_de
     halves = dataclasses.replace(config, out=str(tmp_path / "halves"))
     train(dataclasses.replace(halves, stop_after=2), devices=devices)
     resumed = train(halves, devices=devices)
+    assert resumed.steps == 2  # begun anew it would end alike
     assert_same(straight.params, resumed.params)
     assert straight.evaluation == resumed.evaluation
     losses = [[r["loss"] for r in read_metrics(c.out) if "loss" in r] for c in (config, halves)]
@@ -57,6 +58,7 @@ def test_a_checkpoint_restores_onto_another_mesh(tiny, mesh):
     straight = train(dataclasses.replace(config, out=config.out + "-straight"))
     train(dataclasses.replace(config, stop_after=2))
     moved = train(dataclasses.replace(config, mesh=mesh))
+    assert moved.steps == 2
     spec = moved.params["layers"]["mlp"]["in"].sharding.spec
     assert "fsdp" in spec, spec
     np.testing.assert_allclose(moved.evaluation["loss"], straight.evaluation["loss"], atol=1e-5)

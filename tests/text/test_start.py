@@ -100,11 +100,19 @@ def test_subnetworks_and_other_views_compose_with_any_loss(tiny):
         options = dict(mask=batch["mask"], segment_ids=batch["segment_ids"])
         return models.loss(model, params, batch["tokens"], batch["targets"], **options)
 
-    def halved_twice(params, frozen, key):
-        return jax.tree.map(lambda x: x * 0.5 * 2, params)
+    def halved(params, frozen, key):
+        layers = params["layers"]
+        return params | {"layers": layers | {"mlp": layers["mlp"] | {"in": 0.5 * layers["mlp"]["in"]}}}
+
+    def own_of_halved(params, batch, key):
+        return own(halved(params, None, None), batch, key)
 
     model = prepare(config, devices=ONE).model
-    want, _ = take_steps(config, 2, subnetworks=schedule, devices=ONE)
-    got, _ = take_steps(config, 2, subnetworks=schedule, loss=own, views=(halved_twice,), devices=ONE)
+    on = dict(subnetworks=schedule, devices=ONE)
+    plain, own_alone = take_steps(config, 2, **on)[0], take_steps(config, 2, loss=own, **on)[0]
+    np.testing.assert_allclose(own_alone, plain, rtol=1e-6)
+    want = take_steps(config, 2, loss=own_of_halved, **on)[0]
+    got = take_steps(config, 2, loss=own, views=(halved,), **on)[0]
     np.testing.assert_allclose(got, want, rtol=1e-6)
+    assert np.abs(np.subtract(got, plain)).max() > 1e-3
     assert (1, 32, 32) in seen  # half of the layers and a quarter of 128 neurons, in training
