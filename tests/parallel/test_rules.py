@@ -38,7 +38,7 @@ def test_two_axes_on_one_mesh_axis_are_refused(mesh):
 
 @pytest.mark.parametrize("preset", list(models.PRESETS))
 def test_every_parameter_of_every_preset_can_be_placed_on_a_pod(preset):
-    """16-way fsdp x 4-way tensor: what a device holds is within 2 % of an even share."""
+    """16-way fsdp x 4-way tensor: what a device holds is near an even share, or half of fsdp's alone."""
     config = models.get_preset(preset)
     pod = jax.sharding.AbstractMesh((1, 16, 4), ("data", "fsdp", "tensor"))
     shapes = models.shapes(config)
@@ -54,8 +54,10 @@ def test_every_parameter_of_every_preset_can_be_placed_on_a_pod(preset):
         ways = np.prod([pod.shape[name] for name in jax.tree.leaves(tuple(spec))])
         held += shape.size / ways
         whole += shape.size
-    # What no tensor axis can split (odd vocabularies and head counts) is split by fsdp alone.
-    assert held <= whole / 16 * 1.02
+    # What no tensor axis can split (odd vocabularies and head counts) is split by fsdp alone: 4 even shares.
+    counts = (config.known_vocab_size, *(getattr(config, n, 1) for n in ("num_heads", "num_kv_heads")))
+    even = whole > 1e7 and all(count % 4 == 0 for count in counts)  # small models are biases in good part
+    assert held <= whole / 64 * (1.15 if even else 3)
 
 
 def test_mesh_fills_in_what_is_left():

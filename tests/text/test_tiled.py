@@ -70,6 +70,9 @@ def test_a_loss_that_is_not_finite_leaves_the_state_from_before(small):
         train(config, devices=ONE)
     with Checkpoints(f"{config.out}/checkpoints") as kept:
         assert kept.latest() == failure.value.updates
+        state, _ = kept.restore(failure.value.updates, prepare(config, devices=ONE).shapes)
+    before = dataclasses.replace(config, out=config.out + "-before", stop_after=failure.value.updates)
+    jax.tree.map(np.testing.assert_array_equal, state.params, train(before, devices=ONE).params)
 
 
 @pytest.mark.slow
