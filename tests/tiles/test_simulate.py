@@ -16,7 +16,8 @@ from jaxllm.tiles.config import TileSizes
 from jaxllm.tiles.cost_model import A100_TF32, DataSheet
 from jaxllm.tiles.gpt2 import StepOptions, gpt2_step
 from jaxllm.tiles.graph import Op, Program
-from jaxllm.tiles.machines import Link, Machine, Worker, get_machine, gpu_machine, local_machine
+from jaxllm.tiles.machines import HOST, Link, Machine, Worker, get_machine, gpu_machine, local_machine
+from jaxllm.tiles.memory import Memory
 from jaxllm.tiles.policies import POLICIES
 from jaxllm.tiles.simulate import bounds, set_priorities, simulate
 
@@ -173,6 +174,22 @@ def test_hints_lower_the_peak():
     assert peaks[True, True] <= peaks[True, False] and peaks[False, True] <= peaks[False, False]
 
 
+def test_what_rests_is_evicted_first_and_alone_makes_room_ahead():
+    """Two tiles fill a device. The one used last rests, and so goes before the other."""
+    memory = Memory(machine_of(["one"], capacity=200), [100] * 4, dict.fromkeys(range(4), HOST), [])
+    for key in (0, 1):
+        memory.fetch(key, 1, 0.0)
+        memory.unpin(key, 1)
+    memory.prefetch(2, 1, 0.0)
+    assert 1 not in memory.copies[2]  # for which a tile that may be used would have to go
+    memory.wont_use(1, 0.0)
+    memory.prefetch(2, 1, 0.0)
+    assert [1 in memory.copies[key] for key in range(3)] == [True, False, True]
+    memory.wont_use(2, 0.0)
+    memory.fetch(3, 1, 0.0)
+    assert [1 in memory.copies[key] for key in range(4)] == [True, False, False, True]
+
+
 def test_dmda_moves_less_than_eager(step):
     moved = {policy: simulate(step.graph, gpus(4), SHEET, policy).moved for policy in POLICIES}
     assert moved["dmda"] < moved["dm"] and moved["dmda"] < moved["eager"]
@@ -189,6 +206,22 @@ def test_priorities_follow_the_longest_chain(step):
         assert task.priority == int(64 * longest[task.number] / max(longest))
     for task in step.graph.tasks:
         task.priority = 0
+
+
+def test_the_longest_chain_begins_first_where_priorities_count():
+    """Three short tasks are submitted before a chain of three; one worker, a second a task."""
+    program = Program()
+    x = program.tensor("x", (400,), (100,), "int8", given=True)
+    for i in (0, 1, 2, 3, 3, 3):
+        program.submit(Op("step", lambda x: (x,)), (RW, x[i]))
+    graph, table = program.graph(), Table({"step": {"one": 1.0}})
+    set_priorities(graph, table.seconds(graph, "one"))
+    order = {}
+    for policy in ("dmda", "dmdas"):
+        spans = simulate(graph, machine_of(["one"]), table, policy).spans
+        order[policy] = [span.task for span in sorted(spans, key=lambda span: span.start)]
+    assert order["dmda"] == [0, 1, 2, 3, 4, 5]
+    assert order["dmdas"][-3:] != [3, 4, 5] and order["dmdas"].index(4) < order["dmdas"].index(2)
 
 
 def test_ten_thousand_tasks_take_under_three_seconds():
