@@ -5,6 +5,7 @@ import json
 import pytest
 
 from experiments import predictive_writing
+from experiments.predictive_writing.report import judge
 from experiments.predictive_writing.study import (
     Pilot,
     answering,
@@ -62,6 +63,91 @@ def test_disturbed_lines_are_as_long_and_not_the_same():
         assert [len(a) for a in changed] == [len(b) for b in lines] and changed != lines
         assert sorted("".join(changed).lower()) == sorted("".join(lines))
     assert with_unseen(lines, 0.5, 0) != lines
+
+
+def made_up():
+    """Return figures on which all claims hold."""
+    rates = {"trie+ngram/1": 0.4, "trie+ngram/3": 0.5, "pilot/1": 0.3, "pilot/3": 0.35}
+    saved = {"all": (8.0, 12.0, 17.0), "counts": (6.0, 9.0, 13.0), "model": (4.0, 6.0, 9.0)}
+    people = {
+        "shared": [0.2] * 12, "personal": [0.1] * 4 + [0.4] * 4 + [0.3] * 4, "fading": [0.1] * 8 + [0.5] * 4
+    }  # fmt: skip
+    return {
+        "counted": {
+            ("facts", seed): {"arms": {arm: {"saving_rate": x + seed / 1000} for arm, x in rates.items()}}
+            for seed in range(3)
+        },
+        "models": {"own": {
+            "characters": [20, 30, 40], "calibration": {"model": {"raw": 0.2, "isotonic": 0.1}},
+            "arms": {f"{arm}/{shown}": {"saved": list(x)} for arm, x in saved.items() for shown in (1, 3)},
+        }},
+        "people": {
+            "curves": {name: [[x + person / 100 for x in row] for person in range(2)]
+                       for name, row in people.items()},
+            "leaks": {"to_owners": 5, "to_others": 0},
+        },
+    }  # fmt: skip
+
+
+def judged(found):
+    return {claim.claim: claim for claim in judge(predictive_writing.WritingConfig(), found)}
+
+
+BESIDE = "{} beside {} save{} more than {}, {} shown, share of keys a line"
+ADDS = BESIDE.format("own", "the counts", "s", "they do", "{}")
+ADDED = BESIDE.format("the counts", "own", "", "it does", "{}")
+PILOT = "n-grams and trie save more keys than the pilot's, {} shown: share saved"
+RANKING = "n-grams and trie save more than the pilot's ranking of the same lines, {} shown, by"
+LINE = "an isotonic line from other lines lowers the calibration error of own, by"
+PERSONAL = "a person's own words save more, once half the notes are written, by"
+FADING = "forgetting helps after a change of habit, by"
+LEAKS = "private strings suggested to others (to their owners they are: {} times)"
+
+
+def test_claims_hold_where_each_source_adds():
+    found = judged(made_up())
+    adds, added = (2 / 20 + 3 / 30 + 4 / 40) / 3, (4 / 20 + 6 / 30 + 8 / 40) / 3
+    expected = {
+        PILOT.format(1): 0.401, RANKING.format(1): 0.1, PILOT.format(3): 0.501, RANKING.format(3): 0.15,
+        ADDS.format(1): adds, ADDED.format(1): added, ADDS.format(3): adds, ADDED.format(3): added,
+        LINE: 0.1, PERSONAL: 0.2, FADING: 0.2, LEAKS.format(5): 0,
+    }  # fmt: skip
+    assert {text: claim.measured for text, claim in found.items()} == pytest.approx(expected)
+    assert all(claim.holds for claim in found.values())
+    assert found[PILOT.format(3)].interval == pytest.approx((0.501 - 0.002484, 0.501 + 0.002484), abs=1e-6)
+
+
+MODEL, CURVES, LEAKED = ("models", "own"), ("people", "curves"), ("people", "leaks")
+RATES = [{"arms": {"trie+ngram/1": {"saving_rate": 0.31 + s / 1000}, "pilot/1": {"saving_rate": 0.3},
+                   "trie+ngram/3": {"saving_rate": 0.42 + s / 1000}, "pilot/3": {"saving_rate": 0.3}}}
+         for s in range(3)]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "changes, broken",
+    [
+        ({("counted", ("facts", s)): RATES[s] for s in range(3)}, [PILOT.format(1), PILOT.format(3)]),
+        *(({("counted", ("facts", s), "arms", f"pilot/{n}", "saving_rate"): 0.55 for s in range(3)},
+           [RANKING.format(n)]) for n in (1, 3)),
+        *(({(*MODEL, "arms", f"counts/{n}", "saved"): [9.0, 13.0, 18.0]}, [ADDS.format(n)]) for n in (1, 3)),
+        *(({(*MODEL, "arms", f"model/{n}", "saved"): [9.0, 13.0, 18.0]}, [ADDED.format(n)]) for n in (1, 3)),
+        ({(*MODEL, "calibration", "model", "isotonic"): 0.3}, [LINE]),
+        ({(*CURVES, "shared"): [[0.9] * 4 + [0.5] * 4 + [0.0] * 4] * 2}, [PERSONAL]),
+        ({(*CURVES, "fading"): [[0.9] * 8 + [0.2] * 4] * 2}, [FADING]),
+        ({(*LEAKED, "to_others"): 1}, [LEAKS.format(5)]),
+        ({(*LEAKED, "to_owners"): 0}, [LEAKS.format(0)]),
+    ],
+)  # fmt: skip
+def test_a_contradiction_turns_its_own_claims_around(changes, broken):
+    found = made_up()
+    for (*path, last), value in changes.items():
+        at = found
+        for key in path:
+            at = at[key]
+        at[last] = value
+    after = judged(found)
+    assert [text for text, claim in after.items() if claim.holds is False] == broken
+    assert all(claim.holds for text, claim in after.items() if text not in broken)
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """What the study of punctuation is made of: counts, bootstrap, the channel of errors, talks kept apart."""
 
 import dataclasses
+import functools
 import json
 import os
 from types import SimpleNamespace
@@ -10,6 +11,7 @@ import pytest
 
 from experiments import punctuation_restoration as study
 from experiments.benchmarks import punctuation as benchmark
+from experiments.punctuation_restoration import report
 from experiments.punctuation_restoration.generator import (
     Discriminator,
     Generator,
@@ -49,6 +51,73 @@ def test_f1_leaves_o_out_and_the_bootstrap_is_paired():
     gain, (low, high) = bootstrap_gain(one, two, draws=200)
     assert 0 < low < gain < high
     assert bootstrap_gain(two, two, draws=50) == (0, (0, 0))
+
+
+def judged(monkeypatch, f1=(), fall=()) -> dict[str, report.Claim]:
+    """Return the claims by their texts, on made-up rows of an F1 and health that rises, changed."""
+    monkeypatch.setattr(report, "bootstrap_gain", functools.partial(bootstrap_gain, draws=20))
+    f1_of = dict(scratch=0.2, written=0.3, augmented=0.4, topic=0.5, generated=0.6, best_of_n=0.65,
+                 random=0.66, rl=0.7, upper=0.8) | dict(f1)  # fmt: skip
+
+    def counts(f1, seed):  # a block of each mark alone; on the other tests all rows are alike
+        return [[[round(1000 * f1) + seed, 1000, 1000] if c == block else [0, 0, 0] for c in range(3)]
+                for block in range(3)]  # fmt: skip
+
+    cells = {(row, seed): {"tests": {"asr": counts(value, seed), "reference": counts(0.5, 0)}}
+             for row, value in f1_of.items() for seed in (0, 1)}  # fmt: skip
+    rise = dict(utility=0.2, domain=0.3, soundness=0.4) | dict(fall)
+    health = {
+        seed: {name: [0.5, 1.5, *[9.0 - 3 * i for i in range(6)], x + 0.5 + seed / 100, x + 1.5 + seed / 100]
+               for name, x in rise.items()} | {"kl": [9.0, 2.0 + seed]}
+        for seed in (0, 1)
+    }  # fmt: skip
+    extra = {"health": health, "ablation": {}, "amount": {}, "context": {}}
+    metrics, claims = report.judge(SimpleNamespace(seeds=(0, 1)), cells, extra)
+    assert metrics["rl/kl_last"] == 2.5 and metrics["micro_f1/asr/upper"] == pytest.approx(
+        f1_of["upper"] + 0.0005
+    )
+    return {claim.claim: claim for claim in claims}
+
+
+def above(first, second):
+    return f"ASR test: micro-F1 of ({report.ROWS[first]}) above ({report.ROWS[second]}), by"
+
+
+def rises(name):
+    return f"RL: {name} rises from the first fifth of draws to the last, by"
+
+
+def test_claims_hold_where_each_row_is_above_the_one_before(monkeypatch):
+    expected = {
+        above("rl", "generated"): 0.1, above("generated", "topic"): 0.1, above("rl", "topic"): 0.2,
+        above("rl", "best_of_n"): 0.05, above("rl", "random"): 0.04, above("topic", "augmented"): 0.1,
+        above("augmented", "written"): 0.1, above("upper", "rl"): 0.1, above("topic", "scratch"): 0.3,
+        rises("utility"): 0.205, rises("domain"): 0.305, rises("soundness"): 0.405,
+    }  # fmt: skip
+    found = judged(monkeypatch)
+    assert {text: claim.measured for text, claim in found.items()} == pytest.approx(expected)
+    assert all(claim.holds for claim in found.values())
+
+
+@pytest.mark.parametrize(
+    "f1, fall, broken",
+    [
+        (dict(generated=0.75), {}, [above("rl", "generated")]),
+        (dict(generated=0.45), {}, [above("generated", "topic")]),
+        (dict(topic=0.75), {}, [above("generated", "topic"), above("rl", "topic")]),
+        (dict(best_of_n=0.75), {}, [above("rl", "best_of_n")]),
+        (dict(random=0.75), {}, [above("rl", "random")]),
+        (dict(augmented=0.55), {}, [above("topic", "augmented")]),
+        (dict(written=0.45), {}, [above("augmented", "written")]),
+        (dict(upper=0.65), {}, [above("upper", "rl")]),
+        (dict(scratch=0.55), {}, [above("topic", "scratch")]),
+        *(({}, {name: -0.3}, [rises(name)]) for name in ("utility", "domain", "soundness")),
+    ],
+)  # fmt: skip
+def test_a_contradiction_turns_its_own_claims_around(monkeypatch, f1, fall, broken):
+    found = judged(monkeypatch, f1, fall)
+    assert [text for text, claim in found.items() if claim.holds is False] == broken
+    assert all(claim.holds for text, claim in found.items() if text not in broken)
 
 
 def test_errors_come_at_their_rate_and_marks_stay_with_the_word_before():
@@ -106,14 +175,14 @@ def test_no_talk_is_on_two_sides():
 
 @pytest.mark.slow
 def test_the_debug_run_holds_together(tmp_path):
-    report = study.main(dataclasses.replace(study.PRESETS["debug"](), out=str(tmp_path)), "debug")
+    found = study.main(dataclasses.replace(study.PRESETS["debug"](), out=str(tmp_path)), "debug")
     wanted = (
         "micro_f1/asr/rl", "micro_f1/asr_aligned/upper", "f1/reference/topic/question",
         "micro_f1/noise_0.2/rl", "count/asr/comma", "ablation/soundness_without_kl/dev",
         "right_context/2/micro_f1",
     )  # fmt: skip
-    assert set(wanted) <= set(report.metrics)
-    assert len(report.claims) == 7
+    assert set(wanted) <= set(found.metrics)
+    assert len(found.claims) == 7
     assert json.loads((tmp_path / "report.json").read_text())["experiment"] == "punctuation_restoration"
     assert all((tmp_path / f"{name}.png").exists() for name in ("rows", "health", "context"))
 
