@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxllm_kernels.compat import varying_like
 from jaxllm_kernels.dispatch import dispatch
 from jaxllm_kernels.linear_cross_entropy import reference, xla
+from jaxllm_kernels.linear_cross_entropy.labels import refuse_unknown, settle, settle_hidden, weighted
 from jaxllm_kernels.linear_cross_entropy.options import CPU_SIZES, DEVICE_SIZES, Options
 
 IMPLEMENTATIONS = ("reference", "xla", "pallas_tpu", "pallas_gpu")
@@ -52,10 +53,13 @@ def linear_cross_entropy(
     Args:
       hidden_BTD: [B, T, D] or [N, D].
       weights: [D, V], or [V, D] with vocab_axis=0 (a tied token table): neither is transposed.
-      labels_BT: int [B, T] or [N]; any value where the token weight is 0.
-      token_weights_BT: weight of each token, 0 leaves it out; None: 1, or 0 where the label is negative
-        (-100, as torch has it). No gradient.
-      limits_BT: int, at least 1: a token's softmax is over this many leading columns; None: all.
+      labels_BT: int [B, T] or [N]; any value where the token weight is 0. A negative one (-100, as torch has
+        it) does not count. One that is beyond the vocabulary or its limit and counts makes the sums and
+        the gradients NaN, or an error if labels, token weights and limits are NumPy's.
+      token_weights_BT: weight of each token, 0 leaves it out, whatever its hidden states; None: 1. No
+        gradient.
+      limits_BT: int, at least 1 where the token counts: its softmax is over this many leading columns;
+        None: all.
       vocab_axis: which axis of weights is the vocabulary.
       z_loss: coefficient of logsumexp**2, added to each token's loss (PaLM, arXiv 2204.02311).
       vocab_axis_name: inside `shard_map`, the mesh axes over which weights' vocabulary is spread,
@@ -71,13 +75,18 @@ def linear_cross_entropy(
       2.0794
     """
     options = Options(vocab_axis, float(z_loss), vocab_axis_name)
-    _check(hidden_BTD, weights, labels_BT, token_weights_BT, limits_BT, options, implementation)
+    _check(hidden_BTD, weights, labels_BT, token_weights_BT, limits_BT, options, implementation, logits_bytes)
+    size = options.shards() * weights.shape[vocab_axis]
+    refuse_unknown("labels", labels_BT, token_weights_BT, size, limits_BT)
     labels_BT, limits_BT = _int32(labels_BT, limits_BT)
     if token_weights_BT is None:
-        token_weights_BT = labels_BT >= 0
+        token_weights_BT = jnp.ones_like(labels_BT)
     token_weights_BT = jax.lax.stop_gradient(token_weights_BT.astype(jnp.float32))
-    # Labels that do not count may hold any id, which must not reach a gather.
-    labels_BT = jnp.where(token_weights_BT != 0, labels_BT, 0)
+    # From here on labels that do not count, or do not exist, are 0: safe in a gather.
+    labels_BT, token_weights_BT = settle(labels_BT, token_weights_BT, _sizes(size, limits_BT))
+    if limits_BT is not None:
+        limits_BT = jnp.where(limits_BT > 0, limits_BT, size)  # below 1: out already, or NaN
+    hidden_BTD = settle_hidden(hidden_BTD, token_weights_BT)
     if implementation == "reference" or labels_BT.size == 0:
         nll, z = reference.linear_cross_entropy(
             hidden_BTD, weights, labels_BT, token_weights_BT, limits_BT, options
@@ -105,14 +114,20 @@ def token_log_probs(
 ) -> tuple[jax.Array, jax.Array]:
     """Return (log softmax(hidden @ weights)[label], logsumexp of the logits), float32 [B, T] each.
 
-    Labels must be in [0, V). Differentiable any number of times; a gradient recomputes the logits.
-    "xla" and "reference" are so in forward mode too. Arguments as in `linear_cross_entropy`.
+    The log probability is NaN of a label outside [0, V) or not below its limit; NumPy labels are refused.
+    Differentiable any number of times; a gradient recomputes the logits. "xla" and "reference" are so in
+    forward mode too. Arguments as in `linear_cross_entropy`.
     """
     options = Options(vocab_axis, vocab_axis_name=vocab_axis_name)
-    _check(hidden_BTD, weights, labels_BT, None, limits_BT, options, implementation)
+    _check(hidden_BTD, weights, labels_BT, None, limits_BT, options, implementation, logits_bytes)
+    size = options.shards() * weights.shape[vocab_axis]
+    refuse_unknown("labels", labels_BT, None, size, limits_BT, may_be_negative=False)
     labels_BT, limits_BT = _int32(labels_BT, limits_BT)
+    ones_BT = jnp.ones(labels_BT.shape, jnp.float32)
+    labels_BT, exists_BT = settle(labels_BT, ones_BT, _sizes(size, limits_BT))
     if implementation == "reference" or labels_BT.size == 0:
-        return reference.token_log_probs(hidden_BTD, weights, labels_BT, limits_BT, options)
+        log_prob_BT, lse_BT = reference.token_log_probs(hidden_BTD, weights, labels_BT, limits_BT, options)
+        return jnp.where(exists_BT == 1, log_prob_BT, jnp.nan), lse_BT
     arrays = _alike(*_with_batch(hidden_BTD, weights, labels_BT, limits_BT))
     fixed = _Fixed(options, logits_bytes, implementation)
     if implementation == "xla":
@@ -124,7 +139,7 @@ def token_log_probs(
     loss_BT, _ = options.losses(lse_BT, label_BT)
     if vocab_axis_name is not None:
         loss_BT = jax.lax.psum(loss_BT, vocab_axis_name)
-    return -loss_BT, lse_BT
+    return jnp.where(exists_BT == 1, -loss_BT, jnp.nan), lse_BT
 
 
 class _Fixed(NamedTuple):
@@ -170,7 +185,7 @@ def _kernel_sums(
     lse_N, label_N = module.stats(hidden_ND, weights, *local, options=options)
     lse_N = options.combine(lse_N)
     losses = options.losses(lse_N, label_N)
-    sums = tuple(jnp.sum(weight_N * x_N) for x_N in losses)
+    sums = tuple(jnp.sum(weighted(weight_N, x_N)) for x_N in losses)
     if not with_gradients:
         return sums
     slopes = options.slopes(lse_N, weight_N)
@@ -307,6 +322,11 @@ def _automatic_devices() -> int:
     return math.prod(size for size, kind in kinds if kind != jax.sharding.AxisType.Manual)
 
 
+def _sizes(size: int, limits_BT):
+    """Return how many labels there are, or how many each token has."""
+    return size if limits_BT is None else jnp.minimum(limits_BT, size)
+
+
 def _int32(*arrays):
     return (x if x is None else jnp.asarray(x, jnp.int32) for x in arrays)
 
@@ -323,13 +343,13 @@ def _alike(*arrays):
     return [x if x is None else varying_like(x, *arrays) for x in arrays]
 
 
-def _check(hidden, weights, labels, token_weights, limits, options: Options, implementation):
+def _check(hidden, weights, labels, token_weights, limits, options: Options, implementation, logits_bytes):
     if implementation not in (None, *IMPLEMENTATIONS):
         raise ValueError(f"implementation '{implementation}' is not one of {IMPLEMENTATIONS}")
     if hidden.ndim not in (2, 3):
         raise ValueError(f"hidden {hidden.shape} is neither [B, T, D] nor [N, D]")
     vocab_axis = options.vocab_axis
-    if vocab_axis not in (0, 1) or weights.shape[1 - vocab_axis] != hidden.shape[-1]:
+    if vocab_axis not in (0, 1) or weights.ndim != 2 or weights.shape[1 - vocab_axis] != hidden.shape[-1]:
         raise ValueError(
             f"weights {weights.shape} with vocab_axis={vocab_axis} do not fit hidden {hidden.shape}"
         )
@@ -338,3 +358,8 @@ def _check(hidden, weights, labels, token_weights, limits, options: Options, imp
     for name, array in {"labels": labels, "token_weights": token_weights, "limits": limits}.items():
         if array is not None and array.shape != hidden.shape[:-1]:
             raise ValueError(f"{name} {array.shape} do not fit hidden {hidden.shape}")
+    for name, array in {"labels": labels, "limits": limits}.items():
+        if array is not None and not jnp.issubdtype(array.dtype, jnp.integer):
+            raise ValueError(f"{name} are of type {array.dtype}; give whole numbers, such as int32")
+    if logits_bytes is not None and logits_bytes < 1:
+        raise ValueError(f"logits_bytes={logits_bytes} holds no logits; give a positive number, or None")

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxllm_kernels.dtypes import widened
+from jaxllm_kernels.linear_cross_entropy.labels import weighted
 from jaxllm_kernels.linear_cross_entropy.options import MASKED, Options
 
 
@@ -29,4 +30,5 @@ def token_log_probs(hidden, weights, labels, limits, options: Options):
 def linear_cross_entropy(hidden, weights, labels, token_weights, limits, options: Options):
     """Return (sum of weight * -log p, z_loss * sum of weight * logsumexp**2)."""
     log_probs, lse = token_log_probs(hidden, weights, labels, limits, options)
-    return -jnp.sum(token_weights * log_probs), options.z_loss * jnp.sum(token_weights * lse**2)
+    nll, z = (jnp.sum(weighted(token_weights, x)) for x in (-log_probs, lse**2))
+    return nll, options.z_loss * z

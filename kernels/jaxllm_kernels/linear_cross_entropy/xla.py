@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxllm_kernels.compat import dot_general_float32, varying_like
+from jaxllm_kernels.linear_cross_entropy.labels import weighted
 from jaxllm_kernels.linear_cross_entropy.options import MASKED, Options, Sizes
 
 _CPU_ROWS = 128  # of SmolLM2's logits are 25 MB, and 1.7 times as fast as 512
@@ -133,7 +134,7 @@ def _sums(stats, counted_Bt, options: Options):
     """Return ((cross-entropy, z-loss) of a chunk, logsumexp, its losses' slopes)."""
     lse_Bt, label_Bt = stats
     lse_Bt = options.combine(lse_Bt)
-    sums = tuple(jnp.sum(counted_Bt * x_Bt) for x_Bt in options.losses(lse_Bt, label_Bt))
+    sums = tuple(jnp.sum(weighted(counted_Bt, x_Bt)) for x_Bt in options.losses(lse_Bt, label_Bt))
     return sums, lse_Bt, options.slopes(lse_Bt, counted_Bt)
 
 
@@ -148,7 +149,7 @@ def _stats(hidden_BtD, weights, labels_Bt, limits_Bt, options, sizes, keep_logit
     if not _in_blocks(sizes, V):
         logits_BtV = _logits(hidden_BtD, weights, 0, V, limits_Bt, options)
         # A comparison, not a gather: it fuses, and a sharded vocabulary stays sharded.
-        hit = (logits_BtV > MASKED) & (_columns(logits_BtV.shape, 0) == labels_Bt[..., None])
+        hit = _columns(logits_BtV.shape, 0) == labels_Bt[..., None]
         label_Bt = jnp.sum(jnp.where(hit, logits_BtV, 0.0), axis=-1)
         lse_Bt = jax.nn.logsumexp(logits_BtV, axis=-1)
         return (lse_Bt, label_Bt), logits_BtV if keep_logits else None
@@ -163,7 +164,7 @@ def _stats(hidden_BtD, weights, labels_Bt, limits_Bt, options, sizes, keep_logit
         # Of one device's cache a gather is cheaper than a pass.
         at_Bt = labels_Bt - start
         found_Bt = jnp.take_along_axis(logits_Btv, jnp.clip(at_Bt, 0, length - 1)[..., None], axis=-1)[..., 0]
-        here = (at_Bt >= 0) & (at_Bt < length) & (found_Bt > MASKED)
+        here = (at_Bt >= 0) & (at_Bt < length)
         carry = (higher_Bt, sum_Bt, label_Bt + jnp.where(here, found_Bt, 0.0))
         return carry, logits_Btv if keep_logits else None
 
@@ -187,7 +188,6 @@ def _gradients(hidden_BtD, weights, labels_Bt, slopes, blocks, d_weights, option
 
     def one(logits_Btv, start, length):
         hit = _columns(logits_Btv.shape, start) == labels_Bt[..., None]
-        hit &= logits_Btv > MASKED
         d_logits_Btv = options.d_logits(logits_Btv, hit, lse_Bt1, slopes)
         d_logits_Btv = d_logits_Btv.astype(hidden_BtD.dtype)
         block = _slice(weights, start, length, options).astype(hidden_BtD.dtype)
