@@ -116,6 +116,55 @@ def test_tokens_of_weight_0_may_be_anything(form):
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(got[1]))
 
 
+# Token (0, 0) of group 1, which has 3 slots.
+@pytest.mark.parametrize("form", FORMS)
+def test_a_token_that_does_not_exist_is_loud_and_one_left_out_adds_nothing(form):
+    hidden, weights, tokens, _ = inputs(form)
+    groups, slots = GROUP[tokens], SLOT[tokens]
+    groups[0, 0] = 1
+    ones = np.ones((B, T), np.float32)
+
+    def total(hidden, weights, *rows):
+        of = grouped_cross_entropy(
+            hidden, weights, *rows[:2], SIZES, token_weights_BT=rows[2], scale=SCALE[form]
+        )
+        return of.total
+
+    def put(array, value):
+        array = array.copy()
+        array[0, 0] = value
+        return array
+
+    step = jax.jit(jax.value_and_grad(total, (0, 1)))
+    want = step(hidden, weights, groups, put(slots, 0), put(ones, 0))
+    bad = hidden.at[0, 0].set(jnp.nan)
+    left_out = [
+        (put(groups, -1), slots, ones),
+        (groups, put(slots, -1), ones),
+        (groups, put(slots, 9), put(ones, 0)),
+    ]
+    for rows in left_out:
+        found = step(bad, weights, *rows)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, want)
+    wrong = {"groups hold 5": (put(groups, G), slots), "slots hold 3": (groups, put(slots, 3))}
+    for name, rows in wrong.items():
+        value, gradients = step(hidden, weights, *rows, ones)
+        assert np.isnan(value) and np.isnan(gradients[0][0, 0]).all()
+        with pytest.raises(ValueError, match=f"{name}, and that token's softmax is over"):
+            total(hidden, weights, *rows, ones)
+
+
+def test_scaled_logits_in_float64_sum_over_chunks():
+    hidden, weights, tokens, _ = inputs("logits")
+    with jax.enable_x64(True):
+        wide = weights._replace(scale_GX=np.float64(weights.scale_GX), shift_GX=np.float64(weights.shift_GX))
+        run = functools.partial(grouped_cross_entropy, scale="logits", logits_bytes=4 * 2 * 5 * 4 * 2)
+        rows = GROUP[tokens], SLOT[tokens], SIZES
+        found, want = (jax.jit(run)(hidden, w, *rows) for w in (wide, weights))
+    assert found.total.dtype == jnp.float32
+    assert found.total == pytest.approx(float(want.total), rel=1e-6)
+
+
 def test_one_group_is_the_ordinary_head():
     hidden, _, tokens, _ = inputs("hidden")
     V = len(GROUP)
@@ -182,3 +231,7 @@ def test_shapes_that_do_not_fit_are_refused():
         grouped_cross_entropy(hidden, weights, tokens, tokens, SIZES, scale="slots")
     with pytest.raises(ValueError, match="group_sizes"):
         grouped_cross_entropy(hidden, weights, tokens, tokens, SIZES[:2])
+    with pytest.raises(ValueError, match="token_weights"):
+        grouped_cross_entropy(hidden, weights, tokens, tokens, SIZES, token_weights_BT=tokens[:1])
+    with pytest.raises(ValueError, match="scale 'hiden' is none of"):
+        joint_log_probs(hidden, weights, SIZES, scale="hiden")

@@ -11,11 +11,13 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxllm_kernels.compat import dot_general_float32, varying_like
 from jaxllm_kernels.dtypes import in_widest
 from jaxllm_kernels.grouped_cross_entropy.own_slots import own_slots_loss
 from jaxllm_kernels.linear_cross_entropy import linear_cross_entropy
+from jaxllm_kernels.linear_cross_entropy.labels import refuse_unknown, settle, settle_hidden, weighted
 from jaxllm_kernels.linear_cross_entropy.options import DEVICE_SIZES, MASKED
 from jaxllm_kernels.linear_cross_entropy.xla import over_chunks, time_chunk
 
@@ -59,28 +61,30 @@ def grouped_cross_entropy(
       hidden_BTD: [B, T, D].
       weights: see GroupedWeights.
       groups_BT: int [B, T], each token's group in [0, G); any value where the token weight is 0.
-      slots_BT: int [B, T], its place in the group, below the group's size; likewise.
+      slots_BT: int [B, T], its place in the group, below the group's size; likewise. A token of negative
+        group or slot does not count; one that counts and does not exist makes the sums and the gradients NaN,
+        or an error if labels, group sizes and token weights are NumPy's.
       group_sizes_G: int [G], how many slots of each group hold tokens; at least 1.
-      token_weights_BT: [B, T] weight of each token, 0 leaves it out; None: 1, or 0 where the group is
-        negative. No gradient.
+      token_weights_BT: [B, T] weight of each token, 0 leaves it out; None: 1. No gradient.
       scale: what weights' scale and shift apply to: "hidden", t = (h * a + b) W, or "logits",
         t = (h W) * a + b, with a and b of the token's group. The first is the richer one. "none":
         there are none, t = h W, W shared or the group's own.
       logits_bytes: see `linear_cross_entropy`.
       implementation: see `linear_cross_entropy`. scale="logits" and own weights know "xla" only.
     """
-    _check(hidden_BTD, weights, groups_BT, slots_BT, group_sizes_G, scale)
+    _check(weights, group_sizes_G, scale)
+    _check_tokens(hidden_BTD, weights, groups_BT, slots_BT, group_sizes_G, token_weights_BT)
     if groups_BT.size == 0:
         return GroupedLossSums(*[jnp.zeros((), jnp.float32)] * 3)
     group_sizes_G = jnp.asarray(group_sizes_G, jnp.int32)
+    groups_BT, slots_BT = (jnp.asarray(x_BT, jnp.int32) for x_BT in (groups_BT, slots_BT))
     if token_weights_BT is None:
-        token_weights_BT = groups_BT >= 0
+        token_weights_BT = jnp.ones_like(groups_BT)
     token_weights_BT = jax.lax.stop_gradient(token_weights_BT.astype(jnp.float32))
-    # Masked tokens may hold any group and slot; use 0 for indexing.
-    counted_BT = token_weights_BT != 0
-    groups_BT, slots_BT = (
-        jnp.where(counted_BT, jnp.asarray(x_BT, jnp.int32), 0) for x_BT in (groups_BT, slots_BT)
-    )
+    groups_BT, token_weights_BT = settle(groups_BT, token_weights_BT, len(group_sizes_G))
+    limits_BT = group_sizes_G[groups_BT]
+    slots_BT, token_weights_BT = settle(slots_BT, token_weights_BT, limits_BT)
+    hidden_BTD = settle_hidden(hidden_BTD, token_weights_BT)
     common = dict(token_weights_BT=token_weights_BT, logits_bytes=logits_bytes)
 
     group = linear_cross_entropy(
@@ -90,7 +94,6 @@ def grouped_cross_entropy(
         implementation=implementation,
         **common,
     ).total
-    limits_BT = group_sizes_G[groups_BT]
     if weights.slots.ndim == 3:
         rows = groups_BT, slots_BT, token_weights_BT
         groups_N, slots_N, token_weights_N = (x_BT.reshape(-1) for x_BT in rows)
@@ -127,6 +130,8 @@ def joint_log_probs(
     [..., G, D] and its product with the slots' weights, otherwise one product with those.
     """
 
+    _check(weights, group_sizes_G, scale)
+
     def alike(x_GX):
         return jax.lax.broadcast_to_rank(x_GX, hidden.ndim + 1)
 
@@ -159,7 +164,7 @@ def _scaled_logits_loss(hidden_BTD, weights, groups_BT, slots_BT, limits_BT, tok
         logits_BtK = jnp.where(columns_K[None, None] < limits_Bt[..., None], logits_BtK, MASKED)
         label_Bt = jnp.take_along_axis(logits_BtK, slots_Bt[..., None], axis=-1)[..., 0]
         loss_Bt = jax.nn.logsumexp(logits_BtK, axis=-1) - label_Bt
-        return total + jnp.sum(token_weights_Bt * loss_Bt), None
+        return total + jnp.sum(weighted(token_weights_Bt, loss_Bt)).astype(jnp.float32), None
 
     pieces = hidden_BTD, groups_BT, slots_BT, limits_BT, token_weights_BT
     # Four arrays of a chunk's shape: logits, scale, shift and the logits' gradient.
@@ -188,7 +193,7 @@ def _with_bias(weights_DX, bias_X):
     return jnp.concatenate([weights_DX, bias_X[None].astype(weights_DX.dtype)])
 
 
-def _check(hidden_BTD, weights: GroupedWeights, groups_BT, slots_BT, group_sizes_G, scale):
+def _check(weights: GroupedWeights, group_sizes_G, scale):
     if scale not in ("hidden", "logits", "none"):
         raise ValueError(f"scale '{scale}' is none of 'hidden', 'logits', 'none'")
     D, G = weights.groups_DG.shape
@@ -202,10 +207,19 @@ def _check(hidden_BTD, weights: GroupedWeights, groups_BT, slots_BT, group_sizes
         found = None if array is None else array.shape
         if found != shape:
             raise ValueError(f"{name} {found} is not {shape} (scale={scale!r})")
-    if hidden_BTD.ndim != 3 or hidden_BTD.shape[2] != D:
-        raise ValueError(f"hidden {hidden_BTD.shape} is not [B, T, {D}]")
-    for name, array in {"groups": groups_BT, "slots": slots_BT}.items():
-        if array.shape != hidden_BTD.shape[:2]:
-            raise ValueError(f"{name} {array.shape} do not fit hidden {hidden_BTD.shape}")
     if group_sizes_G.shape != (G,):
         raise ValueError(f"group_sizes {group_sizes_G.shape} is not [G] = {(G,)}")
+
+
+def _check_tokens(hidden_BTD, weights, groups_BT, slots_BT, group_sizes_G, token_weights_BT):
+    D, G = weights.groups_DG.shape
+    if hidden_BTD.ndim != 3 or hidden_BTD.shape[2] != D:
+        raise ValueError(f"hidden {hidden_BTD.shape} is not [B, T, {D}]")
+    for name, array in {"groups": groups_BT, "slots": slots_BT, "token_weights": token_weights_BT}.items():
+        if array is not None and array.shape != hidden_BTD.shape[:2]:
+            raise ValueError(f"{name} {array.shape} do not fit hidden {hidden_BTD.shape}")
+    refuse_unknown("groups", groups_BT, token_weights_BT, G)
+    if all(isinstance(x, np.ndarray) for x in (groups_BT, slots_BT, group_sizes_G)):
+        inside_BT = (groups_BT >= 0) & (groups_BT < G)
+        sizes_BT = group_sizes_G[np.where(inside_BT, groups_BT, 0)]
+        refuse_unknown("slots", np.where(inside_BT, slots_BT, -1), token_weights_BT, sizes_BT)

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxllm_kernels.compat import dot_general_float32, varying_like
+from jaxllm_kernels.linear_cross_entropy.labels import weighted
 from jaxllm_kernels.linear_cross_entropy.options import MASKED
 
 _ROWS = (16, 256)  # of a block: fewest and most
@@ -60,7 +61,7 @@ def _forward(hidden_ND, slots_GKD, labels):
         total, lse_PM = carry
         block = _Block(hidden_ND, slots_GKD, labels, blocks, p)
         lse_M = jax.nn.logsumexp(block.logits_MK, axis=-1)
-        total += jnp.sum(block.token_weights_M * (lse_M - block.label_logits_M))
+        total += jnp.sum(weighted(block.token_weights_M, lse_M - block.label_logits_M))
         return total, lse_PM.at[p].set(lse_M)
 
     start = jnp.zeros((), jnp.float32), jnp.zeros(blocks.tokens_PM.shape, jnp.float32)

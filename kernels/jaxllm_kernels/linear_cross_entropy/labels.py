@@ -30,7 +30,7 @@ def refuse_unknown(name: str, labels, token_weights, size, limits=None, *, may_b
     """Raise a ValueError if a label that counts is not below `size` and its limit, where all are NumPy's."""
     if not all(x is None or isinstance(x, np.ndarray) for x in (labels, token_weights, limits)):
         return
-    sizes = np.full(labels.shape, size) if limits is None else np.minimum(size, limits)
+    sizes = np.broadcast_to(size if limits is None else np.minimum(size, limits), labels.shape)
     wrong = (labels >= sizes) & (labels >= 0) if may_be_negative else (labels >= sizes) | (labels < 0)
     if token_weights is not None:
         wrong &= token_weights != 0
