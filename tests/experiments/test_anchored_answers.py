@@ -282,7 +282,6 @@ def test_claims_follow_from_what_was_found(tmp_path, seeds):
     assert not any("the English article" in text for text in verdicts)  # the plain texts had none
     assert found("ORACLE: with each prompt's right letter") == "holds" == found("ORACLE: a wrong letter")
     assert [claim.paper for text, claim in claims.items() if "failing prompts are right" in text] == [1]
-    assert found("anchored-bias rate on ioi, whole vocabulary") in ("holds", "fails", "undecided")
     assert "**no**" not in edit_table(runs) and "other active row" in edit_table(runs)
     assert "| kind |" in set_table(runs) and "above its threshold of 4" in row_table(runs)
     assert summary(runs)["accuracy/random row"] == pytest.approx(
@@ -290,6 +289,18 @@ def test_claims_follow_from_what_was_found(tmp_path, seeds):
     )
     plot(tmp_path, "gpt2", runs)
     assert {path.name for path in tmp_path.iterdir()} == {"gpt2-edits.png", "gpt2-components.png"}
+
+
+@pytest.mark.parametrize("rate, verdict", [(0.36, "holds"), (0.34, "fails"), (0.57, "fails")])
+@pytest.mark.parametrize("seeds", [(0,), (0, 1, 2)])
+def test_the_anchored_rate_is_the_published_one_of_its_set_within_a_tenth(seeds, rate, verdict):
+    """GPT-2's is 0.455 of ioi; of the other set here nothing is published."""
+    runs = [fabricated(seed) for seed in seeds]
+    for seed, run in zip(seeds, runs, strict=True):
+        rates = rate + seed / 1e3 + np.array([-1e-3, 0, 1e-3, 9, 9, 9])
+        run["everything"] = run["everything"] | {"anchored_full": rates}
+    [claim] = [claim for claim in judge("gpt2", runs) if "anchored-bias rate on" in claim.claim]
+    assert (claim.paper, claim.verdict) == (0.455, verdict)
 
 
 def test_real_questions_have_their_answers_among_their_options():

@@ -93,7 +93,7 @@ def test_a_run_is_kept_and_gone_on_with(tmp_path, monkeypatch):
     config = dataclasses.replace(TINY, out=str(tmp_path))
     report = sinks.main(config, "debug")
     assert (tmp_path / "report.json").is_file() and (tmp_path / "sinks.png").is_file()
-    assert {claim.holds for claim in report.claims} <= {True, False, None} and len(report.claims) == 9
+    assert len(report.claims) == 9
     monkeypatch.setattr(training, "train_epochs", lambda *_: pytest.fail("a kept cell was trained again"))
     assert sinks.main(config, "debug").metrics == report.metrics
 

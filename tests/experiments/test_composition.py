@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from experiments import composition
-from experiments.composition import penalty, runs, softmax1
+from experiments.composition import penalty, policy, runs, softmax1
 from experiments.composition.llama import llama
 from jaxllm import models
 from jaxllm.errors import UserError
@@ -138,12 +138,58 @@ def test_token_by_token_a_hybrid_with_softmax_1_says_the_same():
     assert jnp.abs(read[0] - read[1]).max() > 1e-4
 
 
+TAKEN = "{}: the penalty takes off attention that copies, of the whole model, a token"
+COSTS = "under subnetworks the penalty costs at most 2 % of held-out loss"
+COPIES, LOSS = "attention_that_copies/", "heldout_loss/"
+ROSE = "adamw_bf16_sr: the tagger's log-probability of the drawn marks rises by"
+AS_FAR = "its rise less float32 AdamW's, at least -0.2"
+FIGURES = {
+    f"{COPIES}plain": 0.5, f"{COPIES}penalty": 0.2, f"{COPIES}subnetworks": 0.4,
+    f"{COPIES}subnetworks, penalty": 0.3, f"{LOSS}plain": 9.0, f"{LOSS}penalty": 9.0,
+    f"{LOSS}subnetworks": 2.0, f"{LOSS}subnetworks, penalty": 2.02,
+    "rise/adamw_bf16_sr": 0.5, "rise/float32": 0.6,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "changes, broken",
+    [
+        ({}, None),
+        ({f"{COPIES}penalty": 0.6}, TAKEN.format("plain")),
+        ({f"{COPIES}subnetworks, penalty": 0.6}, TAKEN.format("subnetworks")),
+        ({f"{LOSS}subnetworks, penalty": 2.06}, COSTS),
+        ({"rise/adamw_bf16_sr": -0.1, "rise/float32": 0.0}, ROSE),
+        ({"rise/float32": 0.8}, AS_FAR),
+    ],
+)
+def test_claims_of_the_penalty_and_the_policy_are_on_their_own_figures(monkeypatch, config, changes, broken):
+    measured = lambda config, seed: {key: x + seed / 1000 for key, x in (FIGURES | changes).items()}
+    monkeypatch.setattr(penalty, "_penalised", measured)
+    monkeypatch.setattr(policy, "_rises", measured)
+    for module, name in (
+        (penalty, "_penalised_job"), (penalty, "prepare"), (penalty, "refusal"), (policy, "_generator"),
+        (policy, "policy_job"), (runs.Finding, "costs"),
+    ):  # fmt: skip
+        monkeypatch.setattr(module, name, lambda *_, **__: (None, {}))
+    claims = penalty.penalised_subnetworks(config).claims + policy.policy_in_bfloat16(config).claims
+    expected = {TAKEN.format("plain"): 0.3, TAKEN.format("subnetworks"): 0.1, COSTS: 0.01, ROSE: 0.5005,
+                AS_FAR: -0.1}  # fmt: skip
+    assert [claim.claim for claim in claims] == list(expected)
+    if broken:
+        assert {claim.claim: claim.holds for claim in claims if claim.holds is not True} == {broken: False}
+    else:
+        assert [claim.measured for claim in claims] == pytest.approx(list(expected.values()), abs=1e-5)
+        assert all(claim.holds for claim in claims)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["llama", "policy", "softmax1", "penalty"])  # the others take minutes
-def test_the_debug_run_of_each_combination_ends_in_a_report(name, tmp_path):
+@pytest.mark.parametrize(  # the others take minutes
+    "name, claims, exact", [("llama", 8, 2), ("policy", 2, 0), ("softmax1", 3, 1), ("penalty", 3, 0)]
+)
+def test_the_debug_run_of_each_combination_ends_in_a_report(name, claims, exact, tmp_path):
     config = dataclasses.replace(composition.PRESETS["debug"](), combinations=(name,), out=str(tmp_path))
     composition.main(config)
     report = json.loads((tmp_path / "report.json").read_text())
     assert all(key.startswith(f"{name}/") for key in report["metrics"])
-    exact = [claim for claim in report["claims"] if ", at most " in claim["claim"]]
-    assert all(claim["holds"] for claim in exact)
+    said = [claim for claim in report["claims"] if ", at most " in claim["claim"]]
+    assert len(report["claims"]) == claims and len(said) == exact and all(claim["holds"] for claim in said)

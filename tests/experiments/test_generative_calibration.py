@@ -82,24 +82,76 @@ def test_a_prompt_that_expects_one_label_is_repaired_by_its_own_inputs():
     np.testing.assert_allclose(after["pmi"], score.keep_as_given(np.array(found["queries"])), atol=1e-12)
 
 
+CONFIG = dataclasses.replace(
+    calibration.CalibrationConfig(), data=("mr", "cr"), more_shots=(), more_data=(), seeds=(0, 1, 2),
+    samples=16,
+)  # fmt: skip
+
+
 def test_claims_follow_the_scores():
-    config = dataclasses.replace(
-        calibration.CalibrationConfig(),
-        data=("mr", "cr"),
-        more_shots=(),
-        more_data=(),
-        seeds=(0, 1, 2),
-        samples=16,
-    )
-    keys = [(s, 4, seed) for s in config.data for seed in config.seeds]
-    keys += [("mr", c, seed) for seed in config.seeds for c in ((2, 2), (3, 1), (4, 0), (0, 4), (1, 3))]
+    keys = [(s, 4, seed) for s in CONFIG.data for seed in CONFIG.seeds]
+    keys += [("mr", c, seed) for seed in CONFIG.seeds for c in ((2, 2), (3, 1), (4, 0), (0, 4), (1, 3))]
     for shift, holds in ((3.0, True), (0.0, False)):
         cells = {key: made_up(seed, shift) for seed, key in enumerate(keys)}
         scores = {key: calibration.score_cell(found) for key, found in cells.items()}
-        metrics, claims = calibration.judge(config, cells, scores)
+        metrics, claims = calibration.judge(CONFIG, cells, scores)
         gain = np.mean([scores[k]["generative"] - scores[k]["icl"] for k in keys[:6]])
         assert claims[0].measured == pytest.approx(gain) and (claims[0].holds is True) == holds
         assert metrics["rejection_rate"] == pytest.approx(12 / (12 + 6 * 16))
+
+
+FIGURES = {
+    "icl": 0.3, "channel": 0.4, "prototypical": 0.1, "contextual": 0.5, "domain": 0.6, "pmi": 0.1,
+    "batch": 0.7, "generative": 0.8, "generative_normalised": 0.1, "generative/8": 0.79,
+    "generative/16": 0.8, "auroc": 0.9, "auroc/channel": 0.6, "auroc_change": 0.0,
+}  # fmt: skip
+ABOVE = {name: f"generative calibration's macro-F1 is above {whose}, by" for name, whose in {
+    "icl": "plain in-context learning's", "contextual": "contextual calibration's",
+    "domain": "domain-context calibration's (transductive)", "channel": "a noisy channel's",
+    "batch": "batch calibration's (transductive, not in the paper)",
+}.items()}  # fmt: skip
+CALMER = "macro-F1 varies less over prompts than plain in-context learning's (standard deviation), by"
+UNMOVED = "macro-AUROC is the same under every prior (largest change)"
+UNEVEN = "mr: calibration gains more after 4 and 0 exemplars than after 2 and 2, by"
+ENOUGH = "8 inputs do as well as 16: macro-F1 lost is below 0.02"
+
+
+def judged(figures=(), icl_varies=0.02, uneven=0.2):
+    """Return the claims by their texts, on made-up figures, changed; at 4 and 0 plain learning is worse."""
+    f = FIGURES | dict(figures)
+    shots = [(s, 4, seed, 0) for s in CONFIG.data for seed in CONFIG.seeds]
+    shots += [("mr", counts, seed, uneven if 4 in counts else 0)
+              for seed in CONFIG.seeds for counts in ((2, 2), (4, 0), (0, 4))]  # fmt: skip
+    scores = {
+        (s, c, seed): f | {"icl": f["icl"] - worse + icl_varies * (seed - 1),
+                           "generative": f["generative"] + 0.01 * (seed - 1)}
+        for s, c, seed, worse in shots
+    }  # fmt: skip
+    cells = {key: {"rejected": 2, "lengths": [10]} for key in scores}
+    return {claim.claim: claim for claim in calibration.judge(CONFIG, cells, scores)[1]}
+
+
+def test_every_claim_is_on_its_own_figures():
+    expected = {ABOVE["icl"]: 0.5, ABOVE["contextual"]: 0.3, ABOVE["domain"]: 0.2, ABOVE["channel"]: 0.4,
+                ABOVE["batch"]: 0.1, CALMER: 0.01, UNMOVED: 0, UNEVEN: 0.2, ENOUGH: 0.01}  # fmt: skip
+    found = judged()
+    assert {text: claim.measured for text, claim in found.items()} == pytest.approx(expected)
+    assert all(claim.holds for claim in found.values())
+
+
+@pytest.mark.parametrize(
+    "changes, broken",
+    [
+        *((dict(figures={name: 0.9}), text) for name, text in ABOVE.items()),
+        (dict(icl_varies=0.001), CALMER),
+        (dict(figures={"auroc_change": 1e-3}), UNMOVED),
+        (dict(uneven=-0.1), UNEVEN),
+        (dict(figures={"generative/8": 0.7}), ENOUGH),
+    ],
+)
+def test_a_contradiction_turns_its_own_claim_around(changes, broken):
+    turned = {text: claim.holds for text, claim in judged(**changes).items() if claim.holds is not True}
+    assert turned == {broken: False}
 
 
 def toy_dataset():
