@@ -156,7 +156,7 @@ def test_a_token_that_does_not_exist_is_loud_and_one_left_out_adds_nothing(form)
 
 def test_scaled_logits_in_float64_sum_over_chunks():
     hidden, weights, tokens, _ = inputs("logits")
-    with jax.enable_x64(True):
+    with jax.enable_x64(True) if hasattr(jax, "enable_x64") else jax.experimental.enable_x64():
         wide = weights._replace(scale_GX=np.float64(weights.scale_GX), shift_GX=np.float64(weights.shift_GX))
         run = functools.partial(grouped_cross_entropy, scale="logits", logits_bytes=4 * 2 * 5 * 4 * 2)
         rows = GROUP[tokens], SLOT[tokens], SIZES

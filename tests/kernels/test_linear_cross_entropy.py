@@ -93,6 +93,26 @@ def test_bfloat16_hidden_states_keep_float32_sums():
     assert np.abs(d_weights - exact[1]).max() <= 0.05
 
 
+@pytest.mark.parametrize(("weight", "loss_scale"), [(1e-6, 1e6), (3e4, 1 / 3e4)])
+def test_float16_gradients_of_any_weights_keep_to_a_scaled_loss(weight, loss_scale):
+    hidden, weights, labels, _ = inputs(12)
+    token_weights = jnp.full((B, 12), weight)
+
+    @functools.partial(jax.jit, static_argnums=2)
+    def step(hidden, weights, dtype):
+        def total(hidden, weights):
+            of = linear_cross_entropy(hidden, weights, labels, token_weights_BT=token_weights)
+            return of.total * loss_scale
+
+        return jax.value_and_grad(total, (0, 1))(hidden.astype(dtype), weights.astype(dtype))
+
+    (total, got), (want, expected) = (step(hidden, weights, dtype) for dtype in ("float16", "float32"))
+    assert total == pytest.approx(float(want), rel=1e-3)
+    for a, b in zip(got, expected, strict=True):
+        assert a.dtype == jnp.float16
+        assert np.abs(a - b).max() <= 3e-3 * np.abs(b).max()
+
+
 def test_masked_labels_may_be_anything():
     hidden, weights, labels, _ = inputs(9)
     mask = np.random.default_rng(0).random((B, 9)) < 0.5

@@ -160,17 +160,28 @@ def _weighted_sum(hidden_BTD, weights, labels_BT, token_weights_BT, limits_BT, f
 
 
 def _weighted_sum_forward(hidden_BTD, weights, labels_BT, token_weights_BT, limits_BT, fixed):
+    top = jnp.ones((), jnp.float32)
+    if hidden_BTD.dtype == jnp.float16:  # it has no room for the gradients of a mean's small weights
+        top = jnp.max(jnp.abs(token_weights_BT))
+        top = jnp.where(top > 0, top, 1.0)
+        token_weights_BT /= top
     arrays = hidden_BTD, weights, labels_BT, token_weights_BT, limits_BT
     kernel = functools.partial(_kernel_sums, with_gradients=True)
     sums, d_hidden_BTD, d_weights = _dispatch(fixed, arrays, xla.loss_and_gradients, kernel)
-    return (sums[0] + sums[1], *sums), (d_hidden_BTD, d_weights.astype(weights.dtype))
+    if hidden_BTD.dtype == jnp.float16:
+        sums = tuple(x * top for x in sums)
+    if weights.dtype != jnp.float16:  # nor for the gradients of a sum over many tokens
+        d_weights = d_weights.astype(weights.dtype)
+    return (sums[0] + sums[1], *sums), (d_hidden_BTD, d_weights, top, jnp.ones((), weights.dtype))
 
 
 def _weighted_sum_backward(fixed, saved, cotangents):
-    def scaled(gradient):
-        return (gradient.astype(jnp.float32) * cotangents[0]).astype(gradient.dtype)
+    d_hidden_BTD, d_weights, top, one = saved
 
-    return *map(scaled, saved), None, None, None
+    def scaled(gradient, dtype):
+        return (gradient.astype(jnp.float32) * (cotangents[0] * top)).astype(dtype)
+
+    return scaled(d_hidden_BTD, d_hidden_BTD.dtype), scaled(d_weights, one.dtype), None, None, None
 
 
 _weighted_sum.defvjp(_weighted_sum_forward, _weighted_sum_backward)
