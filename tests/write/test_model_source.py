@@ -70,23 +70,25 @@ def test_suggestions_begin_with_what_was_typed_and_their_chances_are_the_models(
             assert proposal.words[0].startswith(prefix) and 0 < proposal.chance <= 1
             seen += 1
     assert seen > 10
-    # One proposal, scored by the plain forward pass: its tokens, then the end of the word.
-    session = source.session()
-    proposals = session.propose("send the ") or session.propose("send the invoice ")
-    for proposal in proposals[:2]:
-        beam = next(b for b in session._found if b.written.split()[0].decode() == proposal.words[0])
-        first = beam.written[1:].split()[0]
-        ids = list(session._ids)
-        allowed = source.trie.allowed(b" ")
-        total, written = -np.logaddexp.reduce(session._log_chances_V[allowed]), b""
-        for token in beam.tokens:
-            if len(written.strip()) >= len(first):
-                break
-            total += plain_log_probs(source, params, ids)[token]
-            written += source.trie.written[token]
-            ids.append(token)
-        total += np.logaddexp.reduce(plain_log_probs(source, params, ids)[source.trie.ends_word_V])
-        assert np.log(proposal.chance) == pytest.approx(min(total, 0), abs=1e-3)
+    # Scored by the plain forward pass: a word's tokens, then its end.
+    for text in ("send ", "send the invoice to the client before noon and "):
+        session = source.session()
+        proposals = session.propose(text)
+        assert proposals
+        for proposal in proposals:
+            beam = next(b for b in session._found if b.written.split()[0].decode() == proposal.words[0])
+            first = beam.written[1:].split()[0]
+            ids = list(session._ids)
+            allowed = source.trie.allowed(b" ")
+            total, written = -np.logaddexp.reduce(session._log_chances_V[allowed]), b""
+            for token in beam.tokens:
+                if len(written.strip()) >= len(first):
+                    break
+                total += plain_log_probs(source, params, ids)[token]
+                written += source.trie.written[token]
+                ids.append(token)
+            total += np.logaddexp.reduce(plain_log_probs(source, params, ids)[source.trie.ends_word_V])
+            assert np.log(proposal.chance) == pytest.approx(min(total, 0), abs=1e-3)
 
 
 def test_a_letter_that_was_foreseen_costs_no_call(source):
@@ -99,11 +101,7 @@ def test_a_letter_that_was_foreseen_costs_no_call(source):
     for end in range(1, len(word)):
         found = session.propose(begun + word[:end])
         assert word in [proposal.words[0] for proposal in found]
-    # Where another token became the likeliest start, beams are followed anew; the context is never read.
-    assert session.calls - calls <= source.most_tokens * len(word)
-    again = session.calls
-    session.propose(begun + word[: len(word) - 1])
-    assert session.calls == again
+    assert session.calls == calls
 
 
 def test_a_deadline_that_has_passed_begins_no_call(source):
