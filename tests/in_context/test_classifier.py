@@ -94,7 +94,16 @@ def test_shares_shift_the_log_odds_and_calibration_is_fitted_to_held_out_example
     np.testing.assert_allclose(difference, np.log(18 / 6) * np.ones((6, 1)), atol=1e-9)
     assert plain.classes == ("common", "rare")
     calibrated = InContextClassifier(reasoner, vectors[:24], labels, calibrate=True)
+    features = fit_reduction(vectors[:24], 4, shrinkage=0.1)(vectors[:24])
+    held_out, names = np.zeros(24), np.array(labels)
+    fold_K = np.random.default_rng([0, 1]).permutation(np.arange(24) % 8)
+    for fold in range(8):
+        held = fold_K == fold
+        # Features are those of all: the reduction has seen no label.
+        kept = InContextClassifier(reasoner, features[~held], names[~held].tolist(), components=0)
+        held_out[held] = kept.log_odds(features[held])[:, 0]
     (slope,), (shift,) = calibrated._slopes
+    np.testing.assert_allclose((slope, shift), fit_platt(held_out, names == "rare"), rtol=1e-4)
     np.testing.assert_allclose(
         calibrated.log_odds(vectors[24:]), plain.log_odds(vectors[24:]) * slope + shift, rtol=1e-12
     )

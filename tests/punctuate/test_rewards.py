@@ -40,6 +40,12 @@ def test_terms_are_autodiffs_cosine_and_the_taggers_own_words():
         batch = padded_batch(tokenizer, encoded, ids, rows=2, length=32)
         return np.concatenate([np.ravel(x) for x in jax.tree.leaves(gradient(batch))])
 
+    def f1(labeller):
+        said = [np.argmax(x, axis=1) for x in labeller.log_probs([words for words, _ in DEV])]
+        said = np.concatenate(said)
+        own = np.array([LABELS.index(label) for _, labels in DEV for label in labels])
+        return 2 * np.sum((said == own) & (own > 0)) / max(1, np.sum(said > 0) + np.sum(own > 0))
+
     wanted = of(DEV)  # the mean over its words
     for row in (0, 2):
         own = of([SAMPLES[row]])
@@ -50,7 +56,15 @@ def test_terms_are_autodiffs_cosine_and_the_taggers_own_words():
     mean = np.mean([said[i, LABELS.index(label)] for i, label in enumerate(SAMPLES[0][1])])
     assert reward.soundness(SAMPLES)[0] == pytest.approx(min(mean, -1.3), abs=1e-4)
     assert reward.soundness(SAMPLES)[1] == -5
-    assert reward.head_gain(SAMPLES, step=0.0) == 0 and abs(reward.head_gain(SAMPLES, step=50.0)) <= 1
+    step, gradients = 50.0, [of([one]) if one[0] else np.zeros_like(wanted) for one in SAMPLES]
+    sizes = [x.size for x in jax.tree.leaves(params["head"])]
+    parts = np.split(np.mean(gradients, axis=0), np.cumsum(sizes)[:-1])
+    leaves, tree = jax.tree.flatten(params["head"])
+    moved = [x - step * part.reshape(x.shape) for x, part in zip(leaves, parts, strict=True)]
+    after = Labeller(model, params | {"head": jax.tree.unflatten(tree, moved)}, tokenizer, marked="last")
+    gain = f1(after) - f1(labeller)
+    assert gain != 0 and reward.head_gain(SAMPLES, step=step) == pytest.approx(gain, abs=1e-9)
+    assert reward.head_gain(SAMPLES, step=0.0) == 0
     refilled = list(SAMPLES)
     before = reward.utility(refilled)
     refilled[:] = refilled[::-1]
