@@ -83,7 +83,7 @@ def test_one_sentence_and_nothing_left_behind(case, text, tmp_path, capsys, monk
     for part in expected:
         assert part in sentence
     assert not out.exists()
-    assert not list(tmp_path.rglob("*tmp*"))
+    assert not list(tmp_path.rglob(".partial-*"))
 
 
 BASE = models.get_preset("gpt2-nano", vocab_size=257, num_layers=1, context_length=32)

@@ -229,19 +229,27 @@ def test_sources_that_are_no_model(source, tmp_path, monkeypatch):
         from_pretrained(source)
 
 
-def test_nothing_is_unpickled(whole, tmp_path):
+@pytest.mark.parametrize(
+    "name, said", [("model.safetensors", "not a whole safetensors file"), ("pytorch_model.bin", "never read")]
+)
+def test_nothing_is_unpickled(name, said, whole, tmp_path):
+    trace = tmp_path / "unpickled"
+
     class Bomb:
         def __reduce__(self):
-            return (print, ("boom",))
+            return (Path.touch, (trace,))
 
     folder = tmp_path / "model"
     folder.mkdir()
-    for name, content in whole.items():
-        (folder / name).write_bytes(content)
+    for own, content in whole.items():
+        (folder / own).write_bytes(content)
     no_weights(folder)
-    (folder / "model.safetensors").write_bytes(pickle.dumps(Bomb()))
-    with pytest.raises(UserError, match="not a whole safetensors file"):
+    (folder / name).write_bytes(pickle.dumps(Bomb()))
+    with pytest.raises(UserError, match=said):
         from_pretrained(folder)
+    assert not trace.exists()
+    pickle.loads((folder / name).read_bytes())
+    assert trace.exists()  # it would have shown
 
 
 def gguf_bytes(tmp_path):
