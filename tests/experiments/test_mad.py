@@ -17,7 +17,7 @@ from experiments.mad.study import GIVEN, SWEEP, TRAINED, WIDE, Study, Training, 
 from experiments.mad.training import mad_arrays, sinusoids, solver, training_task
 from experiments.shared.epochs import alternate_halves, epochs
 from experiments.shared.mixture_searches import SEARCHES
-from jaxllm import targets
+from jaxllm import models, targets
 from jaxllm.errors import UserError
 from jaxllm.models import HybridConfig
 from jaxllm.synthetic import MAD, MadTask
@@ -122,15 +122,28 @@ def test_a_loss_is_of_targets_where_they_stand():
     assert int(sums["token_count"]) == len(rows) < batch["targets"].size
 
 
-def test_compression_is_read_from_the_last_state_alone():
+def test_compression_is_read_from_the_last_state_alone(monkeypatch):
     """Its decoder knows the place; what it says does not change with a state that is not the last."""
     assert sinusoids(5, 7).shape == (5, 7)
     task = MadTask("compression", vocab_size=6, length=5)
     solves = solver(Study({}, SIZES, Training(), "").model(task, "mamba"), decoder=True)
     shapes = jax.eval_shape(solves.init, jax.random.key(0))
-    assert jax.tree.structure(shapes) == jax.tree.structure(jax.tree.map(lambda x: 0, shapes))
     said = jax.eval_shape(solves.logits, shapes, jax.ShapeDtypeStruct((3, 5), "int32"))
     assert said.shape == (3, 5, 6) and set(shapes) == {"model", "decoder"}
+    draw = np.random.default_rng(0)
+    params = jax.tree.map(lambda x: draw.normal(size=x.shape).astype(np.float32), shapes)
+    states, tokens = draw.normal(size=(3, 5, SIZES.embed_dim)).astype(np.float32), np.zeros((3, 5), np.int32)
+
+    def given(states):
+        monkeypatch.setattr(models, "trunk", lambda *asked: states)
+        return np.asarray(solves.logits(params, tokens))
+
+    said = given(states)
+    others = states.copy()
+    others[:, :-1] += 1.5
+    np.testing.assert_array_equal(given(others), said)
+    others[:, -1, 0] += 1.5
+    assert (given(others) != said).any(axis=2).all()
 
 
 def test_mixtures_are_given_as_they_are_called():

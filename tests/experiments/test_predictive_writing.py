@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from experiments import predictive_writing
@@ -44,7 +45,16 @@ def test_errors_of_calibration_are_gaps_between_chance_and_share():
 def test_the_chosen_threshold_keeps_what_is_right_often_enough():
     shared = count_lines(LINES)
     writer = Writer(shared, User.new(day=0))
-    assert 0 <= chosen_threshold(writer, LINES, 0.3) <= chosen_threshold(writer, LINES, 0.9) <= 1
+    found = []
+    for line in LINES:
+        for end in range(len(line)):
+            for one in writer.suggest(line[:end], 1):
+                found.append((one.chance, line[end:].startswith(one.first.rstrip())))
+    chosen = {precision: chosen_threshold(writer, LINES, precision) for precision in (0.95, 1.0)}
+    for precision, least in chosen.items():  # the lowest chance of which this is true
+        shares = {low: np.mean([hit for chance, hit in found if chance >= low]) for low, _ in found}
+        assert least == min(low for low, share in shares.items() if share >= precision)
+    assert min(found)[0] < chosen[0.95] < chosen[1.0] <= 1
 
 
 def test_private_strings_are_suggested_to_their_owners_alone():
