@@ -144,14 +144,16 @@ def test_greedy_answers_are_those_of_transformers(params, tied, tmp_path):
     if not tied:
         head = np.asarray(params["head"]["kernel"]).T
         model.lm_head.weight = torch.nn.Parameter(torch.from_numpy(head.copy()))
-    drawn = generate(config, params, SOURCES, max_new_tokens=10, sampling=GREEDY, eos_id=1)
+    options = dict(max_new_tokens=10, sampling=GREEDY)
+    end = generate(config, params, SOURCES, **options).tokens[1][1]  # one that comes
+    drawn = generate(config, params, SOURCES, **options, eos_id=end)
     ended = 0
     for source, tokens in zip(SOURCES, drawn.tokens, strict=True):
         options = dict(
-            max_new_tokens=10, do_sample=False, decoder_start_token_id=0, eos_token_id=1, pad_token_id=0
+            max_new_tokens=10, do_sample=False, decoder_start_token_id=0, eos_token_id=end, pad_token_id=0
         )
         theirs = model.generate(torch.tensor([source]), **options)[0, 1:].tolist()
-        theirs = theirs[: theirs.index(1)] if 1 in theirs else theirs
+        theirs = theirs[: theirs.index(end)] if end in theirs else theirs
         ended += len(theirs) < 10
         assert tokens == theirs
-    assert any(drawn.tokens)
+    assert ended and any(drawn.tokens)

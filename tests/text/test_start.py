@@ -2,6 +2,7 @@
 
 import dataclasses
 import shutil
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -13,6 +14,7 @@ from jaxllm.errors import UserError
 from jaxllm.pretrained import save_pretrained
 from jaxllm.subnetwork import Rates, Schedule, Stage
 from jaxllm.text import load_run, prepare, train
+from jaxllm.train.checkpoint import Checkpoints
 from jaxllm.train.writers import read_metrics
 from tests.models.random_params import random_params
 from tests.text.steps import take_steps
@@ -84,6 +86,7 @@ def test_parameters_are_given_from_python(tiny):
 def test_chosen_steps_are_kept_for_curves(tiny):
     config = tiny(steps=4, keep_steps=(1, 2), keep_last=1, keep_best=0, eval_every=1)
     train(config, devices=ONE)
+    assert Checkpoints(Path(config.out) / "checkpoints").steps() == [1, 2, 4]
     assert {row["step"] for row in read_metrics(config.out) if "heldout_loss" in row} == {1, 2, 3, 4}
     model, params, _ = load_run(config.out)
     assert model.num_layers == 2 and params["embed"]["tokens"].shape == (257, 32)
