@@ -172,13 +172,24 @@ def test_the_two_norms_rank_heads_differently():
     assert np.abs(np.asarray(own)).mean() > 2 * np.abs(np.asarray(final)).mean()
 
 
-def test_text_after_the_position_and_bfloat16_weights_change_little():
+def test_text_after_the_position_changes_little():
     config, params, tokens = model("gpt2-nano")
     ask = functools.partial(component_scores, config, norm="own", positions_B=POSITIONS)
     whole = ask(params, tokens, TOKEN, OTHER)
     padded = np.where(np.arange(T) > POSITIONS[:, None], 0, tokens)
     for one, other in zip(whole, ask(params, padded, TOKEN, OTHER), strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_bfloat16_weights_change_little():
+    """By a size of less than 3 in 100 of the scores': a rounding is of 4 in 1000, and there are several."""
+    config, params, tokens = model("gpt2-nano")
+    ask = functools.partial(component_scores, config, norm="own", positions_B=POSITIONS)
+    rounded = ask(jax.tree.map(lambda x: x.astype("bfloat16"), params), tokens, TOKEN, OTHER)
+    for name, one, other in zip(rounded._fields, ask(params, tokens, TOKEN, OTHER), rounded, strict=True):
+        change = np.linalg.norm(np.asarray(other, np.float64) - one) / np.linalg.norm(one)
+        assert 0 < change < 0.03, name
 
 
 def test_unembeddings_are_the_heads_vectors():
