@@ -229,6 +229,35 @@ def test_shapes_that_do_not_fit_are_refused():
         attention(query, key, value, mask_BTS=jnp.ones((7, 7), bool))
     with pytest.raises(ValueError, match="segment_ids"):
         attention(query, key, value, segment_ids_BT=jnp.ones((2, 6), int))
+    with pytest.raises(ValueError, match="query is float32 .* must be floats of four axes"):
+        attention(query[0], key, value)
+    with pytest.raises(ValueError, match="key is int32 .* must be floats"):
+        attention(query, key.astype("int32"), value)
+    with pytest.raises(ValueError, match=r"sink has shape \(3,\)"):
+        attention(query, key, value, sink=jnp.zeros(3))
+
+
+@pytest.mark.parametrize("window", [-1, True, 2.0])
+def test_a_window_that_is_no_count_is_refused(window):
+    with pytest.raises(ValueError, match=f"window is {window}; it must be a positive int"):
+        attention(*inputs()[:3], window=window)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int32"])
+def test_a_mask_that_is_not_bool_is_refused(dtype):
+    with pytest.raises(ValueError, match=f"mask is {dtype}; .* True where a key is visible"):
+        attention(*inputs()[:3], mask_BTS=jnp.zeros((1, 7, 7), dtype))
+
+
+@pytest.mark.parametrize("window", [7, 2**31 - 1, 2**40])
+def test_a_window_beyond_the_text_is_none_whatever_its_size(window):
+    def program(window):
+        def loss(*arrays):
+            return attention(*arrays, window=window, implementation="pallas_tpu").sum()
+
+        return str(jax.make_jaxpr(jax.grad(loss, (0, 1, 2)))(*inputs()[:3]))
+
+    assert program(window) == program(None) != program(6)
 
 
 def test_visible_without_limits_is_no_mask():

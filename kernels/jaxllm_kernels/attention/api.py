@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxllm_kernels.attention import cudnn, reference, xla
 from jaxllm_kernels.attention.visibility import NOTHING
@@ -49,7 +50,7 @@ def attention(
         (On a machine with a GPU, cuDNN is chosen when the program is traced.)
 
     Raises:
-      ValueError: shapes that do not fit, an unknown implementation, or one that cannot run this.
+      ValueError: arguments that do not fit, an unknown implementation, or one that cannot run this.
     """
     given = _Given(scale, causal, window, segment_ids_BT, mask_BTS, sink, implementation)
     return _attention(query_BTHK, key_BSGK, value_BSGK, given, with_lse=False)[0]
@@ -103,8 +104,10 @@ class _Fixed(NamedTuple):
 def _attention(q, k, v, given: _Given, with_lse: bool):
     """Return (output, logsumexp or None)."""
     _check(q, k, v, given)
-    H, K = q.shape[2:]
-    scale, window = _scale(given.scale, K), given.window or None
+    T, H, K = q.shape[1:]
+    scale = _scale(given.scale, K)
+    # A window of all queries' positions hides nothing; a huge one would overflow the kernels' int32.
+    window = int(given.window) if given.window and given.window < T else None
     sink_H = sink_logits(given.sink, H)
     if given.implementation == "reference" or q.size == 0 or k.size == 0:
         return reference.attention(
@@ -203,6 +206,8 @@ def sink_logits(sink: float | jax.Array | None, num_heads: int) -> jax.Array | N
     """Return one sink logit a head, [H], or None where a sink would have no weight."""
     if sink is None or (isinstance(sink, float | int) and sink == -math.inf):
         return None
+    if jnp.shape(sink) not in ((), (num_heads,)):
+        raise ValueError(f"sink has shape {jnp.shape(sink)}; it must be a number or [H] = ({num_heads},)")
     wide = widened(sink.dtype) if isinstance(sink, jax.Array) else jnp.float32
     return jnp.broadcast_to(jnp.asarray(sink, wide), (num_heads,))
 
@@ -214,6 +219,14 @@ def _scale(scale: float | None, K: int) -> float:
 def _check(q, k, v, given: _Given):
     if given.implementation not in (None, *IMPLEMENTATIONS):
         raise ValueError(f"implementation '{given.implementation}' is not one of {IMPLEMENTATIONS}")
+    for name, x in (("query", q), ("key", k), ("value", v)):
+        if x.ndim != 4 or not jnp.issubdtype(x.dtype, jnp.floating):
+            raise ValueError(f"{name} is {x.dtype} {x.shape}; it must be floats of four axes")
+    window = given.window
+    if window is not None and (
+        isinstance(window, bool) or not isinstance(window, int | np.integer) or window < 0
+    ):
+        raise ValueError(f"window is {window!r}; it must be a positive int, or None or 0 for no limit")
     B, T, H, K = q.shape
     S, G = k.shape[1:3]
     if 0 in (H, K, G):
@@ -226,6 +239,8 @@ def _check(q, k, v, given: _Given):
     segment_ids, mask = given.segment_ids_BT, given.mask_BTS
     if segment_ids is not None and not (T == S and segment_ids.shape == (B, T)):
         raise ValueError(f"segment_ids {segment_ids.shape} are not [B, T] = {(B, T)} with T == S")
+    if mask is not None and mask.dtype != bool:
+        raise ValueError(f"mask is {mask.dtype}; it must be bool, True where a key is visible")
     if mask is not None and not (
         mask.ndim == 3
         and mask.shape[0] in (1, B)
