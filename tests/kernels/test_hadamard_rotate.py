@@ -165,7 +165,7 @@ FAST = [("pallas_tpu", "float32", 64), ("pallas_gpu", "bfloat16", 64), ("pallas_
 )
 def test_kernel_is_the_dense_matrix(kernel, shape, block_size, dtype):
     x, signs = draw(shape, dtype), signs_of(shape[-1])
-    if why := KERNELS[kernel].cannot(shape, len(shape) - 1, block_size, x.dtype.itemsize):
+    if why := KERNELS[kernel].cannot(shape, len(shape) - 1, block_size, x.dtype):
         assert (kernel, dtype, block_size) == ("pallas_gpu", "float32", 1024), why
         return
     for inverse, s in ((False, signs), (True, signs), (False, None)):
@@ -187,6 +187,13 @@ def test_kernel_is_the_dense_matrix(kernel, shape, block_size, dtype):
 def test_a_kernel_asked_for_by_name_says_why_it_cannot(shape, axis, block_size, why, kernel):
     with pytest.raises(ValueError, match=why):
         hadamard_rotate(jnp.zeros(shape), block_size=block_size, axis=axis, implementation=kernel)
+
+
+def test_float16_is_rotated_on_a_tpu_by_xla():
+    rotate = jax.jit(functools.partial(hadamard_rotate, block_size=128))
+    half = jnp.zeros((16, 128), jnp.float16)
+    for x, kernel in ((half, False), (half.astype("bfloat16"), True)):
+        assert ("tpu_custom_call" in rotate.trace(x).lower(lowering_platforms=("tpu",)).as_text()) == kernel
 
 
 @pytest.mark.parametrize(

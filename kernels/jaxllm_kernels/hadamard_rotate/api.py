@@ -67,8 +67,8 @@ def _rotate(x, signs, axis, block_size, inverse, implementation):
         "pallas_gpu": functools.partial(pallas_gpu.hadamard_rotate, **options),
     }
     cannot = {
-        "pallas_tpu": pallas_tpu.cannot(x.shape, axis, block_size, x.dtype.itemsize),
-        "pallas_gpu": pallas_gpu.cannot(x.shape, axis, block_size, x.dtype.itemsize),
+        "pallas_tpu": pallas_tpu.cannot(x.shape, axis, block_size, x.dtype),
+        "pallas_gpu": pallas_gpu.cannot(x.shape, axis, block_size, x.dtype),
     }
     if implementation is None:
         # Without a warning: an axis that the kernels do not take is nothing the caller got wrong.

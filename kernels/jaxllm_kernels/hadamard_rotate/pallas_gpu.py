@@ -25,9 +25,9 @@ def _tile(block_size, itemsize) -> tuple[int, int]:
     return (64, 4) if itemsize == 2 else (16, 4)
 
 
-def cannot(shape, axis, block_size, itemsize) -> str | None:
+def cannot(shape, axis, block_size, dtype) -> str | None:
     """Return why the kernel cannot rotate this array, or None."""
-    return body_cannot(shape, axis, block_size, _LARGEST_BLOCK.get(itemsize, 512))
+    return body_cannot(shape, axis, block_size, _LARGEST_BLOCK.get(dtype.itemsize, 512))
 
 
 def hadamard_rotate(x, signs, *, block_size, inverse, interpret=False):

@@ -16,8 +16,10 @@ _LARGEST_BLOCK = 4096
 _BLOCK_ELEMENTS = 256 * 1024  # 1 MiB in float32; in and out double-buffered, and its tiles: 6 MiB
 
 
-def cannot(shape, axis, block_size, itemsize) -> str | None:
+def cannot(shape, axis, block_size, dtype) -> str | None:
     """Return why the kernel cannot rotate this array, or None."""
+    if dtype not in (jnp.bfloat16, jnp.float32):
+        return f"it takes bfloat16 and float32, not {dtype}"
     reason = body_cannot(shape, axis, block_size, _LARGEST_BLOCK)
     if reason is None and len(shape) > 2 and shape[-2] % 16:
         return f"joining the leading axes of {shape} would copy it (not a multiple of 16 rows)"
