@@ -193,6 +193,7 @@ def test_donated_arrays_are_written_in_place():
 
 
 BAD = {
+    "step is 0; it must be at least 1": dict(step=0),
     "must agree": dict(gradient=jnp.zeros((2, 3))),
     "first_moment is float16": dict(first_moment=jnp.zeros((2, 2), jnp.float16)),
     "needs random_bits or a seed": dict(round_weights=True),

@@ -69,7 +69,7 @@ def adamw_update(
       generator: "hash", or "threefry" (jax.random's, bit for bit).
 
     Raises:
-      ValueError: shapes or dtypes that do not fit, no source of random bits.
+      ValueError: shapes or dtypes that do not fit, a step below 1, no source of random bits.
 
     Examples:
       >>> w, zero = jnp.full(3, 256.0, jnp.bfloat16), jnp.zeros(3, jnp.bfloat16)
@@ -80,6 +80,8 @@ def adamw_update(
     arrays = (weights, first_moment, second_moment, gradient)
     rounds = {"round_weights": round_weights, "round_moments": round_moments}
     _check(arrays, random_bits, seed, generator, rounds)
+    if isinstance(step, int) and step < 1:  # the bias correction divides by 1 - b1**step
+        raise ValueError(f"step is {step}; it must be at least 1, the number of the first step")
     scalars = arithmetic.scalars(learning_rate, b1, b2, eps, weight_decay, step)
     words = random_bits
     if words is None and any(rounds.values()):

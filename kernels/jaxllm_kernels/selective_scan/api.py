@@ -53,8 +53,8 @@ def selective_scan(
       state_BDN: [B, D, N] before the first position; None: zeros.
       segment_ids_BT: int [B, T], of packed documents: the state starts from zero where an id differs from
         the one to its left. The first position goes on from `state_BDN`.
-      implementation: "xla", "pallas_tpu" (channels in multiples of 128, states of 8), or None for the best
-        one that can run this on the platform the program is lowered for.
+      implementation: "xla", "pallas_tpu" (channels in multiples of 128, states of 8, up to 64), or None for
+        the best one that can run this on the platform the program is lowered for.
 
     Raises:
       ValueError: shapes or types that do not fit, an implementation that cannot run this.
