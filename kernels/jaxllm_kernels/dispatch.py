@@ -1,6 +1,7 @@
 """Which implementation of an operation runs: the one asked for, or the best for the platform."""
 
 import functools
+import math
 import warnings
 from collections.abc import Callable, Mapping
 
@@ -33,6 +34,9 @@ def dispatch(
     Raises:
       ValueError: an unknown implementation, or one that cannot run this call.
     """
+    if automatic_devices() > 1:
+        reason = "its arrays are spread over a mesh; a kernel needs shard_map for that"
+        cannot = dict.fromkeys(_WRITTEN_FOR.values(), reason)
     if implementation is not None:
         if implementation not in candidates:
             raise ValueError(
@@ -56,6 +60,13 @@ def dispatch(
     if not chosen:
         return candidates["xla"](*operands)
     return jax.lax.platform_dependent(*operands, default=candidates["xla"], **chosen)
+
+
+def automatic_devices() -> int:
+    """Return over how many devices the compiler may spread these arrays, as far as is known."""
+    mesh = jax.sharding.get_abstract_mesh()
+    kinds = zip(mesh.shape.values(), mesh.axis_types, strict=True)
+    return math.prod(size for size, kind in kinds if kind != jax.sharding.AxisType.Manual)
 
 
 @functools.cache

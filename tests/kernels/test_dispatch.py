@@ -1,10 +1,12 @@
 """Which implementation runs: the one named, or the platform's when the program is lowered."""
 
+import functools
 import warnings
 
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.sharding import PartitionSpec as P
 from jaxllm_kernels import dispatch as module
 from jaxllm_kernels.dispatch import dispatch
 
@@ -35,6 +37,18 @@ def test_the_platform_lowered_for_chooses():
 def test_what_cannot_run_falls_back_to_xla():
     assert "dense<1.0" in lowered("tpu", {"pallas_tpu": "too odd"})
     assert "dense<3.0" in lowered("cuda", {"pallas_tpu": "too odd"})
+
+
+@pytest.mark.parametrize(("devices", "constant"), [(1, "2.0"), (2, "1.0")])
+def test_arrays_that_the_compiler_may_spread_take_xla_outside_shard_map(devices, constant):
+    mesh = jax.make_mesh((devices,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    run = functools.partial(dispatch, "op", None, CANDIDATES, {})
+    x = jax.ShapeDtypeStruct((2,), jnp.float32)
+    part = jax.shard_map(run, mesh=mesh, in_specs=P("data"), out_specs=P("data"), check_vma=False)
+    with jax.set_mesh(mesh):
+        for function, expected in ((run, constant), (part, "2.0")):
+            text = jax.jit(function).trace(x).lower(lowering_platforms=("tpu",)).as_text()
+            assert f"dense<{expected}" in text
 
 
 def test_a_named_implementation_that_cannot_run_says_why():

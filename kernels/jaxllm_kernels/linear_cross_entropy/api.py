@@ -1,14 +1,13 @@
 """Cross-entropy of a linear head without its logits in memory."""
 
 import functools
-import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jaxllm_kernels.compat import varying_like
-from jaxllm_kernels.dispatch import dispatch
+from jaxllm_kernels.dispatch import automatic_devices, dispatch
 from jaxllm_kernels.linear_cross_entropy import reference, xla
 from jaxllm_kernels.linear_cross_entropy.labels import refuse_unknown, settle, settle_hidden, weighted
 from jaxllm_kernels.linear_cross_entropy.options import CPU_SIZES, DEVICE_SIZES, Options
@@ -298,7 +297,7 @@ def _dispatch(fixed: _Fixed, arrays, by_xla, by_kernel):
     for name, module in pallas.items() if by_kernel else ():
         if fixed.implementation is not None or _is_default(arrays[0]):
             candidates[name] = functools.partial(by_kernel, module, options=options)
-    cannot = {name: _cannot(module, arrays, options) for name, module in pallas.items()}
+    cannot = {name: module.cannot(arrays[0], arrays[1], options) for name, module in pallas.items()}
     return dispatch("linear_cross_entropy", fixed.implementation, candidates, cannot, *arrays)
 
 
@@ -306,14 +305,8 @@ def _is_default(hidden_BTD) -> bool:
     return hidden_BTD.shape[-1] <= KERNEL_WIDTH and hidden_BTD.dtype.itemsize == 2
 
 
-def _cannot(module, arrays, options: Options) -> str | None:
-    if _automatic_devices() > 1:
-        return "its arrays are spread over a mesh; a kernel needs shard_map for that"
-    return module.cannot(arrays[0], arrays[1], options)
-
-
 def _with_sizes(by_xla, fixed: _Fixed, arrays):
-    devices = _automatic_devices()
+    devices = automatic_devices()
 
     def run(sizes, *arrays):
         sizes = sizes._replace(logits_bytes=(fixed.logits_bytes or sizes.logits_bytes) * devices)
@@ -324,13 +317,6 @@ def _with_sizes(by_xla, fixed: _Fixed, arrays):
         return on_device(*arrays)
     on_cpu = functools.partial(run, CPU_SIZES)
     return jax.lax.platform_dependent(*arrays, cpu=on_cpu, default=on_device)
-
-
-def _automatic_devices() -> int:
-    """Return over how many devices the compiler may spread these arrays, as far as is known."""
-    mesh = jax.sharding.get_abstract_mesh()
-    kinds = zip(mesh.shape.values(), mesh.axis_types, strict=True)
-    return math.prod(size for size, kind in kinds if kind != jax.sharding.AxisType.Manual)
 
 
 def _sizes(size: int, limits_BT):
