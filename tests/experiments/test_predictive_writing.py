@@ -109,7 +109,7 @@ ADDED = BESIDE.format("the counts", "own", "", "it does", "{}")
 PILOT = "n-grams and trie save more keys than the pilot's, {} shown: share saved"
 RANKING = "n-grams and trie save more than the pilot's ranking of the same lines, {} shown, by"
 LINE = "an isotonic line from other lines lowers the calibration error of own, by"
-PERSONAL = "a person's own words save more, once half the notes are written, by"
+PERSONAL = "a person's own words save more, in the second half of the notes before habits change, by"
 FADING = "forgetting helps after a change of habit, by"
 LEAKS = "private strings suggested to others (to their owners they are: {} times)"
 
