@@ -80,7 +80,8 @@ def judge(config, found) -> list[Claim]:
     before = curves["personal"][:, :change] - curves["shared"][:, :change]
     late = before[:, change // 2 :].mean(axis=1)
     claims.append(_above(
-        "a person's own words save more, in the second half of the notes before habits change, by", _PAPER, late
+        "a person's own words save more, in the second half of the notes before habits change, by",
+        _PAPER, late,
     ))  # fmt: skip
     after = (curves["fading"] - curves["personal"])[:, change:].mean(axis=1)
     claims.append(_above("forgetting helps after a change of habit, by", "specification, B", after))
