@@ -7,6 +7,9 @@
 The claim put to the test is a person's: the model knows more about English than letter, word or
 word-pair frequencies do. Unigram and bigram models are fitted to the same training tokens and scored
 on the same held-out documents, in bits per byte of text.
+
+RESULT (1 December 2026, small, 192 seconds on 2 idle cores, one seed): 1.62 bits a byte of held-out text,
+where frequencies of tokens have 3.35 and of pairs of tokens 2.23; 12,400 tokens a second.
 """
 
 import json
