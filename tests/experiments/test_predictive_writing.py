@@ -51,9 +51,10 @@ def test_the_chosen_threshold_keeps_what_is_right_often_enough():
             for one in writer.suggest(line[:end], 1):
                 found.append((one.chance, line[end:].startswith(one.first.rstrip())))
     chosen = {precision: chosen_threshold(writer, LINES, precision) for precision in (0.95, 1.0)}
-    for precision, least in chosen.items():  # the lowest chance of which this is true
-        shares = {low: np.mean([hit for chance, hit in found if chance >= low]) for low, _ in found}
-        assert least == min(low for low, share in shares.items() if share >= precision)
+    # By brute force: the share of right suggestions among those at least as likely as each.
+    shares = {low: np.mean([hit for chance, hit in found if chance >= low]) for low, _ in found}
+    for precision, threshold in chosen.items():
+        assert threshold == min(low for low, share in shares.items() if share >= precision)
     assert min(found)[0] < chosen[0.95] < chosen[1.0] <= 1
 
 
