@@ -99,7 +99,8 @@ def test_a_kernel_needs_less_memory_than_chunks(target, kernel):
         compiled(target, implementation=name, **case).memory_analysis().temp_size_in_bytes
         for name in ("xla", kernel)
     )
-    assert kernels < 0.6 * chunks  # 136 of 260 MB on an H100, where XLA's own plan of chunks has had 299
+    # XLA's plan of the chunks has had 260 and 299 MB on an H100, so the kernel is bound by the logits too.
+    assert kernels < 0.6 * chunks and kernels < 0.45 * 4 * case["N"] * case["V"]
 
 
 @pytest.mark.parametrize(
